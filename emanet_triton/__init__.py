@@ -1,0 +1,5 @@
+"""EMANet for semantic segmentation: published checkpoints, exact evaluation, Triton kernels."""
+
+from emanet_triton.models.head import EMAttention
+
+__all__ = ["EMAttention"]

@@ -1,0 +1,152 @@
+"""The EM attention layer, EMANet's decode head and the auxiliary head (mmseg parameter names)."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emanet_triton.kernels import reference
+
+
+class EMAttention(nn.Module):
+    """Expectation-maximization attention (Li et al., ICCV 2019; mmseg ``EMAModule``).
+
+    In training mode a call also moves ``bases`` towards the batch's bases, averaged over the
+    batch and, where torch.distributed is initialised, over the ranks. No gradient flows through
+    the reconstruction, as in mmseg.
+
+    Args:
+        channels: C, channels of the features.
+        num_bases: K.
+        num_stages: number of E and M steps, at least 1.
+        momentum: weight of a training batch in the moving average of ``bases``, in [0, 1].
+
+    Shape:
+        features [B, C, H, W], floating point → reconstruction of the same shape and dtype.
+
+    Raises:
+        ValueError: an argument out of its range, or features that are not [B, C, H, W].
+    """
+
+    def __init__(
+        self, channels: int, num_bases: int = 64, num_stages: int = 3, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        if min(channels, num_bases, num_stages) < 1:
+            raise ValueError(
+                "channels, num_bases and num_stages must be at least 1, "
+                f"got {channels}, {num_bases} and {num_stages}"
+            )
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+        self.num_stages = num_stages
+        self.momentum = momentum
+        bases = torch.empty(1, channels, num_bases).normal_(0, math.sqrt(2 / num_bases))
+        self.bases: Tensor
+        self.register_buffer("bases", F.normalize(bases, dim=1))
+
+    def forward(self, feats: Tensor) -> Tensor:
+        if feats.dim() != 4 or feats.shape[1] != self.bases.shape[1]:
+            raise ValueError(
+                f"features must be [B, {self.bases.shape[1]}, H, W], got {list(feats.shape)}"
+            )
+        recon, bases = reference.em_attention(feats.flatten(2), self.bases, self.num_stages)
+        if self.training:
+            self._update_bases(bases)
+        return recon.view_as(feats)
+
+    @torch.no_grad()
+    def _update_bases(self, bases: Tensor) -> None:
+        mean = bases.float().mean(dim=0, keepdim=True)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        mean = F.normalize(mean, dim=1)
+        self.bases.lerp_(mean.to(self.bases.dtype), self.momentum)
+
+    def extra_repr(self) -> str:
+        _, channels, num_bases = self.bases.shape
+        return f"{channels}, num_bases={num_bases}, num_stages={self.num_stages}"
+
+
+class ConvModule(nn.Module):
+    """Convolution, batch norm and ReLU under the names that mmcv's ``ConvModule`` gives them."""
+
+    def __init__(
+        self, in_channels: int, channels: int, kernel_size: int, norm: bool = True, act: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel_size, padding=kernel_size // 2, bias=not norm
+        )
+        self.bn = nn.BatchNorm2d(channels) if norm else None
+        self.act = nn.ReLU(inplace=True) if act else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.bn is not None:
+            x = self.bn(x)
+        return x if self.act is None else self.act(x)
+
+
+class EMAHead(nn.Module):
+    """EMANet's decode head (mmseg ``EMAHead``).
+
+    Args:
+        in_channels: channels of the backbone's last stage.
+        ema_channels: C of the EM attention.
+        num_bases: K of the EM attention.
+        num_stages: EM iterations.
+        channels: of the 3x3 convolutions after the attention.
+        num_classes: of the logits.
+
+    Shape:
+        [B, in_channels, h, w] → logits [B, num_classes, h, w].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        ema_channels: int = 512,
+        num_bases: int = 64,
+        num_stages: int = 3,
+        channels: int = 256,
+        num_classes: int = 19,
+    ) -> None:
+        super().__init__()
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.dropout = nn.Dropout2d(0.1)
+        self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
+        self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
+        # From (0, inf) to (-inf, inf); frozen, since no gradient reaches it through the EM steps.
+        self.ema_mid_conv = ConvModule(ema_channels, ema_channels, 1, norm=False, act=False)
+        self.ema_mid_conv.requires_grad_(False)
+        self.ema_out_conv = ConvModule(ema_channels, ema_channels, 1, act=False)
+        self.bottleneck = ConvModule(ema_channels, channels, 3)
+        self.conv_cat = ConvModule(in_channels + channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        feats = self.ema_in_conv(x)
+        recon = self.ema_module(self.ema_mid_conv(feats))
+        out = F.relu(feats + self.ema_out_conv(F.relu(recon)))
+        out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
+        return self.conv_seg(self.dropout(out))
+
+
+class FCNHead(nn.Module):
+    """The auxiliary head, used in training only (mmseg ``FCNHead`` with one convolution).
+
+    Shape:
+        [B, in_channels, h, w] → logits [B, num_classes, h, w].
+    """
+
+    def __init__(self, in_channels: int, channels: int = 256, num_classes: int = 19) -> None:
+        super().__init__()
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.dropout = nn.Dropout2d(0.1)
+        self.convs = nn.Sequential(ConvModule(in_channels, channels, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_seg(self.dropout(self.convs(x)))

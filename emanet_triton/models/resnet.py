@@ -1,0 +1,106 @@
+"""ResNetV1c with output stride 8, with the parameter names of mmseg's ``ResNetV1c``."""
+
+from torch import Tensor, nn
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around an identity (mmseg ``Bottleneck``, style "pytorch").
+
+    Args:
+        in_channels: channels of the input.
+        planes: channels of the 3x3 convolution; the output has ``4 * planes``.
+        stride: of the 3x3 convolution and of the identity's 1x1.
+        dilation: of the 3x3 convolution.
+        downsample: whether the identity needs a 1x1 convolution.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, dilation: int, downsample: bool
+    ) -> None:
+        super().__init__()
+        channels = planes * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(
+            planes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+            if downsample
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + identity)
+
+
+class ResNetV1c(nn.Module):
+    """ResNetV1c-D8: three 3x3 convolutions as stem, stages 3 and 4 dilated instead of strided.
+
+    The first block of a dilated stage has half its stage's dilation (mmseg ``contract_dilation``).
+
+    Args:
+        blocks: number of bottlenecks of each of the four stages.
+        base_channels: ``planes`` of the first stage, doubled at each further stage, and the
+            channels of the stem's output.
+
+    Shape:
+        [B, 3, H, W] → four maps: ``4 * base_channels`` channels at 1/4 of the size, then
+        8, 16 and 32 times ``base_channels`` at 1/8. Sizes are rounded up.
+    """
+
+    strides = (1, 2, 1, 1)
+    dilations = (1, 1, 2, 4)
+
+    def __init__(self, blocks: tuple[int, int, int, int], base_channels: int = 64) -> None:
+        super().__init__()
+        half = base_channels // 2
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, base_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(base_channels),
+            nn.ReLU(inplace=True),
+        )
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = base_channels
+        for stage, depth in enumerate(blocks):
+            planes = base_channels * 2**stage
+            stride, dilation = self.strides[stage], self.dilations[stage]
+            layer = nn.Sequential()
+            for block in range(depth):
+                first = block == 0
+                layer.append(
+                    Bottleneck(
+                        channels,
+                        planes,
+                        stride=stride if first else 1,
+                        dilation=max(dilation // 2, 1) if first else dilation,
+                        downsample=first,
+                    )
+                )
+                channels = planes * Bottleneck.expansion
+            self.add_module(f"layer{stage + 1}", layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = self.maxpool(self.stem(x))
+        stage1 = self.layer1(x)
+        stage2 = self.layer2(stage1)
+        stage3 = self.layer3(stage2)
+        return stage1, stage2, stage3, self.layer4(stage3)

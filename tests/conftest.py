@@ -1,0 +1,12 @@
+"""Settings shared by all tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _private_caches(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's caches."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(cache / "hub"))
