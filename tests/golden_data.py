@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.models.emanet import MEAN, STD
+from emanet_triton.models.emanet import MEAN, STD, Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
 
 FOLDER = Path(__file__).parent / "golden"
 NETWORKS = json.loads((FOLDER / "networks.json").read_text())
@@ -70,3 +71,20 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     """Norm of the difference over the norm of what is wanted."""
     got, want = got.double(), torch.as_tensor(want).double()
     return float((got - want).norm() / want.norm())
+
+
+@cache
+def golden_model(name: str) -> EMANet:
+    """The network with golden weights, under the small protocol that mmseg was run with."""
+    network = NETWORKS[name]
+    protocol = Protocol(
+        base_scale=tuple(network["base_scale_wh"]),
+        mode="slide" if network["crop"] else "whole",
+        crop=network["crop"] and tuple(network["crop"]),
+        stride=network["stride"] and tuple(network["stride"]),
+        align_corners=network["align_corners"],
+    )
+    blocks = (3, 4, 23, 3) if "r101" in name else (3, 4, 6, 3)
+    model = EMANet(Architecture(blocks), protocol)
+    model.load_state_dict(golden_state_dict(name), strict=True)
+    return model.eval()

@@ -8,27 +8,19 @@ import torch
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
-BLOCKS = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}
-
-
-def empty_model(name: str) -> EMANet:
-    depth = name.split("-")[0].removeprefix("emanet_")
-    return EMANet(Architecture(BLOCKS[depth]), Protocol((64, 32))).eval()
-
 
 @pytest.mark.parametrize("name", golden_data.NAMES)
 def test_state_dict_is_the_published_one_in_order(name):
     got = [
         [key, list(value.shape), str(value.dtype).removeprefix("torch.")]
-        for key, value in empty_model(name).state_dict().items()
+        for key, value in golden_data.golden_model(name).state_dict().items()
     ]
     assert got == golden_data.listed_keys(name)
 
 
 @pytest.mark.parametrize("name", golden_data.NAMES)
 def test_stages_and_logits(name):
-    model = empty_model(name)
-    model.load_state_dict(golden_data.golden_state_dict(name), strict=True)
+    model = golden_data.golden_model(name)
     golden = golden_data.vectors(name)
     with torch.no_grad():
         images = golden_data.normalised(golden["image"])

@@ -1,0 +1,70 @@
+"""Sizes: to what an image is resized for each view, and where the sliding windows lie."""
+
+import numpy as np
+
+from emanet_triton.models.protocol import Protocol
+
+Size = tuple[int, int]
+
+
+def rescaled(size: Size, target: Size) -> Size:
+    """The largest size with the ratio of ``size`` that fits ``target`` (mmcv ``rescale_size``).
+
+    Args:
+        size: (width, height) in pixels.
+        target: (width, height) in pixels; its longer side bounds the longer side of the result,
+            its shorter side the shorter.
+
+    Returns:
+        (width, height) in pixels, rounded half up, each at least 1.
+    """
+    factor = min(max(target) / max(size), min(target) / min(size))
+    width, height = (max(int(side * factor + 0.5), 1) for side in size)
+    return width, height
+
+
+def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
+    """To what sizes an image is resized before the network.
+
+    Args:
+        protocol: base scale, ratios and version.
+        size: (width, height) of the image in pixels.
+        ms_flip: all ratios instead of the base scale alone.
+
+    Returns:
+        (width, height) of each scale, in the order of ``protocol.ratios``.
+    """
+    if not ms_flip:
+        return [rescaled(size, protocol.base_scale)]
+    if protocol.version == "mmseg-1.x":
+        targets = [tuple(int(side * ratio + 0.5) for side in size) for ratio in protocol.ratios]
+    else:
+        targets = [tuple(int(s * ratio) for s in protocol.base_scale) for ratio in protocol.ratios]
+    return [rescaled(size, (max(width, 1), max(height, 1))) for width, height in targets]
+
+
+def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Sliding windows along one axis (mmseg ``EncoderDecoder.slide_inference``).
+
+    The last window is moved back so that it ends at the border; an axis shorter than ``crop``
+    gets one shorter window.
+
+    Args:
+        length: of the axis, in pixels.
+        crop: length of a window.
+        stride: between the beginnings of windows, at most ``crop``.
+
+    Returns:
+        (begin, end) of each window, in order.
+    """
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    ends = [min(i * stride + crop, length) for i in range(count)]
+    return [(max(end - crop, 0), end) for end in ends]
+
+
+def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
+    """How many windows cover each position of an axis, int64 [length]."""
+    count = np.zeros(length, np.int64)
+    for begin, end in spans:
+        count[begin:end] += 1
+    return count
