@@ -1,0 +1,81 @@
+"""The Cityscapes metric: one integer confusion matrix, and the scores computed from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emanet_triton.eval.cityscapes import CLASSES, IGNORE
+
+_VALUES = 2**8  # of uint8
+
+
+def confusion_matrix(
+    labels: Tensor, predictions: Tensor, num_classes: int = len(CLASSES)
+) -> Tensor:
+    """Count the pixels of each (label, prediction) pair; matrices of images add up.
+
+    Args:
+        labels: uint8 train ids of any shape; pixels with ``IGNORE`` are left out.
+        predictions: uint8 train ids, same shape and device.
+        num_classes: C.
+
+    Returns:
+        int64 [C, C] on the same device, rows = label, columns = prediction.
+
+    Raises:
+        ValueError: shapes differ, a dtype is not uint8, or a scored pixel's value is no class.
+    """
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} and predictions {tuple(predictions.shape)} differ"
+        )
+    if labels.dtype != torch.uint8 or predictions.dtype != torch.uint8:
+        raise ValueError(f"expected uint8, got {labels.dtype} and {predictions.dtype}")
+    pairs = labels.flatten().long() * _VALUES + predictions.flatten()
+    counts = torch.bincount(pairs, minlength=_VALUES**2).view(_VALUES, _VALUES)
+    confusion = counts[:num_classes, :num_classes]
+    if confusion.sum() != counts[:IGNORE].sum():
+        raise ValueError(f"a label or a prediction is none of the {num_classes} classes")
+    return confusion.clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores in percent, float64, unrounded (mmseg ``mIoU`` metric).
+
+    Attributes:
+        iou: [C], intersection over union; NaN for a class in neither labels nor predictions.
+        acc: [C], the share of a class's pixels that were found; NaN for a class not in labels.
+        miou: mean of ``iou`` without the NaN.
+        macc: mean of ``acc`` without the NaN.
+        aacc: the share of all scored pixels that are right; NaN without any.
+    """
+
+    iou: np.ndarray
+    acc: np.ndarray
+    miou: float
+    macc: float
+    aacc: float
+
+
+def scores(confusion: Tensor) -> Scores:
+    """The scores of a confusion matrix, int64 [C, C]."""
+    counts = confusion.cpu().numpy()
+    hits, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    iou = _ratio(hits, labelled + predicted - hits)
+    acc = _ratio(hits, labelled)
+    aacc = _ratio(hits.sum(), labelled.sum())
+    # Percent last: the ratios and their means are then those of the oracles to the last bit.
+    return Scores(100 * iou, 100 * acc, 100 * _mean(iou), 100 * _mean(acc), 100 * float(aacc))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean without NaN; NaN if nothing else is there."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

@@ -1,0 +1,110 @@
+import cv2
+import numpy as np
+import pytest
+
+from emanet_triton.eval.cityscapes import CLASSES, IGNORE
+from emanet_triton.eval.draw import overlay
+
+PADDING = 4
+WRONG = (255, 48, 32)
+
+
+def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sky over road with a car that is missed, and an ignored strip at the bottom."""
+    label = np.full((height, width), 10, np.uint8)
+    label[height // 2 :] = 0
+    prediction = label.copy()
+    label[height // 4 : height // 2, width // 4 : width // 2] = 13
+    label[-(height // 4) :] = IGNORE
+    image = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    return image, prediction, label
+
+
+def holds_swatch(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
+    """Whether there is a full swatch; the edges of letters are grey as a pole."""
+    return np.count_nonzero((picture == color).all(-1)) >= 20 * 20
+
+
+def test_panels_of_an_image_of_its_own_size():
+    image, prediction, label = scene(256, 512)
+    picture = overlay(image, prediction, label)
+    assert picture.dtype == np.uint8
+    caption = 20
+    x, y = 512 + PADDING, 256 + caption + PADDING
+    panel = [
+        picture[top : top + 256, left : left + 512].astype(int)
+        for top in (PADDING + caption, PADDING + caption + y)
+        for left in (PADDING, PADDING + x)
+    ]
+    np.testing.assert_array_equal(panel[0], image)
+
+    palette = np.zeros((256, 3))
+    palette[:19] = [c.color for c in CLASSES]
+    for drawn, ids in ((panel[1], prediction), (panel[2], label)):
+        np.testing.assert_allclose(drawn, 0.65 * palette[ids] + 0.35 * image, atol=0.51)
+
+    ignored = label == IGNORE
+    wrong = (prediction != label) & ~ignored
+    right = ~wrong & ~ignored
+    red, green, blue = np.moveaxis(panel[3], -1, 0)
+    assert (red[right] == green[right]).all()
+    assert (red[right] >= 128).all()
+    assert (red[wrong] - green[wrong] > 100).all()
+    assert (panel[3][ignored] < 64).all()
+    assert (blue[wrong] < 128).all()
+
+
+def test_legend_lists_the_classes_that_are_there():
+    image, prediction, label = scene(256, 512)
+    image[:] = 128
+    legend = overlay(image, prediction, label)[2 * (256 + 20 + PADDING) :]
+    shown = [c.name for c in CLASSES if holds_swatch(legend, c.color)]
+    assert shown == ["road", "sky", "car"]
+    assert holds_swatch(legend, WRONG)
+
+
+def test_without_label():
+    image, prediction, _ = scene(256, 512)
+    picture = overlay(image, prediction, None)
+    assert picture.shape[1] == 2 * 512 + 3 * PADDING
+    legend = picture[256 + 20 + 2 * PADDING :]
+    shown = [c.name for c in CLASSES if holds_swatch(legend, c.color)]
+    assert shown == ["road", "sky"]
+    assert not holds_swatch(legend, WRONG)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (16, 16), (5, 300), (300, 5), (128, 256), (1024, 2048)],
+    ids=["pixel", "tiny", "flat", "tall", "small", "Cityscapes"],
+)
+def test_any_size(size):
+    image, prediction, label = scene(*size)
+    before = [array.copy() for array in (image, prediction, label)]
+    picture = overlay(image, prediction, label)
+    zoom = max(1, -(-320 // max(size)))
+    assert picture.shape[0] > 2 * zoom * size[0]
+    assert picture.shape[1] >= 2 * zoom * size[1]
+    for array, original in zip((image, prediction, label), before, strict=True):
+        np.testing.assert_array_equal(array, original)
+
+
+def test_all_classes_fit_into_the_legend():
+    prediction = np.arange(19, dtype=np.uint8).repeat(19).reshape(19, 19)
+    image = np.full((19, 19, 3), 128, np.uint8)
+    picture = overlay(image, prediction, None)
+    assert all(holds_swatch(picture, c.color) for c in CLASSES)
+    # Text stays inside: the last column is white from the first row of the legend on.
+    assert (picture[-40:, -1] == 255).all()
+
+
+def test_picture_is_contiguous_for_encoding():
+    assert cv2.imencode(".png", overlay(*scene(16, 16)))[0]
+
+
+def test_sizes_must_agree():
+    image, prediction, label = scene(16, 16)
+    with pytest.raises(ValueError, match="differs in size from the image"):
+        overlay(image, prediction[:8], label)
+    with pytest.raises(ValueError, match="differs in size from the image"):
+        overlay(image, prediction, label[:8])
