@@ -94,6 +94,9 @@ class ConvModule(nn.Module):
 class EMAHead(nn.Module):
     """EMANet's decode head (mmseg ``EMAHead``).
 
+    With ``reconstruct`` set to False the head runs without the EM attention's reconstruction (as
+    if it were zero): the ablation that shows what the attention is worth.
+
     Args:
         in_channels: channels of the backbone's last stage.
         ema_channels: C of the EM attention.
@@ -116,6 +119,7 @@ class EMAHead(nn.Module):
         num_classes: int = 19,
     ) -> None:
         super().__init__()
+        self.reconstruct = True
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         self.dropout = nn.Dropout2d(0.1)
         self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
@@ -129,7 +133,10 @@ class EMAHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         feats = self.ema_in_conv(x)
-        recon = self.ema_module(self.ema_mid_conv(feats))
+        if self.reconstruct:
+            recon = self.ema_module(self.ema_mid_conv(feats))
+        else:
+            recon = torch.zeros_like(feats)
         out = F.relu(feats + self.ema_out_conv(F.relu(recon)))
         out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
         return self.conv_seg(self.dropout(out))

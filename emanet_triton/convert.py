@@ -1,0 +1,35 @@
+"""``python -m emanet_triton.convert SRC DST.safetensors``: keep a checkpoint's weights only."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import convert
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 where the input is not usable."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emanet_triton.convert",
+        description="Write the weights of an mmseg checkpoint as a safetensors file.",
+    )
+    parser.add_argument("source", help="a PyTorch or safetensors checkpoint")
+    parser.add_argument("destination", help="the file to write, *.safetensors")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    args = parser.parse_args(argv)
+    try:
+        written = convert(args.source, args.destination, overwrite=args.force)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    megabytes = written.path.stat().st_size / 1e6
+    print(
+        f"{written.path}: {len(written.state_dict)} tensors, {megabytes:.1f} MB, "
+        f"sha256 {written.sha256}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Makers of small checkpoint files, as mmseg's training and its publishers write them."""
+
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
+
+FORMATS = ("zip", "legacy", "safetensors")
+
+
+def tiny_emanet(blocks: tuple[int, int, int, int] = (1, 1, 1, 1), num_classes: int = 19) -> EMANet:
+    architecture = Architecture(
+        blocks, base_channels=8, ema_channels=16, num_bases=4, head_channels=8
+    )
+    return EMANet(architecture, Protocol(base_scale=(64, 32)), num_classes)
+
+
+def weights() -> OrderedDict[str, Tensor]:
+    """A state dict of three entries, for what does not depend on the network."""
+    generator = torch.Generator().manual_seed(0)
+    return OrderedDict(
+        {
+            "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
+            "bn.running_var": torch.rand(4, generator=generator),
+            "bn.num_batches_tracked": torch.tensor(80000),
+        }
+    )
+
+
+def published(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What mmsegmentation's published files hold."""
+    meta = {
+        "env_info": "Python: 3.7.7",
+        "mmseg_version": "0.6.0+a90ea42",
+        "config": "norm_cfg = dict(type='SyncBN', requires_grad=True)\n",
+        "CLASSES": ("road", "sidewalk"),
+        "PALETTE": [[128, 64, 128], [244, 35, 232]],
+    }
+    return {"meta": meta, "state_dict": state_dict}
+
+
+def trained_0x(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What training with mmseg 0.x (mmcv's runner) writes."""
+    content = published(state_dict)
+    content["meta"] |= {
+        "iter": 80000,
+        "epoch": 54,
+        "seed": 0,
+        "hook_msgs": {"best_score": np.float64(0.7759), "last_ckpt": "iter_80000.pth"},
+    }
+    return content | {"optimizer": _optimizer_state()}
+
+
+def trained_1x(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What training with mmseg 1.x (mmengine's runner) writes; save it under ``mmengine``."""
+    history = sys.modules["mmengine.logging.history_buffer"].HistoryBuffer
+    return {
+        "meta": {
+            "iter": 80000,
+            "epoch": 0,
+            "mmengine_version": "0.10.7",
+            "dataset_meta": {"classes": ("road",), "palette": np.array([[128, 64, 128]])},
+        },
+        "state_dict": state_dict,
+        "message_hub": {
+            "log_scalars": OrderedDict({"train/loss": history([1.5, 0.5])}),
+            "runtime_info": OrderedDict(
+                {
+                    "iter": 79999,
+                    "best_mIoU": np.float64(77.59),
+                    "last": np.array(["iter_80000.pth", None], dtype=object),
+                }
+            ),
+            "resumed_keys": {"train/loss": True},
+        },
+        "optimizer": _optimizer_state(),
+        "param_schedulers": [{"power": 0.9, "eta_min": np.float32(1e-4), "_last_lr": [0.01]}],
+    }
+
+
+def _optimizer_state() -> dict[str, Any]:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.01, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+class HistoryBuffer:
+    """An imitation of mmengine's: its pickles name ``getattr`` and its own methods."""
+
+    def __init__(self, log_history: list[float]) -> None:
+        self._log_history = np.array(log_history)
+        self._count_history = np.ones(len(log_history))
+
+    def mean(self) -> float:
+        return self._log_history.mean()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+HistoryBuffer.mean.__module__ = "mmengine.logging.history_buffer"
+
+
+def imitate_mmengine(patch: pytest.MonkeyPatch) -> None:
+    """Make ``mmengine.logging.history_buffer`` importable until ``patch`` is undone."""
+    for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        module = ModuleType(name)
+        module.HistoryBuffer = HistoryBuffer
+        patch.setitem(sys.modules, name, module)
+
+
+def save(content: Any, path: Path, kind: str = "zip") -> Path:
+    """Write ``content`` in one of ``FORMATS``."""
+    if kind == "safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+def rewrite_zip(
+    path: Path, change: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED
+) -> None:
+    """Change the pickle of a zip checkpoint, with correct CRCs."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, change(data) if name.endswith("/data.pkl") else data)
+
+
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)

@@ -1,0 +1,125 @@
+"""Loading checkpoints into networks: everything fits, or nothing is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import save, tiny_emanet, weights
+from golden_data import listed_keys
+
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.zoo import ZOO
+
+
+def read_tiny(folder: Path, **options) -> Checkpoint:
+    return read_checkpoint(save(tiny_emanet(**options).state_dict(), folder / "tiny.pth"))
+
+
+def test_loads_every_entry(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    model = tiny_emanet()
+    load_into(model, checkpoint)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint.state_dict[key]), key
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_casts_floats_to_the_model(tmp_path, stored):
+    state_dict = {
+        key: value.to(stored) if value.is_floating_point() else value
+        for key, value in tiny_emanet().state_dict().items()
+    }
+    checkpoint = read_checkpoint(save(state_dict, tmp_path / "x.pth"))
+    assert checkpoint.state_dict["backbone.stem.0.weight"].dtype == stored
+    model = tiny_emanet()
+    load_into(model, checkpoint)
+    for key, value in model.state_dict().items():
+        assert value.dtype == (torch.int64 if "num_batches" in key else torch.float32)
+        assert torch.equal(value, state_dict[key].to(value.dtype)), key
+
+
+def mismatch(model: torch.nn.Module, checkpoint: Checkpoint) -> str:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError) as error:
+        load_into(model, checkpoint)
+    for key, value in model.state_dict().items():
+        assert value.is_meta or torch.equal(value, before[key]), f"{key} was loaded"
+    return str(error.value)
+
+
+def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    state_dict = checkpoint.state_dict
+    del state_dict["backbone.stem.1.num_batches_tracked"]
+    state_dict["extra.weight"] = torch.ones(1)
+    state_dict["decode_head.conv_cat.bn.bias"] = torch.ones(9)
+    state_dict["decode_head.conv_cat.bn.weight"] = torch.ones(8, dtype=torch.int64)
+    assert mismatch(tiny_emanet(), checkpoint) == (
+        f"{checkpoint.path}: does not fit the model\n"
+        "missing from the file (1):\n"
+        "  backbone.stem.1.num_batches_tracked\n"
+        "left over in the file (1):\n"
+        "  extra.weight\n"
+        "of another shape or type (2):\n"
+        "  decode_head.conv_cat.bn.weight: file int64, model float32\n"
+        "  decode_head.conv_cat.bn.bias: file [9], model [8]"
+    )
+
+
+def test_auxiliary_head_must_be_there(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    for key in [key for key in checkpoint.state_dict if key.startswith("auxiliary_head")]:
+        del checkpoint.state_dict[key]
+    assert "missing from the file (8):\n  auxiliary_head.conv_seg.weight\n" in mismatch(
+        tiny_emanet(), checkpoint
+    )
+
+
+def test_names_another_architecture(tmp_path):
+    message = mismatch(tiny_emanet(blocks=(1, 1, 3, 1)), read_tiny(tmp_path))
+    assert message.count("\n  ") == 9
+    assert "missing from the file (36):\n  backbone.layer3.1.conv1.weight\n" in message
+    assert "\n  ... and 28 more\n" in message
+    assert message.endswith(
+        "\nThe file's backbone has 1-1-1-1 blocks, the model's 1-1-3-1: "
+        "the file is of another architecture."
+    )
+
+
+def test_names_another_class_count(tmp_path):
+    message = mismatch(tiny_emanet(num_classes=21), read_tiny(tmp_path))
+    assert "decode_head.conv_seg.weight: file [19, 8, 1, 1], model [21, 8, 1, 1]" in message
+    assert message.endswith(
+        "\nThe file is for 19 classes, the model for 21: num_classes must be the file's."
+    )
+
+
+def test_names_a_file_of_no_emanet(tmp_path):
+    checkpoint = read_checkpoint(save(weights(), tmp_path / "x.pth"))
+    message = mismatch(tiny_emanet(), checkpoint)
+    assert "left over in the file (3):\n  conv.weight\n" in message
+    assert message.endswith(
+        "The file's backbone has no blocks, the model's 1-1-1-1: "
+        "the file is of another architecture."
+    )
+
+
+@pytest.mark.parametrize(("name", "other"), [("r50", "r101"), ("r101", "r50")])
+def test_published_structure_fits_its_network_alone(name, other):
+    state_dict = {
+        key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for key, shape, dtype in listed_keys(name)
+    }
+    checkpoint = Checkpoint(Path("x.pth"), "0" * 64, state_dict, {})
+    networks = {}
+    for key in (name, other):
+        entry = ZOO[f"emanet_{key}-d8_512x1024_80k_cityscapes"]
+        with torch.device("meta"):
+            networks[key] = EMANet(entry.architecture, entry.protocol)
+    assert list(networks[name].state_dict()) == list(state_dict)
+    message = mismatch(networks[other], checkpoint)
+    blocks = {"r50": "3-4-6-3", "r101": "3-4-23-3"}
+    assert f"has {blocks[name]} blocks, the model's {blocks[other]}:" in message
+    assert ("missing" if name == "r50" else "left over") + " " in message

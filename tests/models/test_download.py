@@ -1,0 +1,308 @@
+"""Downloads from a local server that breaks in every way a network does."""
+
+import hashlib
+import socket
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from checkpoint_files import save, weights
+
+import emanet_triton.models.download as module
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.download import download
+
+BODY = bytes(range(256)) * 400
+SHA256 = hashlib.sha256(BODY).hexdigest()[:8]
+HALF = len(BODY) // 2
+
+
+class Server:
+    """Serves one body. The attributes are set by the tests.
+
+    ``requests`` collects (Range header or None, bytes sent) in the order of the answers.
+    """
+
+    def __init__(self) -> None:
+        self.body = BODY
+        self.status = 200
+        self.ranges = True
+        self.close_after: int | None = None  # body bytes before the connection is closed
+        self.declared_length = True
+        self.requests: list[tuple[str | None, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/file.pth"
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        self.gate.wait(timeout=20)
+        asked = handler.headers["Range"]
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        status = self.status
+        if not self.ranges:
+            start = 0
+        elif asked and status == 200:
+            status = 206 if start < len(self.body) else 416
+        body = self.body[start:] if status < 300 else b"no"
+        handler.send_response(status)
+        if status == 206:
+            end = len(self.body) - 1
+            handler.send_header("Content-Range", f"bytes {start}-{end}/{len(self.body)}")
+        if self.declared_length:
+            handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        body = body[: self.close_after]
+        self.requests.append((asked, len(body)))
+        with suppress(ConnectionError):  # the client may have gone
+            handler.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    server = Server()
+    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def destination(tmp_path) -> Path:
+    return tmp_path / "hub" / "checkpoints" / "file.pth"
+
+
+def part_of(destination: Path) -> Path:
+    return destination.with_name("file.pth.part")
+
+
+def fetch(server: Server, destination: Path) -> Path:
+    return download(server.url, destination, SHA256, progress=False)
+
+
+def refusal(server: Server, destination: Path) -> str:
+    with pytest.raises(InputError) as error:
+        fetch(server, destination)
+    assert not destination.exists()
+    assert str(error.value).startswith(f"{server.url}: ")
+    return str(error.value).removeprefix(f"{server.url}: ")
+
+
+def assert_whole(destination: Path) -> None:
+    assert destination.read_bytes() == BODY
+    assert [path.name for path in destination.parent.iterdir()] == ["file.pth"]
+
+
+def test_whole(server, destination, capsys):
+    assert fetch(server, destination) == destination
+    assert_whole(destination)
+    assert server.requests == [(None, len(BODY))]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_goes_to_stderr(server, destination, capsys):
+    download(server.url, destination, SHA256)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "file.pth: 100%" in captured.err
+
+
+def test_file_that_is_there_needs_no_network(server, destination):
+    fetch(server, destination)
+    server.requests.clear()
+    assert fetch(server, destination) == destination
+    assert download("http://127.0.0.1:1/file.pth", destination, SHA256) == destination
+    assert server.requests == []
+
+
+def test_no_declared_length(server, destination):
+    server.declared_length = False
+    fetch(server, destination)
+    assert_whole(destination)
+
+
+@pytest.mark.parametrize("close_after", [0, 1, HALF])
+def test_interrupted_then_resumed(server, destination, close_after):
+    server.close_after = close_after
+    message = refusal(server, destination)
+    assert f"the connection closed after {close_after} of {len(BODY)} bytes" in message
+    assert message.endswith(f"fetched by hand and saved as {destination}")
+    assert part_of(destination).read_bytes() == BODY[:close_after]
+
+    server.close_after = None
+    fetch(server, destination)
+    assert_whole(destination)
+    asked = f"bytes={close_after}-" if close_after else None
+    assert server.requests[1:] == [(asked, len(BODY) - close_after)]
+
+
+def test_interrupted_twice_then_resumed(server, destination):
+    server.close_after = 1000
+    refusal(server, destination)
+    assert f"closed after 2000 of {len(BODY)} bytes" in refusal(server, destination)
+    server.close_after = None
+    fetch(server, destination)
+    assert_whole(destination)
+    assert [asked for asked, _ in server.requests] == [None, "bytes=1000-", "bytes=2000-"]
+
+
+def test_control_c_then_resumed(server, destination, monkeypatch):
+    class Interrupted(module.tqdm):
+        def update(self, n=1):
+            if self.n >= HALF:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_CHUNK", 1 << 10)
+        patch.setattr(module, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            download(server.url, destination, SHA256)
+    kept = part_of(destination).stat().st_size
+    assert HALF <= kept < len(BODY)
+
+    fetch(server, destination)
+    assert_whole(destination)
+    assert server.requests[1:] == [(f"bytes={kept}-", len(BODY) - kept)]
+
+
+def test_truncated_body_of_consistent_length(server, destination):
+    server.body = BODY[:HALF]
+    found = hashlib.sha256(BODY[:HALF]).hexdigest()[:8]
+    message = refusal(server, destination)
+    assert f"begins with {found}, expected {SHA256}: it was thrown away" in message
+    assert not part_of(destination).exists()
+
+
+def test_wrong_hash_is_thrown_away_and_can_be_repeated(server, destination):
+    server.body = BODY[:-1] + b"\0"
+    found = hashlib.sha256(server.body).hexdigest()[:8]
+    message = refusal(server, destination)
+    assert f"begins with {found}, expected {SHA256}: it was thrown away" in message
+    assert not part_of(destination).exists()
+
+    server.body = BODY
+    fetch(server, destination)
+    assert_whole(destination)
+
+
+def test_server_without_ranges_starts_over(server, destination):
+    server.close_after = HALF
+    refusal(server, destination)
+    server.close_after, server.ranges = None, False
+    fetch(server, destination)
+    assert_whole(destination)
+    assert server.requests[1:] == [(f"bytes={HALF}-", len(BODY))]
+
+
+def test_complete_part_needs_no_network(server, destination):
+    destination.parent.mkdir(parents=True)
+    part_of(destination).write_bytes(BODY)
+    fetch(server, destination)
+    assert_whole(destination)
+    assert server.requests == []
+
+
+def test_part_that_is_too_long_starts_over(server, destination):
+    destination.parent.mkdir(parents=True)
+    part_of(destination).write_bytes(BODY + b"x")
+    fetch(server, destination)
+    assert_whole(destination)
+    assert server.requests == [(f"bytes={len(BODY) + 1}-", 2), (None, len(BODY))]
+
+
+def test_part_of_another_file_is_thrown_away(server, destination):
+    destination.parent.mkdir(parents=True)
+    part_of(destination).write_bytes(b"x" * HALF)
+    assert "it was thrown away" in refusal(server, destination)
+    fetch(server, destination)
+    assert_whole(destination)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(404, "HTTP Error 404: Not Found"), (503, "HTTP Error 503: Service Unavailable")],
+)
+def test_error_status_keeps_the_part(server, destination, status, reason):
+    server.close_after = HALF
+    refusal(server, destination)
+    server.status = status
+    message = refusal(server, destination)
+    assert message == (
+        f"cannot be downloaded: {reason}. The next try goes on from what has arrived; "
+        f"the file can also be fetched by hand and saved as {destination}"
+    )
+    assert part_of(destination).read_bytes() == BODY[:HALF]
+
+
+def test_no_server(destination, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/file.pth"
+        with pytest.raises(InputError) as error:
+            download(url, destination, SHA256)
+    assert str(error.value).startswith(f"{url}: cannot be downloaded: [Errno 111] Connection ref")
+    assert str(error.value).endswith(f"fetched by hand and saved as {destination}")
+
+
+def test_silent_server_times_out(server, destination, monkeypatch):
+    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
+    server.gate.clear()
+    message = refusal(server, destination)
+    server.gate.set()
+    assert message.startswith("cannot be downloaded: timed out.")
+
+
+def test_unwritable_folder(server, tmp_path):
+    (tmp_path / "hub").write_text("a file in the way")
+    with pytest.raises(InputError, match=r"cannot be downloaded: \[Errno 17\] File exists"):
+        fetch(server, tmp_path / "hub" / "file.pth")
+    assert server.requests == []
+
+
+def test_two_downloads_at_once_fetch_once(server, destination):
+    server.gate.clear()
+    results: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(fetch(server, destination)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    server.gate.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert results == [destination] * 3
+    assert_whole(destination)
+    assert server.requests == [(None, len(BODY))]
+
+
+def test_downloaded_checkpoint_is_verified_at_every_opening(server, tmp_path):
+    server.body = save(weights(), tmp_path / "x.pth").read_bytes()
+    sha256 = hashlib.sha256(server.body).hexdigest()[:8]
+    destination = tmp_path / f"emanet-{sha256}.pth"
+    download(server.url, destination, sha256, progress=False)
+    read_checkpoint(destination, sha256)
+
+    data = bytearray(server.body)
+    data[len(data) // 2] ^= 1
+    destination.write_bytes(data)
+    assert download(server.url, destination, sha256) == destination
+    with pytest.raises(InputError, match=f"expected {sha256}: the file is damaged or another one"):
+        read_checkpoint(destination, sha256)
