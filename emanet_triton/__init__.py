@@ -1,6 +1,8 @@
 """EMANet for semantic segmentation: published checkpoints, exact evaluation, Triton kernels."""
 
+from emanet_triton._version import __version__
 from emanet_triton.eval.inference import segment
 from emanet_triton.models.head import EMAttention
+from emanet_triton.models.zoo import create_model, list_models
 
-__all__ = ["EMAttention", "segment"]
+__all__ = ["EMAttention", "__version__", "create_model", "list_models", "segment"]

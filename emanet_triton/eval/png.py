@@ -1,8 +1,6 @@
 """Reading and writing PNG files: damage is caught before any decoder sees the bytes."""
 
-import contextlib
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from emanet_triton.errors import InputError
+from emanet_triton.files import write_whole
 
 MAX_PIXELS = 2**26  # 32 times a Cityscapes image; a header that promises more is not believed
 
@@ -99,15 +98,10 @@ def write_png(path: Path, array: np.ndarray) -> None:
         raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", pixels)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(encoded.tobytes())
-        temporary.replace(path)
+        write_whole(path, encoded.tobytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the replacement, left by a failure
-            temporary.unlink()
 
 
 def _load(path: Path) -> tuple[bytes, _Header]:

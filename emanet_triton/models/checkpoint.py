@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
+from emanet_triton.files import write_whole
 
 # What mmseg's training writes beside the weights. None of it is needed, and the real ones are
 # not harmless: ``getattr`` reaches anything, and NumPy trusts the flags of a pickled dtype.
@@ -157,20 +158,10 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             raise InputError(
                 f"{destination}: exists already; it is replaced only on request (--force)"
             )
-        _write(destination, safetensors.torch.save(tensors, metadata))
+        write_whole(destination, safetensors.torch.save(tensors, metadata))
     except OSError as error:
         raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
     return read_checkpoint(destination)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _reader(path: Path, head: bytes) -> Callable[[BinaryIO], tuple[object, dict[str, Any]]]:

@@ -252,12 +252,15 @@ def test_flipped_bit_anywhere_in_zip_changes_no_weight(tmp_path):
 
 
 def test_refuses_compressed_zip(tmp_path):
-    path = save({"w": torch.zeros(1000, 1000)}, tmp_path / "x.pth")
+    path = save(weights(), tmp_path / "x.pth")
     rewrite_zip(path, lambda data: data, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+    assert total < path.stat().st_size  # by its sizes alone it would pass
     assert "compressed or claim more bytes than it has" in refusal(path)
 
 
-def test_refuses_zip_whose_entries_overlap(tmp_path):
+def test_refuses_zip_that_claims_more_than_it_has(tmp_path):
     path = save(weights(), tmp_path / "x.pth")
     data = bytearray(path.read_bytes())
     first = data.index(b"PK\x01\x02")

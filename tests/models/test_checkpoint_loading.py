@@ -56,15 +56,17 @@ def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
     state_dict["extra.weight"] = torch.ones(1)
     state_dict["decode_head.conv_cat.bn.bias"] = torch.ones(9)
     state_dict["decode_head.conv_cat.bn.weight"] = torch.ones(8, dtype=torch.int64)
+    state_dict["decode_head.conv_cat.bn.num_batches_tracked"] = torch.tensor(1j)
     assert mismatch(tiny_emanet(), checkpoint) == (
         f"{checkpoint.path}: does not fit the model\n"
         "missing from the file (1):\n"
         "  backbone.stem.1.num_batches_tracked\n"
         "left over in the file (1):\n"
         "  extra.weight\n"
-        "of another shape or type (2):\n"
+        "of another shape or type (3):\n"
         "  decode_head.conv_cat.bn.weight: file int64, model float32\n"
-        "  decode_head.conv_cat.bn.bias: file [9], model [8]"
+        "  decode_head.conv_cat.bn.bias: file [9], model [8]\n"
+        "  decode_head.conv_cat.bn.num_batches_tracked: file complex64, model int64"
     )
 
 

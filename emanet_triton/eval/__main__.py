@@ -1,0 +1,143 @@
+"""``python -m emanet_triton.eval``: from a checkpoint and a Cityscapes folder to the table."""
+
+import signal
+import sys
+import warnings
+from argparse import Namespace
+
+import torch
+from tqdm import tqdm
+
+from emanet_triton.errors import InputError
+from emanet_triton.eval import report
+from emanet_triton.eval.inference import Predictor
+from emanet_triton.eval.jobs import Job, Plan, make_plan
+from emanet_triton.eval.options import parse
+from emanet_triton.eval.partial import PartialResult
+from emanet_triton.eval.ranks import Ranks, ranks
+from emanet_triton.eval.runner import evaluate
+
+DEMONSTRATION = """
+This was a demonstration: a small model, trained and evaluated on generated street scenes. Its
+figures say nothing about Cityscapes. For a published model (the file is downloaded once):
+  python -m emanet_triton.eval --data CITYSCAPES_ROOT \\
+    --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
+FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = parse(arguments)
+    with ranks() as group, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _note(f"note: {message}")
+        try:
+            plan = make_plan(args, group)
+        except InputError as error:  # the same on every rank
+            return _fail(f"error: {error}", group.first)
+        except KeyboardInterrupt:
+            return _fail("interrupted before the first image", group.first)
+        try:
+            _run(plan, args, group)
+        except InputError as error:
+            return _fail(f"error: {error}")
+        except KeyboardInterrupt:
+            return _fail("interrupted", group.first)
+    return 0
+
+
+def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
+    say = _note if group.first else _silent
+    _set_precision(args.precision)
+    reports, partials = [], []
+    for job in plan.jobs:
+        say(_title(job, plan, args))
+        partial = PartialResult(plan.settings(job, args), group.rank)
+        partials.append(partial)
+        reports.append(_evaluate(job, plan, args, group, partial))
+    if group.first:
+        if not args.all:
+            print(report.class_table(reports[0]), end="\n\n")
+        print(report.summary_table(reports))
+        if plan.demo:
+            print(DEMONSTRATION)
+        if args.json:
+            report.write_json(args.json, reports, as_list=args.all)
+    group.barrier()
+    for partial in partials:  # only now is nothing of them needed any more
+        partial.discard()
+
+
+def _evaluate(
+    job: Job, plan: Plan, args: Namespace, group: Ranks, partial: PartialResult
+) -> report.Report:
+    predictor = Predictor(
+        job.load(plan.device),
+        job.protocol,
+        ms_flip=job.ms_flip,
+        precision=args.precision,
+        batch_size=args.batch_size,
+    )
+    result = evaluate(
+        predictor,
+        plan.samples,
+        partial,
+        outputs=plan.outputs_of(job),
+        ranks=group,
+        workers=args.workers,
+        resume=args.resume,
+        say=_note if group.first else _silent,
+    )
+    return report.Report(
+        model=job.name,
+        checkpoint=str(job.checkpoint.path),
+        sha256=job.checkpoint.sha256,
+        data=str(plan.data),
+        split=args.split,
+        images=len(plan.samples),
+        protocol=job.protocol,
+        ms_flip=job.ms_flip,
+        reconstruct=job.reconstruct,
+        precision=args.precision,
+        device=str(plan.device),
+        seconds=result.seconds,
+        confusion=result.confusion,
+        published=job.published(args.split, len(plan.samples)),
+    )
+
+
+def _title(job: Job, plan: Plan, args: Namespace) -> str:
+    protocol = job.protocol
+    views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
+    without = "" if job.reconstruct else ", without the EM attention's reconstruction"
+    return (
+        f"{job.name}{without}\n"
+        f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
+        f"  data      {plan.data}, split {args.split}, {len(plan.samples)} images\n"
+        f"  protocol  {protocol.version}, {protocol.mode}, {views}; "
+        f"{args.precision} on {plan.device}"
+    )
+
+
+def _set_precision(precision: str) -> None:
+    """fp32 means fp32: no TF32 unless asked for. This process runs nothing else."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def _note(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _fail(message: str, say: bool = True) -> int:
+    if say:
+        print(message, file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is finished
+    sys.exit(main())

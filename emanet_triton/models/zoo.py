@@ -1,0 +1,194 @@
+"""The model zoo: one literal table of what is published, and the models made from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.download import download
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Published:
+    """What mmsegmentation's model zoo reports for a checkpoint on Cityscapes val.
+
+    Attributes:
+        miou: mIoU in percent, one view.
+        miou_ms_flip: mIoU in percent, six scales and mirroring.
+        memory_gb: training memory per GPU, 2 images of the crop size.
+        fps: images per second on a V100, batch 1, 2048x1024, fp32.
+    """
+
+    miou: float
+    miou_ms_flip: float
+    memory_gb: float
+    fps: float
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model: its sizes, its protocol, and the file that holds its weights.
+
+    Attributes:
+        architecture: sizes of the network.
+        protocol: how the checkpoint is evaluated.
+        file: the checkpoint's file name.
+        sha256: the first eight hex digits of the file's SHA-256.
+        url: where the file is published; ``None`` for the file inside this package.
+        published: the reported figures; ``None`` where nothing was published.
+    """
+
+    architecture: Architecture
+    protocol: Protocol
+    file: str
+    sha256: str
+    url: str | None
+    published: Published | None
+
+
+_R50 = Architecture(blocks=(3, 4, 6, 3))
+_R101 = Architecture(blocks=(3, 4, 23, 3))
+_TINY = Architecture(
+    blocks=(1, 1, 1, 1), base_channels=12, ema_channels=64, num_bases=32, head_channels=48
+)
+_WHOLE = Protocol(base_scale=(2048, 1024))
+_SLIDE = Protocol(
+    base_scale=(2049, 1025), mode="slide", crop=(769, 769), stride=(513, 513), align_corners=True
+)
+_WEIGHTS = Path(__file__).parent / "weights"
+_URL = "https://download.openmmlab.com/mmsegmentation/v0.5/emanet"
+
+DEMO = "emanet_demo"  # trained by demo/train.py on generated street scenes
+
+ZOO: dict[str, ZooEntry] = {
+    "emanet_r50-d8_512x1024_80k_cityscapes": ZooEntry(
+        architecture=_R50,
+        protocol=_WHOLE,
+        file="emanet_r50-d8_512x1024_80k_cityscapes_20200901_100301-c43fcef1.pth",
+        sha256="c43fcef1",
+        url=f"{_URL}/emanet_r50-d8_512x1024_80k_cityscapes/"
+        "emanet_r50-d8_512x1024_80k_cityscapes_20200901_100301-c43fcef1.pth",
+        published=Published(miou=77.59, miou_ms_flip=79.44, memory_gb=5.4, fps=4.58),
+    ),
+    "emanet_r101-d8_512x1024_80k_cityscapes": ZooEntry(
+        architecture=_R101,
+        protocol=_WHOLE,
+        file="emanet_r101-d8_512x1024_80k_cityscapes_20200901_100301-2d970745.pth",
+        sha256="2d970745",
+        url=f"{_URL}/emanet_r101-d8_512x1024_80k_cityscapes/"
+        "emanet_r101-d8_512x1024_80k_cityscapes_20200901_100301-2d970745.pth",
+        published=Published(miou=79.10, miou_ms_flip=81.21, memory_gb=6.2, fps=2.87),
+    ),
+    "emanet_r50-d8_769x769_80k_cityscapes": ZooEntry(
+        architecture=_R50,
+        protocol=_SLIDE,
+        file="emanet_r50-d8_769x769_80k_cityscapes_20200901_100301-16f8de52.pth",
+        sha256="16f8de52",
+        url=f"{_URL}/emanet_r50-d8_769x769_80k_cityscapes/"
+        "emanet_r50-d8_769x769_80k_cityscapes_20200901_100301-16f8de52.pth",
+        published=Published(miou=79.33, miou_ms_flip=80.49, memory_gb=8.9, fps=1.97),
+    ),
+    "emanet_r101-d8_769x769_80k_cityscapes": ZooEntry(
+        architecture=_R101,
+        protocol=_SLIDE,
+        file="emanet_r101-d8_769x769_80k_cityscapes_20200901_100301-47a324ce.pth",
+        sha256="47a324ce",
+        url=f"{_URL}/emanet_r101-d8_769x769_80k_cityscapes/"
+        "emanet_r101-d8_769x769_80k_cityscapes_20200901_100301-47a324ce.pth",
+        published=Published(miou=79.62, miou_ms_flip=81.00, memory_gb=10.1, fps=1.22),
+    ),
+    DEMO: ZooEntry(
+        architecture=_TINY,
+        protocol=Protocol(base_scale=(512, 256)),
+        file="emanet_demo.pth",
+        sha256="90c956a8",
+        url=None,
+        published=None,
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """The names that ``create_model`` knows: the published models, then the demonstration."""
+    return list(ZOO)
+
+
+def create_model(
+    name: str,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    num_classes: int = 19,
+) -> EMANet:
+    """Build a model of the zoo, in evaluation mode and on the CPU.
+
+    Args:
+        name: one of ``list_models()``.
+        checkpoint: a checkpoint file to load, strictly.
+        pretrained: load the published checkpoint. It is downloaded once into torch's hub cache
+            and its hash is checked whenever it is opened.
+        num_classes: of the logits, 1 to 255.
+
+    Returns:
+        The model, with ``model.protocol`` set to the protocol of its published evaluation.
+
+    Raises:
+        InputError: an unknown name, a file that cannot be downloaded or is not what it should
+            be, or weights that do not fit.
+        ValueError: both ``checkpoint`` and ``pretrained``, or ``num_classes`` out of range.
+    """
+    entry = find_entry(name)
+    if checkpoint is not None and pretrained:
+        raise ValueError("give either checkpoint or pretrained=True, not both")
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"num_classes must lie in 1 to 255, got {num_classes}")
+    model = EMANet(entry.architecture, entry.protocol, num_classes)
+    if pretrained:
+        load_into(model, read_published(name))
+    elif checkpoint is not None:
+        load_into(model, read_checkpoint(checkpoint))
+    return model.eval()
+
+
+def find_entry(name: str) -> ZooEntry:
+    """The entry of a name.
+
+    Raises:
+        InputError: no such name; the message lists all.
+    """
+    if name not in ZOO:
+        raise InputError(f"unknown model '{name}'; expected one of: {', '.join(ZOO)}")
+    return ZOO[name]
+
+
+def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
+    """Read the published checkpoint of a model, with its hash checked.
+
+    Args:
+        name: one of ``list_models()``.
+        folder: where its file lies; by default torch's hub cache, into which it is downloaded if
+            it is not there. The demonstration's file is part of this package.
+
+    Raises:
+        InputError: an unknown name, or a file that is missing, damaged or not the published one.
+    """
+    entry = find_entry(name)
+    if entry.url is None:
+        path = _WEIGHTS / entry.file
+    elif folder is not None:
+        path = Path(folder) / entry.file
+    else:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / entry.file
+        download(entry.url, path, entry.sha256)
+    return read_checkpoint(path, entry.sha256)
+
+
+def name_of(checkpoint: Checkpoint) -> str | None:
+    """The model whose published file this is, by exact file name or by hash; else ``None``."""
+    for name, entry in ZOO.items():
+        if checkpoint.path.name == entry.file or checkpoint.sha256.startswith(entry.sha256):
+            return name
+    return None

@@ -1,0 +1,63 @@
+"""``python -m emanet_triton.eval`` without arguments: the first thing a new user runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from emanet_triton import create_model, segment
+from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.cityscapes import find_samples, to_label_ids
+from emanet_triton.eval.png import read_image, read_label_png
+from emanet_triton.eval.scenes import demo_dataset
+
+
+def test_it_segments_and_the_attention_is_worth_it(capsys, tmp_path):
+    out = tmp_path / "out.json"
+    assert main(["--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["images"] == 40
+    assert report["mIoU"] >= 70
+    assert None not in report["IoU"].values()
+    rows = [
+        line.split("|") for line in capsys.readouterr().out.splitlines() if "emanet_demo" in line
+    ]
+    with_attention, without = (float(row[6]) for row in rows)
+    assert "no reconstruction" in rows[1][1]
+    assert with_attention == round(report["mIoU"], 2)
+    assert with_attention - without > 5
+
+
+def test_it_says_what_it_is(capsys):
+    assert main(["--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "This was a demonstration" in out
+    assert "say nothing about Cityscapes" in out
+    assert "--ckpt emanet_r50-d8_512x1024_80k_cityscapes" in out
+
+
+def test_pictures_are_of_the_network_and_not_of_its_ablation(tmp_path):
+    assert main(["--limit", "1", "--save-predictions", str(tmp_path)]) == 0
+    (saved,) = tmp_path.iterdir()
+    sample = find_samples(demo_dataset(), limit=1)[0]
+    labels = segment(create_model("emanet_demo", pretrained=True), read_image(sample.image))
+    assert (read_label_png(saved) == to_label_ids(labels)).all()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_torchrun(tmp_path, processes):
+    out = tmp_path / "out.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    command = ["-m", "emanet_triton.eval", "--ckpt", "emanet_demo", "--limit", "3"]
+    subprocess.run(
+        [sys.executable, *launcher, *command, "--json", str(out)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    got = json.loads(out.read_text())["confusion"]
+    single = tmp_path / "single.json"
+    assert main(["--ckpt", "emanet_demo", "--limit", "3", "--json", str(single)]) == 0
+    assert got == json.loads(single.read_text())["confusion"]

@@ -1,0 +1,281 @@
+"""Whatever a user gets wrong: one message that names it, exit code 2, no traceback."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny_eval
+import torch
+
+from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.inference import Predictor
+from emanet_triton.models.zoo import ZOO
+
+
+@pytest.fixture
+def city(tmp_path):
+    return tiny_eval.write_cityscapes(tmp_path / "cityscapes", 4)
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    return tiny_eval.write_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def fails(capsys, monkeypatch):
+    """Run a command line that must fail before the first forward; return its message."""
+
+    def check(*arguments) -> str:
+        def forward(*_):
+            raise AssertionError("the network ran before everything was checked")
+
+        monkeypatch.setattr(Predictor, "__call__", forward)
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert out == ""
+        assert "Traceback" not in err
+        assert "error: " in err
+        return err
+
+    return check
+
+
+def image_of(city: Path, tree: str, index: int = 0) -> Path:
+    return sorted((city / tree).rglob("*.png"))[index]
+
+
+# The command line
+
+
+def test_unknown_model(fails, city, ckpt):
+    err = fails("--ckpt", ckpt, "--model", "emanet_r18", "--data", city)
+    assert "unknown model 'emanet_r18'; expected one of: emanet_r50-d8_512x1024" in err
+
+
+def test_unknown_checkpoint(fails, city):
+    err = fails("--ckpt", "emanet_r18", "--data", city)
+    assert "emanet_r18: no such file and no such model; expected a checkpoint file or one of" in err
+
+
+def test_missing_checkpoint_file(fails, city, tmp_path):
+    err = fails("--ckpt", tmp_path / "no.pth", "--model", "tiny", "--data", city)
+    assert f"{tmp_path / 'no.pth'}: no such file" in err
+
+
+def test_data_without_checkpoint(fails, city):
+    assert "--ckpt is missing; expected a checkpoint file or one of" in fails("--data", city)
+
+
+def test_checkpoint_without_data(fails, ckpt):
+    assert "--data is missing; expected the root of Cityscapes" in fails("--ckpt", ckpt)
+
+
+def test_unpublished_file_without_model(fails, city, tmp_path):
+    path = tiny_eval.write_checkpoint(tmp_path, "mine.pth")
+    err = fails("--ckpt", path, "--data", city)
+    assert f"{path}: neither its name nor its hash is of a published file; expected --model" in err
+
+
+def test_model_that_contradicts_the_checkpoints_name(fails, city):
+    published, other = list(ZOO)[:2]
+    err = fails("--ckpt", published, "--model", other, "--data", city)
+    assert f"--ckpt {published} is not a checkpoint of --model {other}" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size: expected a whole number of at least 1, got '0'"),
+        (["--limit", "-3"], "--limit: expected a whole number of at least 1, got '-3'"),
+        (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
+        (["--precision", "int8"], "invalid choice: 'int8'"),
+        (["--protocol", "mmseg-2.x"], "invalid choice: 'mmseg-2.x'"),
+        (["--all", "--ms-flip"], "--all evaluates every published model both ways"),
+        (["--all", "--save-overlays", "x"], "--all writes no pictures"),
+        (["--model", "tiny"], "give --ckpt too"),
+        (["--device", "cuda:99"], "--device cuda:99: no such device here"),
+        (["--device", "gpu"], "--device gpu: no such device here"),
+        (["--precision", "tf32", "--device", "cpu"], "tf32: expected a CUDA device, got cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments(fails, arguments, message):
+    assert message in fails(*arguments)
+
+
+def test_all_names_the_missing_published_file(fails, city, tmp_path):
+    err = fails("--all", "--ckpt", tmp_path, "--data", city)
+    assert f"{tmp_path / ZOO[next(iter(ZOO))].file}: no such file" in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-predictions", "--save-overlays"])
+def test_unwritable_output(fails, city, ckpt, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    err = fails("--ckpt", ckpt, "--data", city, option, tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file'}" in err
+    assert "expected a folder that can be written" in err
+
+
+def test_json_that_is_a_folder(fails, city, ckpt, tmp_path):
+    err = fails("--ckpt", ckpt, "--data", city, "--json", tmp_path)
+    assert f"{tmp_path}: expected a file to write, this is a folder" in err
+
+
+# The data set
+
+
+def test_missing_folder(fails, ckpt, tmp_path):
+    err = fails("--ckpt", ckpt, "--data", tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'}: not usable as Cityscapes" in err
+    assert "there is no such folder" in err
+
+
+def test_empty_folder(fails, ckpt, tmp_path):
+    (tmp_path / "empty").mkdir()
+    err = fails("--ckpt", ckpt, "--data", tmp_path / "empty")
+    assert "leftImg8bit is missing" in err
+    assert "gtFine is missing" in err
+
+
+def test_unknown_split(fails, ckpt, city):
+    assert "has no 'train', it has: val" in fails(
+        "--ckpt", ckpt, "--data", city, "--split", "train"
+    )
+
+
+def test_all_problems_of_the_files_at_once(fails, ckpt, city):
+    damaged, other_size, flipped = (image_of(city, "leftImg8bit", i) for i in range(3))
+    illegal = image_of(city, "gtFine", 3)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    cv2.imwrite(str(other_size), np.zeros((8, 9, 3), np.uint8))
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 4
+    flipped.write_bytes(data)
+    cv2.imwrite(str(illegal), np.full(tiny_eval.SIZE, 77, np.uint8))
+    err = fails("--ckpt", ckpt, "--data", city)
+    assert "4 problems in the data set:" in err
+    assert f"{damaged}: not a readable PNG (it is truncated" in err
+    assert f"{flipped}: not a readable PNG (checksum error" in err
+    assert "64x32 pixels, its image has 9x8" in err
+    assert f"{illegal}: illegal labelIds 77; expected 0 to 33" in err
+
+
+def test_image_without_label_and_label_without_image(fails, ckpt, city):
+    lonely_image, lonely_label = image_of(city, "leftImg8bit", 1), image_of(city, "gtFine", 2)
+    image_of(city, "gtFine", 1).unlink()
+    image_of(city, "leftImg8bit", 2).unlink()
+    err = fails("--ckpt", ckpt, "--data", city)
+    assert f"{lonely_image} has no label" in err or f"{lonely_label} has no image" in err
+    lines = [line for line in err.splitlines() if " has no " in line]
+    assert len(lines) == 2
+
+
+# The checkpoint
+
+
+class Bomb:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def bit_flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "html": lambda path: path.write_text("<!DOCTYPE html><html>404 Not Found</html>"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "bit-flipped": bit_flipped,
+    "bomb": lambda path: torch.save({"state_dict": Bomb(path.with_suffix(".ran"))}, path),
+    "bare-bomb": lambda path: path.write_bytes(pickle.dumps(Bomb(path.with_suffix(".ran")))),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint(fails, city, ckpt, damage):
+    DAMAGE[damage](ckpt)
+    err = fails("--ckpt", ckpt, "--data", city)
+    assert f"error: {ckpt}: " in err
+    assert "expected" in err
+    assert not ckpt.with_suffix(".ran").exists()
+
+
+def test_published_name_with_other_content(fails, city, tmp_path):
+    name, entry = next(iter(ZOO.items()))
+    path = tiny_eval.write_checkpoint(tmp_path, entry.file)
+    err = fails("--ckpt", path, "--data", city, "--model", name)
+    assert f"{path}: " in err
+    assert entry.sha256 in err
+
+
+def test_other_architecture(fails, city, ckpt):
+    name = next(iter(ZOO))
+    err = fails("--ckpt", ckpt, "--data", city, "--model", name)
+    assert f"{ckpt}: does not fit the model" in err
+    assert "missing from the file" in err
+    assert "of another shape" in err
+
+
+def test_other_class_count(fails, city, tmp_path):
+    path = tiny_eval.write_checkpoint(tmp_path, num_classes=7)
+    err = fails("--ckpt", path, "--data", city)
+    assert "decode_head.conv_seg.weight: file [7, 8, 1, 1], model [19, 8, 1, 1]" in err
+
+
+def test_weights_that_are_not_finite(fails, city, ckpt):
+    content = torch.load(ckpt)
+    content["state_dict"]["decode_head.conv_seg.bias"][3] = float("nan")
+    torch.save(content, ckpt)
+    assert "decode_head.conv_seg.bias" in fails("--ckpt", ckpt, "--data", city)
+
+
+def test_unreachable_download(fails, city, monkeypatch):
+    name, entry = next(iter(ZOO.items()))
+    changed = type(entry)(**(vars(entry) | {"url": "http://127.0.0.1:9/x.pth"}))
+    monkeypatch.setitem(ZOO, name, changed)
+    err = fails("--ckpt", name, "--data", city)
+    assert "http://127.0.0.1:9/x.pth: cannot be downloaded" in err
+    assert entry.file in err
+
+
+# While it runs
+
+
+def test_out_of_memory_at_batch_one(city, ckpt, capsys, monkeypatch):
+    def forward(self, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("emanet_triton.models.emanet.EMANet.forward", forward)
+    assert main(["--ckpt", str(ckpt), "--data", str(city), "--batch-size", "2"]) == 2
+    err = capsys.readouterr().err
+    assert "note: out of memory on cpu; going on with batch size 1" in err
+    assert "error: out of memory on cpu with an image of 64x32 pixels at batch size 1" in err
+
+
+def test_the_module_itself_exits_with_code_2():
+    command = [sys.executable, "-m", "emanet_triton.eval", "--data", "/nowhere", "--ckpt", "x.pth"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: x.pth: no such file; expected a PyTorch (.pth) or safetensors checkpoint\n"
+    )

@@ -1,0 +1,115 @@
+"""The zoo: its table, and the models made from it."""
+
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_eval
+import torch
+
+from emanet_triton import create_model, list_models
+from emanet_triton.errors import InputError
+from emanet_triton.models.zoo import DEMO, ZOO, name_of, read_published
+
+PUBLISHED = {
+    "emanet_r50-d8_512x1024_80k_cityscapes": (77.59, 79.44, 5.4, 4.58),
+    "emanet_r101-d8_512x1024_80k_cityscapes": (79.10, 81.21, 6.2, 2.87),
+    "emanet_r50-d8_769x769_80k_cityscapes": (79.33, 80.49, 8.9, 1.97),
+    "emanet_r101-d8_769x769_80k_cityscapes": (79.62, 81.00, 10.1, 1.22),
+}
+
+
+def test_names():
+    assert [name for name in list_models() if name != "tiny"] == [*PUBLISHED, DEMO]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_entries(name):
+    entry = ZOO[name]
+    published = entry.published
+    figures = (published.miou, published.miou_ms_flip, published.memory_gb, published.fps)
+    assert figures == PUBLISHED[name]
+    assert entry.file == f"{name}_20200901_100301-{entry.sha256}.pth"
+    base = "https://download.openmmlab.com/mmsegmentation/v0.5/emanet"
+    assert entry.url == f"{base}/{name}/{entry.file}"
+    assert entry.architecture.blocks == ((3, 4, 6, 3) if "r50" in name else (3, 4, 23, 3))
+    assert entry.protocol.mode == ("slide" if "769" in name else "whole")
+
+
+def test_the_demonstration_is_part_of_the_package_and_small():
+    checkpoint = read_published(DEMO)
+    assert checkpoint.path.stat().st_size < 4e6
+    assert name_of(checkpoint) == DEMO
+    assert not create_model(DEMO, pretrained=True).training
+
+
+def test_create_model_with_classes_and_checkpoint(tmp_path):
+    assert create_model("tiny", num_classes=7).decode_head.conv_seg.out_channels == 7
+    model = create_model("tiny", checkpoint=tiny_eval.write_checkpoint(tmp_path))
+    want = tiny_eval.tiny_network().state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, want[key]), key
+    assert not model.training
+    assert model.protocol == ZOO["tiny"].protocol
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="unknown model 'emanet'; expected one of: emanet_r50"):
+        create_model("emanet")
+
+
+@pytest.mark.parametrize("arguments", [{"checkpoint": "x", "pretrained": True}, {"num_classes": 0}])
+def test_impossible_arguments(arguments):
+    with pytest.raises(ValueError, match=r"not both|must lie in 1 to 255, got 0"):
+        create_model("tiny", **arguments)
+
+
+@pytest.fixture
+def published_tiny(tmp_path, monkeypatch):
+    """The tiny model, published on a local server that counts its requests."""
+    body = tiny_eval.write_checkpoint(tmp_path).read_bytes()
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # the name that http.server calls
+            requests.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = replace(
+        ZOO["tiny"],
+        url=f"http://127.0.0.1:{server.server_port}/tiny.pth",
+        sha256=hashlib.sha256(body).hexdigest()[:8],
+    )
+    monkeypatch.setitem(ZOO, "tiny", entry)
+    yield requests
+    server.shutdown()
+    server.server_close()
+
+
+def test_pretrained_downloads_once_and_then_works_offline(published_tiny):
+    want = tiny_eval.tiny_network().state_dict()
+    for _ in range(2):
+        got = create_model("tiny", pretrained=True).state_dict()
+        assert all(torch.equal(got[key], want[key]) for key in want)
+    assert published_tiny == ["/tiny.pth"]
+
+
+def test_the_hash_is_checked_whenever_the_cached_file_is_opened(published_tiny):
+    create_model("tiny", pretrained=True)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / "tiny.pth"
+    data = bytearray(cached.read_bytes())
+    data[-1] ^= 1
+    cached.write_bytes(data)
+    with pytest.raises(InputError, match=f"tiny.pth: .*{ZOO['tiny'].sha256}"):
+        create_model("tiny", pretrained=True)

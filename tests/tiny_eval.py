@@ -1,0 +1,72 @@
+"""``python -m emanet_triton.eval`` with one more model in the zoo, small enough for tests."""
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.cityscapes import CLASSES
+from emanet_triton.eval.png import write_png
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.zoo import ZOO, Published, ZooEntry
+
+NAME = "tiny"
+FILE = "tiny.pth"
+SIZE = (32, 64)
+
+ZOO[NAME] = ZooEntry(
+    architecture=Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8),
+    protocol=Protocol((64, 32), ratios=(0.5, 1.0)),
+    file=FILE,
+    sha256="--------",
+    url=None,
+    published=Published(miou=50.0, miou_ms_flip=60.0, memory_gb=1.0, fps=1.0),
+)
+
+
+def tiny_network(num_classes: int = 19) -> EMANet:
+    """The tiny model with seeded weights and clear differences between pixels."""
+    torch.manual_seed(0)
+    model = EMANet(ZOO[NAME].architecture, ZOO[NAME].protocol, num_classes).eval()
+    model.decode_head.conv_seg.weight.data *= 300
+    return model
+
+
+def write_checkpoint(folder: Path, name: str = FILE, num_classes: int = 19) -> Path:
+    """A file of mmseg's form with the tiny model's weights."""
+    path = folder / name
+    torch.save({"meta": {}, "state_dict": tiny_network(num_classes).state_dict()}, path)
+    return path
+
+
+def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
+    """A data set of random pixels and labels in Cityscapes layout, in two cities.
+
+    Images are ``SIZE`` times ``enlarge``.
+    """
+    rng = np.random.default_rng(0)
+    ids = np.array([0, 4, *(c.label_id for c in CLASSES)], np.uint8)
+    for i in range(count):
+        city = "aachen" if i < count // 2 else "bochum"
+        stem = f"{city}_000000_{i:06d}"
+        image = root / "leftImg8bit" / "val" / city / f"{stem}_leftImg8bit.png"
+        label = root / "gtFine" / "val" / city / f"{stem}_gtFine_labelIds.png"
+        for path, pixels in (
+            (image, rng.integers(0, 256, (SIZE[0] * enlarge, SIZE[1] * enlarge, 3), np.uint8)),
+            (
+                label,
+                np.kron(rng.choice(ids, (4, 8)), np.ones((8 * enlarge, 8 * enlarge), np.uint8)),
+            ),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, pixels)
+    return root
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
