@@ -1,7 +1,6 @@
 """Synthetic street scenes in Cityscapes layout, for a demonstration that needs no download."""
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scene_objects as objects
+from emanet_triton.eval.cache import cache_folder
 from emanet_triton.eval.png import write_png
 from emanet_triton.eval.scene_canvas import (
     DISC,
@@ -78,13 +78,13 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
 def demo_dataset() -> Path:
     """The root of the held-out demonstration set, made at the first call and kept in a cache.
 
-    The cache is ``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. The set appears there
-    whole or not at all, also when two processes make it at once.
+    The set appears in ``cache_folder()`` whole or not at all, also when two processes make it at
+    once.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emanet_triton"
+    cache = cache_folder()
     root = cache / f"scenes-v{VERSION}"
     if root.is_dir():
         return root

@@ -72,7 +72,11 @@ class EMAttention(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """Convolution, batch norm and ReLU under the names that mmcv's ``ConvModule`` gives them."""
+    """Convolution, batch norm and ReLU with the names and the initialisation of mmcv's.
+
+    The initialisation matters: ``ema_mid_conv`` is never trained, and with smaller weights its
+    output leaves the EM attention's softmax flat and the reconstruction the same everywhere.
+    """
 
     def __init__(
         self, in_channels: int, channels: int, kernel_size: int, norm: bool = True, act: bool = True
@@ -81,6 +85,9 @@ class ConvModule(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, channels, kernel_size, padding=kernel_size // 2, bias=not norm
         )
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
         self.bn = nn.BatchNorm2d(channels) if norm else None
         self.act = nn.ReLU(inplace=True) if act else None
 

@@ -50,6 +50,7 @@ class ResNetV1c(nn.Module):
     """ResNetV1c-D8: three 3x3 convolutions as stem, stages 3 and 4 dilated instead of strided.
 
     The first block of a dilated stage has half its stage's dilation (mmseg ``contract_dilation``).
+    Weights are initialised as by mmseg without a pretrained file.
 
     Args:
         blocks: number of bottlenecks of each of the four stages.
@@ -97,6 +98,9 @@ class ResNetV1c(nn.Module):
                 )
                 channels = planes * Bottleneck.expansion
             self.add_module(f"layer{stage + 1}", layer)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.maxpool(self.stem(x))
