@@ -14,7 +14,7 @@ import em_common
 import torch
 from tabulate import tabulate
 
-from emanet_triton.kernels import folded
+from emanet_triton.kernels import ops
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 RESULTS = Path(__file__).parent / "results" / "em_cpu.csv"
@@ -46,7 +46,7 @@ def measure(positions: int, layout: str, threads: list[int], rounds: int) -> lis
     arguments = problem.block_arguments()
     providers = {
         "mmseg": lambda: em_common.mmseg_block(problem),
-        "folded": lambda: folded.em_attention_block(*arguments),
+        "folded": lambda: ops.em_attention_block(*arguments, backend="torch"),
     }
     want = em_common.float64_block(problem)
     errors = {name: em_common.relative_error(call(), want) for name, call in providers.items()}

@@ -29,31 +29,29 @@ def em_attention_block(
     """Run the block of ``reference.em_attention_block`` with the mid convolution folded away.
 
     Args:
-        feats: features F, [B, C, H, W] or [B, N, C], any strides, floating point.
+        feats: features F, [B, N, C], any strides, floating point.
         bases: initial bases, [1 or B, C, K].
         mid_weight, mid_bias: ``ema_mid_conv``, [C, C] and [C].
         out_weight, out_bias: ``ema_out_conv`` with its batch norm folded in, [C, C] and [C].
         num_stages: number of E and M steps, at least 1.
 
     Returns:
-        The block's output, of the shape and memory format of ``feats``, and the bases after the
-        last M step, [B, C, K], in the dtype of ``feats``. No gradient flows through either.
-        Half-precision inputs are computed in float32. Each image is computed by itself.
+        The block's output, [B, N, C] with the strides of ``empty_like(feats)``, and the bases
+        after the last M step, [B, C, K], in the dtype of ``feats``. No gradient flows through
+        either. Half-precision inputs are computed in float32. Each image is computed by itself.
     """
     dtype = torch.promote_types(feats.dtype, torch.float32)
-    feats_of_channels = feats.flatten(2) if feats.dim() == 4 else feats.mT  # [B, C, N]
-    y = feats_of_channels.to(dtype, copy=True)  # F, and in the end the output
+    y = torch.empty_like(feats, dtype=dtype).copy_(feats)  # F, and in the end the output
     bases, w_mid, b_mid, w_out, b_out = (
         t.to(dtype) for t in (bases, mid_weight, mid_bias, out_weight, out_bias)
     )
     new_bases = feats.new_empty(len(feats), *bases.shape[1:])
     with torch.autocast(feats.device.type, enabled=False):
-        for f, initial, final in zip(y, bases.expand_as(new_bases), new_bases, strict=True):
+        for f, initial, final in zip(y.mT, bases.expand_as(new_bases), new_bases, strict=True):
             z, mu = _em(f, initial, w_mid, b_mid, num_stages)
             _epilogue_(f, z, mu, w_out, b_out)
             final.copy_(mu)
-    y = y.to(feats.dtype)
-    return (y.view(feats.shape) if feats.dim() == 4 else y.mT), new_bases
+    return y.to(feats.dtype), new_bases
 
 
 def _em(f: Tensor, mu: Tensor, w_mid: Tensor, b_mid: Tensor, num_stages: int) -> tuple:
