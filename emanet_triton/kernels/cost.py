@@ -74,8 +74,9 @@ class Shape:
 
     def blocks(self, kernel: str, block: str, size: int) -> int:
         """Blocks that a kernel cuts ``size`` into."""
-        shape = self.channels, self.bases, self.precision
-        return -(-size // tiles.tile(kernel, self.arch, self.dtype, *shape).meta[block])
+        shape = {"num_bases": self.bases, "precision": self.precision}
+        tile = tiles.tile(kernel, self.arch, self.dtype, self.channels, **shape)
+        return -(-size // tile.meta[block])
 
 
 def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
