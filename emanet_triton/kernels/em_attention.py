@@ -229,12 +229,9 @@ class Stages:
         precision: of the products of float32 features.
     """
 
+    interpreted = not isinstance(em_e_step, triton.JITFunction)
+
     def __init__(self, feats: Tensor, num_bases: int, precision: str) -> None:
-        if feats.device.type == "cpu" and isinstance(em_e_step, triton.JITFunction):
-            raise ValueError(
-                "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
-                "environment before triton is imported; got tensors on cpu"
-            )
         self.feats = feats
         self.shape = {"C": feats.shape[2], "K": num_bases}
         self.z_scale = {"Z_SCALE": Z_SCALES[feats.dtype]}

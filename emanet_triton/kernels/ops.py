@@ -158,8 +158,14 @@ def _triton(stem: str, device: torch.device) -> Iterator[ModuleType]:
     """The module of kernels, imported only here, and its device made the current one."""
     if not HAS_TRITON:
         raise ValueError("backend 'triton' needs the package triton, which is not installed")
+    kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
+    if device.type != "cuda" and not kernels.Stages.interpreted:
+        raise ValueError(
+            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
+            f"environment before triton is imported; got tensors on {device}"
+        )
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        yield importlib.import_module(f"emanet_triton.kernels.{stem}")
+        yield kernels
 
 
 def _in_layout_of(feats: Tensor, value: Tensor) -> Tensor:

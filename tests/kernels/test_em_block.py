@@ -66,8 +66,9 @@ def test_half_features_with_float32_weights():
     torch.testing.assert_close(bases.double(), want_bases, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "stages"), [*((dtype, 1) for dtype in DTYPES), (torch.float32, 2)], ids=str
+)
 def test_a_dead_base_stays_zero_although_the_mid_convolution_has_a_bias(dtype, stages):
     case = Case(2, 16, (3, 43), 4)
     x, (mid_weight, mid_bias, *out) = case.feats(dtype).abs() + 1, case.weights(dtype)
