@@ -82,9 +82,9 @@ def test_a_base_that_no_position_takes_becomes_zero(dtype):
 
 
 def test_a_base_that_fades_keeps_its_direction_in_float16():
-    # Its responsibilities, about 4e-8, are below float16's smallest number.
+    # Its responsibilities, of 6e-9 at most, would all round to zero in float16.
     x = Case(1, 8, (3, 43), 2).feats(torch.float16).abs()
-    x[..., 0] = 17
+    x[..., 0] = 19 + x[..., 1]
     mu = torch.zeros(1, 8, 2, device=DEVICE, dtype=torch.float16)
     mu[0, 0, 0] = 1
     _, bases = em_attention(x, mu, 1, backend="triton")
@@ -116,6 +116,7 @@ def test_constant_features(value, dtype):
         torch.testing.assert_close(got, torch.full_like(got, want), rtol=1e-2, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
 def test_nan_stays_in_its_image_and_fills_it():
     case = Case(3, 16, (3, 43), 5)
     x, mu = case.feats(torch.float32), case.initial_bases(torch.float32)
@@ -128,7 +129,7 @@ def test_nan_stays_in_its_image_and_fills_it():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_on_every_run_and_in_every_batch(dtype):
-    case = Case(3, 24, (25, 40), 5)
+    case = Case(2, 24, (9, 37), 5)
     x, mu = case.feats(dtype), case.initial_bases(dtype)
     together = em_attention(x, mu, 2, backend="triton")
     alone = em_attention(x[1:2], mu, 2, backend="triton")

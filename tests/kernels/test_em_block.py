@@ -110,6 +110,7 @@ def test_constant_features(value):
     torch.testing.assert_close(got[1].double(), want[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
 def test_nan_stays_in_its_image_and_fills_it():
     case = Case(3, 16, (3, 43), 5)
     x, mu, weights = (f(torch.float32) for f in (case.feats, case.initial_bases, case.weights))
@@ -122,7 +123,7 @@ def test_nan_stays_in_its_image_and_fills_it():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_on_every_run_and_in_every_batch(dtype):
-    case = Case(3, 24, (9, 37), 30)  # 90 rows of bases: an image's begin within a tile
+    case = Case(2, 24, (9, 37), 40)  # 80 rows of bases: the second image's begin within a tile
     x, mu, weights = (f(dtype) for f in (case.feats, case.initial_bases, case.weights))
     together = em_attention_block(x, mu, *weights, 2, backend="triton")
     alone = em_attention_block(x[1:2], mu, *weights, 2, backend="triton")
