@@ -2,7 +2,16 @@
 
 from emanet_triton._version import __version__
 from emanet_triton.eval.inference import segment
+from emanet_triton.kernels.ops import em_attention, em_attention_block
 from emanet_triton.models.head import EMAttention
 from emanet_triton.models.zoo import create_model, list_models
 
-__all__ = ["EMAttention", "__version__", "create_model", "list_models", "segment"]
+__all__ = [
+    "EMAttention",
+    "__version__",
+    "create_model",
+    "em_attention",
+    "em_attention_block",
+    "list_models",
+    "segment",
+]

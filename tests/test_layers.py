@@ -54,4 +54,11 @@ def test_importing_the_package_touches_no_driver():
 def test_public_names():
     for name in emanet_triton.__all__:
         assert getattr(emanet_triton, name) is not None
-    assert {"EMAttention", "create_model", "list_models", "segment"} <= set(emanet_triton.__all__)
+    assert {
+        "EMAttention",
+        "create_model",
+        "em_attention",
+        "em_attention_block",
+        "list_models",
+        "segment",
+    } <= set(emanet_triton.__all__)

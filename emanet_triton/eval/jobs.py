@@ -54,7 +54,8 @@ class Job:
         """
         model = create_model(self.name)
         load_into(model, self.checkpoint)
-        model.decode_head.reconstruct = self.reconstruct
+        if not self.reconstruct:
+            model.decode_head.fixed_reconstruction = torch.zeros(1)
         return model.to(device)
 
     def published(self, split: str, images: int) -> float | None:

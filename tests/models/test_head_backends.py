@@ -1,0 +1,142 @@
+"""EMANet's head through the operators: golden logits, training, compile, export, backends."""
+
+import golden_data
+import pytest
+import torch
+from em_cases import DEVICE
+
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.head import EMAHead, EMAttention
+from emanet_triton.models.protocol import Protocol
+
+NAME = golden_data.NAMES[0]
+
+
+@pytest.mark.parametrize("block", [True, False], ids=["block", "layers"])
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_golden_logits(backend, block, golden_model, golden_stage4):
+    head = golden_model.decode_head
+    head.ema_module.backend = backend
+    with torch.set_grad_enabled(not block):
+        logits = head(golden_stage4)
+    want = torch.from_numpy(golden_data.vectors(NAME)["logits"])
+    assert golden_data.relative_error(logits.detach().cpu(), want) <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def golden_model() -> EMANet:
+    blocks = (3, 4, 23, 3) if "r101" in NAME else (3, 4, 6, 3)
+    model = EMANet(Architecture(blocks), Protocol((64, 32))).eval()
+    model.load_state_dict(golden_data.golden_state_dict(NAME), strict=True)
+    return model.to(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def golden_stage4(golden_model) -> torch.Tensor:
+    images = golden_data.normalised(golden_data.vectors(NAME)["image"]).to(DEVICE)
+    with torch.no_grad():
+        return golden_model.backbone(images)[-1]
+
+
+def small_head(backend: str) -> EMAHead:
+    torch.manual_seed(0)
+    head = EMAHead(24, ema_channels=16, num_bases=5, channels=8, num_classes=4, backend=backend)
+    for module in head.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    return head.eval().to(DEVICE)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("backend", ["triton", "torch", "auto"])
+def test_the_block_equals_the_layers(backend, layout):
+    head = small_head(backend)
+    x = torch.randn(2, 24, 6, 7, device=DEVICE).to(memory_format=layout)
+    layers = head(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(head(x), layers, rtol=1e-4, atol=1e-5)
+
+
+def test_the_block_follows_a_change_of_any_weight():
+    head = small_head("torch")
+    x = torch.randn(2, 24, 6, 7, device=DEVICE)
+    for name, value in head.state_dict().items():
+        if value.is_floating_point() and not name.startswith("dropout"):
+            value.mul_(1.1)
+            layers = head(x).detach()
+            with torch.no_grad():
+                torch.testing.assert_close(head(x), layers, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_evaluation_mode_passes_gradients_where_they_are_wanted():
+    head = small_head("auto")
+    x = torch.randn(2, 24, 6, 7, device=DEVICE, requires_grad=True)
+    head(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert head.ema_out_conv.conv.weight.grad.abs().sum() > 0
+
+
+def test_a_training_step_moves_the_bases_alike_on_both_backends():
+    x = torch.randn(2, 24, 6, 7, device=DEVICE)
+    moved = []
+    for backend in ("triton", "torch"):
+        head = small_head(backend).train()
+        before = head.ema_module.bases.clone()
+        head(x).sum().backward()
+        moved.append(head.ema_module.bases)
+        assert (moved[-1] - before).norm(dim=1).min() > 0.01
+    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_and_autocast(dtype):
+    head = small_head("auto")
+    x = torch.randn(2, 24, 6, 7, device=DEVICE)
+    with torch.no_grad():
+        want = head(x)
+        with torch.autocast(DEVICE, dtype):
+            mixed = head(x)
+        half = head.to(dtype)(x.to(dtype))
+    for got in (mixed, half):
+        assert got.dtype == dtype
+        assert golden_data.relative_error(got.cpu(), want.cpu()) <= 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_compiles_and_exports(backend):
+    torch._dynamo.reset()
+    head = small_head(backend)
+    x = torch.randn(2, 24, 6, 7, device=DEVICE)
+    auto = torch.export.Dim.AUTO
+    with torch.no_grad():
+        compiled = torch.compile(head, fullgraph=True, dynamic=True, backend="aot_eager")
+        program = torch.export.export(head, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+        calls = [str(node.target) for node in program.graph.nodes]
+        assert "emanet_triton.em_attention_block.default" in calls
+        for other in (x, torch.randn(3, 24, 5, 9, device=DEVICE)):
+            want = head(other)
+            torch.testing.assert_close(compiled(other), want)
+            torch.testing.assert_close(program.module()(other), want)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_layer_compiles_and_exports_while_gradients_are_on(training):
+    torch._dynamo.reset()
+    layer = EMAttention(8, 3, backend="triton").train(training).to(DEVICE)
+    x = torch.randn(2, 8, 5, 6, device=DEVICE, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    before = layer.bases.clone()
+    want = layer(x)
+    layer.bases.copy_(before)
+    torch.testing.assert_close(compiled(x), want)
+    assert torch.equal(layer.bases, before) is not training
+    program = torch.export.export(layer.eval(), (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_an_unknown_backend():
+    with pytest.raises(ValueError, match="backend must be one of auto, triton, torch, got 'cuda'"):
+        EMAttention(8, 3, backend="cuda")
