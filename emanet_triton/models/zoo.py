@@ -105,7 +105,7 @@ ZOO: dict[str, ZooEntry] = {
         architecture=_TINY,
         protocol=Protocol(base_scale=(512, 256)),
         file="emanet_demo.pth",
-        sha256="90c956a8",
+        sha256="a9d8f7b2",
         url=None,
         published=None,
     ),
