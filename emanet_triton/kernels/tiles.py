@@ -107,7 +107,7 @@ _EPILOGUE = {
     ("sm_90", "ieee"): (64, 64, 32, 8, 3),
     ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
     ("sm_90", "tf32"): (128, 64, 64, 8, 3),
-    ("sm_100", "half"): (64, 128, 64, 8, 3),
+    ("sm_100", "half"): (128, 64, 64, 8, 3),
     ("sm_100", "ieee"): (64, 64, 32, 8, 3),
     ("sm_100", "tf32x3"): (64, 64, 64, 8, 1),
     ("sm_100", "tf32"): (128, 64, 64, 8, 3),
@@ -118,7 +118,7 @@ _EPILOGUE = {
 # Larger ones for channels-last features and K to 64, where Z stays in registers.
 _EPILOGUE_OF_FEW = {
     ("sm_90", "half"): (256, 128, 64, 8, 3),
-    ("sm_100", "half"): (256, 128, 64, 8, 3),
+    ("sm_100", "half"): (128, 128, 64, 8, 3),
 }
 
 # The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages.

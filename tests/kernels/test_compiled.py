@@ -11,6 +11,8 @@ import triton
 
 from emanet_triton.kernels import compiled, tiles
 
+pytestmark = pytest.mark.timeout(1800)  # minutes of compiling, more on a busy machine
+
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "compiled.csv"
 COMMAND = (sys.executable, "-m", "emanet_triton.kernels.compiled")
