@@ -1,18 +1,26 @@
-"""From an image to labels, exactly as mmsegmentation's inference does it, in plain PyTorch."""
+"""From an image to labels as in mmsegmentation, without logits of the image's size.
+
+``reference`` is the plain sequence of operations that this is held against.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from emanet_triton.errors import InputError
-from emanet_triton.eval.views import Size, cover_count, view_sizes, windows
-from emanet_triton.models.emanet import MEAN, STD
+from emanet_triton.eval.inputs import cut_windows, scaled_inputs
+from emanet_triton.eval.taps import tap_tables
+from emanet_triton.eval.views import view_sizes
+from emanet_triton.kernels.resample import (
+    Taps,
+    resample_confusion,
+    resample_labels,
+    resample_probabilities,
+)
 from emanet_triton.models.protocol import Protocol
 
 Forward = Callable[[Tensor], Tensor]  # [n, 3, h, w] → logits [n, classes, h / 8, w / 8]
@@ -35,7 +43,8 @@ def segment(
         image: uint8 RGB [H, W, 3], array or tensor.
         protocol: how to resize, place windows and scale; ``model.protocol`` by default.
         ms_flip: average the probabilities of ``protocol.ratios``, each plain and mirrored.
-        return_probabilities: also return the class probabilities.
+        return_probabilities: also return the class probabilities; the labels are then their
+            maxima, and may differ where the two best classes are equal but for rounding.
 
     Returns:
         uint8 labels (class indices) [H, W]; with ``return_probabilities`` a pair of those and
@@ -54,15 +63,13 @@ def segment(
     array = image.cpu().numpy() if isinstance(image, Tensor) else image
     device = next(model.parameters()).device
     with torch.inference_mode():
-        probabilities = _probabilities(
-            model, [array], protocol or model.protocol, ms_flip, device=device
-        )[0]
-        labels = probabilities.argmax(0).to(torch.uint8)
+        low = _low_logits(model, [array], protocol or model.protocol, ms_flip, device=device)
+        results = resample_probabilities(*low) if return_probabilities else (resample_labels(*low),)
     if isinstance(image, Tensor):
-        labels, probabilities = labels.to(image.device), probabilities.to(image.device)
+        results = tuple(result[0].to(image.device) for result in results)
     else:
-        labels, probabilities = labels.cpu().numpy(), probabilities.cpu().numpy()
-    return (labels, probabilities) if return_probabilities else labels
+        results = tuple(result[0].cpu().numpy() for result in results)
+    return results if return_probabilities else results[0]
 
 
 class Predictor:
@@ -99,16 +106,40 @@ class Predictor:
         Raises:
             InputError: memory does not even suffice for one network input.
         """
-        for _, group in groupby(images, key=lambda image: image.shape):
+        for labels in self._in_batches(self._labels, images):
+            yield from labels
+
+    def confusion(self, images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Tensor:
+        """Count the pixels of each (target, label) pair, over all images.
+
+        Args:
+            images: uint8 RGB [H, W, 3].
+            targets: train ids of each image, uint8 [H, W]; 255 is left out.
+
+        Returns:
+            int64 [classes, classes] on the model's device, rows = target, columns = label.
+
+        Raises:
+            InputError: memory does not even suffice for one network input.
+            ValueError: a target of another shape, or of a value that is no class.
+        """
+
+        return sum(self._in_batches(self._confusion, images, targets))
+
+    def _in_batches(self, run: Callable[..., Tensor], *columns: Sequence) -> Iterator[Tensor]:
+        """Yield ``run`` of batch after batch of equally large images and what goes with them."""
+        items = zip(*columns, strict=True)
+        for _, group in groupby(items, key=lambda item: item[0].shape):
             waiting = list(group)
             while waiting:
+                batch = waiting[: self.batch_size]
                 try:
-                    labels = self._labels(waiting[: self.batch_size])
+                    result = run(*zip(*batch, strict=True))
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    self._halve_batch(error, waiting[0].shape)
+                    self._halve_batch(error, batch[0][0].shape)
                 else:
-                    yield from labels
-                    del waiting[: len(labels)]
+                    yield result
+                    del waiting[: len(batch)]
 
     def _halve_batch(self, error: Exception, shape: tuple[int, ...]) -> None:
         """Halve the batch if ``error`` says that memory ran out; raise it otherwise."""
@@ -130,74 +161,43 @@ class Predictor:
 
     @torch.inference_mode()
     def _labels(self, images: Sequence[np.ndarray]) -> Tensor:
-        probabilities = _probabilities(
-            self._forward, images, self.protocol, self.ms_flip, device=self.device
-        )
-        return probabilities.argmax(1).to(torch.uint8)
+        return resample_labels(*self._low(images))
+
+    @torch.inference_mode()
+    def _confusion(self, images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Tensor:
+        on_device = torch.from_numpy(np.stack(targets)).to(self.device)
+        return resample_confusion(*self._low(images), on_device)
+
+    def _low(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Taps, Taps]:
+        return _low_logits(self._forward, images, self.protocol, self.ms_flip, device=self.device)
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
             return torch.cat([self.model(part) for part in inputs.split(self.batch_size)])
 
 
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize uint8 RGB [H, W, 3] to (width, height) as mmcv does: OpenCV, bilinear, on uint8.
-
-    OpenCV rounds in fixed point. Any other bilinear resize changes labels (up to 0.7% of them).
-    """
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], less ``MEAN``, divided by ``STD``."""
-    mean = torch.tensor(MEAN, device=images.device)
-    std = torch.tensor(STD, device=images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
-def _probabilities(
+def _low_logits(
     forward: Forward,
     images: Sequence[np.ndarray],
     protocol: Protocol,
     ms_flip: bool,
     *,
     device: torch.device,
-) -> Tensor:
-    """Class probabilities [B, classes, H, W] of equally large uint8 images [H, W, 3]."""
+) -> tuple[Tensor, Taps, Taps]:
+    """What the network says of equally large images, and how their rows and columns tap it.
+
+    Returns:
+        Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
+        the taps of the rows and of the columns.
+    """
     height, width = images[0].shape[:2]
-    total, views = None, 0
+    views, low_sizes = [], []
     for size in view_sizes(protocol, (width, height), ms_flip):
-        resized = np.stack([resize_image(image, size) for image in images])
-        inputs = normalise(torch.from_numpy(resized).to(device))
+        inputs = scaled_inputs(images, size, device)
         for mirrored in (False, True) if ms_flip else (False,):
-            logits = _input_logits(forward, inputs.flip(3) if mirrored else inputs, protocol)
-            logits = _resize(logits, (height, width), protocol)
-            view = logits.softmax(1)
-            view = view.flip(3) if mirrored else view
-            total = view if total is None else total.add_(view)
-            views += 1
-    return total / views if views > 1 else total
-
-
-def _input_logits(forward: Forward, inputs: Tensor, protocol: Protocol) -> Tensor:
-    """Logits [B, classes, h, w] at the size of the network's inputs [B, 3, h, w]."""
-    height, width = inputs.shape[2:]
-    if protocol.mode == "whole":
-        return _resize(forward(inputs).float(), (height, width), protocol)
-    (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
-    rows = windows(height, crop_h, stride_h)
-    columns = windows(width, crop_w, stride_w)
-    places = [(slice(*row), slice(*column)) for row in rows for column in columns]
-    logits = forward(torch.cat([inputs[:, :, row, column] for row, column in places])).float()
-    # [windows * B, classes, h, w]: one window after another, each at its own place
-    total = logits.new_zeros(len(inputs), logits.shape[1], height, width)
-    size = (min(crop_h, height), min(crop_w, width))
-    for (row, column), part in zip(places, logits.split(len(inputs)), strict=True):
-        total[:, :, row, column] += _resize(part, size, protocol)
-    count = np.outer(cover_count(height, rows), cover_count(width, columns))
-    return total.div_(torch.from_numpy(count).to(total))
-
-
-def _resize(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
-    """Bilinear to (height, width) in the protocol's convention."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
+            logits = forward(cut_windows(inputs.flip(3) if mirrored else inputs, protocol))
+            windows = logits.unflatten(0, (-1, len(images)))  # [windows, B, classes, h, w]
+            views.append(windows.permute(1, 2, 0, 3, 4).flatten(2))
+        low_sizes.append(tuple(logits.shape[2:]))
+    rows, columns = tap_tables(protocol, (width, height), tuple(low_sizes), ms_flip, device)
+    return torch.cat(views, 2) if len(views) > 1 else views[0], rows, columns

@@ -62,6 +62,20 @@ def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
+def window_grid(
+    protocol: Protocol, size: Size
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The windows of a network input: (begin, end) along its rows, then along its columns.
+
+    Whole mode has one window, the input. ``size`` is (width, height) in pixels.
+    """
+    width, height = size
+    if protocol.mode == "whole":
+        return [(0, height)], [(0, width)]
+    (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
+    return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
+
+
 def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
     """How many windows cover each position of an axis, int64 [length]."""
     count = np.zeros(length, np.int64)

@@ -7,7 +7,10 @@ import torch
 
 from emanet_triton import segment
 from emanet_triton.errors import InputError
-from emanet_triton.eval.inference import Predictor, resize_image
+from emanet_triton.eval import reference
+from emanet_triton.eval.inference import Predictor
+from emanet_triton.eval.inputs import resize_image
+from emanet_triton.eval.metric import confusion_matrix
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -26,27 +29,61 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def assert_same_labels(got, want, probabilities):
-    """Equal labels wherever the two best probabilities differ by more than 1e-3."""
+def assert_same_labels(got, want, probabilities, margin=1e-3):
+    """Equal labels wherever the two best probabilities differ by more than ``margin``."""
     best = np.sort(probabilities, axis=0)[-2:]
-    clear = best[1] - best[0] > 1e-3
+    clear = best[1] - best[0] > margin
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(got[clear], want[clear])
+
+
+@torch.inference_mode()
+def plain_probabilities(model, image, ms_flip):
+    """The plain sequence's probabilities, in float32 and, of the same logits, in float64."""
+    given = []
+
+    def recorded(inputs):
+        given.append(model(inputs))
+        return given[-1]
+
+    plain = reference.probabilities(recorded, [image], model.protocol, ms_flip)
+    again = iter(given)
+    exact = reference.probabilities(
+        lambda _: next(again).double(), [image], model.protocol, ms_flip
+    )
+    return plain[0].numpy(), exact[0].numpy()
 
 
 @pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
 @pytest.mark.parametrize("name", golden_data.NAMES)
 def test_golden_protocol(name, ms_flip):
-    golden = golden_data.vectors(name)
-    suffix = "_ms_flip" if ms_flip else ""
-    labels, probabilities = segment(
-        golden_data.golden_model(name), golden["image"], ms_flip=ms_flip, return_probabilities=True
-    )
+    golden, model = golden_data.vectors(name), golden_data.golden_model(name)
+    image, suffix = golden["image"], "_ms_flip" if ms_flip else ""
+    labels, probabilities = segment(model, image, ms_flip=ms_flip, return_probabilities=True)
     assert labels.dtype == np.uint8
     assert probabilities.dtype == np.float32
+    plain, exact = plain_probabilities(model, image, ms_flip)
     want = golden[f"prob{suffix}_rows"]
     np.testing.assert_allclose(probabilities[:, ::16], want, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(plain[:, ::16], want, rtol=0, atol=1e-4)
+    error, plain_error = (np.abs(got - exact).max() for got in (probabilities, plain))
+    assert error <= 2 * plain_error + 1e-6
     assert_same_labels(labels, golden[f"label{suffix}"], probabilities)
+    assert_same_labels(plain.argmax(0), golden[f"label{suffix}"], probabilities)
+    assert_same_labels(labels, exact.argmax(0), exact, margin=1e-5)
+
+
+@pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
+@pytest.mark.parametrize("name", golden_data.NAMES)
+def test_golden_confusion_matrix(name, ms_flip):
+    golden, model = golden_data.vectors(name), golden_data.golden_model(name)
+    predictor = Predictor(model, model.protocol, ms_flip=ms_flip)
+    targets = golden["label"].copy()
+    targets[:7] = 255
+    with torch.inference_mode():
+        plain = reference.probabilities(model, [golden["image"]], model.protocol, ms_flip)[0]
+    want = confusion_matrix(torch.from_numpy(targets), plain.argmax(0).to(torch.uint8))
+    assert torch.equal(predictor.confusion([golden["image"]], [targets]), want)
 
 
 @pytest.mark.parametrize("name", golden_data.NAMES)
@@ -135,6 +172,20 @@ def test_batches_of_equal_images_give_each_image_its_labels():
         best = np.sort(probabilities, axis=0)[-2:]
         clear = best[1] - best[0] > 1e-5  # another batch size, another order of summation
         np.testing.assert_array_equal(labels.numpy()[clear], want[clear])
+
+
+def test_confusion_of_batches_of_unequal_images():
+    model = tiny_model()
+    images = [random_image(24, 40, i) for i in range(3)] + [random_image(25, 31)]
+    targets = [image[..., 0] % 19 for image in images]
+    predictor = Predictor(model, model.protocol, batch_size=2)
+    want = sum(
+        confusion_matrix(torch.from_numpy(target), labels)
+        for target, labels in zip(targets, predictor(images), strict=True)
+    )
+    got = predictor.confusion(images, targets)
+    assert got.dtype == torch.int64
+    assert torch.equal(got, want)
 
 
 class LimitedMemory(torch.nn.Module):

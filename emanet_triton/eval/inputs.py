@@ -1,0 +1,41 @@
+"""From images to network inputs: the resize, the normalisation and the windows."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from emanet_triton.eval.views import Size, window_grid
+from emanet_triton.models.emanet import MEAN, STD
+from emanet_triton.models.protocol import Protocol
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize uint8 RGB [H, W, 3] to (width, height) as mmcv does: OpenCV, bilinear, on uint8.
+
+    OpenCV rounds in fixed point. Any other bilinear resize changes labels (up to 0.7% of them).
+    """
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], less ``MEAN``, divided by ``STD``."""
+    mean = torch.tensor(MEAN, device=images.device)
+    std = torch.tensor(STD, device=images.device)
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def scaled_inputs(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
+    """Equally large images resized to (width, height) and normalised, float32 [B, 3, h, w]."""
+    resized = np.stack([resize_image(image, size) for image in images])
+    return normalise(torch.from_numpy(resized).to(device))
+
+
+def cut_windows(inputs: Tensor, protocol: Protocol) -> Tensor:
+    """The windows of inputs [B, 3, h, w], row by row, each of all images: [windows * B, 3, ...]."""
+    rows, columns = window_grid(protocol, (inputs.shape[3], inputs.shape[2]))
+    if len(rows) == len(columns) == 1:
+        return inputs
+    return torch.cat([inputs[:, :, slice(*r), slice(*c)] for r in rows for c in columns])

@@ -1,0 +1,214 @@
+"""From low-resolution logits of any number of views to labels, without full-size logits.
+
+Resizing, placing windows, dividing by how many cover a pixel and mirroring each act on rows and
+columns apart, so a view's logit at a pixel is a sum of a few taps an axis. The logits of all
+views and windows of an image lie end to end along one axis of P positions, in any order in which
+a tap's position is an offset of its row plus an offset of its column.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels import resample_torch
+from emanet_triton.kernels.resample_torch import IGNORE
+
+BACKENDS = ("auto", "triton", "torch")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_TRITON_CLASSES = 64
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+class Taps(NamedTuple):
+    """Where an axis of the output comes from, for each view.
+
+    Attributes:
+        index: int32 [V, T, n], offsets along P; a row's and a column's offset add up. Not
+            checked against P on a GPU.
+        weight: float32 [V, T, n], not negative; 0 where an output has fewer than T taps.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+def resample_labels(logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto") -> Tensor:
+    """Label every pixel with the class of the largest mean probability over the views.
+
+    A single view takes the class of the largest logit, which is the same but for rounding.
+
+    Args:
+        logits: finite, [B, C, P]; C to 255; float32, float16 or bfloat16.
+        rows: taps of the H output rows, V views.
+        columns: taps of the W output columns, V views.
+        backend: ``"triton"`` on a GPU or under Triton's interpreter, for up to 64 classes;
+            ``"torch"`` anywhere, in strips; ``"auto"`` picks by device.
+
+    Returns:
+        uint8 [B, H, W]; the first of equal classes.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    backend = _check(logits, rows, columns, backend)
+    return torch.ops.emanet_triton.resample_labels(logits, *rows, *columns, backend)
+
+
+def resample_probabilities(
+    logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Average the class probabilities over the views; arguments as in ``resample_labels``.
+
+    Returns:
+        The labels, uint8 [B, H, W], the first class of the largest probability, and the
+        probabilities, float32 [B, C, H, W].
+
+    Raises:
+        ValueError: as ``resample_labels``.
+    """
+    backend = _check(logits, rows, columns, backend)
+    return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, backend)
+
+
+def resample_confusion(
+    logits: Tensor, rows: Taps, columns: Taps, targets: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """Count the pixels of each (target, label) pair, the labels as from ``resample_labels``.
+
+    Args:
+        logits, rows, columns, backend: as in ``resample_labels``.
+        targets: uint8 [B, H, W]; 255 is left out.
+
+    Returns:
+        int64 [C, C], rows = target, columns = label; exact, the same on every run.
+
+    Raises:
+        ValueError: an argument is not as above, or a target is neither a class nor 255.
+    """
+    backend = _check(logits, rows, columns, backend)
+    wanted = [logits.shape[0], rows.index.shape[2], columns.index.shape[2]]
+    if targets.dtype != torch.uint8 or list(targets.shape) != wanted:
+        raise ValueError(
+            f"targets must be uint8 {wanted}, got {targets.dtype} {list(targets.shape)}"
+        )
+    _check_device("targets", targets, logits)
+    return torch.ops.emanet_triton.resample_confusion(logits, *rows, *columns, targets, backend)
+
+
+def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
+    """Refuse bad arguments; return the backend to run."""
+    if logits.dim() != 3 or logits.numel() == 0:
+        raise ValueError(f"logits must be [B, C, P] and not empty, got {list(logits.shape)}")
+    if logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
+    classes = logits.shape[1]
+    if classes > IGNORE:
+        raise ValueError(f"logits must have at most {IGNORE} classes, got {classes}")
+    for name, taps in (("rows", rows), ("columns", columns)):
+        if taps.index.dim() != 3 or taps.index.numel() == 0:
+            shape = list(taps.index.shape)
+            raise ValueError(f"{name}.index must be [V, T, n] and not empty, got {shape}")
+        if taps.weight.shape != taps.index.shape:
+            shapes = f"{list(taps.index.shape)} and {list(taps.weight.shape)}"
+            raise ValueError(f"{name}.index and {name}.weight must have one shape, got {shapes}")
+        if taps.index.dtype != torch.int32 or taps.weight.dtype != torch.float32:
+            dtypes = f"{taps.index.dtype} and {taps.weight.dtype}"
+            raise ValueError(f"{name} must be int32 and float32, got {dtypes}")
+        _check_device(f"{name}.index", taps.index, logits)
+        _check_device(f"{name}.weight", taps.weight, logits)
+    if len(rows.index) != len(columns.index):
+        counts = f"{len(rows.index)} and {len(columns.index)}"
+        raise ValueError(f"rows and columns must have one number of views, got {counts}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton" and classes > MAX_TRITON_CLASSES:
+        limit = f"at most {MAX_TRITON_CLASSES} classes"
+        raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
+    if backend != "auto":
+        return backend
+    fits = HAS_TRITON and logits.is_cuda and classes <= MAX_TRITON_CLASSES
+    return "triton" if fits else "torch"
+
+
+def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
+    if tensor.device != logits.device:
+        raise ValueError(f"{name} must be on {logits.device} like logits, got {tensor.device}")
+
+
+@contextlib.contextmanager
+def _kernels(backend: str, device: torch.device) -> Iterator[ModuleType]:
+    """The module that computes, ready for this device, or why it cannot."""
+    if backend == "torch":
+        yield resample_torch
+        return
+    if not HAS_TRITON:
+        raise ValueError("backend 'triton' needs the package triton, which is not installed")
+    kernels = importlib.import_module("emanet_triton.kernels.resample_triton")
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield kernels
+    elif kernels.INTERPRETED:
+        yield kernels
+    else:
+        raise ValueError(
+            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
+            f"environment before triton is imported; got tensors on {device}"
+        )
+
+
+def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:
+    *tables, backend = tables_and_backend
+    with _kernels(backend, logits.device) as kernels:
+        return kernels.resample(logits, tables, probabilities=False)[0]
+
+
+def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
+    *tables, backend = tables_and_backend
+    with _kernels(backend, logits.device) as kernels:
+        return kernels.resample(logits, tables, probabilities=True)
+
+
+def _run_confusion(logits: Tensor, *tables_targets_and_backend) -> Tensor:
+    *tables, targets, backend = tables_targets_and_backend
+    classes = logits.shape[1]
+    with _kernels(backend, logits.device) as kernels:
+        labels, _ = kernels.resample(logits, tables, probabilities=False)
+        counts = kernels.confusion(targets, labels, classes)
+    if strays := int(counts[-1]):
+        raise ValueError(f"{strays} targets are neither one of {classes} classes nor {IGNORE}")
+    return counts[:-1].view(classes, classes).clone()
+
+
+def _fake_labels(logits: Tensor, rows: Tensor, _row_weight, columns: Tensor, *_) -> Tensor:
+    shape = logits.shape[0], rows.shape[2], columns.shape[2]
+    return torch.empty(shape, dtype=torch.uint8, device=logits.device)
+
+
+def _fake_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
+    labels = _fake_labels(logits, *tables_and_backend)
+    B, H, W = labels.shape
+    shape = B, logits.shape[1], H, W
+    return labels, torch.empty(shape, dtype=torch.float32, device=logits.device)
+
+
+def _fake_confusion(logits: Tensor, *_) -> Tensor:
+    classes = logits.shape[1]
+    return torch.empty((classes, classes), dtype=torch.int64, device=logits.device)
+
+
+_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
+_TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
+for _name, _extra, _result, _run, _fake in (
+    ("resample_labels", "", "Tensor", _run_labels, _fake_labels),
+    ("resample_probabilities", "", "(Tensor, Tensor)", _run_probabilities, _fake_probabilities),
+    ("resample_confusion", ", Tensor targets", "Tensor", _run_confusion, _fake_confusion),
+):
+    _LIBRARY.define(f"{_name}(Tensor logits, {_TABLES}{_extra}, str backend) -> {_result}")
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)

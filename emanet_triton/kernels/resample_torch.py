@@ -1,0 +1,147 @@
+"""Labels, probabilities and confusion matrices from low-resolution logits, in plain PyTorch.
+
+Works in strips of rows, so that memory does not grow with the image beyond what is returned. A
+strip is cut into tiles of columns; a tile's logits are a product of two small matrices and the few
+low-resolution logits that it taps. On a CPU each thread takes whole strips: with small operations
+shared among threads, the threads would mostly wait for one another.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+STRIP_BYTES = 2**21  # of the scores of a strip
+TILE = 128  # columns
+IGNORE = 255  # a target that is not counted
+
+
+def resample(
+    logits: Tensor, tables: Sequence[Tensor], *, probabilities: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Labels, uint8 [B, H, W], and if asked for mean probabilities, float32 [B, C, H, W].
+
+    Args:
+        logits: [B, C, P].
+        tables: index and weight of the rows, then of the columns.
+        probabilities: whether to return them, too.
+    """
+    (B, C, _), (V, _, H), W = logits.shape, tables[0].shape, tables[2].shape[2]
+    labels = torch.empty((B, H, W), dtype=torch.uint8, device=logits.device)
+    mean = None
+    if probabilities:
+        mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
+    # A float32 product on a GPU may be rounded to TF32.
+    dtype = torch.float64 if logits.is_cuda else torch.float32
+    size = max(1, min(H, STRIP_BYTES // (4 * C * W)))
+    rows = [_matrices(*view, size, dtype) for view in zip(*tables[:2], strict=True)]
+    columns = [_matrices(*view, TILE, dtype) for view in zip(*tables[2:], strict=True)]
+
+    def run(strip: tuple[int, int]) -> None:
+        b, i = strip
+        begin, end = i * size, min((i + 1) * size, H)
+        total = None  # [tiles, rows, C, TILE]
+        for (row_used, row_matrix), column in zip(rows, columns, strict=True):
+            scores = _logits(logits[b], row_used[i], row_matrix[i], *column)
+            scores = scores.softmax(2) if probabilities or V > 1 else scores
+            total = scores if total is None else total.add_(scores)
+        total = total[:, : end - begin]
+        labels[b, begin:end] = _side_by_side(_first_maximum(total), W)
+        if probabilities:
+            mean[b, :, begin:end] = _side_by_side(total.permute(2, 0, 1, 3) / V, W)
+
+    _for_each(run, [(b, i) for b in range(B) for i in range(-(-H // size))], logits.device)
+    return labels, mean
+
+
+def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of targets of no class."""
+    counts = torch.zeros(256 * num_classes, dtype=torch.int64, device=labels.device)
+    chunk = 2**16  # pixels
+    for t, p in zip(targets.flatten().split(chunk), labels.flatten().split(chunk), strict=True):
+        counts += torch.bincount(t.long() * num_classes + p, minlength=len(counts))
+    matrix, strays, _ = counts.split((num_classes**2, *_rest(num_classes)))
+    return torch.cat([matrix, strays.sum()[None]])
+
+
+def _rest(num_classes: int) -> tuple[int, int]:
+    """How many counts are of targets that are no class, and of those that are ignored."""
+    return (IGNORE - num_classes) * num_classes, num_classes
+
+
+def _matrices(
+    index: Tensor, weight: Tensor, size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One view's taps [T, n], ``size`` outputs at a time.
+
+    Returns:
+        Offsets that are used, [runs, k], and their weights, [runs, size, k], filled up with 0.
+    """
+    used, matrices = [], []
+    for i, w in zip(index.split(size, 1), weight.split(size, 1), strict=True):
+        offsets, row = i.unique(return_inverse=True)
+        matrix = torch.zeros(len(offsets), size, dtype=dtype, device=index.device)
+        column = torch.arange(i.shape[1], device=index.device).expand_as(i)
+        matrices.append(matrix.index_put_((row, column), w.to(dtype), accumulate=True))
+        used.append(offsets)
+    return pad_sequence(used, True), pad_sequence(matrices, True).mT
+
+
+def _logits(
+    image: Tensor, row_used: Tensor, row_matrix: Tensor, column_used: Tensor, column_matrix: Tensor
+) -> Tensor:
+    """Logits of a strip, [tiles, rows, C, TILE], from those of one image, [C, P]."""
+    positions = column_used[:, None, :] + row_used[:, None]  # [tiles, k rows, k columns]
+    low = image.index_select(1, positions.flatten()).to(row_matrix.dtype)
+    low = low.unflatten(1, positions.shape).permute(1, 2, 0, 3)  # [tiles, k rows, C, k columns]
+    wide = low.flatten(1, 2) @ column_matrix.mT  # [tiles, k rows * C, TILE]
+    strip = row_matrix @ wide.unflatten(1, (len(row_used), -1)).flatten(2)
+    return strip.unflatten(2, (len(image), -1))
+
+
+def _first_maximum(scores: Tensor) -> Tensor:
+    """The first class with the largest score, [tiles, rows, TILE]."""
+    if scores.is_cuda:
+        return scores.argmax(2)
+    # Pooling over the classes: on a CPU many times faster than argmax, which is not vectorised.
+    pixels_last = scores.flatten(0, 1).unsqueeze(2).permute(0, 3, 1, 2)  # [.., TILE, C, 1]
+    _, labels = F.max_pool2d(pixels_last, (scores.shape[2], 1), return_indices=True)
+    return labels[:, :, 0, 0].unflatten(0, scores.shape[:2])
+
+
+def _side_by_side(tiles: Tensor, width: int) -> Tensor:
+    """[..., tiles, rows, TILE] → [..., rows, width]."""
+    return tiles.transpose(-3, -2).flatten(-2)[..., :width]
+
+
+def _for_each(run: Callable[[tuple], None], items: Sequence[tuple], device: torch.device) -> None:
+    """Run every item, on a CPU in as many threads as PyTorch is set to use."""
+    threads = min(torch.get_num_threads(), len(items))
+    if threads == 1 or device.type != "cpu":
+        for item in items:
+            run(item)
+        return
+
+    def run_all(mine: Iterable[tuple]) -> None:
+        with torch.inference_mode():  # a setting of each thread
+            for item in mine:
+                run(item)
+
+    pool = _pool(torch.get_num_threads(), os.getpid())
+    list(pool.map(run_all, (items[i::threads] for i in range(threads))))
+
+
+@functools.cache
+def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
+    """Threads of this process in each of which PyTorch's own operations use one thread."""
+    pool = ThreadPoolExecutor(threads, "resample", torch.set_num_threads, (1,))
+    started = threading.Barrier(threads)
+    list(pool.map(lambda _: started.wait(), range(threads)))
+    torch.set_num_threads(threads)  # what threads to come start with, and the last call decides
+    return pool
