@@ -266,7 +266,13 @@ def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
     city = tiny_eval.write_cityscapes(tmp_path / "large", 3000)
     out = tmp_path / "out.json"
     command = tiny_process("--ckpt", str(ckpt), "--data", str(city), "--json", str(out))
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As from a terminal, also where the tests run in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not partials(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
