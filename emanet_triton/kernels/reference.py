@@ -1,4 +1,4 @@
-"""EM attention in plain PyTorch: the specification that every kernel is held against."""
+"""EM attention and its block in plain PyTorch: the specification that kernels are held against."""
 
 import torch
 from torch import Tensor
@@ -28,3 +28,37 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
             mu = F.normalize(mu, p=2, dim=1)
         recon = mu @ z.transpose(1, 2)  # [B, C, N]
     return recon.to(feats.dtype), mu.to(feats.dtype)
+
+
+def em_attention_block(
+    feats: Tensor,
+    bases: Tensor,
+    mid_weight: Tensor,
+    mid_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    num_stages: int = 3,
+) -> tuple[Tensor, Tensor]:
+    """Run EM attention with the 1x1 convolutions and the residual around it (mmseg ``EMAHead``).
+
+    Args:
+        feats: features F, [B, C, N], floating point.
+        bases: initial bases, [1 or B, C, K].
+        mid_weight, mid_bias: ``ema_mid_conv``, [C, C] and [C].
+        out_weight, out_bias: ``ema_out_conv`` with its batch norm folded in, [C, C] and [C].
+        num_stages: number of E and M steps, at least 1.
+
+    Returns:
+        relu(F + out(relu(reconstruction of mid(F)))), [B, C, N], and the bases after the last
+        M step, [B, C, K], in the dtype of ``feats``. No gradient flows through either.
+        Half-precision inputs are computed in float32.
+    """
+    with torch.no_grad(), torch.autocast(feats.device.type, enabled=False):
+        dtype = torch.promote_types(feats.dtype, torch.float32)
+        f, bases, mid_weight, mid_bias, out_weight, out_bias = (
+            t.to(dtype) for t in (feats, bases, mid_weight, mid_bias, out_weight, out_bias)
+        )
+        x = mid_weight @ f + mid_bias[:, None]  # [B, C, N]
+        recon, mu = em_attention(x, bases, num_stages)
+        out = F.relu(f + out_weight @ F.relu(recon) + out_bias[:, None])
+    return out.to(feats.dtype), mu.to(feats.dtype)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels import reference
+from emanet_triton.kernels.ops import BACKENDS, em_attention, em_attention_block
 
 
 class EMAttention(nn.Module):
@@ -22,16 +22,24 @@ class EMAttention(nn.Module):
         num_bases: K.
         num_stages: number of E and M steps, at least 1.
         momentum: weight of a training batch in the moving average of ``bases``, in [0, 1].
+        backend: of the operator, ``kernels.ops.em_attention``: auto, triton or torch.
 
     Shape:
-        features [B, C, H, W], floating point → reconstruction of the same shape and dtype.
+        features [B, C, H, W], float32, float16 or bfloat16 → reconstruction of the same shape,
+        dtype and memory format.
 
     Raises:
-        ValueError: an argument out of its range, or features that are not [B, C, H, W].
+        ValueError: an argument out of its range, features that are not [B, C, H, W], or a
+            backend that cannot run where they are.
     """
 
     def __init__(
-        self, channels: int, num_bases: int = 64, num_stages: int = 3, momentum: float = 0.1
+        self,
+        channels: int,
+        num_bases: int = 64,
+        num_stages: int = 3,
+        momentum: float = 0.1,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if min(channels, num_bases, num_stages) < 1:
@@ -41,8 +49,11 @@ class EMAttention(nn.Module):
             )
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.num_stages = num_stages
         self.momentum = momentum
+        self.backend = backend
         bases = torch.empty(1, channels, num_bases).normal_(0, math.sqrt(2 / num_bases))
         self.bases: Tensor
         self.register_buffer("bases", F.normalize(bases, dim=1))
@@ -52,10 +63,10 @@ class EMAttention(nn.Module):
             raise ValueError(
                 f"features must be [B, {self.bases.shape[1]}, H, W], got {list(feats.shape)}"
             )
-        recon, bases = reference.em_attention(feats.flatten(2), self.bases, self.num_stages)
+        recon, bases = em_attention(feats, self.bases, self.num_stages, backend=self.backend)
         if self.training:
             self._update_bases(bases)
-        return recon.view_as(feats)
+        return recon
 
     @torch.no_grad()
     def _update_bases(self, bases: Tensor) -> None:
@@ -68,7 +79,8 @@ class EMAttention(nn.Module):
 
     def extra_repr(self) -> str:
         _, channels, num_bases = self.bases.shape
-        return f"{channels}, num_bases={num_bases}, num_stages={self.num_stages}"
+        options = f"num_stages={self.num_stages}, backend={self.backend!r}"
+        return f"{channels}, num_bases={num_bases}, {options}"
 
 
 class ConvModule(nn.Module):
@@ -90,6 +102,12 @@ class ConvModule(nn.Module):
             x = self.bn(x)
         return x if self.act is None else self.act(x)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The convolution's weight and bias with the batch norm's statistics in them, float32."""
+        scale = self.bn.weight.float() * torch.rsqrt(self.bn.running_var.float() + self.bn.eps)
+        bias = self.bn.bias.float() - self.bn.running_mean.float() * scale
+        return self.conv.weight.float() * scale[:, None, None, None], bias
+
 
 class EMAHead(nn.Module):
     """EMANet's decode head (mmseg ``EMAHead``).
@@ -104,9 +122,13 @@ class EMAHead(nn.Module):
         num_stages: EM iterations.
         channels: of the 3x3 convolutions after the attention.
         num_classes: of the logits.
+        backend: of the EM attention, as in ``EMAttention``.
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
+
+    In evaluation mode under ``torch.no_grad`` the attention and the 1x1 convolutions around it
+    run as one operator, which passes no gradient; otherwise layer by layer.
     """
 
     def __init__(
@@ -117,12 +139,13 @@ class EMAHead(nn.Module):
         num_stages: int = 3,
         channels: int = 256,
         num_classes: int = 19,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.reconstruct = True
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         self.dropout = nn.Dropout2d(0.1)
-        self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
+        self.ema_module = EMAttention(ema_channels, num_bases, num_stages, backend=backend)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
         # From (0, inf) to (-inf, inf); frozen, since no gradient reaches it through the EM steps.
         self.ema_mid_conv = ConvModule(ema_channels, ema_channels, 1, norm=False, act=False)
@@ -133,13 +156,30 @@ class EMAHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         feats = self.ema_in_conv(x)
-        if self.reconstruct:
+        if not self.reconstruct:
+            out = F.relu(feats + self.ema_out_conv(torch.zeros_like(feats)))
+        elif self.training or torch.is_grad_enabled():
             recon = self.ema_module(self.ema_mid_conv(feats))
+            out = F.relu(feats + self.ema_out_conv(F.relu(recon)))
         else:
-            recon = torch.zeros_like(feats)
-        out = F.relu(feats + self.ema_out_conv(F.relu(recon)))
+            out = self._attention_block(feats)
         out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
         return self.conv_seg(self.dropout(out))
+
+    def _attention_block(self, feats: Tensor) -> Tensor:
+        attention, mid = self.ema_module, self.ema_mid_conv.conv
+        weight, bias = self.ema_out_conv.folded()
+        out, _ = em_attention_block(
+            feats,
+            attention.bases,
+            mid.weight.flatten(1),
+            mid.bias,
+            weight.flatten(1),
+            bias,
+            attention.num_stages,
+            backend=attention.backend,
+        )
+        return out
 
 
 class FCNHead(nn.Module):

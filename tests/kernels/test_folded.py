@@ -1,0 +1,151 @@
+"""The folded block against the specification in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from emanet_triton.kernels import folded, reference
+
+SHAPES = {  # B, C, K, N
+    "one_position": (1, 3, 1, 1),
+    "63": (2, 48, 7, 63),
+    "129": (5, 3, 7, 129),
+    "333": (1, 48, 64, 333),
+    "1000": (2, 512, 64, 1000),
+}
+LAYOUTS = {  # of [B, N, C]
+    "nchw": lambda f: f.mT.contiguous().mT,
+    "channels_last": lambda f: f,
+    "every_other_channel": lambda f: f.repeat_interleave(2, 2)[..., ::2],
+    "inside_a_larger_map": lambda f: F.pad(f, (3, 2, 1, 4))[:, 1:-4, 3:-2],
+    "one_image_for_all": lambda f: f[:1].expand_as(f),
+}
+
+
+def inputs(batch, channels, bases, positions, scale=1.0, seed=0):
+    """feats [B, N, C], bases and the weights of a block, float32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    return (
+        scale * normal(batch, positions, channels),
+        F.normalize(normal(1, channels, bases), dim=1),
+        *(normal(channels, channels) / channels**0.5, normal(channels)),
+        *(normal(channels, channels) / channels**0.5, normal(channels)),
+    )
+
+
+def specification(feats, *rest):
+    """The block in the dtype of ``feats``, [B, N, C]."""
+    out, bases = reference.em_attention_block(feats.mT, *rest)
+    return out.mT, bases
+
+
+def cast(tensors, dtype):
+    return [t.to(dtype) for t in tensors]
+
+
+def assert_three_way(got, plain, want, atol):
+    """The error is at most twice what plain PyTorch makes in the same dtype, plus ``atol``."""
+    for g, p, w in zip(got, plain, want, strict=True):
+        error, plain_error = ((t.double() - w).abs().max().item() for t in (g, p))
+        assert error <= 2 * plain_error + atol * w.abs().max().item()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_exact_algebra(shape, layout):
+    feats, *rest = cast(inputs(*shape), torch.float64)
+    feats = LAYOUTS[layout](feats)
+    before = feats.clone()
+    got = folded.em_attention_block(feats, *rest)
+    torch.testing.assert_close(got, specification(feats, *rest), rtol=1e-11, atol=1e-11)
+    assert got[0].stride() == torch.empty_like(feats).stride()
+    assert torch.equal(feats, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1, 30], ids=["ordinary", "logits_of_hundreds"])
+def test_as_accurate_as_plain_pytorch(dtype, scale):
+    rounded = cast(inputs(1, 512, 64, 333, scale), dtype)
+    got = folded.em_attention_block(*rounded)
+    assert [t.dtype for t in got] == [dtype, dtype]
+    want = specification(*cast(rounded, torch.float64))
+    assert_three_way(got, specification(*rounded), want, atol=2e-6)
+
+
+def test_the_largest_logits_exceed_400():
+    arguments = inputs(1, 512, 64, 333, 100)
+    feats, bases, mid_weight, mid_bias, *_ = arguments
+    assert ((feats @ mid_weight.T + mid_bias) @ bases).max() > 400
+    want = specification(*cast(arguments, torch.float64))
+    got = folded.em_attention_block(*arguments)
+    assert_three_way(got, specification(*arguments), want, atol=2e-6)
+
+
+def test_dead_bases_become_zero():
+    feats, bases, *weights = inputs(2, 8, 3, 30)
+    direction = F.normalize(weights[1], dim=0)
+    weights[1] = 300 * direction  # and so X lies far along the first base, against the others
+    bases = torch.stack([direction, -direction, -direction], dim=1)[None]
+    arguments = (feats, bases, *weights)
+    got = folded.em_attention_block(*arguments, 1)
+    want = specification(*cast(arguments, torch.float64), 1)
+    assert want[1][:, :, 1:].abs().max() < 1e-100  # dead in the specification
+    assert want[1][:, :, 0].any()
+    torch.testing.assert_close(got[1].double(), want[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got[0].double(), want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_constant_input():
+    feats, *rest = inputs(1, 48, 7, 99)
+    feats = torch.full_like(feats, 0.25)
+    got = folded.em_attention_block(feats, *rest)
+    want = specification(feats.double(), *cast(rest, torch.float64))
+    assert_three_way(got, specification(feats, *rest), want, atol=2e-6)
+    torch.testing.assert_close(got[0], got[0][:, :1].expand_as(got[0]))
+
+
+def test_an_image_does_not_see_the_others():
+    feats, *rest = inputs(3, 48, 7, 99)
+    alone = folded.em_attention_block(feats[2:], *rest)
+    feats[0, 40, 3] = torch.nan
+    out, bases = folded.em_attention_block(feats, *rest)
+    assert out[0].isnan().any()
+    assert out[1:].isfinite().all()
+    assert bases[1:].isfinite().all()
+    assert torch.equal(out[2:], alone[0])
+    assert torch.equal(bases[2:], alone[1])
+
+
+def test_bases_of_each_image():
+    feats, bases, *rest = inputs(2, 48, 7, 99)
+    both = torch.cat([bases, bases.roll(1, 1)])
+    got = folded.em_attention_block(feats, both, *rest)
+    want = folded.em_attention_block(feats[1:], both[1:], *rest)
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g[1:], w)
+
+
+def test_pieces_of_the_epilogue(monkeypatch):
+    arguments = cast(inputs(1, 48, 7, 99), torch.float64)
+    whole = folded.em_attention_block(*arguments)
+    monkeypatch.setattr(folded, "POSITIONS", 40)
+    pieces = folded.em_attention_block(*arguments)
+    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_changes_nothing():
+    arguments = inputs(1, 48, 7, 99)
+    want = folded.em_attention_block(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = folded.em_attention_block(*arguments)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=0, atol=0)
+
+
+def test_no_gradient_flows():
+    arguments = [t.requires_grad_() for t in inputs(1, 8, 3, 6)]
+    assert not any(t.requires_grad for t in folded.em_attention_block(*arguments))
