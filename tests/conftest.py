@@ -1,7 +1,12 @@
 """Settings shared by all tests."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 
 @pytest.fixture(autouse=True)

@@ -56,9 +56,9 @@ def conv_bias_act(
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x``, which is the default, or float32.
         provider: ``"cudnn"`` and ``"triton"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under
-            Triton's interpreter too, ``"torch"`` anywhere; ``"auto"`` takes the fastest on a GPU
-            (``conv_choice`` tells how it knows) and ``"torch"`` elsewhere, ``"table"`` does
-            the same without ever measuring.
+            Triton's interpreter too, ``"torch"`` anywhere; ``"auto"`` takes what is the
+            fastest on a GPU, measured at the first call of a shape (see ``conv_choice``), and
+            ``"torch"`` elsewhere; ``"table"`` the same without measuring anything.
         precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
             Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
@@ -76,8 +76,7 @@ def conv_bias_act(
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     if residual is not None:
         _check_residual(x, residual, _out_shape(x, weight, stride))
-    if out_dtype not in (None, x.dtype, torch.float32):
-        raise ValueError(f"out_dtype must be {x.dtype} or torch.float32, got {out_dtype}")
+    _check_dtype("out_dtype", out_dtype or x.dtype, {x.dtype, torch.float32})
     _check_name("provider", provider, PROVIDERS)
     _check_name("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.conv_bias_act(
@@ -159,12 +158,15 @@ def _check_residual(x: Tensor, residual: Tensor, wanted: list[int]) -> None:
 
 
 def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
-    allowed = {x.dtype, torch.float32} if float32 else {x.dtype}
-    if tensor.dtype not in allowed:
-        wanted = " or ".join(sorted(map(str, allowed)))
-        raise ValueError(f"{name} must be {wanted}, got {tensor.dtype}")
+    _check_dtype(name, tensor.dtype, {x.dtype, torch.float32} if float32 else {x.dtype})
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+
+
+def _check_dtype(name: str, dtype: torch.dtype, allowed: set[torch.dtype]) -> None:
+    if dtype not in allowed:
+        wanted = " or ".join(sorted(map(str, allowed)))
+        raise ValueError(f"{name} must be {wanted}, got {dtype}")
 
 
 def _check_name(what: str, name: str, names: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 A table in the repository serves the GPUs that were measured; on others the first call of a shape
 times the candidates and the winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.json``.
-``EMANET_TRITON_CONV_SEARCH=0`` switches the timing off: what is neither in the table nor in the
-cache then goes to the default, cuDNN.
+``EMANET_TRITON_CONV_SEARCH=0`` switches that off: what is not in the table then goes to the
+default, cuDNN.
 """
 
 import functools
@@ -94,28 +94,39 @@ def choose(key: str, device: torch.device, candidates: Candidates, *, search: bo
         key: all that decides the time of the convolution on one device.
         device: where it runs.
         candidates: {provider: call that computes the convolution}, the default first.
-        search: whether to measure what is not known; never done while a CUDA graph is captured,
-            nor with ``EMANET_TRITON_CONV_SEARCH=0``.
+        search: whether to go beyond the table. Nothing is measured while a CUDA graph is
+            captured, nor kept when memory runs out.
     """
     default = next(iter(candidates))
     known = MEASURED.get(torch.cuda.get_device_name(device), {}).get(key)
-    if known is None and search and searching():
-        cache = _cache(device)
-        known = cache.get(key)
-        if known not in candidates and not torch.cuda.is_current_stream_capturing():
-            known = fastest(key, candidates, _time)
-            cache.put(key, known)
-    return known if known in candidates else default
-
-
-def searching() -> bool:
-    return os.environ.get("EMANET_TRITON_CONV_SEARCH", "1") != "0"
+    if known in candidates:
+        return known
+    if not search or os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
+        return default
+    cache = _cache(device)
+    known = cache.get(key)
+    if known in candidates:
+        return known
+    if torch.cuda.is_current_stream_capturing():
+        return default
+    try:
+        winner = fastest(key, candidates, _time)
+    except torch.OutOfMemoryError as error:
+        warnings.warn(f"no memory to measure {key}, so {default} it is: {error}", stacklevel=2)
+        return default
+    cache.put(key, winner)
+    return winner
 
 
 def fastest(key: str, candidates: Candidates, time: Callable[[Callable], float]) -> str:
     """The candidate of the least time among those that agree with the first.
 
     A candidate that fails or disagrees is left out with a warning; the first is trusted.
+
+    Args:
+        key: names the convolution in a warning.
+        candidates: as in ``choose``.
+        time: of a call, in any unit.
     """
     (default, run), *others = candidates.items()
     expected = run()
@@ -124,6 +135,8 @@ def fastest(key: str, candidates: Candidates, time: Callable[[Callable], float])
         try:
             _check_agreement(run(), expected)
             times[name] = time(run)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler or a driver may raise
             warnings.warn(f"provider {name} is left out for {key}: {error}", stacklevel=2)
     return min(times, key=times.__getitem__)
