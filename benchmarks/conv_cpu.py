@@ -34,7 +34,7 @@ LAYERS = {
     "bottleneck": (512, 256, 64, 128, 1),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_ERROR = {"fp32": 4, "bf16": 6}  # of Winograd's, times that of plain PyTorch
+MOST_ERROR = {"fp32": 3e-6, "bf16": 2e-2}  # of any provider
 RESULTS = Path(__file__).parent / "results" / "conv_cpu.csv"
 
 
@@ -61,8 +61,8 @@ def measure(layer: str, dtype: str, rounds: int) -> list[dict]:
     """The rows of one layer and dtype."""
     calls, want = make_calls(layer, DTYPES[dtype])
     errors = {name: relative_error(call(), want) for name, call in calls.items()}
-    if errors["winograd"] > MOST_ERROR[dtype] * errors["torch"]:
-        raise SystemExit(f"error: Winograd's convolution is wrong, {layer} in {dtype}: {errors}")
+    if not max(errors.values()) <= MOST_ERROR[dtype]:
+        raise SystemExit(f"error: a convolution is wrong, {layer} in {dtype}: {errors}")
     channels, outputs, height, width, dilation = LAYERS[layer]
     shape = {"C": channels, "O": outputs, "size": f"{height}x{width}", "dilation": dilation}
     times = em_common.alternate(calls, cpu_time, rounds)

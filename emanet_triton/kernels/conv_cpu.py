@@ -31,30 +31,30 @@ def conv_bias_act_(
     dilation: int = 1,
     relu: bool = True,
 ) -> Tensor:
-    """Convolve, add bias and residual and apply ReLU; the result takes the residual's memory.
+    """Convolve, add bias and residual and apply ReLU, in the residual's memory where it fits.
 
     Args:
         x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. Where oneDNN does
             not know the dtype, PyTorch's own convolution runs instead.
         weight: [O, C, k, k], k odd, of that dtype. The padding is ``dilation * (k // 2)``.
         bias: [O], of that dtype.
-        residual: [B, O, ceil(H / stride), ceil(W / stride)], of that dtype, channels-last; it
-            is overwritten.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], of that dtype; overwritten with the
+            result if it is channels-last.
         stride, dilation: at least 1.
         relu: whether negative values become zero.
 
     Returns:
-        ``residual`` or, without one, a new tensor of its shape, channels-last. No gradient
-        flows through it.
+        [B, O, ceil(H / stride), ceil(W / stride)], channels-last: ``residual`` or a new tensor.
+        No gradient flows through it.
 
     Raises:
-        ValueError: a residual of another dtype or memory format.
+        ValueError: a residual of another dtype.
     """
     if residual is None:
         return torch.ops.emanet_triton.conv_cpu(x, weight, bias, stride, dilation, relu)
-    dense = residual.is_contiguous(memory_format=torch.channels_last)
-    if residual.dtype != x.dtype or not dense:
-        raise ValueError(f"residual must be {x.dtype} like x and channels-last")
+    if residual.dtype != x.dtype:
+        raise ValueError(f"residual must be {x.dtype} like x, got {residual.dtype}")
+    residual = residual.contiguous(memory_format=torch.channels_last)
     torch.ops.emanet_triton.conv_cpu_add_(residual, x, weight, bias, stride, dilation, relu)
     return residual
 

@@ -128,9 +128,9 @@ class FusedConv(nn.Module):
     def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         padding = self.dilation * (self.weight.shape[2] // 2)
         out = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
-        out = out.to(self.out_dtype)
         out = out if residual is None else out + residual
-        return out.relu_() if self.relu else out
+        out = out.relu_() if self.relu else out
+        return out.to(self.out_dtype)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, dilation={self.dilation}, relu={self.relu}"
@@ -150,13 +150,15 @@ class FusedBottleneck(nn.Module):
             if block.downsample is None
             else _fused(*block.downsample, dtype, channels_last, relu=False)
         )
+        middle = self.conv2
+        undilated = middle.stride == middle.dilation == 1
+        self.has_operator = channels_last and undilated and not middle.winograd
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` may be overwritten."""
         identity = x if self.downsample is None else self.downsample(x)
         convs = self.conv1, self.conv2, self.conv3
-        undilated = self.conv2.stride == self.conv2.dilation == 1
-        if x.is_cuda and undilated and not any(conv.winograd for conv in convs):
+        if x.is_cuda and self.has_operator:
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
             return bottleneck(x, weights, biases, identity)
         return self.conv3(self.conv2(self.conv1(x)), identity)
