@@ -35,12 +35,14 @@ def fuse(
             PyTorch's, and nothing is fused into them.
 
     Raises:
-        ValueError: a model of another type or in training mode, or another dtype.
+        ValueError: a model of another type, in training mode or ablated, or another dtype.
     """
     if not isinstance(model, EMANet):
         raise ValueError(f"fuse takes an EMANet, got {type(model).__name__}")
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
+    if model.decode_head.fixed_reconstruction is not None:
+        raise ValueError("a model with a fixed_reconstruction is an ablation and is not fused")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
     return FusedEMANet(model, dtype, channels_last).eval()
@@ -176,7 +178,6 @@ class FusedHead(nn.Module):
         attention = head.ema_module
         self.ema_channels = attention.bases.shape[1]
         self.num_stages, self.backend = attention.num_stages, attention.backend
-        self.reconstruct = head.reconstruct
 
         in_weight, in_bias = _folded(*_parts(head.ema_in_conv))
         cat_weight, cat_bias = _folded(*_parts(head.conv_cat))
@@ -213,8 +214,6 @@ class FusedHead(nn.Module):
         return self.conv_seg(self.conv_cat(self.bottleneck(feats), partial))
 
     def _attention_block(self, feats: Tensor) -> Tensor:
-        if not self.reconstruct:
-            return F.relu(feats + self.out_bias[:, None, None])
         weights = self.mid_weight, self.mid_bias, self.out_weight, self.out_bias
         out, _ = em_attention_block(
             feats, self.bases, *weights, self.num_stages, backend=self.backend

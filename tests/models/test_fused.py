@@ -127,13 +127,11 @@ def test_sizes(model, size, dtype):
     assert relative_error(got, want) <= (1e-5 if dtype == FP32 else 0.1)
 
 
-def test_without_the_reconstruction(images):
+def test_an_ablated_model_is_refused():
     model = small_model()
-    model.decode_head.reconstruct = False
-    got = fuse(model)(images)
-    assert relative_error(got, logits(model, images)) <= 1e-5
-    model.decode_head.reconstruct = True
-    assert relative_error(got, logits(model, images)) > 1e-3
+    model.decode_head.fixed_reconstruction = torch.zeros(1)
+    with pytest.raises(ValueError, match="is an ablation and is not fused"):
+        fuse(model)
 
 
 def test_the_model_stays_as_it_is_and_shares_nothing(images):
