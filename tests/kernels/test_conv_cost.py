@@ -1,6 +1,6 @@
 import torch
 
-from emanet_triton.kernels.conv_cost import ConvShape, bottleneck_bytes
+from emanet_triton.kernels.conv_cost import ConvShape, bottleneck_bytes, bottleneck_flops
 
 
 def test_flops_and_bytes_of_a_layer():
@@ -19,5 +19,6 @@ def test_strides_round_the_size_up():
     assert layer.bytes == 4 * (2 * 3 * 40 + 12 + 4 + 24 * 4)
 
 
-def test_a_fused_bottleneck_moves_its_input_and_its_output():
+def test_a_fused_bottleneck_repeats_its_first_convolution_and_moves_input_and_output():
+    assert bottleneck_flops((1, 256, 4, 8), 64) == 2 * 32 * (3 * 256 * 64 + 9 * 64**2 + 64 * 256)
     assert bottleneck_bytes((1, 256, 4, 8), 64, 2) == 2 * (2 * 256 * 32 + 64 * (512 + 9 * 64))
