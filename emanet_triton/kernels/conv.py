@@ -122,7 +122,7 @@ def bottleneck(
         _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
         channels = weight.shape[0]
     residual = x if residual is None else residual
-    _check_residual(x, residual, _out_shape(x, weights[2], 1))
+    _check_residual(x, residual, _out_shape(x, weights[2], 1), float32=False)
     _check_name("provider", provider, BOTTLENECK_PROVIDERS)
     _check_name("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.bottleneck(
@@ -151,10 +151,10 @@ def _check_parameters(
     _check_like(x, f"bias{number}", bias)
 
 
-def _check_residual(x: Tensor, residual: Tensor, wanted: list[int]) -> None:
+def _check_residual(x: Tensor, residual: Tensor, wanted: list[int], float32: bool = True) -> None:
     if list(residual.shape) != wanted:
         raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
-    _check_like(x, "residual", residual)
+    _check_like(x, "residual", residual, float32)
 
 
 def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
@@ -186,6 +186,12 @@ def _choose(x: Tensor, key: str, calls: dict[str, Callable[[], Tensor]], provide
     return conv_choice.choose(key, x.device, calls, search=provider == "auto")
 
 
+def _candidates(x: Tensor) -> list[str]:
+    """The providers worth measuring where x is, the default first."""
+    names = ["cudnn" if has_cudnn(x) else "torch"]
+    return [*names, "triton"] if x.is_cuda and HAS_TRITON else names
+
+
 def _run_conv_bias_act(
     x: Tensor,
     weight: Tensor,
@@ -200,14 +206,11 @@ def _run_conv_bias_act(
 ) -> Tensor:
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
     if provider in ("auto", "table"):
-        names = ["cudnn" if has_cudnn(x) else "torch"]
-        if x.is_cuda and HAS_TRITON:
-            names.append("triton")
         shape = ConvShape(
             *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype,
             None if residual is None else residual.dtype, out_dtype, relu,
         )  # fmt: skip
-        calls = {name: functools.partial(CONVOLUTIONS[name], *arguments) for name in names}
+        calls = {n: functools.partial(CONVOLUTIONS[n], *arguments) for n in _candidates(x)}
         provider = _choose(x, f"{shape}, {precision}", calls, provider)
     return CONVOLUTIONS[provider](*arguments)
 

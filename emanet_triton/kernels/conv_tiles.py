@@ -33,8 +33,9 @@ class Tile:
     num_stages: int
 
 
-# Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile,
-# more than 64 outputs, up to 64, and input channels that are no multiple of 64.
+# Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile (but
+# a float32 residual would not fit its registers), more than 64 outputs, up to 64, and input
+# channels that are no multiple of 64.
 _CLASSES = ("wide", "medium", "narrow", "odd")
 _WIDE_PIXELS = 16384
 
@@ -43,7 +44,7 @@ _WIDE_PIXELS = 16384
 _SIZES = {
     "conv_rows": {
         ("sm_90", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
-        ("sm_100", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
+        ("sm_100", "half"): ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
     },
     "conv_pointers": {
         ("sm_80", "half"): (
@@ -58,7 +59,7 @@ _SIZES = {
         ("gfx942", "half"): (
             (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 64, 64, 4, 2), (128, 64, 32, 4, 2),
         ),
-        ("sm_80", "ieee"): ((64, 64, 32, 8, 3),) * 4,
+        ("sm_80", "ieee"): ((64, 64, 32, 4, 3),) * 4,
         ("sm_80", "tf32x3"): ((64, 64, 32, 8, 3),) * 4,
         ("sm_80", "tf32"): ((128, 64, 32, 8, 3),) * 4,
         ("sm_90", "ieee"): ((64, 64, 32, 8, 3),) * 4,
@@ -74,7 +75,7 @@ _SIZES = {
 
 # The fused bottleneck, half precision only, for 64 and 128 planes.
 _BOTTLENECK = {
-    "sm_80": {64: (128, 32, 32, 8, 3), 128: (32, 64, 64, 8, 3)},
+    "sm_80": {64: (64, 64, 64, 8, 3), 128: (32, 64, 64, 8, 3)},
     "sm_90": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
     "sm_100": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
     "gfx942": {64: (128, 64, 64, 8, 2), 128: (64, 64, 64, 8, 2)},
@@ -93,12 +94,14 @@ def tile(
     outputs: int,
     pixels: int,
     precision: str = "ieee",
+    float32_residual: bool = False,
 ) -> Tile:
     """The configuration of a kernel for C input channels, O outputs and so many output pixels.
 
     ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
     """
-    return _tile(kernel, arch, dtype, _shape_class(channels, outputs, pixels), precision)
+    shape_class = _shape_class(channels, outputs, 0 if float32_residual else pixels)
+    return _tile(kernel, arch, dtype, shape_class, precision)
 
 
 @functools.cache

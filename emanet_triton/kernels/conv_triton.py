@@ -171,10 +171,14 @@ def conv_bias_act(
     height, width = triton.cdiv(height, stride), triton.cdiv(width, stride)
     out = x.new_empty(batch, height, width, outputs, dtype=out_dtype)
 
-    image = _row_view(x, kernel, stride) if arch in conv_tiles.DESCRIPTOR_ARCHS else None
+    aligned = (x.data_ptr() | weight.data_ptr()) % 16 == 0
+    image = None
+    if aligned and arch in conv_tiles.DESCRIPTOR_ARCHS:
+        image = _row_view(x, kernel, stride)
     tile = conv_tiles.tile(
         "conv_pointers" if image is None else "conv_rows", arch, DTYPE_NAMES[x.dtype],
         channels, outputs, batch * height * width, precision,
+        residual is not None and residual.dtype == torch.float32,
     )  # fmt: skip
     constants = {
         "C": channels, "OUT": outputs, "KERNEL": kernel, "STRIDE": stride, "DILATION": dilation,
@@ -190,7 +194,7 @@ def conv_bias_act(
 def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
     """x [B, H, W, C] as ``conv_rows`` reads it, or None where it should not."""
     batch, height, width, channels = x.shape
-    if x.dtype == torch.float32 or channels % 64 or x.data_ptr() % 16:
+    if x.dtype == torch.float32 or channels % 64:
         return None
     if stride == 2:
         if height % 2 or width % 2:

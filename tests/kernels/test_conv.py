@@ -248,6 +248,49 @@ def test_cudnn_multiplies_as_asked_and_its_setting_is_put_back(precision, wanted
     assert isinstance(torch.backends.cudnn.allow_tf32, bool)
 
 
+def test_what_is_measured_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert conv._candidates(FakeCuda()) == ["cudnn", "triton"]
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert conv._candidates(FakeCuda()) == ["torch", "triton"]
+    monkeypatch.setattr(conv, "HAS_TRITON", False)
+    assert conv._candidates(FakeCuda()) == ["torch"]
+    assert conv._candidates(X) == ["torch"]
+
+
+def test_the_choice_is_made_by_all_that_decides_the_time(monkeypatch):
+    keys = []
+
+    def choose(x, key, calls, provider):
+        keys.append(key)
+        return "torch"
+
+    monkeypatch.setattr(conv, "_choose", choose)
+    residual = torch.zeros(2, 4, 6, 5)
+    conv.conv_bias_act(X, W, B)
+    conv.conv_bias_act(X[:1], W, B)
+    conv.conv_bias_act(X.half(), W.half(), B)
+    conv.conv_bias_act(X.half(), W.half(), B, out_dtype=SINGLE)
+    conv.conv_bias_act(X, W, B, residual)
+    conv.conv_bias_act(X, W, B, stride=2)
+    conv.conv_bias_act(X, W, B, dilation=2)
+    conv.conv_bias_act(X, W, B, relu=False)
+    conv.conv_bias_act(X, W, B, precision="tf32")
+    assert len(set(keys)) == 9
+    conv.conv_bias_act(X + 1, W, B)
+    assert keys[-1] == keys[0]
+
+
+def test_unaligned_images_take_pointers(launched):
+    case = make((1, 64, 2, 128), 64, 3)
+    memory = torch.zeros(case.x.numel() + 1, dtype=HALF)
+    x = memory[1:].as_strided(case.x.shape, case.x.stride()).copy_(case.x)
+    found = conv.conv_bias_act(x, case.weight, case.bias, provider="triton")
+    assert [tile.kernel for tile in launched] == ["conv_pointers"]
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
+
+
 CUDNN_CALLS = {
     "plain": (False, True, ["cudnn_convolution_relu"]),
     "residual": (True, True, ["cudnn_convolution_add_relu"]),

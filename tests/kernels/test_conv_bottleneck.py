@@ -117,6 +117,7 @@ def test_errors_say_what_they_got_and_wanted():
         (([weights[0]] * 3, biases), {}, r"weight2 must be \[O, 4, 3, 3\], got \[4, 8, 1, 1\]"),
         ((weights, biases[::-1]), {}, r"bias1 must be \[4\], got \[8\]"),
         ((weights, biases, x[..., :2]), {}, r"residual must be \[1, 8, 3, 3\], got \[1, 8, 3, 2\]"),
+        ((weights, biases, x.float()), {}, "residual must be torch.float16, got torch.float32"),
         ((weights, biases), {"provider": "cudnn"}, "provider must be one of auto, table, triton"),
     ]
     for arguments, options, message in cases:
