@@ -3,6 +3,7 @@
 from emanet_triton._version import __version__
 from emanet_triton.eval.inference import segment
 from emanet_triton.kernels.ops import em_attention, em_attention_block
+from emanet_triton.models.fused import fuse
 from emanet_triton.models.head import EMAttention
 from emanet_triton.models.zoo import create_model, list_models
 
@@ -12,6 +13,7 @@ __all__ = [
     "create_model",
     "em_attention",
     "em_attention_block",
+    "fuse",
     "list_models",
     "segment",
 ]

@@ -1,0 +1,291 @@
+"""The operators of convolution: validation, choice of provider, registration with PyTorch."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels import conv_choice
+from emanet_triton.kernels.conv_cost import ConvShape
+from emanet_triton.kernels.conv_providers import CONVOLUTIONS, HAS_TRITON, has_cudnn, triton_module
+from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES, PRECISIONS
+
+PROVIDERS = ("auto", "table", "cudnn", "triton", "torch")
+BOTTLENECK_PROVIDERS = ("auto", "table", "triton", "separate")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NHWC = torch.channels_last
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """[O, C, k, k] → the same in channels-last memory, which is the matrix [O, k * k * C].
+
+    Every provider reads weights so; the operators pack an unpacked weight anew at every call.
+    """
+    return weight.contiguous(memory_format=_NHWC)
+
+
+@torch.no_grad()
+def conv_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    relu: bool = True,
+    out_dtype: torch.dtype | None = None,
+    provider: str = "auto",
+    precision: str = "ieee",
+) -> Tensor:
+    """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
+
+    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to that
+    sum and rounds once; the others round the convolution to the dtype of ``x`` first, except
+    cuDNN with ReLU and a residual of that dtype or none.
+
+    Args:
+        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weight: [O, C, k, k], k 1 or 3, of the same dtype, from ``pack_weight``. The padding is
+            ``dilation * (k // 2)``.
+        bias: [O], in that dtype or float32.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in that dtype or float32.
+        stride: 1 or 2.
+        dilation: at least 1.
+        relu: whether negative values become zero.
+        out_dtype: the dtype of ``x``, which is the default, or float32.
+        provider: ``"cudnn"`` and ``"triton"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under
+            Triton's interpreter too, ``"torch"`` anywhere; ``"auto"`` takes what is the
+            fastest on a GPU, measured at the first call of a shape (see ``conv_choice``), and
+            ``"torch"`` elsewhere; ``"table"`` the same without measuring anything.
+        precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
+            Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
+
+    Returns:
+        [B, O, ceil(H / stride), ceil(W / stride)], channels-last. No gradient flows through it.
+
+    Raises:
+        ValueError: an argument is not as above, or the provider cannot run here.
+    """
+    _check_images(x)
+    _check_parameters(x, x.shape[1], "", weight, bias, (1, 3))
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    if residual is not None:
+        _check_residual(x, residual, _out_shape(x, weight, stride))
+    _check_dtype("out_dtype", out_dtype or x.dtype, {x.dtype, torch.float32})
+    _check_name("provider", provider, PROVIDERS)
+    _check_name("precision", precision, PRECISIONS)
+    return torch.ops.emanet_triton.conv_bias_act(
+        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, provider, precision
+    )
+
+
+@torch.no_grad()
+def bottleneck(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    residual: Tensor | None = None,
+    *,
+    provider: str = "auto",
+    precision: str = "ieee",
+) -> Tensor:
+    """A residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1, each folded.
+
+    Args:
+        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], of that dtype, from ``pack_weight``.
+        biases: [P], [P] and [O], in that dtype or float32.
+        residual: [B, O, H, W], of that dtype; ``x`` unless given.
+        provider: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
+            multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
+            and ``"table"`` as there.
+        precision: of the separate convolutions, as there.
+
+    Returns:
+        [B, O, H, W], channels-last. No gradient flows through it.
+
+    Raises:
+        ValueError: an argument is not as above, or the provider cannot run here.
+    """
+    _check_images(x)
+    if len(weights) != 3 or len(biases) != 3:
+        raise ValueError(
+            f"weights and biases must be three each, got {len(weights)} and {len(biases)}"
+        )
+    channels = x.shape[1]
+    for i, (weight, bias, kernel) in enumerate(zip(weights, biases, (1, 3, 1), strict=True)):
+        _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
+        channels = weight.shape[0]
+    residual = x if residual is None else residual
+    _check_residual(x, residual, _out_shape(x, weights[2], 1), float32=False)
+    _check_name("provider", provider, BOTTLENECK_PROVIDERS)
+    _check_name("precision", precision, PRECISIONS)
+    return torch.ops.emanet_triton.bottleneck(
+        x, list(weights), list(biases), residual, provider, precision
+    )
+
+
+def _check_images(x: Tensor) -> None:
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(f"x must be [B, C, H, W] and not empty, got {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+def _check_parameters(
+    x: Tensor, channels: int, number: str, weight: Tensor, bias: Tensor, kernels: tuple[int, ...]
+) -> None:
+    name = f"weight{number}"
+    is_kernel = weight.dim() == 4 and weight.shape[2] == weight.shape[3] in kernels
+    if not is_kernel or weight.shape[1] != channels or weight.shape[0] == 0:
+        wanted = " or ".join(f"[O, {channels}, {kernel}, {kernel}]" for kernel in kernels)
+        raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
+    _check_like(x, name, weight, float32=False)
+    if list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias{number} must be [{weight.shape[0]}], got {list(bias.shape)}")
+    _check_like(x, f"bias{number}", bias)
+
+
+def _check_residual(x: Tensor, residual: Tensor, wanted: list[int], float32: bool = True) -> None:
+    if list(residual.shape) != wanted:
+        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
+    _check_like(x, "residual", residual, float32)
+
+
+def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
+    _check_dtype(name, tensor.dtype, {x.dtype, torch.float32} if float32 else {x.dtype})
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+
+
+def _check_dtype(name: str, dtype: torch.dtype, allowed: set[torch.dtype]) -> None:
+    if dtype not in allowed:
+        wanted = " or ".join(sorted(map(str, allowed)))
+        raise ValueError(f"{name} must be {wanted}, got {dtype}")
+
+
+def _check_name(what: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}")
+
+
+def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
+    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
+    return [x.shape[0], weight.shape[0], height, width]
+
+
+def _choose(x: Tensor, key: str, calls: dict[str, Callable[[], Tensor]], provider: str) -> str:
+    """The name of one of ``calls``, the default first, by ``provider``: auto or table."""
+    if not x.is_cuda or len(calls) == 1:
+        return next(iter(calls))
+    return conv_choice.choose(key, x.device, calls, search=provider == "auto")
+
+
+def _candidates(x: Tensor) -> list[str]:
+    """The providers worth measuring where x is, the default first."""
+    names = ["cudnn" if has_cudnn(x) else "torch"]
+    return [*names, "triton"] if x.is_cuda and HAS_TRITON else names
+
+
+def _run_conv_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    dilation: int,
+    relu: bool,
+    out_dtype: torch.dtype,
+    provider: str,
+    precision: str,
+) -> Tensor:
+    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
+    if provider in ("auto", "table"):
+        shape = ConvShape(
+            *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype,
+            None if residual is None else residual.dtype, out_dtype, relu,
+        )  # fmt: skip
+        calls = {n: functools.partial(CONVOLUTIONS[n], *arguments) for n in _candidates(x)}
+        provider = _choose(x, f"{shape}, {precision}", calls, provider)
+    return CONVOLUTIONS[provider](*arguments)
+
+
+def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
+    out = x
+    for weight, bias, identity in zip(weights, biases, (None, None, residual), strict=True):
+        out = _run_conv_bias_act(
+            out, weight, bias, identity, 1, 1, True, x.dtype, provider, precision
+        )
+    return out
+
+
+def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
+    with triton_module("conv_bottleneck", x.device) as kernels:
+        return kernels.bottleneck(x, weights, biases, residual)
+
+
+def _why_not_fused(x: Tensor, weights: list[Tensor]) -> str | None:
+    outputs, planes = weights[2].shape[:2]
+    if x.dtype == torch.float32:
+        return "float16 or bfloat16, got float32"
+    if planes not in BOTTLENECK_PLANES:
+        return f"{' or '.join(map(str, BOTTLENECK_PLANES))} planes, got {planes}"
+    if x.shape[1] % 64 or outputs % 64:
+        return f"input and output channels in multiples of 64, got {x.shape[1]} and {outputs}"
+    return None
+
+
+def _run_bottleneck(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    residual: Tensor,
+    provider: str,
+    precision: str,
+) -> Tensor:
+    why_not = _why_not_fused(x, weights)
+    if provider == "triton" and why_not:
+        raise ValueError(f"provider 'triton' of a bottleneck needs {why_not}")
+    inner = "table" if provider == "table" else "auto"
+    calls = {
+        "separate": functools.partial(_separate, x, weights, biases, residual, inner, precision),
+        "triton": functools.partial(_fused, x, weights, biases, residual),
+    }
+    if provider in ("auto", "table"):
+        if why_not or not HAS_TRITON:
+            del calls["triton"]
+        key = f"bottleneck {list(x.shape)}, {weights[1].shape[0]} planes, {x.dtype}"
+        provider = _choose(x, key, calls, provider)
+    return calls[provider]()
+
+
+def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:
+    shape = _out_shape(x, weight, stride)
+    return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=_NHWC)
+
+
+def _fake_bottleneck(x, weights, *_) -> Tensor:
+    shape = _out_shape(x, weights[2], 1)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
+
+
+_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
+_LIBRARY.define(
+    "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
+    "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor"
+)
+_LIBRARY.define(
+    "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
+    "str precision) -> Tensor"
+)
+for _name, _run, _fake in (
+    ("conv_bias_act", _run_conv_bias_act, _fake_conv_bias_act),
+    ("bottleneck", _run_bottleneck, _fake_bottleneck),
+):
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)

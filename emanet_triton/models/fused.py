@@ -1,0 +1,272 @@
+"""The inference network: EMANet with everything folded and fused that no number depends on."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emanet_triton.kernels import conv_cpu
+from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
+from emanet_triton.kernels.ops import em_attention_block
+from emanet_triton.kernels.winograd import transform_weight, winograd_conv
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.head import ConvModule, EMAHead
+from emanet_triton.models.resnet import Bottleneck, ResNetV1c
+
+# Channels from which Winograd's convolution is the faster (benchmarks/results/conv_cpu.csv).
+WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
+
+
+def fuse(
+    model: EMANet, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
+) -> "FusedEMANet":
+    """Make the inference network of a model, with the same call.
+
+    Batch norms are folded in float64; dropout and the auxiliary head are gone; ``ema_in_conv``
+    and the part of ``conv_cat`` that reads the same input are one convolution, so that the
+    concatenation need not exist; ReLU and residual are part of the convolutions; the EM
+    attention and its 1x1 convolutions are one operator. On the CPU most 3x3 convolutions become
+    Winograd's, whose weights suit that device: fuse where the network is to run.
+
+    Args:
+        model: an EMANet in evaluation mode, which stays as it is.
+        dtype: of weights and activations: float32, float16 or bfloat16. An autocast around
+            the fused network does not change it.
+        channels_last: the memory format of the activations; without it convolutions are
+            PyTorch's, and nothing is fused into them.
+
+    Raises:
+        ValueError: a model of another type, in training mode or ablated, or another dtype.
+    """
+    if not isinstance(model, EMANet):
+        raise ValueError(f"fuse takes an EMANet, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    if model.decode_head.fixed_reconstruction is not None:
+        raise ValueError("a model with a fixed_reconstruction is an ablation and is not fused")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+    return FusedEMANet(model, dtype, channels_last).eval()
+
+
+class FusedEMANet(nn.Module):
+    """What ``fuse`` returns: normalised images to logits, for inference only.
+
+    Shape:
+        float [B, 3, H, W] → logits of the network's dtype [B, num_classes, ceil(H / 8),
+        ceil(W / 8)]. No gradient flows through it.
+    """
+
+    def __init__(self, model: EMANet, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__()
+        self.architecture = model.architecture
+        self.protocol = model.protocol
+        self.num_classes = model.num_classes
+        self.dtype = dtype
+        self.channels_last = channels_last
+        self.backbone = _fused_backbone(model.backbone, dtype, channels_last)
+        self.decode_head = FusedHead(model.decode_head, dtype, channels_last)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            x = images.to(self.dtype).contiguous(memory_format=layout)
+            return self.decode_head(self.backbone(x))
+
+
+class FusedConv(nn.Module):
+    """A convolution with bias, then residual and ReLU, by the fastest means there is for it.
+
+    Args:
+        weight: [O, C, k, k], float64.
+        bias: [O], float64.
+        dtype: of input and weight.
+        channels_last: as in ``fuse``.
+        stride, dilation: of the convolution, whose padding is ``dilation * (k // 2)``.
+        relu: whether a ReLU follows.
+        out_dtype: ``dtype`` or float32.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        channels_last: bool,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.stride, self.dilation, self.relu = stride, dilation, relu
+        self.out_dtype = out_dtype or dtype
+        self.channels_last = channels_last
+        self.winograd = channels_last and stride == 1 and _winograd_pays(weight, dtype)
+        if self.winograd:
+            weight = transform_weight(weight, dtype)
+        else:
+            weight = weight.to(dtype)
+            weight = pack_weight(weight) if channels_last else weight.contiguous()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The residual, of the output's shape, may be overwritten."""
+        arguments = x, self.weight, self.bias, residual
+        if self.winograd:
+            return winograd_conv(
+                *arguments, dilation=self.dilation, relu=self.relu, out_dtype=self.out_dtype
+            )
+        if not self.channels_last:
+            return self._plain(x, residual)
+        options = {"stride": self.stride, "dilation": self.dilation, "relu": self.relu}
+        one_dtype = self.out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
+        if x.device.type == "cpu" and one_dtype:
+            return conv_cpu.conv_bias_act_(*arguments, **options)
+        return conv_bias_act(*arguments, **options, out_dtype=self.out_dtype)
+
+    def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        padding = self.dilation * (self.weight.shape[2] // 2)
+        out = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
+        out = out if residual is None else out + residual
+        out = out.relu_() if self.relu else out
+        return out.to(self.out_dtype)
+
+    def extra_repr(self) -> str:
+        options = f"stride={self.stride}, dilation={self.dilation}, relu={self.relu}"
+        return f"{list(self.weight.shape)}, {options}, winograd={self.winograd}"
+
+
+class FusedBottleneck(nn.Module):
+    """A residual block: three convolutions, or one operator on a GPU where that exists."""
+
+    def __init__(self, block: Bottleneck, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__()
+        self.conv1 = _fused(block.conv1, block.bn1, dtype, channels_last)
+        self.conv2 = _fused(block.conv2, block.bn2, dtype, channels_last)
+        self.conv3 = _fused(block.conv3, block.bn3, dtype, channels_last)
+        self.downsample = (
+            None
+            if block.downsample is None
+            else _fused(*block.downsample, dtype, channels_last, relu=False)
+        )
+        middle = self.conv2
+        undilated = middle.stride == middle.dilation == 1
+        self.has_operator = channels_last and undilated and not middle.winograd
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` may be overwritten."""
+        identity = x if self.downsample is None else self.downsample(x)
+        convs = self.conv1, self.conv2, self.conv3
+        if x.is_cuda and self.has_operator:
+            weights, biases = [c.weight for c in convs], [c.bias for c in convs]
+            return bottleneck(x, weights, biases, identity)
+        return self.conv3(self.conv2(self.conv1(x)), identity)
+
+
+class FusedHead(nn.Module):
+    """EMANet's decode head with ``conv_cat`` split at the concatenation it reads.
+
+    ``shared_conv`` is ``ema_in_conv`` and the part of ``conv_cat`` for the head's input;
+    ``conv_cat`` is the other part, which adds to the first.
+    """
+
+    def __init__(self, head: EMAHead, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__()
+        attention = head.ema_module
+        self.ema_channels = attention.bases.shape[1]
+        self.num_stages, self.backend = attention.num_stages, attention.backend
+
+        in_weight, in_bias = _folded(*_parts(head.ema_in_conv))
+        cat_weight, cat_bias = _folded(*_parts(head.conv_cat))
+        split = in_weight.shape[1]
+        self.shared_conv = FusedConv(
+            torch.cat([in_weight, cat_weight[:, :split]]),
+            torch.cat([in_bias, torch.zeros_like(cat_bias)]),
+            dtype,
+            channels_last,
+            relu=False,
+            out_dtype=torch.float32,
+        )
+        self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, dtype, channels_last)
+        self.bottleneck = _fused(*_parts(head.bottleneck), dtype, channels_last)
+        self.conv_seg = _fused(head.conv_seg, None, dtype, channels_last, relu=False)
+
+        mid_weight, mid_bias = _folded(*_parts(head.ema_mid_conv))
+        out_weight, out_bias = _folded(*_parts(head.ema_out_conv))
+        block = {
+            "bases": attention.bases,
+            "mid_weight": mid_weight.flatten(1),
+            "mid_bias": mid_bias,
+            "out_weight": out_weight.flatten(1),
+            "out_bias": out_bias,
+        }
+        for name, value in block.items():
+            self.register_buffer(name, value.to(dtype, copy=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        feats, partial = self.shared_conv(x).split(
+            [self.ema_channels, self.conv_cat.bias.shape[0]], dim=1
+        )
+        feats = self._attention_block(feats.relu().to(x.dtype))
+        return self.conv_seg(self.conv_cat(self.bottleneck(feats), partial))
+
+    def _attention_block(self, feats: Tensor) -> Tensor:
+        weights = self.mid_weight, self.mid_bias, self.out_weight, self.out_bias
+        out, _ = em_attention_block(
+            feats, self.bases, *weights, self.num_stages, backend=self.backend
+        )
+        return out
+
+
+def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool) -> nn.Sequential:
+    stem = backbone.stem
+    blocks = [
+        block
+        for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        for block in stage
+    ]
+    return nn.Sequential(
+        *(_fused(stem[i], stem[i + 1], dtype, channels_last) for i in (0, 3, 6)),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *(FusedBottleneck(block, dtype, channels_last) for block in blocks),
+    )
+
+
+def _fused(
+    conv: nn.Conv2d,
+    bn: nn.BatchNorm2d | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+    relu: bool = True,
+) -> FusedConv:
+    return FusedConv(
+        *_folded(conv, bn),
+        dtype,
+        channels_last,
+        stride=conv.stride[0],
+        dilation=conv.dilation[0],
+        relu=relu,
+    )
+
+
+def _parts(module: ConvModule) -> tuple[nn.Conv2d, nn.BatchNorm2d | None]:
+    return module.conv, module.bn
+
+
+@torch.no_grad()
+def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias with the batch norm's statistics in them, float64."""
+    weight = conv.weight.double()
+    if bn is None:
+        return weight, conv.bias.double()
+    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+    return weight * scale[:, None, None, None], bn.bias.double() - bn.running_mean.double() * scale
+
+
+def _winograd_pays(weight: Tensor, dtype: torch.dtype) -> bool:
+    if weight.device.type != "cpu" or weight.shape[2] != 3:
+        return False
+    return conv_cpu.has_onednn(dtype) and min(weight.shape[:2]) >= WINOGRAD_CHANNELS[dtype]

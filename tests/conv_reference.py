@@ -1,0 +1,79 @@
+"""Convolutions to test with, their reference in float64 and the three-way comparison."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emanet_triton.kernels.conv import pack_weight
+
+# What a kernel may add to twice the error of plain PyTorch in the same dtype.
+ATOL = {torch.float32: 1e-6, torch.float16: 2**-12, torch.bfloat16: 2**-9}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Operands of one convolution, made from a fixed seed."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    residual: Tensor | None
+    stride: int
+    dilation: int
+    relu: bool
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return self.x, self.weight, self.bias, self.residual
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        return {"stride": self.stride, "dilation": self.dilation, "relu": self.relu}
+
+    def eager(self, dtype: torch.dtype) -> Tensor:
+        """Plain PyTorch, one operation after another, in one dtype."""
+        x, weight, bias, residual = (t if t is None else t.to(dtype) for t in self.operands)
+        padding = self.dilation * (weight.shape[2] // 2)
+        out = F.conv2d(x, weight, None, self.stride, padding, self.dilation)
+        out = out + bias[:, None, None]
+        out = out if residual is None else out + residual
+        return out.relu() if self.relu else out
+
+
+def make(
+    shape: tuple[int, int, int, int],
+    outputs: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    residual: bool | torch.dtype = False,
+    relu: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> Convolution:
+    """x of this shape, [B, C, H, W], and all that belongs to it; outputs of ordinary size.
+
+    ``residual`` is its dtype; True stands for that of x.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    batch, channels, height, width = shape
+    x = normal(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = normal(outputs, channels, kernel, kernel) / (channels * kernel**2) ** 0.5
+    bias = normal(outputs)
+    out_shape = batch, outputs, (height - 1) // stride + 1, (width - 1) // stride + 1
+    added = normal(*out_shape).to(dtype if residual is True else residual) if residual else None
+    return Convolution(x, pack_weight(weight.to(dtype)), bias, added, stride, dilation, relu)
+
+
+def assert_close_to_eager(found: Tensor, exact: Tensor, eager: Tensor) -> None:
+    """At most twice the error of plain PyTorch against float64, and a little."""
+    assert found.shape == exact.shape
+    error = (found.double() - exact).abs().max().item()
+    allowed = 2 * (eager.double() - exact).abs().max().item() + ATOL[found.dtype]
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"

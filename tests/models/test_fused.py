@@ -1,0 +1,219 @@
+"""The fused network against mmsegmentation's vectors and against the network it comes from."""
+
+import copy
+import io
+import pickle
+
+import golden_data
+import pytest
+import torch
+from golden_data import relative_error
+from torch import nn
+
+import emanet_triton
+from emanet_triton import fuse
+from emanet_triton.eval.inference import Predictor, segment
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.fused import FusedConv
+from emanet_triton.models.protocol import Protocol
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+# With Winograd's convolutions in the last stages and the head, and without any.
+SMALL = Architecture((2, 1, 2, 1), 32, ema_channels=128, num_bases=8, head_channels=128)
+TINY = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
+DIM = torch.export.Dim.DYNAMIC
+
+
+def small_model(architecture=SMALL):
+    """Batch norms have statistics of their own."""
+    torch.manual_seed(0)
+    model = EMANet(architecture, Protocol((64, 48)), num_classes=5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.75, 1.5)
+            nn.init.uniform_(module.weight, 0.75, 1.25)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 49, 70, generator=torch.Generator().manual_seed(1))
+
+
+def logits(network, images):
+    with torch.no_grad():
+        return network(images)
+
+
+@pytest.mark.parametrize("name", golden_data.NAMES)
+def test_golden_logits(name):
+    golden = golden_data.vectors(name)
+    fused = fuse(golden_data.golden_model(name))
+    got = fused(golden_data.normalised(golden["image"]))
+    assert relative_error(got, torch.from_numpy(golden["logits"])) <= 1e-5
+
+
+def check_half_precision(model, images, want, dtype):
+    """The three-way tolerance."""
+    plain = logits(copy.deepcopy(model).to(dtype), images.to(dtype))
+    fused = fuse(model, dtype=dtype)(images)
+    assert fused.dtype == dtype
+    assert relative_error(fused, want) <= 2 * relative_error(plain, want)
+
+
+def test_golden_logits_in_bf16():
+    name = golden_data.NAMES[0]
+    golden = golden_data.vectors(name)
+    images = golden_data.normalised(golden["image"])
+    want = torch.from_numpy(golden["logits"])
+    check_half_precision(golden_data.golden_model(name), images, want, BF16)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+def test_half_precision(model, images, dtype):
+    check_half_precision(model, images, logits(model, images), dtype)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+def test_half_precision_without_winograd(images, channels_last):
+    tiny = small_model(TINY)
+    got = fuse(tiny, dtype=BF16, channels_last=channels_last)(images)
+    assert relative_error(got, logits(tiny, images)) <= 0.05
+
+
+@pytest.mark.parametrize("name", golden_data.NAMES[::2])
+def test_labels_through_segment_and_predictor(name):
+    golden = golden_data.vectors(name)
+    fused = fuse(golden_data.golden_model(name))
+    labels = segment(fused, golden["image"])
+    assert (labels == golden["label"]).mean() >= 0.9999
+    (predicted,) = Predictor(fused, fused.protocol)([golden["image"]])
+    assert (predicted.numpy() == labels).all()
+
+
+def test_it_keeps_what_describes_the_model(model):
+    fused = fuse(model)
+    assert fused.protocol == model.protocol
+    assert fused.num_classes == 5
+    assert fused.architecture == SMALL
+    assert not fused.training
+    assert not any(p.requires_grad for p in fused.parameters())
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("architecture", [SMALL, TINY], ids=["small", "tiny"])
+def test_it_is_the_same_function(architecture, channels_last, images):
+    model = small_model(architecture)
+    want = logits(model, images)
+    got = fuse(model, channels_last=channels_last)(images)
+    assert got.shape == want.shape
+    assert relative_error(got, want) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 8), (33, 16)], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
+def test_sizes(model, size, dtype):
+    images = torch.randn(1, 3, *size)
+    want = logits(model, images)
+    got = fuse(model, dtype=dtype)(images)
+    assert got.shape == want.shape
+    assert relative_error(got, want) <= (1e-5 if dtype == FP32 else 0.1)
+
+
+def test_an_ablated_model_is_refused():
+    model = small_model()
+    model.decode_head.fixed_reconstruction = torch.zeros(1)
+    with pytest.raises(ValueError, match="is an ablation and is not fused"):
+        fuse(model)
+
+
+def test_the_model_stays_as_it_is_and_shares_nothing(images):
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse(model)
+    taken = {value.data_ptr() for value in model.state_dict().values()}
+    assert not taken & {value.data_ptr() for value in fused.state_dict().values()}
+    given = images.clone()
+    fused(given)
+    assert torch.equal(given, images)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_autocast_changes_nothing(model, images):
+    fused = fuse(model)
+    want = fused(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(images), want)
+
+
+def test_no_gradient_flows(model, images):
+    assert not fuse(model)(images.clone().requires_grad_()).requires_grad
+
+
+def test_the_convolutions_of_the_concatenation_are_split_and_shared(model):
+    head = fuse(model).decode_head
+    convs = [module for module in head.modules() if isinstance(module, FusedConv)]
+    assert len(convs) == 4  # shared_conv, bottleneck, conv_cat, conv_seg
+    assert head.shared_conv.bias.shape == (SMALL.ema_channels + SMALL.head_channels,)
+
+
+def through_pickle(network):
+    return pickle.loads(pickle.dumps(network))
+
+
+def through_save(network):
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def through_compile(network):
+    torch.compiler.reset()
+    return torch.compile(network, fullgraph=True, backend="aot_eager")
+
+
+def through_export(network):
+    # Any size but those below 9, where the network's shapes take other branches.
+    sizes = ({0: DIM, 2: DIM, 3: DIM},)
+    example = (torch.zeros(3, 3, 40, 64),)
+    return torch.export.export(network, example, dynamic_shapes=sizes).module()
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "through",
+    [copy.deepcopy, through_pickle, through_save, through_compile, through_export],
+    ids=["deepcopy", "pickle", "save", "compile", "export"],
+)
+def test_it_survives(model, images, through, dtype):
+    fused = fuse(model, dtype=dtype)
+    want = fused(images)
+    assert torch.equal(through(fused)(images), want)
+
+
+WRONG = {
+    "training": (lambda: (small_model().train(), {}), "the model is in training mode"),
+    "type": (lambda: (nn.Identity().eval(), {}), "fuse takes an EMANet, got Identity"),
+    "fused": (lambda: (fuse(small_model()), {}), "fuse takes an EMANet, got FusedEMANet"),
+    "dtype": (
+        lambda: (small_model(), {"dtype": torch.float64}),
+        "dtype must be float32, float16 or bfloat16, got torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments(arguments, message):
+    network, options = arguments()
+    with pytest.raises(ValueError, match=message):
+        emanet_triton.fuse(network, **options)
