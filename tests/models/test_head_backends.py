@@ -1,41 +1,33 @@
 """EMANet's head through the operators: golden logits, training, compile, export, backends."""
 
+import copy
+from functools import cache
+
 import golden_data
 import pytest
 import torch
 from em_cases import DEVICE
 
-from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.head import EMAHead, EMAttention
-from emanet_triton.models.protocol import Protocol
-
-NAME = golden_data.NAMES[0]
 
 
 @pytest.mark.parametrize("block", [True, False], ids=["block", "layers"])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_golden_logits(backend, block, golden_model, golden_stage4):
-    head = golden_model.decode_head
+@pytest.mark.parametrize("name", golden_data.NAMES)
+def test_golden_logits(name, backend, block):
+    head = copy.deepcopy(golden_data.golden_model(name).decode_head).to(DEVICE)
     head.ema_module.backend = backend
     with torch.set_grad_enabled(not block):
-        logits = head(golden_stage4)
-    want = torch.from_numpy(golden_data.vectors(NAME)["logits"])
+        logits = head(golden_stage4(name).to(DEVICE))
+    want = torch.from_numpy(golden_data.vectors(name)["logits"])
     assert golden_data.relative_error(logits.detach().cpu(), want) <= 1e-4
 
 
-@pytest.fixture(scope="module")
-def golden_model() -> EMANet:
-    blocks = (3, 4, 23, 3) if "r101" in NAME else (3, 4, 6, 3)
-    model = EMANet(Architecture(blocks), Protocol((64, 32))).eval()
-    model.load_state_dict(golden_data.golden_state_dict(NAME), strict=True)
-    return model.to(DEVICE)
-
-
-@pytest.fixture(scope="module")
-def golden_stage4(golden_model) -> torch.Tensor:
-    images = golden_data.normalised(golden_data.vectors(NAME)["image"]).to(DEVICE)
+@cache
+def golden_stage4(name: str) -> torch.Tensor:
+    images = golden_data.normalised(golden_data.vectors(name)["image"])
     with torch.no_grad():
-        return golden_model.backbone(images)[-1]
+        return golden_data.golden_model(name).backbone(images)[-1]
 
 
 def small_head(backend: str) -> EMAHead:
