@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-STRIP_BYTES = 2**21  # of the scores of a strip
+STRIP_BYTES = 2**21  # of the scores of the strips that all threads work on
+MIN_ROWS = 8  # of a strip, since fewer would share too little work
 TILE = 128  # columns
 IGNORE = 255  # a target that is not counted
 
@@ -39,7 +40,8 @@ def resample(
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     # A float32 product on a GPU may be rounded to TF32.
     dtype = torch.float64 if logits.is_cuda else torch.float32
-    size = max(1, min(H, STRIP_BYTES // (4 * C * W)))
+    size = STRIP_BYTES // (4 * C * W * torch.get_num_threads())
+    size = min(max(size, MIN_ROWS), H)
     rows = [_matrices(*view, size, dtype) for view in zip(*tables[:2], strict=True)]
     columns = [_matrices(*view, TILE, dtype) for view in zip(*tables[2:], strict=True)]
 
