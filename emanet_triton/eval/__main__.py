@@ -71,7 +71,7 @@ def _evaluate(
     job: Job, plan: Plan, args: Namespace, group: Ranks, partial: PartialResult
 ) -> report.Report:
     predictor = Predictor(
-        job.load(plan.device),
+        plan.load(job, args.precision),
         job.protocol,
         ms_flip=job.ms_flip,
         precision=args.precision,
@@ -109,12 +109,13 @@ def _title(job: Job, plan: Plan, args: Namespace) -> str:
     protocol = job.protocol
     views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
     without = "" if job.reconstruct else ", without the EM attention's reconstruction"
+    network = "fused network" if plan.fused and job.reconstruct else "plain network"
     return (
         f"{job.name}{without}\n"
         f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
         f"  data      {plan.data}, split {args.split}, {len(plan.samples)} images\n"
         f"  protocol  {protocol.version}, {protocol.mode}, {views}; "
-        f"{args.precision} on {plan.device}"
+        f"{args.precision} on {plan.device}, {network}"
     )
 
 

@@ -23,6 +23,7 @@ from emanet_triton.kernels.resample import (
 )
 from emanet_triton.models.protocol import Protocol
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[[Tensor], Tensor]  # [n, 3, h, w] → logits [n, classes, h / 8, w / 8]
 
 
@@ -98,7 +99,7 @@ class Predictor:
         self.ms_flip = ms_flip
         self.batch_size = batch_size
         self.device = next(model.parameters()).device
-        self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._half = HALF.get(precision)
 
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield uint8 labels [H, W], on the model's device, for each uint8 RGB [H, W, 3].

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, find_samples
+from emanet_triton.eval.inference import HALF
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import Outputs, check_samples, require_writable
 from emanet_triton.eval.scenes import demo_dataset
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.fused import FusedEMANet, fuse
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     DEMO,
@@ -58,6 +61,10 @@ class Job:
             model.decode_head.fixed_reconstruction = torch.zeros(1)
         return model.to(device)
 
+    def load_fused(self, device: torch.device, precision: str) -> FusedEMANet:
+        """The inference network on its device, in the dtype of ``precision``."""
+        return fuse(self.load(device), dtype=HALF.get(precision, torch.float32))
+
     def published(self, split: str, images: int) -> float | None:
         """The published mIoU in percent that this job should reproduce, if there is one."""
         entry = ZOO[self.name]
@@ -82,6 +89,7 @@ class Plan:
         device: to run on.
         outputs: folders for pictures.
         demo: whether this is the synthetic demonstration.
+        fused: whether to run the inference networks that ``fuse`` makes.
     """
 
     jobs: list[Job]
@@ -90,6 +98,13 @@ class Plan:
     device: torch.device
     outputs: Outputs
     demo: bool
+    fused: bool
+
+    def load(self, job: Job, precision: str) -> nn.Module:
+        """The network that a job runs; an ablation is never fused."""
+        if self.fused and job.reconstruct:
+            return job.load_fused(self.device, precision)
+        return job.load(self.device)
 
     def outputs_of(self, job: Job) -> Outputs:
         """Pictures are drawn of the network itself, not of its ablation."""
@@ -109,6 +124,7 @@ class Plan:
             "split": args.split,
             "samples": [sample.name for sample in self.samples],
             "precision": args.precision,
+            "fused": self.fused,
             "device": self.device.type,
             "outputs": [folder and str(folder.resolve()) for folder in folders],
         }
@@ -134,7 +150,9 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     data = demo_dataset() if args.data is None else args.data
     samples = find_samples(data, args.split, args.limit)
     check_samples(samples, ranks, args.workers)
-    return Plan(jobs, data, samples, device, outputs, demo)
+    # On a GPU the fused network has not been run yet, so there the plain one is the default.
+    fused = device.type == "cpu" if args.fuse is None else args.fuse
+    return Plan(jobs, data, samples, device, outputs, demo, fused)
 
 
 def _jobs(args: Namespace) -> list[Job]:

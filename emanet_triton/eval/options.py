@@ -52,6 +52,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     how.add_argument("--device", help="default: cuda where there is one, else cpu")
     how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     how.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        help="run the fused inference network; default: on a CPU",
+    )
+    how.add_argument(
         "--batch-size",
         type=_count,
         default=1,
@@ -89,6 +94,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         )
     if args.all and (args.save_predictions or args.save_overlays):
         parser.error("--all writes no pictures: use --ckpt for one model at a time")
+    if args.fuse and args.precision == "tf32":
+        parser.error("--precision tf32 is of the plain network: leave out --fuse")
     if args.model and not args.ckpt:
         parser.error("--model says what the file of --ckpt is: give --ckpt too")
     return args

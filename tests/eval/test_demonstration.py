@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from emanet_triton import create_model, segment
+from emanet_triton import create_model, fuse, segment
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.cityscapes import find_samples, to_label_ids
 from emanet_triton.eval.png import read_image, read_label_png
@@ -43,7 +43,8 @@ def test_pictures_are_of_the_network_and_not_of_its_ablation(tmp_path):
     assert main(["--limit", "1", "--save-predictions", str(tmp_path)]) == 0
     (saved,) = tmp_path.iterdir()
     sample = find_samples(demo_dataset(), limit=1)[0]
-    labels = segment(create_model("emanet_demo", pretrained=True), read_image(sample.image))
+    model = fuse(create_model("emanet_demo", pretrained=True))
+    labels = segment(model, read_image(sample.image))
     assert (read_label_png(saved) == to_label_ids(labels)).all()
 
 

@@ -14,7 +14,7 @@ import pytest
 import tiny_eval
 import torch
 
-from emanet_triton import segment
+from emanet_triton import fuse, segment
 from emanet_triton.eval import cityscapes, metric, runner
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.inference import Predictor
@@ -61,9 +61,10 @@ def run(tmp_path, city, ckpt, *more: str) -> dict:
     return json.loads(out.read_text())
 
 
-def expected_confusion(city: Path, ms_flip: bool = False) -> list[list[int]]:
+def expected_confusion(city: Path, ms_flip: bool = False, fused: bool = True) -> list[list[int]]:
     """What a plain loop over ``segment`` counts."""
     model, total = tiny_eval.tiny_network(), 0
+    model = fuse(model) if fused else model
     for sample in cityscapes.find_samples(city):
         labels = torch.from_numpy(cityscapes.read_labels(sample))
         predicted = segment(model, read_image(sample.image), ms_flip=ms_flip)
@@ -86,13 +87,19 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
     assert got["protocol"]["base_scale"] == [64, 32]
 
 
+def test_the_plain_network(tmp_path, city, ckpt, capsys):
+    got = run(tmp_path, city, ckpt, "--no-fuse")
+    assert "fp32 on cpu, plain network" in capsys.readouterr().err
+    assert got["confusion"] == expected_confusion(city, fused=False)
+
+
 def test_printed_tables(tmp_path, city, ckpt, capsys):
     got = run(tmp_path, city, ckpt)
     out, err = capsys.readouterr()
     assert out.count("\n") == 25
     assert f"{got['IoU']['bicycle']:.2f}" in out
     assert f"| {got['mIoU']:.2f}" in out
-    assert "mmseg-0.x, whole, one view; fp32 on cpu" in err
+    assert "mmseg-0.x, whole, one view; fp32 on cpu, fused network" in err
     assert f"mIoU {got['mIoU']:.2f}" in err  # the progress bar's last figure
 
 
@@ -133,7 +140,7 @@ def test_saved_predictions_are_label_ids_under_the_servers_names(tmp_path, city,
     ]
     for sample in samples:
         ids = cv2.imread(str(folder / f"{sample.name}_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
-        want = segment(tiny_eval.tiny_network(), read_image(sample.image))
+        want = segment(fuse(tiny_eval.tiny_network()), read_image(sample.image))
         np.testing.assert_array_equal(ids, cityscapes.to_label_ids(want))
 
 

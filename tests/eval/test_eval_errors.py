@@ -102,6 +102,7 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
         (["--protocol", "mmseg-2.x"], "invalid choice: 'mmseg-2.x'"),
         (["--all", "--ms-flip"], "--all evaluates every published model both ways"),
         (["--all", "--save-overlays", "x"], "--all writes no pictures"),
+        (["--fuse", "--precision", "tf32"], "--precision tf32 is of the plain network"),
         (["--model", "tiny"], "give --ckpt too"),
         (["--device", "cuda:99"], "--device cuda:99: no such device here"),
         (["--device", "gpu"], "--device gpu: no such device here"),
@@ -264,7 +265,7 @@ def test_out_of_memory_at_batch_one(city, ckpt, capsys, monkeypatch):
     def forward(self, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("emanet_triton.models.emanet.EMANet.forward", forward)
+    monkeypatch.setattr("emanet_triton.models.fused.FusedEMANet.forward", forward)
     assert main(["--ckpt", str(ckpt), "--data", str(city), "--batch-size", "2"]) == 2
     err = capsys.readouterr().err
     assert "note: out of memory on cpu; going on with batch size 1" in err
