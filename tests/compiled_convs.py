@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from emanet_triton.kernels import conv_bottleneck, conv_tiles, conv_triton
+from emanet_triton.kernels.device import DTYPE_NAMES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -27,7 +28,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = {name: dtype for dtype, name in conv_triton.DTYPE_NAMES.items()}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 HALF, SINGLE = None, torch.float32  # of a residual or an output: the images' dtype, float32
 
 # batch, C, H, W, O, kernel, stride, dilation, residual or not, its dtype, dtype of the output:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from emanet_triton.kernels import conv_choice
 from emanet_triton.kernels.conv_cost import ConvShape
-from emanet_triton.kernels.conv_providers import CONVOLUTIONS, HAS_TRITON, has_cudnn, triton_module
-from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES, PRECISIONS
+from emanet_triton.kernels.conv_providers import CONVOLUTIONS, has_cudnn
+from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.tiles import PRECISIONS
 
 PROVIDERS = ("auto", "table", "cudnn", "triton", "torch")
 BOTTLENECK_PROVIDERS = ("auto", "table", "triton", "separate")
@@ -225,7 +227,7 @@ def _separate(x, weights, biases, residual, provider: str, precision: str) -> Te
 
 
 def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
-    with triton_module("conv_bottleneck", x.device) as kernels:
+    with triton_kernels("conv_bottleneck", x.device, "provider") as kernels:
         return kernels.bottleneck(x, weights, biases, residual)
 
 

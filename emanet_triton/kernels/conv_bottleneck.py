@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels import conv_tiles
-from emanet_triton.kernels.conv_triton import DTYPE_NAMES, architecture, launch, nhwc
+from emanet_triton.kernels.conv_triton import launch, nhwc
+from emanet_triton.kernels.device import DTYPE_NAMES, architecture
 
 
 @triton.jit

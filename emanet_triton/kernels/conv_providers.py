@@ -5,16 +5,14 @@ Each takes (x, weight, bias, residual, stride, dilation, relu, out_dtype, precis
 """
 
 import contextlib
-import importlib
-import importlib.util
 from collections.abc import Iterator
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+from emanet_triton.kernels.device import triton_kernels
+
 _NHWC = torch.channels_last
 
 
@@ -89,7 +87,7 @@ def triton_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    with triton_module("conv_triton", x.device) as kernels:
+    with triton_kernels("conv_triton", x.device, "provider") as kernels:
         return kernels.conv_bias_act(
             x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
         )
@@ -112,24 +110,6 @@ def _cudnn_precision(x: Tensor, precision: str) -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = before
-
-
-@contextlib.contextmanager
-def triton_module(stem: str, device: torch.device) -> Iterator[ModuleType]:
-    """The module of kernels, ready to launch on this device, or why it cannot."""
-    if not HAS_TRITON:
-        raise ValueError("provider 'triton' needs the package triton, which is not installed")
-    kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield kernels
-    elif kernels.INTERPRETED:
-        yield kernels
-    else:
-        raise ValueError(
-            "provider 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
-            f"environment before triton is imported; got tensors on {device}"
-        )
 
 
 CONVOLUTIONS = {"cudnn": cudnn_conv, "triton": triton_conv, "torch": torch_conv}

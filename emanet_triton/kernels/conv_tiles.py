@@ -5,33 +5,9 @@ those without a table of their own; ``gfx942`` fits AMD's 64 KB.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ("bf16", "fp16", "fp32")
-PRECISIONS = ("ieee", "tf32x3", "tf32")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One configuration of one kernel.
-
-    Attributes:
-        kernel: name of the ``@triton.jit`` function.
-        arch: one of ``ARCHS``.
-        dtype: one of ``DTYPES``, of the images.
-        meta: compile-time arguments of the kernel.
-        num_warps, num_stages: launch options.
-    """
-
-    kernel: str
-    arch: str
-    dtype: str
-    meta: Mapping[str, int | bool | str]
-    num_warps: int
-    num_stages: int
-
+from emanet_triton.kernels.tiles import DTYPES, Tile
 
 # Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile (but
 # a float32 residual would not fit its registers), more than 64 outputs, up to 64, and input

@@ -17,8 +17,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.kernels import conv_tiles
+from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.tiles import Tile
 
-DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # A row of which less than this fills the tiles that cover it is left to ``conv_pointers``.
 _MIN_FILLED = 0.8
 
@@ -129,16 +130,7 @@ def conv_pointers(
 
 
 @functools.cache
-def architecture(device: torch.device) -> str:
-    """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
-    if device.type == "cpu":
-        return "sm_90"
-    if torch.version.hip:
-        return "gfx942"
-    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
-
-
-def launch(kernel, tile: conv_tiles.Tile, programs: int, *arguments, **constants) -> None:
+def launch(kernel, tile: Tile, programs: int, *arguments, **constants) -> None:
     kernel[(programs,)](
         *arguments, **constants, **tile.meta,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels import tiles
+from emanet_triton.kernels.device import DTYPE_NAMES, architecture
 
 EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
 MIN_SPLIT, MAX_SPLITS = 256, 48
-DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # float16 holds responsibilities down to 2^-24 only; scaled by 2^15 down to 2^-39.
 Z_SCALES = {torch.bfloat16: 1.0, torch.float16: 2.0**15, torch.float32: 1.0}
 
@@ -203,21 +203,15 @@ def em_reconstruct(
 
 
 @functools.cache
-def architecture(device: torch.device) -> str:
-    """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
-    if device.type == "cpu":
-        return "sm_90"
-    if torch.version.hip:
-        return "gfx942"
-    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
-
-
 def split_length(num_positions: int) -> int:
     """Positions that one M-step program sums; of N alone, so the batch cannot change a bit."""
     length = MIN_SPLIT
     while length * MAX_SPLITS < num_positions:
         length *= 2
     return length
+
+
+INTERPRETED = not isinstance(em_e_step, triton.JITFunction)
 
 
 class Stages:
@@ -228,8 +222,6 @@ class Stages:
         num_bases: K.
         precision: of the products of float32 features.
     """
-
-    interpreted = not isinstance(em_e_step, triton.JITFunction)
 
     def __init__(self, feats: Tensor, num_bases: int, precision: str) -> None:
         self.feats = feats

@@ -156,6 +156,9 @@ def em_epilogue(
     tl.store(p_out, b_out.to(element), mask=m_n[:, None] & m_o[None, :])
 
 
+INTERPRETED = not isinstance(em_epilogue, triton.JITFunction)
+
+
 class BlockStages(Stages):
     """``Stages`` with the launches that folding and the epilogue add."""
 

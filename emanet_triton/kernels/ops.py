@@ -1,20 +1,14 @@
 """The operators of EM attention: validation, choice of backend, registration with PyTorch."""
 
-import contextlib
-import importlib
-import importlib.util
-from collections.abc import Iterator
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from emanet_triton.kernels import folded, reference
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.tiles import MAX_BASES, MAX_CHANNELS, PRECISIONS
 
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @torch.no_grad()
@@ -153,21 +147,6 @@ def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
     return out.unflatten(1, feats.shape[2:]).permute(0, 3, 1, 2) if feats.dim() == 4 else out
 
 
-@contextlib.contextmanager
-def _triton(stem: str, device: torch.device) -> Iterator[ModuleType]:
-    """The module of kernels, imported only here, and its device made the current one."""
-    if not HAS_TRITON:
-        raise ValueError("backend 'triton' needs the package triton, which is not installed")
-    kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
-    if device.type != "cuda" and not kernels.Stages.interpreted:
-        raise ValueError(
-            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
-            f"environment before triton is imported; got tensors on {device}"
-        )
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        yield kernels
-
-
 def _in_layout_of(feats: Tensor, value: Tensor) -> Tensor:
     out = torch.empty_like(feats)
     return value if value.stride() == out.stride() else out.copy_(value)
@@ -177,7 +156,7 @@ def _run_em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        with _triton("em_attention", feats.device) as kernels:
+        with triton_kernels("em_attention", feats.device) as kernels:
             return kernels.em_attention(feats, bases, num_stages, precision)
     recon, new_bases = reference.em_attention(feats.mT, bases, num_stages)
     return _in_layout_of(feats, recon.mT), new_bases.mT.contiguous().mT
@@ -196,7 +175,7 @@ def _run_em_attention_block(
 ) -> tuple[Tensor, Tensor]:
     weights = mid_weight, mid_bias, out_weight, out_bias
     if backend == "triton":
-        with _triton("em_block", feats.device) as kernels:
+        with triton_kernels("em_block", feats.device) as kernels:
             return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
     out, new_bases = folded.em_attention_block(feats, bases, *weights, num_stages)
     return out, new_bases.mT.contiguous().mT

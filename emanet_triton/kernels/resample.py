@@ -7,9 +7,6 @@ a tap's position is an offset of its row plus an offset of its column.
 """
 
 import contextlib
-import importlib
-import importlib.util
-from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,12 +14,12 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels import resample_torch
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.resample_torch import IGNORE
 
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_TRITON_CLASSES = 64
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class Taps(NamedTuple):
@@ -141,25 +138,11 @@ def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{name} must be on {logits.device} like logits, got {tensor.device}")
 
 
-@contextlib.contextmanager
-def _kernels(backend: str, device: torch.device) -> Iterator[ModuleType]:
-    """The module that computes, ready for this device, or why it cannot."""
+def _kernels(backend: str, device: torch.device) -> contextlib.AbstractContextManager[ModuleType]:
+    """The module that computes, ready for this device."""
     if backend == "torch":
-        yield resample_torch
-        return
-    if not HAS_TRITON:
-        raise ValueError("backend 'triton' needs the package triton, which is not installed")
-    kernels = importlib.import_module("emanet_triton.kernels.resample_triton")
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield kernels
-    elif kernels.INTERPRETED:
-        yield kernels
-    else:
-        raise ValueError(
-            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
-            f"environment before triton is imported; got tensors on {device}"
-        )
+        return contextlib.nullcontext(resample_torch)
+    return triton_kernels("resample_triton", device)
 
 
 def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tile sizes of every kernel, per architecture, as literal data: chosen by shape, never by timing.
+"""Tile sizes of the EM kernels, per architecture, as literal data: by shape, never by timing.
 
 ``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
 those without a table of their own; ``gfx942`` fits AMD's 64 KB.
@@ -22,7 +22,7 @@ class Tile:
     Attributes:
         kernel: name of the ``@triton.jit`` function.
         arch: one of ``ARCHS``.
-        dtype: one of ``DTYPES``, of the features.
+        dtype: one of ``DTYPES``, of the features or images.
         meta: compile-time arguments of the kernel.
         num_warps, num_stages: launch options.
     """

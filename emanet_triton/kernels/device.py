@@ -1,0 +1,51 @@
+"""Where kernels can run: Triton's presence, a device's tile table, modules loaded when needed."""
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def architecture(device: torch.device) -> str:
+    """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
+    if device.type == "cpu":
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+@contextlib.contextmanager
+def triton_kernels(
+    stem: str, device: torch.device, option: str = "backend"
+) -> Iterator[ModuleType]:
+    """The module ``kernels/<stem>.py``, imported only here, with its device made the current one.
+
+    Args:
+        stem: a module of Triton kernels that says under ``INTERPRETED`` whether they run in
+            Triton's interpreter.
+        device: of the tensors.
+        option: how the caller's users ask for Triton, for the message.
+
+    Raises:
+        ValueError: Triton is not installed, or cannot run on this device.
+    """
+    if not HAS_TRITON:
+        raise ValueError(f"{option} 'triton' needs the package triton, which is not installed")
+    kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield kernels
+    elif kernels.INTERPRETED:
+        yield kernels
+    else:
+        raise ValueError(
+            f"{option} 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
+            f"environment before triton is imported; got tensors on {device}"
+        )
