@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-STRIP_BYTES = 2**21  # of the scores of the strips that all threads work on
+STRIP_BYTES = 2**20  # of the scores of a strip; the same for any number of threads, as its bits are
 MIN_ROWS = 8  # of a strip, since fewer would share too little work
 TILE = 128  # columns
 IGNORE = 255  # a target that is not counted
@@ -40,8 +40,7 @@ def resample(
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     # A float32 product on a GPU may be rounded to TF32.
     dtype = torch.float64 if logits.is_cuda else torch.float32
-    size = STRIP_BYTES // (4 * C * W * torch.get_num_threads())
-    size = min(max(size, MIN_ROWS), H)
+    size = min(max(STRIP_BYTES // (4 * C * W), MIN_ROWS), H)
     rows = [_matrices(*view, size, dtype) for view in zip(*tables[:2], strict=True)]
     columns = [_matrices(*view, TILE, dtype) for view in zip(*tables[2:], strict=True)]
 
