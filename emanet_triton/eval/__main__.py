@@ -32,8 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: _note(f"note: {message}")
         try:
             plan = make_plan(args, group)
-        except InputError as error:  # the same on every rank
-            return _fail(f"error: {error}", group.first)
+        except InputError as error:
+            return _fail(
+                f"error: {error}" if group.first else f"error on rank {group.rank}: {error}"
+            )
         except KeyboardInterrupt:
             return _fail("interrupted before the first image", group.first)
         try:

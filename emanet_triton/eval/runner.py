@@ -1,5 +1,6 @@
 """One evaluation: every image of a split through the network, into one confusion matrix."""
 
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -68,9 +69,8 @@ def require_writable(file: Path) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        probe = file.parent / f".{file.name}.probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=file.parent):  # a name of its own for every rank
+            pass
     except OSError as error:
         raise InputError(
             f"{file.parent}: expected a folder that can be written ({error.strerror})"
