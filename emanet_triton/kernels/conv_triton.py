@@ -8,8 +8,6 @@ size, stride and number of channels. Sums, bias, residual and ReLU are float32.
 Index letters: b image, m output pixel of a tile, c input channel, o output channel.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -129,7 +127,6 @@ def conv_pointers(
     store_outputs(b_out, out_ptr, first, m_m, o_o, OUT, RELU)
 
 
-@functools.cache
 def launch(kernel, tile: Tile, programs: int, *arguments, **constants) -> None:
     kernel[(programs,)](
         *arguments, **constants, **tile.meta,

@@ -1,6 +1,7 @@
 """Where kernels can run: Triton's presence, a device's tile table, modules loaded when needed."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
+@functools.cache
 def architecture(device: torch.device) -> str:
     """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
     if device.type == "cpu":

@@ -8,8 +8,6 @@ whatever else is in the batch. Logits, softmax, sums and norms are float32.
 Index letters: b image, n position, c channel, k base, s range of positions (split).
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -202,7 +200,6 @@ def em_reconstruct(
     tl.store(p_out, b_recon.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
-@functools.cache
 def split_length(num_positions: int) -> int:
     """Positions that one M-step program sums; of N alone, so the batch cannot change a bit."""
     length = MIN_SPLIT

@@ -23,8 +23,9 @@ def problem():
     return em_common.make_problem(2, (3, 7), 16, 5, dtype=torch.float64)
 
 
-def test_mmsegs_operations_are_the_heads(problem):
-    head = EMAHead(8, ema_channels=16, num_bases=5).double().eval()
+def test_mmsegs_operations_are_the_heads():
+    problem = em_common.make_problem(2, (3, 7), 16, 5, dtype=torch.float32)
+    head = EMAHead(8, ema_channels=16, num_bases=5).eval()
     mid, out, norm = head.ema_mid_conv.conv, head.ema_out_conv.conv, head.ema_out_conv.bn
     with torch.no_grad():
         mid.weight.copy_(problem.mid_weight)
@@ -37,7 +38,7 @@ def test_mmsegs_operations_are_the_heads(problem):
         recon = head.ema_module(head.ema_mid_conv(problem.feats))
         want = torch.relu(problem.feats + head.ema_out_conv(torch.relu(recon)))
         got, _ = em_common.mmseg_block(problem)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_mmsegs_operations_equal_the_specification(problem):
