@@ -11,11 +11,11 @@ from emanet_triton.kernels import reference
 
 def test_block_is_the_heads_sequence_of_modules():
     torch.manual_seed(0)
-    mid, attention = nn.Conv2d(12, 12, 1).double(), EMAttention(12, 5).double().eval()
-    out, norm = nn.Conv2d(12, 12, 1, bias=False).double(), nn.BatchNorm2d(12).double().eval()
+    mid, attention = nn.Conv2d(12, 12, 1), EMAttention(12, 5).eval()
+    out, norm = nn.Conv2d(12, 12, 1, bias=False), nn.BatchNorm2d(12).eval()
     for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
         t.data.uniform_(0.5, 2)
-    feats = torch.randn(2, 12, 3, 7).double()
+    feats = torch.randn(2, 12, 3, 7)
     with torch.no_grad():
         want = F.relu(feats + norm(out(F.relu(attention(mid(feats))))))
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -27,7 +27,7 @@ def test_block_is_the_heads_sequence_of_modules():
             out.weight[:, :, 0, 0] * scale[:, None],
             norm.bias - norm.running_mean * scale,
         )
-    torch.testing.assert_close(got.view_as(want), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.view_as(want), want, rtol=1e-4, atol=1e-5)
     x = mid(feats).flatten(2)
     _, want_bases = reference.em_attention(x, attention.bases)
     torch.testing.assert_close(bases, want_bases)
