@@ -1,0 +1,90 @@
+"""What ours is held against: mmsegmentation's operations in plain PyTorch, compilers, runtimes."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emanet_triton.bench.case import Absent
+from emanet_triton.bench.method import Call
+from emanet_triton.models.emanet import EMANet
+
+
+def mmseg_attention(x: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
+    """The operations of mmseg's ``EMAModule`` in evaluation, in its order.
+
+    Args:
+        x: features [B, C, H, W].
+        bases: initial bases [1, C, K].
+        num_stages: EM iterations.
+
+    Returns:
+        The reconstruction [B, C, H, W] and the bases [B, C, K].
+    """
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels, height * width)
+    bases = bases.repeat(batch, 1, 1)
+    for _ in range(num_stages):
+        attention = torch.einsum("bcn,bck->bnk", x, bases)
+        attention = F.softmax(attention, dim=2)
+        attention_normed = F.normalize(attention, dim=1, p=1)
+        bases = torch.einsum("bcn,bnk->bck", x, attention_normed)
+        bases = F.normalize(bases, dim=1, p=2)
+    recon = torch.einsum("bck,bnk->bcn", bases, attention)
+    return recon.view(batch, channels, height, width), bases
+
+
+def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
+    """The operations of mmseg's ``EncoderDecoder.encode_decode``, but for its last resize.
+
+    Args:
+        model: in evaluation mode.
+        images: [B, 3, H, W].
+
+    Returns:
+        Logits [B, classes, ceil(H / 8), ceil(W / 8)].
+    """
+    head = model.decode_head
+    *_, x = model.backbone(images)
+    feats = head.ema_in_conv(x)
+    attention = head.ema_module
+    recon, _ = mmseg_attention(head.ema_mid_conv(feats), attention.bases, attention.num_stages)
+    recon = head.ema_out_conv(F.relu(recon, inplace=True))
+    out = head.bottleneck(F.relu(feats + recon, inplace=True))
+    return head.conv_seg(head.conv_cat(torch.cat([x, out], dim=1)))
+
+
+def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:
+    """A call of no arguments, in inference mode."""
+
+    def call() -> object:
+        with torch.inference_mode():
+            return function(*arguments, **options)
+
+    return call
+
+
+def compiled(function: Callable, **options: object) -> Callable:
+    """By ``torch.compile``, for the very shapes that it is called with."""
+    torch.compiler.reset()  # otherwise many shapes in turn exhaust its limit of recompilations
+    return torch.compile(function, dynamic=False, **options)
+
+
+def absent(reason: str) -> Call:
+    """Stands in a case for a provider that cannot run."""
+    raise Absent(reason)
+
+
+def import_peer(name: str) -> ModuleType:
+    """Import a package that need not be there.
+
+    Raises:
+        Absent: it does not import, with the reason.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a package built for another PyTorch may raise anything
+        raise Absent(f"{type(error).__name__}: {error}".splitlines()[0]) from None

@@ -1,0 +1,30 @@
+"""Peak memory of a process of its own."""
+
+import pytest
+import torch
+
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.memory import peak_in_child
+from emanet_triton.bench.options import Selection
+
+MEGABYTES = 64
+
+
+def cases(selection):
+    """One case whose provider takes 64 MB beside its shared input of 128 (1 MB if tiny)."""
+    size = 2**20 if selection.tiny else MEGABYTES * 2**20
+    shared = []
+    yield Case(
+        suite="em",
+        name="block",
+        providers={"plain": lambda: lambda: torch.ones(size, dtype=torch.uint8).max()},
+        baseline="plain",
+        error=lambda got: 0.0,
+        bound=0.0,
+        prepare=lambda: shared.append(torch.ones(2 * size, dtype=torch.uint8)),
+    )
+
+
+def test_the_peak_is_the_providers():
+    peak = peak_in_child(cases, Selection(threads=1), "block", "plain")
+    assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
