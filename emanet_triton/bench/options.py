@@ -64,7 +64,7 @@ class Selection:
         return {name: providers[name] for name in names if name in wanted}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Leaves it to the caller to print a message and to exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     Raises:
         InputError: they are not as they should be.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m emanet_triton.bench",
         description="Time EMANet and its parts against their peers. Without arguments: a short "
         "selection for the device found.",
