@@ -1,8 +1,11 @@
 """A case of a suite, and the one loop that measures it: the gate first, then times in turns."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import torch
 
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.memory import CudaPeak
@@ -75,6 +78,8 @@ def measure(
         machine: whose ceilings floors are computed with.
         peak: measures the peak memory of a provider, in MB, where this process cannot.
     """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what many cases compile would exhaust its limit of recompilations
     try:
         if case.prepare:
             case.prepare()

@@ -69,7 +69,6 @@ def without_gradients(function: Callable[..., object], *arguments: object, **opt
 
 def compiled(function: Callable, **options: object) -> Callable:
     """By ``torch.compile``, for the very shapes that it is called with."""
-    torch.compiler.reset()  # otherwise many shapes in turn exhaust its limit of recompilations
     return torch.compile(function, dynamic=False, **options)
 
 
