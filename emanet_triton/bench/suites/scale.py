@@ -63,8 +63,7 @@ def _by_default(selection: Selection, what: str, size: Size) -> bool:
 def summary(rows: Sequence[Row]) -> str:
     """The fitted growth of time and of memory with pixels, for what ran at three sizes."""
     lines = []
-    for what, provider in dict.fromkeys((_what(row.case), row.provider) for row in rows):
-        own = [row for row in rows if (_what(row.case), row.provider) == (what, provider)]
+    for (what, provider), own in series(rows).items():
         for quantity, column in (("time", "p50_ms"), ("peak memory", "peak_mb")):
             points = [(pixels(row.case), value) for row in own if (value := getattr(row, column))]
             if len({size for size, _ in points}) >= FEWEST_POINTS:
@@ -73,15 +72,19 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def series(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by what ran, a case's name without its size and dtype, and by provider."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        what = " ".join(row.case.split()[:-2])
+        found.setdefault((what, row.provider), []).append(row)
+    return found
+
+
 def pixels(case: str) -> int:
     """Of the images of a case of this name."""
     height, width = case.split()[-2].split("x")
     return int(height) * int(width)
-
-
-def _what(case: str) -> str:
-    """A case's name without its size and dtype."""
-    return " ".join(case.split()[:-2])
 
 
 def _post(selection: Selection, size: Size) -> Case:
