@@ -34,15 +34,18 @@ class CudaPeak:
         return (torch.cuda.max_memory_allocated() - self._before) / MEGABYTE
 
 
-def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float:
+def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float | None:
     """MB by which a fresh process's resident memory rises, from making a provider to its result.
 
     Args:
         cases: of a suite, a function of a module: the child makes the case anew.
         selection: what ``cases`` takes.
         name: of the case.
-        provider: one of its providers.
+        provider: one of its providers. What one compiles at its first call is unknown: the
+            compiler's memory would count.
     """
+    if "compiled" in provider:
+        return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (cases, selection, name, provider)) / MEGABYTE
 
