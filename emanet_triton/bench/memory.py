@@ -35,7 +35,9 @@ class CudaPeak:
 
 
 def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float | None:
-    """MB by which a fresh process's resident memory rises, from making a provider to its result.
+    """MB by which a provider, made in a fresh process, and its call raise the resident memory.
+
+    What making it took for a while does not count.
 
     Args:
         cases: of a suite, a function of a module: the child makes the case anew.
@@ -61,9 +63,10 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     case = next(case for case in cases(selection) if case.name == name)
     if case.prepare:
         case.prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident_bytes("VmRSS")
-    case.providers[provider]()()
+    call = case.providers[provider]()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    call()
     return _resident_bytes("VmHWM") - before
 
 

@@ -1,14 +1,11 @@
-"""What ours is held against: mmsegmentation's operations in plain PyTorch, compilers, runtimes."""
+"""What ours is held against: mmsegmentation's operations in plain PyTorch, also compiled."""
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.bench.case import Absent
 from emanet_triton.bench.method import Call
 from emanet_triton.eval.reference import view_logits
 from emanet_triton.eval.views import Size
@@ -91,15 +88,3 @@ def without_gradients(function: Callable[..., object], *arguments: object, **opt
 def compiled(function: Callable, **options: object) -> Callable:
     """By ``torch.compile``, for the very shapes that it is called with."""
     return torch.compile(function, dynamic=False, **options)
-
-
-def import_peer(name: str) -> ModuleType:
-    """Import a package that need not be there.
-
-    Raises:
-        Absent: it does not import, with the reason.
-    """
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a package built for another PyTorch may raise anything
-        raise Absent(f"{type(error).__name__}: {error}".splitlines()[0]) from None
