@@ -34,15 +34,20 @@ class CudaPeak:
         return (torch.cuda.max_memory_allocated() - self._before) / MEGABYTE
 
 
-def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float:
-    """MB by which a fresh process's resident memory rises, from making a provider to its result.
+def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float | None:
+    """MB by which a provider, made in a fresh process, and its call raise the resident memory.
+
+    What making it took for a while does not count.
 
     Args:
         cases: of a suite, a function of a module: the child makes the case anew.
         selection: what ``cases`` takes.
         name: of the case.
-        provider: one of its providers.
+        provider: one of its providers. What one compiles at its first call is unknown: the
+            compiler's memory would count.
     """
+    if "compiled" in provider:
+        return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (cases, selection, name, provider)) / MEGABYTE
 
@@ -58,9 +63,10 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     case = next(case for case in cases(selection) if case.name == name)
     if case.prepare:
         case.prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident_bytes("VmRSS")
-    case.providers[provider]()()
+    call = case.providers[provider]()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    call()
     return _resident_bytes("VmHWM") - before
 
 

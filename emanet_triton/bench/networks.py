@@ -28,7 +28,8 @@ def make_protocol(mode: str, size: Size, tiny: bool = False) -> Protocol:
 def make_network(network: str, protocol: Protocol, tiny: bool = False) -> EMANet:
     """In evaluation mode, on the CPU, with weights after He, the same at every call.
 
-    Such weights keep the size of the activations.
+    Such weights keep the size of the activations. Those of the logits are centred, so that the
+    labels are of many classes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -36,4 +37,6 @@ def make_network(network: str, protocol: Protocol, tiny: bool = False) -> EMANet
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
+    logits = model.decode_head.conv_seg.weight.data
+    logits -= logits.mean(1, keepdim=True)
     return model

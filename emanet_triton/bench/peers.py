@@ -1,16 +1,16 @@
-"""What ours is held against: mmsegmentation's operations in plain PyTorch, compilers, runtimes."""
+"""What ours is held against: mmsegmentation's operations in plain PyTorch, also compiled."""
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.bench.case import Absent
 from emanet_triton.bench.method import Call
+from emanet_triton.eval.reference import view_logits
+from emanet_triton.eval.views import Size
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.protocol import Protocol
 
 
 def mmseg_attention(x: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
@@ -57,6 +57,24 @@ def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
     return head.conv_seg(head.conv_cat(torch.cat([x, out], dim=1)))
 
 
+def mmseg_labels(
+    forward: Callable[[Tensor], Tensor], inputs: Tensor, size: Size, protocol: Protocol
+) -> Tensor:
+    """The operations of mmseg's ``simple_test``, a window at a time: int64 [B, H, W].
+
+    Args:
+        forward: the network, [n, 3, h, w] → logits [n, classes, h / 8, w / 8].
+        inputs: normalised images, [B, 3, h, w].
+        size: (width, height) of the image.
+        protocol: how windows are placed and logits resized.
+    """
+
+    def by_window(windows: Tensor) -> Tensor:
+        return torch.cat([forward(window) for window in windows.split(len(inputs))])
+
+    return view_logits(by_window, inputs, size, protocol).softmax(1).argmax(1)
+
+
 def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:
     """A call of no arguments, in inference mode."""
 
@@ -70,20 +88,3 @@ def without_gradients(function: Callable[..., object], *arguments: object, **opt
 def compiled(function: Callable, **options: object) -> Callable:
     """By ``torch.compile``, for the very shapes that it is called with."""
     return torch.compile(function, dynamic=False, **options)
-
-
-def absent(reason: str) -> Call:
-    """Stands in a case for a provider that cannot run."""
-    raise Absent(reason)
-
-
-def import_peer(name: str) -> ModuleType:
-    """Import a package that need not be there.
-
-    Raises:
-        Absent: it does not import, with the reason.
-    """
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a package built for another PyTorch may raise anything
-        raise Absent(f"{type(error).__name__}: {error}".splitlines()[0]) from None

@@ -75,7 +75,7 @@ def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys
 
     monkeypatch.setattr(command, "measure", interrupted)
     path = tmp_path / "rows.csv"
-    assert command.main(["em", "--tiny", "--csv", str(path)]) == 2
+    assert command.main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 2
     assert [row.case for row in read_rows(path)] == ["first", "first"]
     assert "interrupted" in capsys.readouterr().err
 

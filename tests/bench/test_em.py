@@ -89,7 +89,7 @@ def test_sizes_are_of_images():
 
 def test_a_tiny_run(tmp_path):
     path = tmp_path / "em.csv"
-    assert main(["em", "--tiny", "--csv", str(path)]) == 0
+    assert main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)
     assert [row.provider for row in rows] == ["mmseg", "torch"] * 2
     assert all(row.gate == "passed" and row.p50_ms > 0 and row.x_floor > 0 for row in rows)

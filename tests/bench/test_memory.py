@@ -28,3 +28,7 @@ def cases(selection):
 def test_the_peak_is_the_providers():
     peak = peak_in_child(cases, Selection(threads=1), "block", "plain")
     assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
+
+
+def test_what_compiles_itself_has_no_peak():
+    assert peak_in_child(cases, Selection(), "block", "plain-compiled") is None

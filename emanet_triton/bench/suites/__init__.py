@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row
-from emanet_triton.bench.suites import conv, em, eval, scale, train_mem
+from emanet_triton.bench.suites import conv, em, eval, model, post, scale, train_mem
 
 SUITES: dict[str, Callable[[Selection], Iterator[Case]]] = {
     "em": em.cases,
     "conv": conv.cases,
+    "post": post.cases,
+    "model": model.cases,
     "train-mem": train_mem.cases,
     "eval": eval.cases,
     "scale": scale.cases,
