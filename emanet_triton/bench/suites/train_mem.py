@@ -22,7 +22,7 @@ CROPS: dict[str, Size] = {"whole": (512, 1024), "slide": (769, 769)}  # of the p
 IGNORED = 255
 AUXILIARY = 0.4  # weight of the auxiliary head's loss
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-BOUND = 1e-3  # a reconstruction set to zero makes 4e-3, two EM iterations in place of three 2e-3
+BOUND = 1e-3  # a reconstruction set to zero, or two EM iterations in place of three, makes 2e-3
 
 Step = tuple[float, Tensor]  # the loss, and the norm of every parameter's gradient, on the CPU
 
