@@ -26,6 +26,13 @@ def test_every_convolution_of_the_networks_is_found():
     assert sum(count for layer, count in r50.items() if not layer.relu) == 5
 
 
+def test_a_short_run_takes_the_heaviest():
+    names = [case.name for case in conv.cases(Selection(quick=True))]
+    assert len(names) == conv.QUICK_LAYERS
+    assert names[0].startswith("3x3 C=2048 O=512")
+    assert "r50=5 r101=22" in " ".join(names)
+
+
 def test_a_layer_reads_as_words_and_numbers():
     layer = conv.Layer(1, 64, 256, 128, 256, 2, 1, residual=True, relu=True)
     assert str(layer) == "1x1 C=64 O=256 H=128 W=256 stride=2 dilation=1 residual relu"
@@ -105,8 +112,8 @@ def test_the_summary_names_winners_and_puts_the_worst_first():
     assert winners == ["triton", "torch", "cudnn"]
     assert lines[2].split()[1:4] == ["3", "1", "3.00"]
     assert lines[5:] == [
-        "all of r50 in bf16: torch 49 ms, the fastest of each 16.5 ms, floor 6 ms",
-        "all of r101 in bf16: torch 202 ms, the fastest of each 67.5 ms, floor 23 ms",
+        "these in r50, bf16: torch 49 ms, the fastest of each 16.5 ms, floor 6 ms",
+        "these in r101, bf16: torch 202 ms, the fastest of each 67.5 ms, floor 23 ms",
     ]
 
 
@@ -116,4 +123,4 @@ def test_a_tiny_run(tmp_path, capsys):
     rows = read_rows(path)
     assert len({row.case for row in rows}) == 29
     assert all(row.gate == "passed" and row.floor_ms > 0 for row in rows)
-    assert "all of r101 in fp32" in capsys.readouterr().out
+    assert "these in r101, fp32: " in capsys.readouterr().out

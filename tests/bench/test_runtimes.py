@@ -72,4 +72,4 @@ def test_onnxruntime(network):
     forward = runtimes.onnxruntime(runtimes.LogitsOnly(network), example)
     with torch.no_grad():
         want = mmseg_network(network, other)
-    torch.testing.assert_close(forward(other), want, rtol=1e-4, atol=1e-5)
+    assert (forward(other) - want).norm() <= 1e-4 * want.norm()

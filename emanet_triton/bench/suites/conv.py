@@ -28,6 +28,8 @@ from emanet_triton.kernels.cost import Cost
 from emanet_triton.kernels.winograd import transform_weight, winograd_conv
 from emanet_triton.models.emanet import EMANet
 
+QUICK_LAYERS = 6  # of a short run on a CPU
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -92,12 +94,20 @@ def cases(selection: Selection) -> Iterator[Case]:
         selection.dtypes or dtypes, selection.sizes or sizes, selection.batches or [1]
     ):
         uses = {network: layers(network, size, selection.tiny) for network in BLOCKS}
-        wanted = (uses[network] for network in selection.networks or BLOCKS)
+        wanted = [uses[network] for network in selection.networks or BLOCKS]
+        if selection.quick and not selection.cuda:
+            wanted = [_heaviest(uses["r50"], QUICK_LAYERS)]
         for layer in dict.fromkeys(itertools.chain.from_iterable(wanted)):
             counts = " ".join(f"{network}={uses[network][layer]}" for network in BLOCKS)
             yield _case(selection, layer, batch, dtype, counts)
         if selection.cuda and not selection.tiny and dtype != "fp32":
             yield from conv_bottleneck.cases(selection, size, batch, dtype)
+
+
+def _heaviest(uses: Counter[Layer], count: int) -> list[Layer]:
+    """The layers that make up most of a network's FLOPs."""
+    flops = {layer: n * layer.shape(1, torch.float32).flops for layer, n in uses.items()}
+    return sorted(flops, key=flops.__getitem__, reverse=True)[:count]
 
 
 def _defaults(selection: Selection) -> tuple[list[str], list[Size]]:
@@ -226,7 +236,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _totals(rows: Sequence[Row], winners: Sequence[Row]) -> str:
-    """All convolutions of each network: by the baseline, by the fastest of each, their floor."""
+    """All of these in each network: by the baseline, by the fastest of each, their floor."""
     plain = {row.case: row.p50_ms for row in rows if row.provider == "torch" and row.p50_ms}
     lines = []
     for dtype, network in itertools.product(dict.fromkeys(r.dtype for r in winners), BLOCKS):
@@ -240,7 +250,7 @@ def _totals(rows: Sequence[Row], winners: Sequence[Row]) -> str:
         floor_ms = sum(count * row.floor_ms for count, row in uses)
         if uses:
             lines.append(
-                f"all of {network} in {dtype}: torch {torch_ms:.4g} ms, the fastest of each "
+                f"these in {network}, {dtype}: torch {torch_ms:.4g} ms, the fastest of each "
                 f"{best_ms:.4g} ms, floor {floor_ms:.4g} ms"
             )
     return "\n".join(lines)

@@ -113,6 +113,7 @@ def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -
         tiny=selection.tiny,
     )
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
+    short = selection.short and not selection.cuda
     names = [name for name in PROVIDERS if selection.cuda or name not in GPU_ONLY]
     names = [
         name for name in names if name not in (HOST_ONLY if problem.resident else RESIDENT_ONLY)
@@ -128,7 +129,7 @@ def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -
         baseline="plain-fp32",
         error=lambda got: (got.cpu() != want()).double().mean().item(),
         bound=bound,
-        peak=not selection.tiny,
+        peak=not short,
         wall=not problem.resident,
     )
 
