@@ -63,12 +63,8 @@ def em(results: Results) -> str:
 
 
 def conv(results: Results) -> str:
-    """The convolutions of both networks, summed up, and each."""
-    rows = results.of("conv")
-    summed = conv_suite.summary(rows) if rows else ""
-    totals = [f"- {line}" for line in summed.splitlines() if line.startswith("all of ")]
-    parts = ["\n".join(totals), _suite(results, "conv"), *results.images("ratios_conv")]
-    return joined(parts)
+    """The convolutions of both networks, each and summed up."""
+    return joined([_suite(results, "conv", conv_suite.totals), *results.images("ratios_conv")])
 
 
 def model(results: Results) -> str:
@@ -110,16 +106,12 @@ def train_mem(results: Results) -> str:
 
 def evaluation(results: Results) -> str:
     """From files to the metric."""
-    lines = eval_suite.summary(results.of("eval")).splitlines()
-    return joined([_suite(results, "eval"), "\n".join(f"- {line}" for line in lines)])
+    return _suite(results, "eval", eval_suite.summary)
 
 
 def scale(results: Results) -> str:
     """Time and memory against size, and their fitted growth."""
-    parts = [_suite(results, "scale"), *results.images("scale")]
-    for _, rows in runs(results.files, "scale"):
-        parts.append("\n".join(f"- {line}" for line in scale_suite.summary(rows).splitlines()))
-    return joined(parts)
+    return joined([_suite(results, "scale", scale_suite.summary), *results.images("scale")])
 
 
 def roofline(results: Results) -> str:
@@ -164,10 +156,15 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 }
 
 
-def _suite(results: Results, suite: str) -> str:
-    """Every run of a suite: where it was made, its times, its memory, who was not there."""
+def _suite(
+    results: Results, suite: str, said: Callable[[Sequence[Row]], str] = lambda rows: ""
+) -> str:
+    """Every run of a suite: where it was made, its tables, and the lines said of its rows."""
     found = list(runs(results.files, suite))
-    parts = [part for name, rows in found for part in run(results.link(name), rows)]
+    parts = []
+    for name, rows in found:
+        parts += run(results.link(name), rows)
+        parts += [f"- {line}" for line in said(rows).splitlines()]
     if not found:
         return "Not measured yet."
     if not any(on_gpu(row) for _, rows in found for row in rows):

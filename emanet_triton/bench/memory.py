@@ -49,7 +49,10 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
     if "compiled" in provider:
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (cases, selection, name, provider)) / MEGABYTE
+        peak = pool.apply(_peak, (cases, selection, name, provider))
+        pool.close()  # and not ended by force, so that it leaves no semaphores
+        pool.join()
+    return peak / MEGABYTE
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:

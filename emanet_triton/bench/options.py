@@ -82,7 +82,8 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         description="Time EMANet and its parts against their peers. Without arguments: a short "
         "selection for the device found.",
         epilog="also: report [--check], which rebuilds README's tables from results; "
-        "compare A.csv B.csv, which says what got faster or slower",
+        "compare A.csv B.csv, which says what got faster or slower; gpu-check [--out DIR], which "
+        "does all that needs a GPU",
     )
     parser.add_argument(
         "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all, short"

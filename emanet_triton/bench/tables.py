@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from emanet_triton.bench.rows import PASSED, Row
 
-LONG = 10  # cases from which a table is folded away
+LONG = 12  # cases from which a table is folded away
 
 
 def runs(files: Mapping[str, list[Row]], suite: str) -> Iterator[tuple[str, list[Row]]]:

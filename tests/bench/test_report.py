@@ -96,8 +96,8 @@ def test_figures_reach_their_cells(texts):
     ]
     assert line(block(texts, "train-mem"), "512x1024", "6.2")[-1] == "not measured"
     assert line(block(texts, "train-mem"), "512x1024", "5.4")[-1] == "5.4"
-    assert "- all of r50 in fp32: torch 9984 ms" in block(texts, "conv")
-    assert "<details><summary>12 cases</summary>" in block(texts, "conv")
+    assert "- these in r50, fp32: torch 1.165e+04 ms, the fastest of each" in block(texts, "conv")
+    assert "<details><summary>13 cases</summary>" in block(texts, "conv")
     assert "the network is the limit" in block(texts, "eval")
     assert "mmseg: time grows as pixels ^ 1.00 (R² 1.000, 3 points)" in block(texts, "scale")
 
@@ -188,9 +188,9 @@ def test_a_ratio_chart_is_of_the_cases_that_take_the_longest(monkeypatch):
     monkeypatch.setattr(charts, "MOST_CASES", 3)
     rows = [row for row in cpu_rows() if row.suite == "conv"]
     (_, chart) = charts.charts_of(rows)
-    assert "(the 3 longest of 12 cases)" in chart.title
+    assert "(the 3 longest of 13 cases)" in chart.title
     shown = dict.fromkeys(case.split()[1] for case, *_ in chart.figures)
-    assert list(shown) == ["C=640", "C=704", "C=768"]
+    assert list(shown) == ["C=704", "C=768", "C=832"]
 
 
 @pytest.mark.parametrize(
