@@ -18,6 +18,7 @@ from emanet_triton.bench.options import Selection, parse
 from emanet_triton.bench.rows import Row, write_csv, write_json
 from emanet_triton.bench.suites import SUITES, SUMMARIES
 from emanet_triton.errors import InputError
+from emanet_triton.kernels.precision import cuda_fp32
 
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
@@ -66,12 +67,11 @@ def _run(options: Namespace) -> int:
     _check_selected(cases, selection, names)
     if selection.threads:
         torch.set_num_threads(selection.threads)
-    # fp32 means fp32: this process runs nothing else.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = list(dict.fromkeys(case.dtype for case in cases))
-    machine = measure_machine(selection.device, dtypes, selection.tiny)
-    print(machine)
-    rows = _measure_all(cases, method, machine, selection, options)
+    with cuda_fp32("ieee"):  # fp32 means fp32
+        machine = measure_machine(selection.device, dtypes, selection.tiny)
+        print(machine)
+        rows = _measure_all(cases, method, machine, selection, options)
     if options.plot:
         from emanet_triton.bench import plots
 

@@ -81,6 +81,8 @@ def test_cases_by_device():
     assert "compiled-fp32" not in quick.providers
     (asked,) = model.cases(Selection(quick=True, providers=("compiled-fp32",)))
     assert list(asked.providers) == ["plain-fp32", "compiled-fp32"]
+    (half,) = model.cases(Selection(quick=True, providers=("fused-bf16",)))
+    assert list(half.providers) == ["plain-fp32", "plain-bf16", "fused-bf16"]
 
 
 def test_a_tiny_run(tmp_path):

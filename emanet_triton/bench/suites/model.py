@@ -10,7 +10,7 @@ two are the same.
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,10 +64,15 @@ class Problem:
         return self.image.shape[1], self.image.shape[0]
 
     def inputs(self) -> Tensor:
-        """The normalised input, float32 [1, 3, h, w], on the host unless resident."""
+        """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
         (scale,) = view_sizes(self.protocol, self.size, ms_flip=False)
         inputs = scaled_inputs([self.image], scale, torch.device("cpu"))
-        return inputs.to(self.device) if self.resident else inputs
+        if self.device == "cpu":
+            return inputs
+        return inputs.to(self.device) if self.resident else inputs.pin_memory()
+
+    def to_device(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.device, non_blocking=True)
 
     def model(self) -> EMANet:
         return make_network(self.network, self.protocol, self.tiny)
@@ -85,7 +90,7 @@ class Problem:
         inputs = self.inputs()
         if self.resident or self.device == "cpu":
             return without_gradients(labels, inputs)
-        return without_gradients(lambda: labels(inputs.to(self.device)).cpu())
+        return without_gradients(lambda: labels(self.to_device(inputs)).cpu())
 
 
 def cases(selection: Selection) -> Iterator[Case]:
@@ -112,6 +117,8 @@ def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -
         resident=way == "device",
         tiny=selection.tiny,
     )
+    if any(_is_half(name) for name in selection.providers):  # they are held against plain's
+        selection = replace(selection, providers=("plain-bf16", *selection.providers))
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
     short = selection.short and not selection.cuda
     names = [name for name in PROVIDERS if selection.cuda or name not in GPU_ONLY]
@@ -141,8 +148,11 @@ def make_image(size: Size) -> np.ndarray:
 
 def bound(name: str, errors: Mapping[str, float]) -> float:
     """Labels that may differ from plain float32's: in half precision twice plain's, three-way."""
-    half = "bf16" in name or name == "tensorrt"
-    return LABELS_BOUND + (2 * errors.get("plain-bf16", float("nan")) if half else 0)
+    return LABELS_BOUND + (2 * errors.get("plain-bf16", float("nan")) if _is_half(name) else 0)
+
+
+def _is_half(name: str) -> bool:
+    return "bf16" in name or name == "tensorrt"
 
 
 def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
@@ -193,7 +203,7 @@ def mmsegmentation(problem: Problem) -> Call:
     """mmsegmentation's own ``EncoderDecoder`` with the same weights."""
     simple_test = runtimes.mmsegmentation(problem.model(), problem.device)
     inputs = problem.inputs()
-    return without_gradients(lambda: simple_test(inputs.to(problem.device), problem.size))
+    return without_gradients(lambda: simple_test(problem.to_device(inputs), problem.size))
 
 
 PROVIDERS: dict[str, Callable[[Problem], Call]] = {
