@@ -8,7 +8,7 @@ import torch
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.peers import mmseg_labels, mmseg_network
+from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
 from emanet_triton.eval.inference import segment
@@ -35,7 +35,7 @@ def test_mmsegs_labels_are_segments(mode):
     given = problem(mode)
     network = given.model()
     with torch.no_grad():
-        got = mmseg_labels(network, given.inputs(), given.size, given.protocol)
+        got = given.labels_by(network)(given.inputs())
     want = torch.from_numpy(segment(network, given.image))
     assert got.shape == (1, *SIZE)
     assert (got[0] != want).double().mean() < 1e-3
