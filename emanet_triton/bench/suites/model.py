@@ -83,9 +83,10 @@ class Problem:
     def model(self) -> EMANet:
         return make_network(self.network, self.protocol, self.tiny)
 
-    def finish(self, logits: Tensor, inputs: Tensor) -> Tensor:
-        """mmseg's labels [1, H, W] from the logits of all windows."""
-        return full_size_labels(logits, inputs, self.size, self.protocol)
+    @property
+    def finish(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """mmseg's labels [1, H, W] from the logits of all windows and the inputs."""
+        return functools.partial(full_size_labels, size=self.size, protocol=self.protocol)
 
     def labels_by(
         self,
