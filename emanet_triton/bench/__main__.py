@@ -15,9 +15,10 @@ from emanet_triton.bench.machine import Machine, check_device, measure_machine
 from emanet_triton.bench.memory import peak_in_child
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection, parse
-from emanet_triton.bench.rows import Row, write_csv, write_json
+from emanet_triton.bench.rows import Row, check_writable, write_csv, write_json
 from emanet_triton.bench.suites import SUITES, SUMMARIES
 from emanet_triton.errors import InputError
+from emanet_triton.kernels.precision import cuda_fp32
 
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
@@ -68,14 +69,15 @@ def _run(options: Namespace) -> int:
     names = options.suites or list(SUITES)
     cases = [case for name in names for case in SUITES[name](selection)]
     _check_selected(cases, selection, names)
+    for path in filter(None, (options.csv, options.json)):
+        check_writable(path)  # it would show only after the first case
     if selection.threads:
         torch.set_num_threads(selection.threads)
-    # fp32 means fp32: this process runs nothing else.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = list(dict.fromkeys(case.dtype for case in cases))
-    machine = measure_machine(selection.device, dtypes, selection.tiny)
-    print(machine)
-    rows = _measure_all(cases, method, machine, selection, options)
+    with cuda_fp32("ieee"):  # fp32 means fp32
+        machine = measure_machine(selection.device, dtypes, selection.tiny)
+        print(machine)
+        rows = _measure_all(cases, method, machine, selection, options)
     if options.plot:
         from emanet_triton.bench import plots
 
@@ -118,7 +120,6 @@ def _measure_all(
 ) -> list[Row]:
     """Rows of all cases, written after each; a table after each suite."""
     rows: list[Row] = []
-    _write(options, rows)  # a file that cannot be written shows before hours are spent
     with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
         while cases:
             case = cases.pop(0)  # with it go its inputs

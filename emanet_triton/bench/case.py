@@ -91,7 +91,11 @@ def measure(
         return [_row(case, name, failed, {}, machine) for name in case.providers]
     if case.peak and peak:
         for name in calls:
-            tried[name].peak_mb = peak(name)
+            try:
+                tried[name].peak_mb = peak(name)
+            except Exception as error:  # such as the end of a process that took all memory
+                tried[name] = _Tried(f"failed: peak memory: {_describe(error)}")
+                del times[name]
     return [_row(case, name, tried[name], times, machine) for name in case.providers]
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,11 +49,9 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
     """
     if "compiled" in provider:
         return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        peak = pool.apply(_peak, (cases, selection, name, provider))
-        pool.close()  # and not ended by force, so that it leaves no semaphores
-        pool.join()
-    return peak / MEGABYTE
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_peak, cases, selection, name, provider).result() / MEGABYTE
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:

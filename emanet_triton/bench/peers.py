@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.method import Call
+from emanet_triton.eval.inputs import cut_windows
 from emanet_triton.eval.reference import view_logits
 from emanet_triton.eval.views import Size
 from emanet_triton.models.emanet import EMANet
@@ -58,21 +59,33 @@ def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
 
 
 def mmseg_labels(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, size: Size, protocol: Protocol
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    protocol: Protocol,
+    finish: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """The operations of mmseg's ``simple_test``, a window at a time: int64 [B, H, W].
 
     Args:
         forward: the network, [n, 3, h, w] → logits [n, classes, h / 8, w / 8].
         inputs: normalised images, [B, 3, h, w].
-        size: (width, height) of the image.
+        protocol: how windows are placed.
+        finish: from the logits of all windows, and the inputs, to labels: ``full_size_labels``.
+    """
+    windows = cut_windows(inputs, protocol).split(len(inputs))
+    return finish(torch.cat([forward(window) for window in windows]), inputs)
+
+
+def full_size_labels(logits: Tensor, inputs: Tensor, size: Size, protocol: Protocol) -> Tensor:
+    """Resize, softmax and argmax at full size, as mmseg does: int64 [B, H, W].
+
+    Args:
+        logits: of all windows, [windows * B, classes, h / 8, w / 8].
+        inputs: [B, 3, h, w]; only their size is looked at.
+        size: (width, height) of the images.
         protocol: how windows are placed and logits resized.
     """
-
-    def by_window(windows: Tensor) -> Tensor:
-        return torch.cat([forward(window) for window in windows.split(len(inputs))])
-
-    return view_logits(by_window, inputs, size, protocol).softmax(1).argmax(1)
+    return view_logits(lambda _: logits, inputs[:, :1], size, protocol).softmax(1).argmax(1)
 
 
 def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:

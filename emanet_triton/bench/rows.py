@@ -71,20 +71,30 @@ _TEXT = {field.name for field in fields(Row) if field.type is str}
 _DIGITS = 5
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows to five significant digits, making the folder where it is missing.
+def check_writable(path: Path) -> None:
+    """Make the file and its folder where they are missing; what is in it stays.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
+        path.open("a").close()
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows to five significant digits, making the folder where it is missing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    check_writable(path)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
 
 
 def write_json(path: Path, rows: Iterable[Row]) -> None:
@@ -93,11 +103,8 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    check_writable(path)
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -52,7 +52,8 @@ def onnxruntime(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]
         raise Absent(f"onnxruntime has no {provider}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(file.getvalue(), options, providers=[provider])
+    settings = {"use_tf32": "0"} if example.is_cuda else {}
+    session = runtime.InferenceSession(file.getvalue(), options, providers=[(provider, settings)])
     (source,), (result,) = (
         [each.name for each in ends] for ends in (session.get_inputs(), session.get_outputs())
     )

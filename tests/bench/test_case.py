@@ -138,6 +138,18 @@ def test_peak_memory_of_what_passed():
     assert measured(make_case(), peak=lambda name: 1.0)["plain"].peak_mb is None
 
 
+def test_a_peak_that_cannot_be_measured_fails_its_provider():
+    def peak(name):
+        if name == "right":
+            raise RuntimeError("the process ended")
+        return 1.0
+
+    rows = measured(make_case(peak=True), peak)
+    assert rows["right"].gate == "failed: peak memory: RuntimeError: the process ended"
+    assert rows["right"].p50_ms is None
+    assert rows["plain"].peak_mb == 1.0
+
+
 def test_inputs_are_prepared_first():
     order = []
     providers = {"plain": lambda: order.append("make") or (lambda: 1.0)}

@@ -1,7 +1,11 @@
 """``python -m emanet_triton.bench``: what it takes, writes and returns."""
 
+import sys
+from types import ModuleType
+
 import pytest
 
+from emanet_triton import bench
 from emanet_triton.bench import __main__ as command
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.options import Selection
@@ -78,6 +82,28 @@ def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys
     assert command.main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 2
     assert [row.case for row in read_rows(path)] == ["first", "first"]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_row_leaves_a_file_as_it_was(fake_suite, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    path = tmp_path / "rows.csv"
+    path.write_text("earlier rows")
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 2
+    assert path.read_text() == "earlier rows"
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_other_commands_get_the_rest_of_the_arguments(monkeypatch, name):
+    seen = []
+    module = ModuleType(name)
+    module.main = lambda arguments: seen.append(arguments) or 1
+    monkeypatch.setitem(sys.modules, f"emanet_triton.bench.{name}", module)
+    monkeypatch.setattr(bench, name, module, raising=False)
+    assert command.main([name, "a", "b"]) == 1
+    assert seen == [["a", "b"]]
 
 
 def test_a_run_of_passed_providers_is_exit_0(fake_suite):

@@ -1,5 +1,9 @@
 """Peak memory of a process of its own."""
 
+import os
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,6 +32,17 @@ def cases(selection):
 def test_the_peak_is_the_providers():
     peak = peak_in_child(cases, Selection(threads=1), "block", "plain")
     assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
+
+
+def dying_cases(selection):
+    """One case whose provider ends its process, as running out of memory does."""
+    (case,) = cases(selection)
+    yield replace(case, providers={"plain": lambda: lambda: os._exit(9)})
+
+
+def test_a_process_that_dies_is_an_error_not_a_wait():
+    with pytest.raises(BrokenProcessPool):
+        peak_in_child(dying_cases, Selection(threads=1), "block", "plain")
 
 
 def test_what_compiles_itself_has_no_peak():

@@ -8,7 +8,7 @@ import torch
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.peers import mmseg_labels, mmseg_network
+from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
 from emanet_triton.eval.inference import segment
@@ -35,7 +35,7 @@ def test_mmsegs_labels_are_segments(mode):
     given = problem(mode)
     network = given.model()
     with torch.no_grad():
-        got = mmseg_labels(network, given.inputs(), given.size, given.protocol)
+        got = given.labels_by(network)(given.inputs())
     want = torch.from_numpy(segment(network, given.image))
     assert got.shape == (1, *SIZE)
     assert (got[0] != want).double().mean() < 1e-3
@@ -81,6 +81,8 @@ def test_cases_by_device():
     assert "compiled-fp32" not in quick.providers
     (asked,) = model.cases(Selection(quick=True, providers=("compiled-fp32",)))
     assert list(asked.providers) == ["plain-fp32", "compiled-fp32"]
+    (half,) = model.cases(Selection(quick=True, providers=("fused-bf16",)))
+    assert list(half.providers) == ["plain-fp32", "plain-bf16", "fused-bf16"]
 
 
 def test_a_tiny_run(tmp_path):

@@ -60,6 +60,7 @@ class Layer:
         )
 
 
+@functools.cache
 @torch.no_grad()
 def layers(network: str, size: Size, tiny: bool = False) -> Counter[Layer]:
     """The convolutions that a network runs on an image, and how often; the EM block's aside.

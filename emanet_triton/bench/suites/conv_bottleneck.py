@@ -61,6 +61,7 @@ class Block:
         return Cost(itemsize * (pixels * tensors + weights + biases), 2 * pixels * weights)
 
 
+@functools.cache
 @torch.no_grad()
 def blocks(network: str, size: Size) -> Counter[Block]:
     """The blocks of a network that the operator can run on an image of this size, and how many."""

@@ -148,6 +148,7 @@ def _case(
         floor=FLOORS[operation](shape),
         dtype=dtype,
         predicted_ms={name: PREDICTED_MS[key] for name in ours if key in PREDICTED_MS},
+        peak=selection.cuda,
     )
 
 

@@ -10,7 +10,7 @@ two are the same.
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,13 @@ from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.method import Call, Replay
 from emanet_triton.bench.networks import BLOCKS, make_network, make_protocol
 from emanet_triton.bench.options import Selection, Size
-from emanet_triton.bench.peers import compiled, mmseg_labels, mmseg_network, without_gradients
+from emanet_triton.bench.peers import (
+    compiled,
+    full_size_labels,
+    mmseg_labels,
+    mmseg_network,
+    without_gradients,
+)
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
@@ -64,19 +70,33 @@ class Problem:
         return self.image.shape[1], self.image.shape[0]
 
     def inputs(self) -> Tensor:
-        """The normalised input, float32 [1, 3, h, w], on the host unless resident."""
+        """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
         (scale,) = view_sizes(self.protocol, self.size, ms_flip=False)
         inputs = scaled_inputs([self.image], scale, torch.device("cpu"))
-        return inputs.to(self.device) if self.resident else inputs
+        if self.device == "cpu":
+            return inputs
+        return inputs.to(self.device) if self.resident else inputs.pin_memory()
+
+    def to_device(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.device, non_blocking=True)
 
     def model(self) -> EMANet:
         return make_network(self.network, self.protocol, self.tiny)
 
-    def labels_by(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    @property
+    def finish(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """mmseg's labels [1, H, W] from the logits of all windows and the inputs."""
+        return functools.partial(full_size_labels, size=self.size, protocol=self.protocol)
+
+    def labels_by(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        finish: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Callable[[Tensor], Tensor]:
         """mmseg's sequence around a network: inputs → labels [1, H, W]."""
 
         def labels(inputs: Tensor) -> Tensor:
-            return mmseg_labels(forward, inputs, self.size, self.protocol)
+            return mmseg_labels(forward, inputs, self.protocol, finish or self.finish)
 
         return labels
 
@@ -85,7 +105,7 @@ class Problem:
         inputs = self.inputs()
         if self.resident or self.device == "cpu":
             return without_gradients(labels, inputs)
-        return without_gradients(lambda: labels(inputs.to(self.device)).cpu())
+        return without_gradients(lambda: labels(self.to_device(inputs)).cpu())
 
 
 def cases(selection: Selection) -> Iterator[Case]:
@@ -112,6 +132,8 @@ def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -
         resident=way == "device",
         tiny=selection.tiny,
     )
+    if any(_is_half(name) for name in selection.providers):  # they are held against plain's
+        selection = replace(selection, providers=("plain-bf16", *selection.providers))
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
     short = selection.short and not selection.cuda
     names = [name for name in PROVIDERS if selection.cuda or name not in GPU_ONLY]
@@ -141,8 +163,11 @@ def make_image(size: Size) -> np.ndarray:
 
 def bound(name: str, errors: Mapping[str, float]) -> float:
     """Labels that may differ from plain float32's: in half precision twice plain's, three-way."""
-    half = "bf16" in name or name == "tensorrt"
-    return LABELS_BOUND + (2 * errors.get("plain-bf16", float("nan")) if half else 0)
+    return LABELS_BOUND + (2 * errors.get("plain-bf16", float("nan")) if _is_half(name) else 0)
+
+
+def _is_half(name: str) -> bool:
+    return "bf16" in name or name == "tensorrt"
 
 
 def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
@@ -150,11 +175,16 @@ def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
     model = problem.model().to(problem.device, DTYPES[dtype])
     if problem.device == "cuda" and dtype != "fp32":
         model = model.to(memory_format=torch.channels_last)
-    labels = problem.labels_by(lambda x: mmseg_network(model, _like_weights(x, model)))
-    if how == "compiled":
-        mode = "max-autotune" if problem.device == "cuda" else "default"
-        labels = compiled(labels, mode=mode)
-    return problem.timed(labels)
+
+    def forward(x: Tensor) -> Tensor:
+        return mmseg_network(model, _like_weights(x, model))
+
+    if how == "eager":
+        return problem.timed(problem.labels_by(forward))
+    mode = "max-autotune" if problem.device == "cuda" else "default"
+    network, finish = (compiled(function, mode=mode) for function in (forward, problem.finish))
+    # Its CUDA graphs overwrite their outputs at the next window.
+    return problem.timed(problem.labels_by(lambda x: network(x).clone(), finish))
 
 
 def _like_weights(x: Tensor, model: EMANet) -> Tensor:
@@ -193,7 +223,7 @@ def mmsegmentation(problem: Problem) -> Call:
     """mmsegmentation's own ``EncoderDecoder`` with the same weights."""
     simple_test = runtimes.mmsegmentation(problem.model(), problem.device)
     inputs = problem.inputs()
-    return without_gradients(lambda: simple_test(inputs.to(problem.device), problem.size))
+    return without_gradients(lambda: simple_test(problem.to_device(inputs), problem.size))
 
 
 PROVIDERS: dict[str, Callable[[Problem], Call]] = {
