@@ -58,7 +58,9 @@ def resample(
         if probabilities:
             mean[b, :, begin:end] = _side_by_side(total.permute(2, 0, 1, 3) / V, W)
 
-    _for_each(run, [(b, i) for b in range(B) for i in range(-(-H // size))], logits.device)
+    strips = [(b, i) for b in range(B) for i in range(-(-H // size))]
+    with torch.autocast(logits.device.type, enabled=False):  # which would round the products
+        _for_each(run, strips, logits.device)
     return labels, mean
 
 

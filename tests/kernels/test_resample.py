@@ -104,6 +104,15 @@ def test_against_float64(backend, name, dtype):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_changes_nothing(backend):
+    arguments = make_problem("views")
+    want = resample_probabilities(*arguments, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = resample_probabilities(*arguments, backend=backend)
+    assert torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_confusion(backend):
     logits, rows, columns = make_problem("views")
     labels = resample_labels(logits, rows, columns, backend=backend)
