@@ -118,12 +118,7 @@ def evaluate(
     if not resume:
         done, earlier, seconds = set(), torch.zeros_like(earlier), 0.0
 
-    size = predictor.images_at_once
-    batches = [samples[i : i + size] for i in range(0, len(samples), size)]
-    mine = [
-        [s for s in batch if s.name not in done] for batch in batches[ranks.rank :: ranks.count]
-    ]
-    mine = [batch for batch in mine if batch]
+    mine = _batches_left(samples, done, predictor.images_at_once, ranks)
     waiting = 0.0
     started: deque[_Started] = deque()
     most_started = workers if outputs else 1 if predictor.device.type == "cuda" else 0
@@ -167,6 +162,15 @@ def evaluate(
                     )
     counts = earlier + ranks.sum(partial.counts)
     return Result(counts, seconds + time.monotonic() - begun, waiting)
+
+
+def _batches_left(
+    samples: list[Sample], done: set[str], size: int, ranks: Ranks
+) -> list[list[Sample]]:
+    """This rank's batches, without what is done: the same whatever the number of ranks."""
+    batches = [samples[i : i + size] for i in range(0, len(samples), size)]
+    left = ([s for s in b if s.name not in done] for b in batches[ranks.rank :: ranks.count])
+    return [batch for batch in left if batch]
 
 
 def _start(
