@@ -15,7 +15,7 @@ from emanet_triton.eval.jobs import Job, Plan, make_plan
 from emanet_triton.eval.options import parse
 from emanet_triton.eval.partial import PartialResult
 from emanet_triton.eval.ranks import Ranks, ranks
-from emanet_triton.eval.runner import evaluate
+from emanet_triton.eval.runner import Result, evaluate
 
 DEMONSTRATION = """
 This was a demonstration: a small model, trained and evaluated on generated street scenes. Its
@@ -49,17 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
     say = _note if group.first else _silent
-    _set_precision(args.precision)
+    torch.set_num_threads(plan.threads)
     reports, partials = [], []
     for job in plan.jobs:
         say(_title(job, plan, args))
-        partial = PartialResult(plan.settings(job, args), group.rank)
+        matrices = 3 if args.compare else 1  # of evaluate's result
+        partial = PartialResult(plan.settings(job, args), group.rank, matrices)
         partials.append(partial)
         reports.append(_evaluate(job, plan, args, group, partial))
     if group.first:
         if not args.all:
             print(report.class_table(reports[0]), end="\n\n")
         print(report.summary_table(reports))
+        if args.compare:
+            print("", report.comparison_table(reports), sep="\n")
         if plan.demo:
             print(DEMONSTRATION)
         if args.json:
@@ -72,13 +75,10 @@ def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
 def _evaluate(
     job: Job, plan: Plan, args: Namespace, group: Ranks, partial: PartialResult
 ) -> report.Report:
-    predictor = Predictor(
-        plan.load(job, args.precision),
-        job.protocol,
-        ms_flip=job.ms_flip,
-        precision=args.precision,
-        batch_size=args.batch_size,
-    )
+    predictor = plan.predictor(job, args, args.precision)
+    other = plan.predictor(job, args, args.compare) if args.compare else None
+    say = _note if group.first else _silent
+    say(_how(predictor, plan, args))
     result = evaluate(
         predictor,
         plan.samples,
@@ -87,8 +87,11 @@ def _evaluate(
         ranks=group,
         workers=args.workers,
         resume=args.resume,
-        say=_note if group.first else _silent,
+        say=say,
+        other=other,
     )
+    say(_speed(result, len(plan.samples)))
+    confusion, *compared = result.counts
     return report.Report(
         model=job.name,
         checkpoint=str(job.checkpoint.path),
@@ -101,8 +104,10 @@ def _evaluate(
         reconstruct=job.reconstruct,
         precision=args.precision,
         device=str(plan.device),
+        network=predictor.network_name,
         seconds=result.seconds,
-        confusion=result.confusion,
+        confusion=confusion,
+        compared=report.Compared(args.compare, *compared) if compared else None,
         published=job.published(args.split, len(plan.samples)),
     )
 
@@ -111,20 +116,34 @@ def _title(job: Job, plan: Plan, args: Namespace) -> str:
     protocol = job.protocol
     views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
     without = "" if job.reconstruct else ", without the EM attention's reconstruction"
-    network = "fused network" if plan.fused and job.reconstruct else "plain network"
     return (
         f"{job.name}{without}\n"
         f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
         f"  data      {plan.data}, split {args.split}, {len(plan.samples)} images\n"
-        f"  protocol  {protocol.version}, {protocol.mode}, {views}; "
-        f"{args.precision} on {plan.device}, {network}"
+        f"  protocol  {protocol.version}, {protocol.mode}, {views}"
     )
 
 
-def _set_precision(precision: str) -> None:
-    """fp32 means fp32: no TF32 unless asked for. This process runs nothing else."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+def _how(predictor: Predictor, plan: Plan, args: Namespace) -> str:
+    """What runs, with what was chosen where nothing was asked for."""
+    where = f"{args.precision} on {plan.device}"
+    if plan.device.type == "cpu":
+        where += f", {plan.threads} thread{'s' * (plan.threads > 1)}"
+    elif predictor.cuda_graphs:
+        where += ", CUDA graphs"
+    most = predictor.inputs_at_once
+    batch = "one input at once" if most == 1 else f"up to {most} inputs at once"
+    compared = f"; compared with {args.compare}" if args.compare else ""
+    return f"  running   {predictor.network_name} network, {where}, {batch}{compared}"
+
+
+def _speed(result: Result, images: int) -> str:
+    rate = images / result.seconds if result.seconds else 0.0
+    share = 100 * result.waiting / result.seconds if result.seconds else 0.0
+    return (
+        f"  took      {result.seconds:.1f} s, {rate:.2f} images a second; "
+        f"{share:.0f}% of it waiting for files"
+    )
 
 
 def _note(line: str) -> None:

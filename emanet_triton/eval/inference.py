@@ -3,6 +3,7 @@
 ``reference`` is the plain sequence of operations that this is held against.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -12,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
+from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import view_sizes
-from emanet_triton.kernels.resample import (
-    Taps,
-    resample_confusion,
-    resample_labels,
-    resample_probabilities,
-)
+from emanet_triton.eval.views import num_windows, view_sizes
+from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.fused import FusedEMANet
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.verified import kept_fuse
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Forward = Callable[[Tensor], Tensor]  # [n, 3, h, w] → logits [n, classes, h / 8, w / 8]
+MANY = 64  # network inputs at once on a GPU, if nothing else is asked for: all windows of an image
 
 
 def segment(
@@ -34,18 +35,22 @@ def segment(
     protocol: Protocol | None = None,
     ms_flip: bool = False,
     return_probabilities: bool = False,
+    fuse: bool = True,
 ) -> np.ndarray | Tensor | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]:
     """Segment one image (mmseg ``EncoderDecoder.simple_test`` and ``aug_test``).
 
     Runs on the model's device, in the caller's autocast and TF32 settings.
 
     Args:
-        model: an EMANet in evaluation mode.
+        model: an EMANet, or what ``fuse`` made of one, in evaluation mode.
         image: uint8 RGB [H, W, 3], array or tensor.
         protocol: how to resize, place windows and scale; ``model.protocol`` by default.
         ms_flip: average the probabilities of ``protocol.ratios``, each plain and mirrored.
         return_probabilities: also return the class probabilities; the labels are then their
             maxima, and may differ where the two best classes are equal but for rounding.
+        fuse: run the network that ``fuse`` makes of an EMANet. It is kept beside the model, and
+            made anew when a weight has changed. Where convolutions in TF32 are allowed, on a
+            GPU without autocast, the model itself runs: it is the faster there.
 
     Returns:
         uint8 labels (class indices) [H, W]; with ``return_probabilities`` a pair of those and
@@ -53,6 +58,7 @@ def segment(
         device for a tensor.
 
     Raises:
+        InputError: memory does not suffice.
         ValueError: an image of another shape or dtype, or a model in training mode.
     """
     if tuple(image.shape[2:]) != (3,) or 0 in image.shape or str(image.dtype)[-5:] != "uint8":
@@ -62,10 +68,9 @@ def segment(
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
     array = image.cpu().numpy() if isinstance(image, Tensor) else image
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        low = _low_logits(model, [array], protocol or model.protocol, ms_flip, device=device)
-        results = resample_probabilities(*low) if return_probabilities else (resample_labels(*low),)
+    network = _fused_where_faster(model) if fuse else model
+    predictor = Predictor(network, protocol or model.protocol, ms_flip=ms_flip)
+    results = predictor.results([array], probabilities=return_probabilities)
     if isinstance(image, Tensor):
         results = tuple(result[0].to(image.device) for result in results)
     else:
@@ -73,16 +78,37 @@ def segment(
     return results if return_probabilities else results[0]
 
 
+def _fused_where_faster(model: nn.Module) -> nn.Module:
+    ablated = isinstance(model, EMANet) and model.decode_head.fixed_reconstruction is not None
+    if not isinstance(model, EMANet) or ablated:
+        return model
+    device = next(model.parameters()).device.type
+    dtype = torch.float32
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if (
+        device == "cuda"
+        and dtype == torch.float32
+        and torch.backends.cudnn.conv.fp32_precision != "ieee"
+    ):
+        return model
+    return kept_fuse(model, dtype)
+
+
 class Predictor:
     """Labels of many images, in batches that shrink when memory runs out.
 
     Args:
-        model: an EMANet in evaluation mode.
+        model: an EMANet, or what ``fuse`` made of one, in evaluation mode.
         protocol: how its images are resized, cut into windows and scaled.
         ms_flip: average over scales and mirroring.
-        precision: ``"fp32"`` or ``"tf32"`` (the caller's TF32 settings hold), ``"bf16"`` or
-            ``"fp16"`` (autocast).
-        batch_size: how many network inputs, images or windows, go through the network at once.
+        precision: ``"fp32"``, ``"tf32"`` (on a GPU), ``"bf16"`` or ``"fp16"`` (autocast); by
+            default the caller's settings hold.
+        batch_size: how many images are taken at once, and how many network inputs, images or
+            windows, go through the network at once. By default one image, and of its windows
+            all on a GPU, one on a CPU, where more at once are no faster.
+        compile: run what ``torch.compile`` makes of the model for each input size.
+        cuda_graphs: on a GPU, replay the network as a CUDA graph for sizes that come again.
     """
 
     def __init__(
@@ -91,114 +117,163 @@ class Predictor:
         protocol: Protocol,
         *,
         ms_flip: bool = False,
-        precision: str = "fp32",
-        batch_size: int = 1,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = model
         self.protocol = protocol
         self.ms_flip = ms_flip
-        self.batch_size = batch_size
         self.device = next(model.parameters()).device
-        self._half = HALF.get(precision)
+        self.images_at_once = batch_size or 1
+        self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
+        self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
+        network = torch.compile(model, dynamic=False) if compile else model
+        self._network = GraphedNetwork(network) if self.cuda_graphs else network
+        self._precision, self._compiled = precision, compile
+
+    @property
+    def network_name(self) -> str:
+        """``"fused"`` or ``"plain"``, with ``"compiled "`` before it where it is."""
+        name = "fused" if isinstance(self.model, FusedEMANet) else "plain"
+        return f"compiled {name}" if self._compiled else name
 
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yield uint8 labels [H, W], on the model's device, for each uint8 RGB [H, W, 3].
+        """Yield uint8 labels [H, W] for each uint8 RGB [H, W, 3], without waiting for the device.
+
+        They are on the model's device, or on the CPU where memory did not suffice there.
 
         Raises:
             InputError: memory does not even suffice for one network input.
         """
-        for labels in self._in_batches(self._labels, images):
-            yield from labels
-
-    def confusion(self, images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Tensor:
-        """Count the pixels of each (target, label) pair, over all images.
-
-        Args:
-            images: uint8 RGB [H, W, 3].
-            targets: train ids of each image, uint8 [H, W]; 255 is left out.
-
-        Returns:
-            int64 [classes, classes] on the model's device, rows = target, columns = label.
-
-        Raises:
-            InputError: memory does not even suffice for one network input.
-            ValueError: a target of another shape, or of a value that is no class.
-        """
-
-        return sum(self._in_batches(self._confusion, images, targets))
-
-    def _in_batches(self, run: Callable[..., Tensor], *columns: Sequence) -> Iterator[Tensor]:
-        """Yield ``run`` of batch after batch of equally large images and what goes with them."""
-        items = zip(*columns, strict=True)
-        for _, group in groupby(items, key=lambda item: item[0].shape):
+        for _, group in groupby(images, key=lambda image: image.shape):
             waiting = list(group)
             while waiting:
-                batch = waiting[: self.batch_size]
-                try:
-                    result = run(*zip(*batch, strict=True))
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    self._halve_batch(error, batch[0][0].shape)
-                else:
-                    yield result
-                    del waiting[: len(batch)]
+                (labels,) = self.results(waiting[: self.images_at_once])
+                yield from labels
+                del waiting[: len(labels)]
 
-    def _halve_batch(self, error: Exception, shape: tuple[int, ...]) -> None:
-        """Halve the batch if ``error`` says that memory ran out; raise it otherwise."""
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not out_of_memory and "can't allocate memory" not in str(error):  # CPU allocator
-            raise error
-        if self.batch_size == 1:
+    def results(
+        self, images: Sequence[np.ndarray], *, probabilities: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Labels, uint8 [B, H, W], and if asked for probabilities, float32 [B, C, H, W].
+
+        Of the first images, as many as memory suffices for; all are equally large, uint8 RGB
+        [H, W, 3]. Devices and errors as when called.
+        """
+        resample = resample_probabilities if probabilities else _labels_only
+        images = images[: self.images_at_once]
+        while True:
+            try:
+                with torch.inference_mode():
+                    return _resampled(resample, *self._low_logits(images))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._take_less(images)
+            images = images[: self.images_at_once]
+
+    def _take_less(self, images: Sequence[np.ndarray]) -> None:
+        """Halve what goes through the network at once.
+
+        Raises:
+            InputError: it is one input already.
+        """
+        height, width = images[0].shape[:2]
+        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        used = len(images) * max(num_windows(self.protocol, size) for size in sizes)
+        if min(used, self.inputs_at_once) == 1:
             raise InputError(
-                f"out of memory on {self.device} with an image of {shape[1]}x{shape[0]} pixels "
+                f"out of memory on {self.device} with an image of {width}x{height} pixels "
                 "at batch size 1; a smaller image, another device or half precision is needed"
-            ) from None
-        self.batch_size //= 2
+            )
+        self.inputs_at_once = min(used, self.inputs_at_once) // 2
+        self.images_at_once = min(self.images_at_once, self.inputs_at_once)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(
-            f"out of memory on {self.device}; going on with batch size {self.batch_size}",
-            stacklevel=3,
+            f"out of memory on {self.device}; going on with batch size {self.inputs_at_once}",
+            stacklevel=4,
         )
 
-    @torch.inference_mode()
-    def _labels(self, images: Sequence[np.ndarray]) -> Tensor:
-        return resample_labels(*self._low(images))
+    def _low_logits(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Taps, Taps]:
+        """What the network says of equally large images, and how their rows and columns tap it.
 
-    @torch.inference_mode()
-    def _confusion(self, images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Tensor:
-        on_device = torch.from_numpy(np.stack(targets)).to(self.device)
-        return resample_confusion(*self._low(images), on_device)
-
-    def _low(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Taps, Taps]:
-        return _low_logits(self._forward, images, self.protocol, self.ms_flip, device=self.device)
+        Returns:
+            Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
+            the taps of the rows and of the columns.
+        """
+        height, width = images[0].shape[:2]
+        views, low_sizes = [], []
+        for size in view_sizes(self.protocol, (width, height), self.ms_flip):
+            inputs = scaled_inputs(images, size, self.device)
+            for mirrored in (False, True) if self.ms_flip else (False,):
+                view = inputs.flip(3) if mirrored else inputs
+                logits = self._forward(cut_windows(view, self.protocol))
+                windows = logits.unflatten(0, (-1, len(images)))  # [windows, B, classes, h, w]
+                views.append(windows.permute(1, 2, 0, 3, 4).flatten(2))
+            low_sizes.append(tuple(logits.shape[2:]))
+        tables = tap_tables(
+            self.protocol, (width, height), tuple(low_sizes), self.ms_flip, self.device
+        )
+        return torch.cat(views, 2) if len(views) > 1 else views[0], *tables
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-            return torch.cat([self.model(part) for part in inputs.split(self.batch_size)])
+        with self._arithmetic():
+            parts = [self._network(part) for part in inputs.split(self.inputs_at_once)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        if self._precision is None:
+            yield
+            return
+        half = HALF.get(self._precision)
+        # A recorded graph must not hold weights that autocast's cache lets go of.
+        cached = not self.cuda_graphs
+        with (
+            cuda_fp32("tf32" if self._precision == "tf32" else "ieee"),
+            torch.autocast(self.device.type, half, enabled=half is not None, cache_enabled=cached),
+        ):
+            yield
 
 
-def _low_logits(
-    forward: Forward,
-    images: Sequence[np.ndarray],
-    protocol: Protocol,
-    ms_flip: bool,
-    *,
-    device: torch.device,
-) -> tuple[Tensor, Taps, Taps]:
-    """What the network says of equally large images, and how their rows and columns tap it.
+def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:
+    return (resample_labels(logits, rows, columns),)
 
-    Returns:
-        Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
-        the taps of the rows and of the columns.
-    """
-    height, width = images[0].shape[:2]
-    views, low_sizes = [], []
-    for size in view_sizes(protocol, (width, height), ms_flip):
-        inputs = scaled_inputs(images, size, device)
-        for mirrored in (False, True) if ms_flip else (False,):
-            logits = forward(cut_windows(inputs.flip(3) if mirrored else inputs, protocol))
-            windows = logits.unflatten(0, (-1, len(images)))  # [windows, B, classes, h, w]
-            views.append(windows.permute(1, 2, 0, 3, 4).flatten(2))
-        low_sizes.append(tuple(logits.shape[2:]))
-    rows, columns = tap_tables(protocol, (width, height), tuple(low_sizes), ms_flip, device)
-    return torch.cat(views, 2) if len(views) > 1 else views[0], rows, columns
+
+def _resampled(
+    resample: Callable[..., tuple[Tensor, ...]], logits: Tensor, rows: Taps, columns: Taps
+) -> tuple[Tensor, ...]:
+    """What ``resample`` returns; where it does not fit, block of rows by block, on the CPU."""
+    height = block = rows.index.shape[2]
+    results: tuple[Tensor, ...] = ()
+    begin = 0
+    while begin < height:
+        part = slice(begin, begin + block)
+        try:
+            got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if block == 1 or not _is_out_of_memory(error):
+                raise
+            block = -(-block // 2)
+            warnings.warn(
+                f"out of memory on {logits.device}; going on with {block} of {height} rows at once",
+                stacklevel=4,
+            )
+            continue
+        if block == height:
+            return got
+        results = results or tuple(
+            torch.empty((*t.shape[:-2], height, t.shape[-1]), dtype=t.dtype) for t in got
+        )
+        for whole, rows_of_it in zip(results, got, strict=True):
+            whole[..., part, :] = rows_of_it
+        begin += block
+    return results
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)  # PyTorch's allocator of the CPU

@@ -30,7 +30,13 @@ def normalise(images: Tensor) -> Tensor:
 def scaled_inputs(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
     """Equally large images resized to (width, height) and normalised, float32 [B, 3, h, w]."""
     resized = np.stack([resize_image(image, size) for image in images])
-    return normalise(torch.from_numpy(resized).to(device))
+    return normalise(to_device(resized, device))
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor on the device; a GPU fetches it while this process goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def cut_windows(inputs: Tensor, protocol: Protocol) -> Tensor:

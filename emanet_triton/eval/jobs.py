@@ -1,23 +1,25 @@
 """From the command line to evaluations: everything is found and checked before the first."""
 
+import os
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, find_samples
-from emanet_triton.eval.inference import HALF
+from emanet_triton.eval.inference import HALF, Predictor
+from emanet_triton.eval.outputs import Outputs, require_writable
 from emanet_triton.eval.ranks import Ranks
-from emanet_triton.eval.runner import Outputs, check_samples, require_writable
+from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import FusedEMANet, fuse
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import (
     DEMO,
     ZOO,
@@ -61,10 +63,6 @@ class Job:
             model.decode_head.fixed_reconstruction = torch.zeros(1)
         return model.to(device)
 
-    def load_fused(self, device: torch.device, precision: str) -> FusedEMANet:
-        """The inference network on its device, in the dtype of ``precision``."""
-        return fuse(self.load(device), dtype=HALF.get(precision, torch.float32))
-
     def published(self, split: str, images: int) -> float | None:
         """The published mIoU in percent that this job should reproduce, if there is one."""
         entry = ZOO[self.name]
@@ -87,24 +85,33 @@ class Plan:
         data: root of the data set.
         samples: of its split.
         device: to run on.
+        threads: for PyTorch's operations on the CPU.
         outputs: folders for pictures.
         demo: whether this is the synthetic demonstration.
-        fused: whether to run the inference networks that ``fuse`` makes.
     """
 
     jobs: list[Job]
     data: Path
     samples: list[Sample]
     device: torch.device
+    threads: int
     outputs: Outputs
     demo: bool
-    fused: bool
 
-    def load(self, job: Job, precision: str) -> nn.Module:
-        """The network that a job runs; an ablation is never fused."""
-        if self.fused and job.reconstruct:
-            return job.load_fused(self.device, precision)
-        return job.load(self.device)
+    def predictor(self, job: Job, args: Namespace, precision: str) -> Predictor:
+        """A job's network at work in a precision; an ablation is never fused."""
+        network = job.load(self.device)
+        if args.fuse and job.reconstruct and precision != "tf32":
+            network = verified_fuse(network, HALF.get(precision, torch.float32))
+        return Predictor(
+            network,
+            job.protocol,
+            ms_flip=job.ms_flip,
+            precision=precision,
+            batch_size=args.batch_size,
+            compile=args.compile,
+            cuda_graphs=args.cuda_graphs,
+        )
 
     def outputs_of(self, job: Job) -> Outputs:
         """Pictures are drawn of the network itself, not of its ablation."""
@@ -124,7 +131,9 @@ class Plan:
             "split": args.split,
             "samples": [sample.name for sample in self.samples],
             "precision": args.precision,
-            "fused": self.fused,
+            "compare": args.compare,
+            "fuse": args.fuse,
+            "compile": args.compile,
             "device": self.device.type,
             "outputs": [folder and str(folder.resolve()) for folder in folders],
         }
@@ -136,7 +145,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     Raises:
         InputError: what is missing, damaged or does not fit.
     """
-    device = _device(args.device, args.precision, ranks)
+    device = _device(args.device, (args.precision, args.compare), ranks)
     outputs = Outputs(args.save_predictions, args.save_overlays)
     outputs.prepare()
     if args.json:
@@ -150,9 +159,8 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     data = demo_dataset() if args.data is None else args.data
     samples = find_samples(data, args.split, args.limit)
     check_samples(samples, ranks, args.workers)
-    # On a GPU the fused network has not been run yet, so there the plain one is the default.
-    fused = device.type == "cpu" if args.fuse is None else args.fuse
-    return Plan(jobs, data, samples, device, outputs, demo, fused)
+    threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
+    return Plan(jobs, data, samples, device, threads, outputs, demo)
 
 
 def _jobs(args: Namespace) -> list[Job]:
@@ -198,7 +206,7 @@ def _named_checkpoint(ckpt: str, model: str | None) -> tuple[str, Checkpoint]:
     return name, checkpoint
 
 
-def _device(name: str | None, precision: str, ranks: Ranks) -> torch.device:
+def _device(name: str | None, precisions: Sequence[str | None], ranks: Ranks) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":
         name = f"cuda:{ranks.local_rank}"
@@ -210,6 +218,6 @@ def _device(name: str | None, precision: str, ranks: Ranks) -> torch.device:
         raise InputError(
             f"--device {name}: no such device here ({reason}); expected cpu or cuda[:N]"
         ) from None
-    if precision == "tf32" and device.type != "cuda":
-        raise InputError(f"--precision tf32: expected a CUDA device, got {device}")
+    if "tf32" in precisions and device.type != "cuda":
+        raise InputError(f"tf32 is a precision of CUDA devices, got --device {device}")
     return device

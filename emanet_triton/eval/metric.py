@@ -1,14 +1,14 @@
 """The Cityscapes metric: one integer confusion matrix, and the scores computed from it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.eval.cityscapes import CLASSES, IGNORE
-
-_VALUES = 2**8  # of uint8
+from emanet_triton.eval.cityscapes import CLASSES
+from emanet_triton.kernels.resample import confusion_counts
 
 
 def confusion_matrix(
@@ -33,12 +33,21 @@ def confusion_matrix(
         )
     if labels.dtype != torch.uint8 or predictions.dtype != torch.uint8:
         raise ValueError(f"expected uint8, got {labels.dtype} and {predictions.dtype}")
-    pairs = labels.flatten().long() * _VALUES + predictions.flatten()
-    counts = torch.bincount(pairs, minlength=_VALUES**2).view(_VALUES, _VALUES)
-    confusion = counts[:num_classes, :num_classes]
-    if confusion.sum() != counts[:IGNORE].sum():
-        raise ValueError(f"a label or a prediction is none of the {num_classes} classes")
-    return confusion.clone()
+    return as_matrix(confusion_counts(labels, predictions, num_classes))
+
+
+def as_matrix(counts: Tensor) -> Tensor:
+    """The confusion matrix, int64 [C, C], of ``confusion_counts``, int64 [C * C + 1].
+
+    Raises:
+        ValueError: a scored pixel's label or prediction is no class.
+    """
+    num_classes = math.isqrt(len(counts))
+    if strays := int(counts[-1]):
+        raise ValueError(
+            f"a label or a prediction of {strays} pixels is none of the {num_classes} classes"
+        )
+    return counts[:-1].view(num_classes, num_classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,23 +52,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     how.add_argument("--device", help="default: cuda where there is one, else cpu")
     how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     how.add_argument(
+        "--compare",
+        choices=PRECISIONS,
+        metavar="PRECISION",
+        help="run the network in this precision, too, on the same images, and tell how many labels "
+        "agree and how far apart the figures are",
+    )
+    how.add_argument(
         "--fuse",
         action=argparse.BooleanOptionalAction,
-        help="run the fused inference network; default: on a CPU",
+        default=True,
+        help="run the fused inference network; on a GPU only if it agrees with the plain one; "
+        "tf32 is of the plain one",
+    )
+    how.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="run the network through torch.compile; not by default, since on a CPU it makes the "
+        "fused network no faster",
+    )
+    how.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network as a CUDA graph for every input size that comes again",
     )
     how.add_argument(
         "--batch-size",
         type=_count,
-        default=1,
         metavar="N",
-        help="images or windows that go through the network at once; default: %(default)s",
+        help="images or windows that go through the network at once; default: one image, of its "
+        "windows all on a GPU, one on a CPU",
+    )
+    how.add_argument(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="threads of the network on a CPU; default: the cores this process may use, shared "
+        "with the other processes of a torchrun",
     )
     how.add_argument(
         "--workers",
         type=_count,
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="threads that decode images; default: %(default)s",
+        help="threads that decode images and write pictures; default: %(default)s",
     )
     how.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
 
@@ -94,8 +123,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         )
     if args.all and (args.save_predictions or args.save_overlays):
         parser.error("--all writes no pictures: use --ckpt for one model at a time")
-    if args.fuse and args.precision == "tf32":
-        parser.error("--precision tf32 is of the plain network: leave out --fuse")
+    if args.compare == args.precision:
+        parser.error(f"--compare {args.compare}: --precision is the same")
     if args.model and not args.ckpt:
         parser.error("--model says what the file of --ckpt is: give --ckpt too")
     return args

@@ -18,11 +18,13 @@ class Ranks:
         rank: of this process, from 0.
         count: of processes.
         local_rank: of this process on its machine, which chooses its GPU.
+        local_count: of processes on its machine, which share its cores.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    local_count: int = 1
 
     @property
     def first(self) -> bool:
@@ -58,6 +60,7 @@ def ranks() -> Iterator[Ranks]:
         return
     dist.init_process_group("gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        local = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), *local)
     finally:
         dist.destroy_process_group()

@@ -25,6 +25,26 @@ TOLERANCE = 0.05  # percent points of mIoU within which a published figure count
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The same images through the same network in another precision.
+
+    Attributes:
+        precision: the other.
+        confusion: int64 [19, 19] of the other, rows = label.
+        agreement: int64 [19, 19], rows = the label of the first, columns = that of the other.
+    """
+
+    precision: str
+    confusion: Tensor
+    agreement: Tensor
+
+    @property
+    def labels_agree(self) -> float:
+        """Percent of all pixels, scored or not."""
+        return 100 * float(self.agreement.trace() / self.agreement.sum())
+
+
+@dataclass(frozen=True)
 class Report:
     """One evaluation: what was run, and what came out.
 
@@ -40,8 +60,10 @@ class Report:
         reconstruct: False for the ablation without the EM attention's reconstruction.
         precision: of the network.
         device: it ran on.
+        network: "fused" or "plain".
         seconds: all images, from the first file to the last label.
         confusion: int64 [19, 19], rows = label.
+        compared: with another precision, or ``None``.
         published: the published mIoU in percent of this checkpoint and protocol, or ``None``.
     """
 
@@ -56,8 +78,10 @@ class Report:
     reconstruct: bool
     precision: str
     device: str
+    network: str
     seconds: float
     confusion: Tensor
+    compared: Compared | None
     published: float | None
 
     def as_json(self) -> dict[str, Any]:
@@ -74,6 +98,7 @@ class Report:
             "ms_flip": self.ms_flip,
             "precision": self.precision,
             "device": self.device,
+            "network": self.network,
             "versions": versions(),
             "seconds": self.seconds,
             "mIoU": _number(result.miou),
@@ -81,6 +106,7 @@ class Report:
             "aAcc": _number(result.aacc),
             "IoU": {c.name: _number(v) for c, v in zip(CLASSES, result.iou, strict=True)},
             "confusion": self.confusion.tolist(),
+            "compared": self._compared_as_json(),
             "published": None
             if self.published is None
             else {
@@ -88,6 +114,19 @@ class Report:
                 "difference": _number(result.miou - self.published),
                 "within_tolerance": bool(abs(result.miou - self.published) <= TOLERANCE),
             },
+        }
+
+    def _compared_as_json(self) -> dict[str, Any] | None:
+        if self.compared is None:
+            return None
+        other = scores(self.compared.confusion).miou
+        return {
+            "precision": self.compared.precision,
+            "mIoU": _number(other),
+            "difference": _number(scores(self.confusion).miou - other),
+            "labels_agree": self.compared.labels_agree,
+            "confusion": self.compared.confusion.tolist(),
+            "agreement": self.compared.agreement.tolist(),
         }
 
 
@@ -127,6 +166,19 @@ def summary_table(reports: list[Report]) -> str:
         headers += ["published", "difference", f"within {TOLERANCE}"]
         rows = [[*row, *_comparison(report)] for row, report in zip(rows, reports, strict=True)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def comparison_table(reports: list[Report]) -> str:
+    """One row a report that was compared with another precision."""
+    headers = ("model", "views", "precision", "mIoU", "compared with", "mIoU", "difference")
+    rows = []
+    for report in reports:
+        if (other := report.compared) is not None:
+            own, others = (scores(c).miou for c in (report.confusion, other.confusion))
+            figures = f"{own:.4f}", other.precision, f"{others:.4f}", f"{own - others:+.4f}"
+            agree = f"{other.labels_agree:.4f}%"
+            rows.append((*_name_and_views(report), report.precision, *figures, agree))
+    return tabulate(rows, (*headers, "labels agree"), tablefmt="github", disable_numparse=True)
 
 
 def write_json(path: Path, reports: list[Report], as_list: bool) -> None:

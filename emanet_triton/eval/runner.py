@@ -1,82 +1,32 @@
-"""One evaluation: every image of a split through the network, into one confusion matrix."""
+"""One evaluation: every image of a split through the network, into confusion matrices."""
 
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import (
     CLASSES,
     Sample,
     check_sample,
-    prediction_name,
     problems_error,
     read_labels,
-    to_label_ids,
 )
-from emanet_triton.eval.draw import overlay
 from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.metric import confusion_matrix, scores
+from emanet_triton.eval.inputs import to_device
+from emanet_triton.eval.metric import as_matrix, scores
+from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import PartialResult
-from emanet_triton.eval.png import read_image, write_png
+from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Folders for what an evaluation draws; ``None`` for nothing.
-
-    Attributes:
-        predictions: label ids under the benchmark server's names.
-        overlays: image, prediction, label and error side by side.
-    """
-
-    predictions: Path | None = None
-    overlays: Path | None = None
-
-    def prepare(self) -> None:
-        """Make the folders and see that they can be written, before anything is computed.
-
-        Raises:
-            InputError: a folder that cannot be made or written.
-        """
-        for folder in filter(None, (self.predictions, self.overlays)):
-            require_writable(folder / "x")
-
-    def save(self, sample: Sample, image: np.ndarray, labels: np.ndarray, pred: np.ndarray) -> None:
-        """Write what was asked for; all arrays are uint8, labels and ``pred`` train ids."""
-        name = prediction_name(sample)
-        if self.predictions:
-            write_png(self.predictions / name, to_label_ids(pred))
-        if self.overlays:
-            write_png(self.overlays / name, overlay(image, pred, labels))
-
-
-def require_writable(file: Path) -> None:
-    """Make the folder of ``file`` and see that files can be written there.
-
-    Raises:
-        InputError: they cannot.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):  # a name of its own for every rank
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{file.parent}: expected a folder that can be written ({error.strerror})"
-        ) from None
-    if file.is_dir():
-        raise InputError(f"{file}: expected a file to write, this is a folder")
+from emanet_triton.kernels.resample import confusion_counts
 
 
 def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
@@ -102,10 +52,26 @@ def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """The matrix of a whole split, int64 [19, 19], and the seconds it took."""
+    """What a whole split came to.
 
-    confusion: Tensor
+    Attributes:
+        counts: int64 [M, 19, 19]: the confusion matrix; and where two networks are compared the
+            other's, and that of the labels of the two (row = this network's).
+        seconds: it took.
+        waiting: of this run's seconds, how many this process waited for files to be decoded.
+    """
+
+    counts: Tensor
     seconds: float
+    waiting: float
+
+
+class _Started(NamedTuple):
+    """A batch on its way: what the device still counts, and the pictures being written."""
+
+    batch: list[Sample]
+    counts: list[Tensor]
+    pictures: list[Future]
 
 
 def evaluate(
@@ -118,10 +84,12 @@ def evaluate(
     workers: int,
     resume: bool,
     say: Callable[[str], None],
+    other: Predictor | None = None,
 ) -> Result:
     """Evaluate the samples, shared among the ranks in batches that no number of ranks changes.
 
     What is finished is kept on disk, whatever happens next, and taken over with ``resume``.
+    Decoding, the network and the writing of pictures overlap.
 
     Args:
         predictor: labels of images.
@@ -129,15 +97,16 @@ def evaluate(
         partial: where the finished images are counted and kept; the caller discards it.
         outputs: what to draw.
         ranks: the processes that share the samples.
-        workers: threads that decode images ahead of the network.
+        workers: threads that decode images ahead of the network and write pictures after it.
         resume: go on where an interrupted run of the same settings stopped.
         say: prints a line for the user.
+        other: a predictor to compare with, on the same images.
 
     Returns:
         The sum over all ranks, on every rank.
     """
-    started = time.monotonic()
-    done, confusion, seconds = partial.earlier()
+    begun = time.monotonic()
+    done, earlier, seconds = partial.earlier()
     ranks.barrier()  # every rank has read the earlier files before one writes
     if resume:
         say(f"resuming: {len(done)} of {len(samples)} images were finished before")
@@ -147,49 +116,91 @@ def evaluate(
             partial.discard()
         ranks.barrier()
     if not resume:
-        done, confusion, seconds = set(), torch.zeros_like(confusion), 0.0
+        done, earlier, seconds = set(), torch.zeros_like(earlier), 0.0
 
-    size = predictor.batch_size
+    mine = _batches_left(samples, done, predictor.images_at_once, ranks)
+    waiting = 0.0
+    started: deque[_Started] = deque()
+    most_started = workers if outputs else 1 if predictor.device.type == "cuda" else 0
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=sum(map(len, mine)), unit="image", disable=not ranks.first) as bar,
+    ):
+
+        def finish() -> None:
+            batch, counts, pictures = started.popleft()
+            for picture in pictures:
+                picture.result()
+            matrices = torch.stack([as_matrix(counted.cpu()) for counted in counts])
+            partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
+            shown = scores(earlier[0] + partial.counts[0]).miou
+            bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
+            bar.update(len(batch))
+
+        try:
+            decoded = _ahead(pool, _load, mine, 2 * workers)
+            for batch in mine:
+                asked = time.monotonic()
+                loaded = next(decoded)
+                waiting += time.monotonic() - asked
+                started.append(_start(predictor, other, batch, loaded, outputs, pool))
+                while len(started) > most_started:
+                    finish()
+        finally:  # also when the rest fails: nothing already computed is lost
+            decoded.close()
+            try:
+                while started:
+                    finish()
+            finally:
+                if partial.names:
+                    partial.write()
+                finished = len(done) + len(partial.names)
+                if finished < len(samples) and ranks.count == 1:
+                    say(
+                        f"{finished} of {len(samples)} images are finished; "
+                        "--resume goes on from there"
+                    )
+    counts = earlier + ranks.sum(partial.counts)
+    return Result(counts, seconds + time.monotonic() - begun, waiting)
+
+
+def _batches_left(
+    samples: list[Sample], done: set[str], size: int, ranks: Ranks
+) -> list[list[Sample]]:
+    """This rank's batches, without what is done: the same whatever the number of ranks."""
     batches = [samples[i : i + size] for i in range(0, len(samples), size)]
-    mine = [
-        [s for s in batch if s.name not in done] for batch in batches[ranks.rank :: ranks.count]
-    ]
-    mine = [batch for batch in mine if batch]
-    total = confusion.clone()  # what the progress bar shows: the earlier part and this rank's
-    try:
-        with (
-            ThreadPoolExecutor(workers) as pool,
-            tqdm(total=sum(map(len, mine)), unit="image", disable=not ranks.first) as bar,
-        ):
-            for batch, loaded in zip(mine, _ahead(pool, _load, mine, 2 * workers), strict=True):
-                counted = _evaluate_batch(predictor, batch, loaded, outputs)
-                partial.add([s.name for s in batch], counted, time.monotonic() - started)
-                total += counted
-                bar.set_postfix_str(f"mIoU {scores(total).miou:.2f}", refresh=False)
-                bar.update(len(batch))
-    finally:  # also when the rest fails: nothing already computed is lost
-        if partial.names:
-            partial.write()
-        if (finished := len(done) + len(partial.names)) < len(samples) and ranks.count == 1:
-            say(f"{finished} of {len(samples)} images are finished; --resume goes on from there")
-    confusion = confusion + ranks.sum(partial.confusion)
-    return Result(confusion, seconds + time.monotonic() - started)
+    left = ([s for s in b if s.name not in done] for b in batches[ranks.rank :: ranks.count])
+    return [batch for batch in left if batch]
 
 
-def _evaluate_batch(
+def _start(
     predictor: Predictor,
+    other: Predictor | None,
     batch: list[Sample],
     loaded: list[tuple[np.ndarray, np.ndarray]],
     outputs: Outputs,
-) -> Tensor:
-    """The confusion matrix of a batch, int64 [19, 19] on the CPU."""
-    counted = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
-    predictions = predictor([image for image, _ in loaded])
-    for sample, (image, labels), predicted in zip(batch, loaded, predictions, strict=True):
-        on_device = torch.from_numpy(labels).to(predicted.device)
-        counted += confusion_matrix(on_device, predicted).cpu()
-        outputs.save(sample, image, labels, predicted.cpu().numpy())
-    return counted
+    pool: ThreadPoolExecutor,
+) -> _Started:
+    """Send a batch on its way; a GPU works on it after this returns."""
+    images, targets = zip(*loaded, strict=True)
+    predicted = list(predictor(images))
+    targets_on_device = [to_device(t, p.device) for t, p in zip(targets, predicted, strict=True)]
+    compared = [(targets_on_device, predicted)]
+    if other is not None:
+        others = list(other(images))
+        compared += [(targets_on_device, others), (predicted, others)]
+    counts = [
+        sum(
+            confusion_counts(row.to(column.device), column, len(CLASSES))
+            for row, column in zip(rows, columns, strict=True)
+        )
+        for rows, columns in compared
+    ]
+    pictures = []
+    if outputs:
+        arguments = batch, images, targets, predicted
+        pictures = [pool.submit(outputs.save, *each) for each in zip(*arguments, strict=True)]
+    return _Started(batch, counts, pictures)
 
 
 def _load(batch: list[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -76,6 +76,12 @@ def window_grid(
     return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
 
 
+def num_windows(protocol: Protocol, size: Size) -> int:
+    """How many windows a network input of (width, height) has."""
+    rows, columns = window_grid(protocol, size)
+    return len(rows) * len(columns)
+
+
 def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
     """How many windows cover each position of an axis, int64 [length]."""
     count = np.zeros(length, np.int64)

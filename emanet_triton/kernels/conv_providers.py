@@ -5,13 +5,13 @@ Each takes (x, weight, bias, residual, stride, dilation, relu, out_dtype, precis
 """
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels.device import triton_kernels
+from emanet_triton.kernels.precision import cuda_fp32
 
 _NHWC = torch.channels_last
 
@@ -97,19 +97,10 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-@contextlib.contextmanager
-def _cudnn_precision(x: Tensor, precision: str) -> Iterator[None]:
-    """PyTorch lets cuDNN round float32 to TF32 unless told otherwise."""
+def _cudnn_precision(x: Tensor, precision: str) -> contextlib.AbstractContextManager:
     if not x.is_cuda or x.dtype != torch.float32:
-        yield
-        return
-    setting = torch.backends.cudnn.conv
-    before = setting.fp32_precision
-    setting.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+        return contextlib.nullcontext()
+    return cuda_fp32("tf32" if precision == "tf32" else "ieee")
 
 
 CONVOLUTIONS = {"cudnn": cudnn_conv, "triton": triton_conv, "torch": torch_conv}

@@ -83,19 +83,40 @@ def resample_confusion(
         targets: uint8 [B, H, W]; 255 is left out.
 
     Returns:
-        int64 [C, C], rows = target, columns = label; exact, the same on every run.
+        int64 [C * C + 1], as ``confusion_counts``.
 
     Raises:
-        ValueError: an argument is not as above, or a target is neither a class nor 255.
+        ValueError: an argument is not as above.
     """
-    backend = _check(logits, rows, columns, backend)
-    wanted = [logits.shape[0], rows.index.shape[2], columns.index.shape[2]]
-    if targets.dtype != torch.uint8 or list(targets.shape) != wanted:
-        raise ValueError(
-            f"targets must be uint8 {wanted}, got {targets.dtype} {list(targets.shape)}"
-        )
-    _check_device("targets", targets, logits)
-    return torch.ops.emanet_triton.resample_confusion(logits, *rows, *columns, targets, backend)
+    labels = resample_labels(logits, rows, columns, backend=backend)
+    return confusion_counts(targets, labels, logits.shape[1], backend=backend)
+
+
+def confusion_counts(
+    targets: Tensor, labels: Tensor, num_classes: int, *, backend: str = "auto"
+) -> Tensor:
+    """Count the pixels of each (target, label) pair, without waiting for the device.
+
+    Args:
+        targets: uint8, any shape; 255 is left out.
+        labels: uint8, same shape and device.
+        num_classes: C, to 255.
+        backend: as in ``resample_labels``.
+
+    Returns:
+        int64 [C * C + 1]: the pairs row by row, row = target; last the pixels whose target or
+        label is no class, which a proper data set has none of. Exact, the same on every run.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    for name, tensor in (("targets", targets), ("labels", labels)):
+        if tensor.dtype != torch.uint8 or tensor.shape != labels.shape:
+            wanted = f"uint8 {list(labels.shape)}"
+            raise ValueError(f"{name} must be {wanted}, got {tensor.dtype} {list(tensor.shape)}")
+    _check_device("targets", targets, labels, like="labels")
+    backend = _check_backend(backend, num_classes, labels)
+    return torch.ops.emanet_triton.confusion_counts(targets, labels, num_classes, backend)
 
 
 def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
@@ -105,8 +126,6 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
     if logits.dtype not in DTYPES:
         raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
     classes = logits.shape[1]
-    if classes > IGNORE:
-        raise ValueError(f"logits must have at most {IGNORE} classes, got {classes}")
     for name, taps in (("rows", rows), ("columns", columns)):
         if taps.index.dim() != 3 or taps.index.numel() == 0:
             shape = list(taps.index.shape)
@@ -122,6 +141,12 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
     if len(rows.index) != len(columns.index):
         counts = f"{len(rows.index)} and {len(columns.index)}"
         raise ValueError(f"rows and columns must have one number of views, got {counts}")
+    return _check_backend(backend, classes, logits)
+
+
+def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
+    if classes > IGNORE:
+        raise ValueError(f"there must be at most {IGNORE} classes, got {classes}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton" and classes > MAX_TRITON_CLASSES:
@@ -129,13 +154,13 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
         raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
     if backend != "auto":
         return backend
-    fits = HAS_TRITON and logits.is_cuda and classes <= MAX_TRITON_CLASSES
+    fits = HAS_TRITON and tensor.is_cuda and classes <= MAX_TRITON_CLASSES
     return "triton" if fits else "torch"
 
 
-def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} must be on {logits.device} like logits, got {tensor.device}")
+def _check_device(name: str, tensor: Tensor, other: Tensor, like: str = "logits") -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
 
 
 def _kernels(backend: str, device: torch.device) -> contextlib.AbstractContextManager[ModuleType]:
@@ -157,15 +182,9 @@ def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Ten
         return kernels.resample(logits, tables, probabilities=True)
 
 
-def _run_confusion(logits: Tensor, *tables_targets_and_backend) -> Tensor:
-    *tables, targets, backend = tables_targets_and_backend
-    classes = logits.shape[1]
-    with _kernels(backend, logits.device) as kernels:
-        labels, _ = kernels.resample(logits, tables, probabilities=False)
-        counts = kernels.confusion(targets, labels, classes)
-    if strays := int(counts[-1]):
-        raise ValueError(f"{strays} targets are neither one of {classes} classes nor {IGNORE}")
-    return counts[:-1].view(classes, classes).clone()
+def _run_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
+    with _kernels(backend, labels.device) as kernels:
+        return kernels.confusion(targets, labels, num_classes)
 
 
 def _fake_labels(logits: Tensor, rows: Tensor, _row_weight, columns: Tensor, *_) -> Tensor:
@@ -180,18 +199,24 @@ def _fake_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Te
     return labels, torch.empty(shape, dtype=torch.float32, device=logits.device)
 
 
-def _fake_confusion(logits: Tensor, *_) -> Tensor:
-    classes = logits.shape[1]
-    return torch.empty((classes, classes), dtype=torch.int64, device=logits.device)
+def _fake_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
+    return torch.empty(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
 
 
 _LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
 _TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
-for _name, _extra, _result, _run, _fake in (
-    ("resample_labels", "", "Tensor", _run_labels, _fake_labels),
-    ("resample_probabilities", "", "(Tensor, Tensor)", _run_probabilities, _fake_probabilities),
-    ("resample_confusion", ", Tensor targets", "Tensor", _run_confusion, _fake_confusion),
+_RESAMPLE = f"Tensor logits, {_TABLES}, str backend"
+_COUNTS = "Tensor targets, Tensor labels, int num_classes, str backend"
+for _name, _signature, _run, _fake in (
+    ("resample_labels", f"({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
+    (
+        "resample_probabilities",
+        f"({_RESAMPLE}) -> (Tensor, Tensor)",
+        _run_probabilities,
+        _fake_probabilities,
+    ),
+    ("confusion_counts", f"({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
 ):
-    _LIBRARY.define(f"{_name}(Tensor logits, {_TABLES}{_extra}, str backend) -> {_result}")
+    _LIBRARY.define(_name + _signature)
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 STRIP_BYTES = 2**20  # of the scores of a strip; the same for any number of threads, as its bits are
 MIN_ROWS = 8  # of a strip, since fewer would share too little work
 TILE = 128  # columns
+CHUNK = 2**18  # pixels counted at once, as eight bytes each
 IGNORE = 255  # a target that is not counted
 
 
@@ -57,23 +58,22 @@ def resample(
         if probabilities:
             mean[b, :, begin:end] = _side_by_side(total.permute(2, 0, 1, 3) / V, W)
 
-    _for_each(run, [(b, i) for b in range(B) for i in range(-(-H // size))], logits.device)
+    strips = [(b, i) for b in range(B) for i in range(-(-H // size))]
+    with torch.autocast(logits.device.type, enabled=False):  # which would round the products
+        _for_each(run, strips, logits.device)
     return labels, mean
 
 
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of targets of no class."""
-    counts = torch.zeros(256 * num_classes, dtype=torch.int64, device=labels.device)
-    chunk = 2**16  # pixels
-    for t, p in zip(targets.flatten().split(chunk), labels.flatten().split(chunk), strict=True):
-        counts += torch.bincount(t.long() * num_classes + p, minlength=len(counts))
-    matrix, strays, _ = counts.split((num_classes**2, *_rest(num_classes)))
-    return torch.cat([matrix, strays.sum()[None]])
-
-
-def _rest(num_classes: int) -> tuple[int, int]:
-    """How many counts are of targets that are no class, and of those that are ignored."""
-    return (IGNORE - num_classes) * num_classes, num_classes
+    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of what is no class."""
+    values = IGNORE + 1  # of uint8
+    counts = torch.zeros(values**2, dtype=torch.int64, device=labels.device)
+    chunks = (tensor.flatten().split(CHUNK) for tensor in (targets, labels))
+    for target, label in zip(*chunks, strict=True):
+        counts += torch.bincount(target.long().mul_(values).add_(label), minlength=values**2)
+    scored = counts.view(values, values)[:IGNORE]
+    matrix = scored[:num_classes, :num_classes]
+    return torch.cat([matrix.flatten(), (scored.sum() - matrix.sum())[None]])
 
 
 def _matrices(

@@ -96,11 +96,11 @@ def confusion_kernel(
     targets_ptr, labels_ptr, counts_ptr, num_pixels,
     C: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of a run of pixels to counts, int64 [C * C + 1]; the last is no class."""
+    """Add the pairs of a run of pixels to counts, int64 [C * C + 1]; last those of no class."""
     o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_target = tl.load(targets_ptr + o_n, mask=o_n < num_pixels, other=IGNORE).to(tl.int32)
     b_label = tl.load(labels_ptr + o_n, mask=o_n < num_pixels, other=0).to(tl.int32)
-    b_bin = tl.where(b_target < C, b_target * C + b_label, C * C)
+    b_bin = tl.where((b_target < C) & (b_label < C), b_target * C + b_label, C * C)
     b_bin = tl.where(b_target == IGNORE, C * C + 1, b_bin)  # a bin that is not stored
     b_count = tl.histogram(b_bin, BINS)
     o_bin = tl.arange(0, BINS)
@@ -138,10 +138,10 @@ def resample(
 
 
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of targets of no class."""
+    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of what is no class."""
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
     confusion_kernel[(triton.cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]),)](
-        targets.contiguous(), labels, counts, labels.numel(),
+        targets.contiguous(), labels.contiguous(), counts, labels.numel(),
         C=num_classes, BINS=triton.next_power_of_2(num_classes**2 + 2), **CONFUSION_TILE,
         enable_fp_fusion=True,
     )  # fmt: skip

@@ -15,7 +15,8 @@ import tiny_eval
 import torch
 
 from emanet_triton import fuse, segment
-from emanet_triton.eval import cityscapes, metric, runner
+from emanet_triton.errors import InputError
+from emanet_triton.eval import cityscapes, metric, outputs, runner
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.png import read_image
@@ -33,6 +34,7 @@ FIELDS = [
     "ms_flip",
     "precision",
     "device",
+    "network",
     "versions",
     "seconds",
     "mIoU",
@@ -40,6 +42,7 @@ FIELDS = [
     "aAcc",
     "IoU",
     "confusion",
+    "compared",
     "published",
 ]
 
@@ -52,6 +55,14 @@ def city(tmp_path):
 @pytest.fixture
 def ckpt(tmp_path):
     return tiny_eval.write_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def threads():
+    """The number of PyTorch's threads, put back at the end."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
 
 
 def run(tmp_path, city, ckpt, *more: str) -> dict:
@@ -89,17 +100,20 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
 
 def test_the_plain_network(tmp_path, city, ckpt, capsys):
     got = run(tmp_path, city, ckpt, "--no-fuse")
-    assert "fp32 on cpu, plain network" in capsys.readouterr().err
+    assert "plain network, fp32 on cpu, " in capsys.readouterr().err
+    assert got["network"] == "plain"
     assert got["confusion"] == expected_confusion(city, fused=False)
 
 
-def test_printed_tables(tmp_path, city, ckpt, capsys):
-    got = run(tmp_path, city, ckpt)
+def test_printed_tables(tmp_path, city, ckpt, capsys, threads):
+    got = run(tmp_path, city, ckpt, "--threads", "1")
     out, err = capsys.readouterr()
     assert out.count("\n") == 25
     assert f"{got['IoU']['bicycle']:.2f}" in out
     assert f"| {got['mIoU']:.2f}" in out
-    assert "mmseg-0.x, whole, one view; fp32 on cpu, fused network" in err
+    assert "mmseg-0.x, whole, one view\n" in err
+    assert "fused network, fp32 on cpu, 1 thread, one input at once\n" in err
+    assert "images a second; " in err
     assert f"mIoU {got['mIoU']:.2f}" in err  # the progress bar's last figure
 
 
@@ -129,6 +143,45 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     assert cells[-3:] == [f"{figure:.2f}", f"{difference:+.2f}", verdict]
     # A part of the split is not what was published.
     assert run(tmp_path, city, ckpt, "--limit", "5")["published"] is None
+
+
+def test_two_precisions_in_one_pass(tmp_path, city, ckpt, capsys):
+    single = run(tmp_path, city, ckpt)
+    half = run(tmp_path, city, ckpt, "--precision", "bf16")
+    capsys.readouterr()
+    both = run(tmp_path, city, ckpt, "--precision", "bf16", "--compare", "fp32")
+    out, err = capsys.readouterr()
+    compared = both["compared"]
+    assert both["confusion"] == half["confusion"]
+    assert compared["confusion"] == single["confusion"]
+    assert compared["precision"] == "fp32"
+    assert compared["mIoU"] == single["mIoU"]
+    assert compared["difference"] == half["mIoU"] - single["mIoU"]
+    agreement = np.array(compared["agreement"])
+    assert agreement.sum() == 6 * 32 * 64  # every pixel, scored or not
+    assert compared["labels_agree"] == pytest.approx(100 * agreement.trace() / agreement.sum())
+    assert 90 < compared["labels_agree"] < 100
+    assert "compared with fp32" in err
+    assert f"{compared['difference']:+.4f}" in out
+    assert f"{compared['labels_agree']:.4f}%" in out
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run_and_keeps_the_rest(
+    tmp_path, city, ckpt, capsys, monkeypatch
+):
+    written = []
+
+    def full_disk(path, pixels, write=outputs.write_png):
+        if len(written) == 2:
+            raise InputError(f"{path}: cannot be written (No space left on device)")
+        written.append(write(path, pixels))
+
+    monkeypatch.setattr(outputs, "write_png", full_disk)
+    more = ["--save-predictions", str(tmp_path / "out"), "--workers", "1"]
+    assert main(["--ckpt", str(ckpt), "--data", str(city), *more]) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "2 of 6 images are finished; --resume goes on from there" in err
 
 
 def test_saved_predictions_are_label_ids_under_the_servers_names(tmp_path, city, ckpt):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from emanet_triton import segment
+from emanet_triton import fuse, segment
 from emanet_triton.errors import InputError
-from emanet_triton.eval import reference
+from emanet_triton.eval import inference, reference
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import resize_image
 from emanet_triton.eval.metric import confusion_matrix
@@ -37,21 +37,20 @@ def assert_same_labels(got, want, probabilities, margin=1e-3):
     np.testing.assert_array_equal(got[clear], want[clear])
 
 
-@torch.inference_mode()
-def plain_probabilities(model, image, ms_flip):
-    """The plain sequence's probabilities, in float32 and, of the same logits, in float64."""
-    given = []
+class Recorded(torch.nn.Module):
+    """A network's outputs, kept in their order and played back."""
 
-    def recorded(inputs):
-        given.append(model(inputs))
-        return given[-1]
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model, self.outputs, self.position = model, [], 0
 
-    plain = reference.probabilities(recorded, [image], model.protocol, ms_flip)
-    again = iter(given)
-    exact = reference.probabilities(
-        lambda _: next(again).double(), [image], model.protocol, ms_flip
-    )
-    return plain[0].numpy(), exact[0].numpy()
+    def record(self, inputs):
+        self.outputs.append(self.model(inputs))
+        return self.outputs[-1]
+
+    def forward(self, _):
+        self.position += 1
+        return self.outputs[self.position - 1]
 
 
 @pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
@@ -59,31 +58,36 @@ def plain_probabilities(model, image, ms_flip):
 def test_golden_protocol(name, ms_flip):
     golden, model = golden_data.vectors(name), golden_data.golden_model(name)
     image, suffix = golden["image"], "_ms_flip" if ms_flip else ""
-    labels, probabilities = segment(model, image, ms_flip=ms_flip, return_probabilities=True)
-    assert labels.dtype == np.uint8
-    assert probabilities.dtype == np.float32
-    plain, exact = plain_probabilities(model, image, ms_flip)
-    want = golden[f"prob{suffix}_rows"]
-    np.testing.assert_allclose(probabilities[:, ::16], want, rtol=0, atol=1e-4)
+    want, want_labels = golden[f"prob{suffix}_rows"], golden[f"label{suffix}"]
+    asked = model.protocol, ms_flip
+    network = Recorded(model)
+    with torch.inference_mode():
+        plain = reference.probabilities(network.record, [image], *asked)[0].numpy()
+        given = iter(network.outputs)
+        exact = reference.probabilities(lambda _: next(given).double(), [image], *asked)[0].numpy()
     np.testing.assert_allclose(plain[:, ::16], want, rtol=0, atol=1e-4)
+    assert_same_labels(plain.argmax(0), want_labels, plain)
+
+    # The same logits through the composed taps, and the fused network.
+    options = {"ms_flip": ms_flip, "return_probabilities": True}
+    batches = Predictor(network, model.protocol, ms_flip=ms_flip, batch_size=64)
+    taps, probabilities = (r[0].numpy() for r in batches.results([image], probabilities=True))
     error, plain_error = (np.abs(got - exact).max() for got in (probabilities, plain))
     assert error <= 2 * plain_error + 1e-6
-    assert_same_labels(labels, golden[f"label{suffix}"], probabilities)
-    assert_same_labels(plain.argmax(0), golden[f"label{suffix}"], probabilities)
-    assert_same_labels(labels, exact.argmax(0), exact, margin=1e-5)
-
-
-@pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
-@pytest.mark.parametrize("name", golden_data.NAMES)
-def test_golden_confusion_matrix(name, ms_flip):
-    golden, model = golden_data.vectors(name), golden_data.golden_model(name)
-    predictor = Predictor(model, model.protocol, ms_flip=ms_flip)
-    targets = golden["label"].copy()
+    assert_same_labels(taps, exact.argmax(0), exact, margin=1e-5)
+    targets = torch.from_numpy(want_labels.copy())
     targets[:7] = 255
-    with torch.inference_mode():
-        plain = reference.probabilities(model, [golden["image"]], model.protocol, ms_flip)[0]
-    want = confusion_matrix(torch.from_numpy(targets), plain.argmax(0).to(torch.uint8))
-    assert torch.equal(predictor.confusion([golden["image"]], [targets]), want)
+    counted, wanted = (
+        confusion_matrix(targets, torch.from_numpy(labels.astype(np.uint8)))
+        for labels in (taps, plain.argmax(0))
+    )
+    assert torch.equal(counted, wanted)
+    fused = segment(model, image, **options)
+    for labels, got in ((taps, probabilities), fused):
+        assert labels.dtype == np.uint8
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got[:, ::16], want, rtol=0, atol=1e-4)
+        assert_same_labels(labels, want_labels, got)
 
 
 @pytest.mark.parametrize("name", golden_data.NAMES)
@@ -163,6 +167,29 @@ def test_training_mode_is_refused():
         segment(tiny_model().train(), random_image(8, 8))
 
 
+def test_segment_runs_the_fused_network():
+    model, image = tiny_model(), random_image(24, 40)
+    options = {"return_probabilities": True}
+    _, fused = segment(model, image, **options)
+    np.testing.assert_array_equal(fused, segment(fuse(model), image, **options)[1])
+    _, plain = segment(model, image, fuse=False, **options)
+    assert 0 < np.abs(fused - plain).max() < 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        _, half = segment(model, image, **options)
+    np.testing.assert_array_equal(
+        half, segment(fuse(model, dtype=torch.bfloat16), image, **options)[1]
+    )
+
+
+def test_segment_runs_an_ablation_as_it_is():
+    model, image = tiny_model(), random_image(24, 40)
+    before = segment(model, image)
+    model.decode_head.fixed_reconstruction = torch.zeros(1)
+    ablated = segment(model, image)
+    assert (ablated != before).any()
+    np.testing.assert_array_equal(ablated, segment(model, image, fuse=False))
+
+
 def test_batches_of_equal_images_give_each_image_its_labels():
     model = tiny_model()
     images = [random_image(24, 40, i) for i in range(5)] + [random_image(25, 31)]
@@ -174,26 +201,13 @@ def test_batches_of_equal_images_give_each_image_its_labels():
         np.testing.assert_array_equal(labels.numpy()[clear], want[clear])
 
 
-def test_confusion_of_batches_of_unequal_images():
-    model = tiny_model()
-    images = [random_image(24, 40, i) for i in range(3)] + [random_image(25, 31)]
-    targets = [image[..., 0] % 19 for image in images]
-    predictor = Predictor(model, model.protocol, batch_size=2)
-    want = sum(
-        confusion_matrix(torch.from_numpy(target), labels)
-        for target, labels in zip(targets, predictor(images), strict=True)
-    )
-    got = predictor.confusion(images, targets)
-    assert got.dtype == torch.int64
-    assert torch.equal(got, want)
-
-
 class LimitedMemory(torch.nn.Module):
     """A model that runs out of memory above ``limit`` inputs."""
 
-    def __init__(self, limit: int, error: Exception) -> None:
+    def __init__(self, limit: int, error: Exception, **protocol) -> None:
         super().__init__()
-        self.model, self.limit, self.error = tiny_model(), limit, error
+        self.model, self.limit, self.error = tiny_model(**protocol), limit, error
+        self.protocol = self.model.protocol
         self.batches = []
 
     def forward(self, inputs):
@@ -213,13 +227,51 @@ OUT_OF_MEMORY = [
 def test_out_of_memory_halves_the_batch_and_goes_on(error):
     model = LimitedMemory(2, error)
     images = [random_image(16, 24, i) for i in range(9)]
-    predictor = Predictor(model, model.model.protocol, batch_size=8)
+    predictor = Predictor(model, model.protocol, batch_size=8)
     with pytest.warns(UserWarning, match="out of memory on cpu; going on with batch size") as seen:
         got = list(predictor(images))
     assert [str(w.message)[-1] for w in seen] == ["4", "2"]
     assert model.batches == [8, 4, 2, 2, 2, 2, 1]
-    for labels, want in zip(got, Predictor(model.model, model.model.protocol)(images), strict=True):
+    for labels, want in zip(got, Predictor(model.model, model.protocol)(images), strict=True):
         assert (labels == want).float().mean() > 0.99
+
+
+def test_out_of_memory_with_the_windows_of_one_image():
+    windowed = {"mode": "slide", "crop": (33, 33), "stride": (16, 16)}
+    model = LimitedMemory(2, OUT_OF_MEMORY[0], **windowed)
+    image = random_image(32, 64)
+    predictor = Predictor(model, model.protocol, batch_size=32)
+    with pytest.warns(UserWarning, match="going on with batch size") as seen:
+        (labels,) = predictor([image])
+    assert [str(w.message)[-2:].strip() for w in seen] == ["1"]
+    assert model.batches == [3, 1, 1, 1]
+    want = segment(model.model, image, fuse=False)
+    assert (labels.numpy() == want).mean() > 0.99
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["labels", "probabilities"])
+def test_out_of_memory_in_the_resampling_goes_on_in_blocks_of_rows(monkeypatch, probabilities):
+    model, image = tiny_model(), random_image(37, 50)
+    predictor = Predictor(model, model.protocol)
+    want = predictor.results([image], probabilities=probabilities)
+    name = "resample_probabilities" if probabilities else "resample_labels"
+    resample = getattr(inference, name)
+
+    def limited(logits, rows, columns):
+        if rows.index.shape[2] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return resample(logits, rows, columns)
+
+    monkeypatch.setattr(inference, name, limited)
+    with pytest.warns(UserWarning, match="of 37 rows at once") as seen:
+        got = predictor.results([image], probabilities=probabilities)
+    assert [str(w.message) for w in seen] == [
+        f"out of memory on cpu; going on with {rows} of 37 rows at once" for rows in (19, 10)
+    ]
+    assert len(got) == len(want)
+    assert torch.equal(got[0], want[0])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_out_of_memory_at_batch_one_is_an_input_error():
@@ -242,9 +294,14 @@ def test_half_precision_stays_close(precision):
     assert agreement > 0.9
 
 
-@pytest.mark.parametrize("height", [1, 2, 7, 65], ids=str)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1, 1), (1, 3), (2, 3), (7, 3), (65, 3), (1, 8192), (8192, 1), (8192, 8192)],
+    ids=lambda size: str(size),
+)
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_tiny_images(height, mode):
+def test_images_of_any_size(height, width, mode):
     windowed = {"crop": (33, 33), "stride": (22, 22)} if mode == "slide" else {}
-    labels = segment(tiny_model(mode=mode, **windowed), random_image(height, 3))
-    assert labels.shape == (height, 3)
+    labels = segment(tiny_model(mode=mode, **windowed), random_image(height, width))
+    assert labels.shape == (height, width)
+    assert labels.max() < 19

@@ -28,13 +28,15 @@ from emanet_triton.eval.png import read_image, write_png
 from emanet_triton.eval.reference import probabilities
 from emanet_triton.eval.scenes import DEMO_COUNT, demo_dataset, generate_scene
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import fuse
+from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import DEMO, ZOO, create_model
 
 WHOLE, DECODER, NETWORK = "evaluation", "decoding alone", "network alone"
 PUBLISHED = "emanet_{}-d8_512x1024_80k_cityscapes"
 BOUND = 1e-3  # share of the pixels that may be counted elsewhere than by mmseg's sequence
 WORKERS = min(8, os.cpu_count() or 1)  # threads that decode
+
+_KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends
 
 
 @dataclass(frozen=True)
@@ -150,15 +152,13 @@ def _temporary_folder() -> Path:
     return Path(folder.name)
 
 
-_KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends
-
-
 def _evaluation(problem: Problem, device: str) -> Call:
     """The command line, on these images; the result is its confusion matrix."""
     out = _temporary_folder() / "out.json"
     arguments = ["--ckpt", problem.checkpoint, "--model", problem.name, "--json", str(out)]
     arguments += ["--data", str(problem.data), "--limit", str(len(problem.samples))]
     arguments += ["--device", device, "--workers", str(WORKERS)]
+    arguments += ["--threads", str(torch.get_num_threads())]
 
     def call() -> Tensor:
         said = io.StringIO()
@@ -182,7 +182,7 @@ def _network(problem: Problem, device: str) -> Call:
     """From decoded images to labels, by the network that the command line runs by default."""
     decoded = [(read_image(sample.image), read_labels(sample)) for sample in problem.samples]
     model = problem.load(device)
-    predictor = Predictor(fuse(model) if device == "cpu" else model, model.protocol)
+    predictor = Predictor(verified_fuse(model), model.protocol, cuda_graphs=True)
 
     def call() -> Tensor:
         predicted = list(predictor([image for image, _ in decoded]))
