@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from example_rows import cpu_rows, gpu_rows
 
-from emanet_triton.bench import blocks, charts, plots, report
+from emanet_triton.bench import blocks, charts, plots
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.rows import write_csv
 from emanet_triton.kernels.compiled import COLUMNS
@@ -50,15 +50,10 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """With charts that hold their digest alone: drawing them takes seconds."""
+    monkeypatch.setattr(plots, "svg", lambda chart: f"<svg>{chart.digest}</svg>".encode())
     return Folder(tmp_path)
-
-
-@pytest.fixture
-def texts(folder, monkeypatch):
-    """The folder, without the seconds that drawing takes."""
-    monkeypatch.setattr(report, "write_plots", lambda rows, folder: None)
-    return folder
 
 
 def block(folder, name):
@@ -85,44 +80,44 @@ def test_round_trip(folder, capsys):
     assert before[0].endswith("<!-- /bench -->\nAfter.\n")
 
 
-def test_figures_reach_their_cells(texts):
-    texts.measured()
-    cells = line(block(texts, "em"), "N=8192", "nchw")
+def test_figures_reach_their_cells(folder):
+    folder.measured()
+    cells = line(block(folder, "em"), "N=8192", "nchw")
     assert cells[1:] == ["600", "500, 1.20× (1.08–1.32)", "353, 1.70× (1.53–1.87)", "150"]
-    assert "Example CPU, 2 cores; 2 threads; PyTorch 2.11; Triton 3.6" in block(texts, "em")
-    assert "matmul 2 TFLOP/s (fp32); noise 2.0%" in block(texts, "em")
-    assert line(block(texts, "model"), "| r50 ", "whole", "4.58")[3:] == [
+    assert "Example CPU, 2 cores; 2 threads; PyTorch 2.11; Triton 3.6" in block(folder, "em")
+    assert "matmul 2 TFLOP/s (fp32); noise 2.0%" in block(folder, "em")
+    assert line(block(folder, "model"), "| r50 ", "whole", "4.58")[3:] == [
         *("Example G100", "10.0", "not measured", "80.0")
     ]
-    assert line(block(texts, "train-mem"), "512x1024", "6.2")[-1] == "not measured"
-    assert line(block(texts, "train-mem"), "512x1024", "5.4")[-1] == "5.4"
-    assert "- these in r50, fp32: torch 1.165e+04 ms, the fastest of each" in block(texts, "conv")
-    assert "<details><summary>13 cases</summary>" in block(texts, "conv")
-    assert "the network is the limit" in block(texts, "eval")
-    assert "mmseg: time grows as pixels ^ 1.00 (R² 1.000, 3 points)" in block(texts, "scale")
+    assert line(block(folder, "train-mem"), "512x1024", "6.2")[-1] == "not measured"
+    assert line(block(folder, "train-mem"), "512x1024", "5.4")[-1] == "5.4"
+    assert "- these in r50, fp32: torch 1.165e+04 ms, the fastest of each" in block(folder, "conv")
+    assert "<details><summary>13 cases</summary>" in block(folder, "conv")
+    assert "the network is the limit" in block(folder, "eval")
+    assert "mmseg: time grows as pixels ^ 1.00 (R² 1.000, 3 points)" in block(folder, "scale")
 
 
-def test_predictions_stand_in_a_column_of_their_own(texts):
-    texts.measured()
-    header = line(block(texts, "em"), "triton", "predicted")
+def test_predictions_stand_in_a_column_of_their_own(folder):
+    folder.measured()
+    header = line(block(folder, "em"), "triton", "predicted")
     assert header == ["median, ms", "mmseg", "triton", "predicted, ms"]
-    assert line(block(texts, "em"), "bf16 channels-last")[2:] == [
+    assert line(block(folder, "em"), "bf16 channels-last")[2:] == [
         *("0.2, 7.50× (6.75–8.25)", "0.14-0.175")
     ]
-    (texts.results / "em_g100.csv").unlink()
-    texts.report()
-    assert line(block(texts, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", "0.14-0.175"]
+    (folder.results / "em_g100.csv").unlink()
+    folder.report()
+    assert line(block(folder, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", "0.14-0.175"]
 
 
-def test_who_was_not_there_is_said(texts):
-    texts.measured()
-    assert "- onnxruntime absent: No module named 'onnxruntime'" in block(texts, "model")
-    assert "- triton-graph failed: error 1" in block(texts, "em")
+def test_who_was_not_there_is_said(folder):
+    folder.measured()
+    assert "- onnxruntime absent: No module named 'onnxruntime'" in block(folder, "model")
+    assert "- triton-graph failed: error 1" in block(folder, "em")
 
 
-def test_the_worst_of_each_kernel(texts):
-    texts.measured()
-    text = block(texts, "compiled")
+def test_the_worst_of_each_kernel(folder):
+    folder.measured()
+    text = block(folder, "compiled")
     assert "3 uses of 1 kernels, compiled for 2 targets by Triton 3.6; none uses a stack" in text
     assert line(text, "em_e_step")[2:] == ["200 regs, 2 KiB, 4–8 HGMMA", "90 regs, 16 B"]
 
@@ -173,15 +168,17 @@ def test_without_matplotlib_tables_are_made(folder, capsys, monkeypatch):
         plots.write_plots(cpu_rows(), folder.results)
 
 
-def test_charts_are_svg_without_a_date(tmp_path):
-    plots.write_plots([*cpu_rows(), *gpu_rows()], tmp_path)
-    names = {path.stem for path in tmp_path.iterdir()}
-    assert {"roofline_cpu2", "ratios_em_cpu2", "ratios_em_g100", "scale_cpu2"} <= names
-    for path in tmp_path.iterdir():
-        text = path.read_text()
+def test_charts_are_svg_and_the_same_every_time(tmp_path):
+    rows = [row for row in cpu_rows() if row.suite in ("em", "scale")]
+    plots.write_plots(rows, tmp_path)
+    drawn = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(drawn) == {"roofline_cpu2", "ratios_em_cpu2", "scale_cpu2"}
+    for chart in charts.charts_of(rows):
+        text = drawn[chart.name].decode()
         assert "</svg>" in text
         assert "<dc:date>" not in text
-        assert charts.digest_of(text)
+        assert charts.digest_of(text) == chart.digest
+        assert plots.svg(chart) == drawn[chart.name]
 
 
 def test_a_ratio_chart_is_of_the_cases_that_take_the_longest(monkeypatch):
