@@ -167,7 +167,7 @@ def environment(device: torch.device) -> str:
     return ", ".join(
         (
             torch.cuda.get_device_name(device),
-            f"driver {_driver()}",
+            f"driver {driver_version()}",
             f"torch {torch.__version__}",
             f"cudnn {torch.backends.cudnn.version()}",
             f"triton {importlib.metadata.version('triton')}",
@@ -175,7 +175,8 @@ def environment(device: torch.device) -> str:
     )
 
 
-def _driver() -> str:
+def driver_version() -> str:
+    """Of the NVIDIA driver, or "unknown"."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:

@@ -1,0 +1,123 @@
+"""The machine of a run: what it is, how fast it copies and multiplies, how steady it is."""
+
+import datetime
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from emanet_triton.bench.method import Call, Method, Statistics
+from emanet_triton.errors import InputError
+from emanet_triton.kernels.conv_choice import driver_version
+from emanet_triton.kernels.device import HAS_TRITON
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what a run was made.
+
+    Attributes:
+        device: name of the GPU or of the processor, with its number of cores.
+        threads: PyTorch's, on a CPU.
+        driver: NVIDIA's, on a GPU.
+        torch, triton, commit, date: versions of both, of this package's repository, and the day.
+        copy_gb_s: 10^9 bytes/s of a copy, those read and those written.
+        matmul_tflop_s: 10^12 FLOP/s of a square product, by dtype.
+        noise: (p80 - p20) / p50 of the times of one such product.
+    """
+
+    device: str
+    threads: int | None
+    driver: str
+    torch: str
+    triton: str
+    commit: str
+    date: str
+    copy_gb_s: float
+    matmul_tflop_s: dict[str, float]
+    noise: float
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.matmul_tflop_s.items())
+        threads = f", {self.threads} threads" if self.threads else ""
+        return (
+            f"{self.device}{threads}: copy {self.copy_gb_s:.4g} GB/s, matmul in TFLOP/s {rates}, "
+            f"noise {100 * self.noise:.1f}%"
+        )
+
+
+def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> Machine:
+    """Name the machine and measure its ceilings and its noise.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtypes: "fp32", "bf16", "fp16": of the matmul rates wanted.
+        tiny: with small operands, for tests.
+    """
+    cuda = device == "cuda"
+    copied, size = (2**30, 8192) if cuda else (2**28, 1024)
+    copied, size = (2**20, 64) if tiny else (copied, size)
+    rates = {name: _matmul_seconds(device, DTYPES[name], size) for name in dtypes}
+    return Machine(
+        device=torch.cuda.get_device_name() if cuda else cpu_name(),
+        threads=None if cuda else torch.get_num_threads(),
+        driver=driver_version() if cuda else "",
+        torch=torch.__version__,
+        triton=_triton_version(),
+        commit=_commit(),
+        date=datetime.date.today().isoformat(),
+        copy_gb_s=2 * copied / min(_copy_seconds(device, copied)) / 1e9,
+        matmul_tflop_s={n: 2 * size**3 / min(seconds) / 1e12 for n, seconds in rates.items()},
+        noise=Statistics.of(next(iter(rates.values()))).spread,
+    )
+
+
+def check_device(device: str) -> None:
+    """Raise ``InputError`` where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no GPU here")
+
+
+def cpu_name() -> str:
+    """The processor's name and number of cores, as Linux tells them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown processor'}, {max(len(names), 1)} cores"
+
+
+def _copy_seconds(device: str, size: int) -> list[float]:
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return _seconds(device, lambda: target.copy_(source))
+
+
+def _matmul_seconds(device: str, dtype: torch.dtype, size: int) -> list[float]:
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return _seconds(device, lambda: a @ b)
+
+
+def _seconds(device: str, call: Call) -> list[float]:
+    return Method(device, rounds=20, seconds=2).times({"": call})[""]
+
+
+def _triton_version() -> str:
+    if not HAS_TRITON:
+        return ""
+    import triton
+
+    return triton.__version__
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    where = Path(__file__).parent
+    try:
+        return subprocess.check_output(
+            command, cwd=where, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,83 @@
+"""Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from emanet_triton.bench.machine import MEGABYTE
+from emanet_triton.bench.method import Call, Replay
+from emanet_triton.bench.options import Selection
+
+if TYPE_CHECKING:
+    from emanet_triton.bench.case import Case
+
+Cases = Callable[[Selection], "Iterable[Case]"]
+
+
+class CudaPeak:
+    """Starts from what is allocated now, before a provider is made."""
+
+    def __init__(self) -> None:
+        self._before = torch.cuda.memory_allocated()
+
+    def of(self, call: Call) -> float | None:
+        """MB that the provider and one more of its calls take; unknown of a graph's replay."""
+        if isinstance(call, Replay):
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - self._before) / MEGABYTE
+
+
+def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float | None:
+    """MB by which a provider, made in a fresh process, and its call raise the resident memory.
+
+    What making it took for a while does not count.
+
+    Args:
+        cases: of a suite, a function of a module: the child makes the case anew.
+        selection: what ``cases`` takes.
+        name: of the case.
+        provider: one of its providers. What one compiles at its first call is unknown: the
+            compiler's memory would count.
+    """
+    if "compiled" in provider:
+        return None
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_peak, cases, selection, name, provider).result() / MEGABYTE
+
+
+def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
+    if selection.threads:
+        torch.set_num_threads(selection.threads)
+    tiny = replace(selection, tiny=True, sizes=(), batches=())
+    for warm_up in cases(tiny):  # loads what the libraries load
+        if provider in warm_up.providers:
+            _run(warm_up, provider)
+            break
+    case = next(case for case in cases(selection) if case.name == name)
+    if case.prepare:
+        case.prepare()
+    before = _resident_bytes("VmRSS")
+    call = case.providers[provider]()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    call()
+    return _resident_bytes("VmHWM") - before
+
+
+def _run(case: "Case", provider: str) -> None:
+    if case.prepare:
+        case.prepare()
+    case.providers[provider]()()
+
+
+def _resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])

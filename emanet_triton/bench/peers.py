@@ -1,0 +1,103 @@
+"""What ours is held against: mmsegmentation's operations in plain PyTorch, also compiled."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emanet_triton.bench.method import Call
+from emanet_triton.eval.inputs import cut_windows
+from emanet_triton.eval.reference import view_logits
+from emanet_triton.eval.views import Size
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.protocol import Protocol
+
+
+def mmseg_attention(x: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
+    """The operations of mmseg's ``EMAModule`` in evaluation, in its order.
+
+    Args:
+        x: features [B, C, H, W].
+        bases: initial bases [1, C, K].
+        num_stages: EM iterations.
+
+    Returns:
+        The reconstruction [B, C, H, W] and the bases [B, C, K].
+    """
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels, height * width)
+    bases = bases.repeat(batch, 1, 1)
+    for _ in range(num_stages):
+        attention = torch.einsum("bcn,bck->bnk", x, bases)
+        attention = F.softmax(attention, dim=2)
+        attention_normed = F.normalize(attention, dim=1, p=1)
+        bases = torch.einsum("bcn,bnk->bck", x, attention_normed)
+        bases = F.normalize(bases, dim=1, p=2)
+    recon = torch.einsum("bck,bnk->bcn", bases, attention)
+    return recon.view(batch, channels, height, width), bases
+
+
+def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
+    """The operations of mmseg's ``EncoderDecoder.encode_decode``, but for its last resize.
+
+    Args:
+        model: in evaluation mode.
+        images: [B, 3, H, W].
+
+    Returns:
+        Logits [B, classes, ceil(H / 8), ceil(W / 8)].
+    """
+    head = model.decode_head
+    *_, x = model.backbone(images)
+    feats = head.ema_in_conv(x)
+    attention = head.ema_module
+    recon, _ = mmseg_attention(head.ema_mid_conv(feats), attention.bases, attention.num_stages)
+    recon = head.ema_out_conv(F.relu(recon, inplace=True))
+    out = head.bottleneck(F.relu(feats + recon, inplace=True))
+    return head.conv_seg(head.conv_cat(torch.cat([x, out], dim=1)))
+
+
+def mmseg_labels(
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    protocol: Protocol,
+    finish: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The operations of mmseg's ``simple_test``, a window at a time: int64 [B, H, W].
+
+    Args:
+        forward: the network, [n, 3, h, w] → logits [n, classes, h / 8, w / 8].
+        inputs: normalised images, [B, 3, h, w].
+        protocol: how windows are placed.
+        finish: from the logits of all windows, and the inputs, to labels: ``full_size_labels``.
+    """
+    windows = cut_windows(inputs, protocol).split(len(inputs))
+    return finish(torch.cat([forward(window) for window in windows]), inputs)
+
+
+def full_size_labels(logits: Tensor, inputs: Tensor, size: Size, protocol: Protocol) -> Tensor:
+    """Resize, softmax and argmax at full size, as mmseg does: int64 [B, H, W].
+
+    Args:
+        logits: of all windows, [windows * B, classes, h / 8, w / 8].
+        inputs: [B, 3, h, w]; only their size is looked at.
+        size: (width, height) of the images.
+        protocol: how windows are placed and logits resized.
+    """
+    return view_logits(lambda _: logits, inputs[:, :1], size, protocol).softmax(1).argmax(1)
+
+
+def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:
+    """A call of no arguments, in inference mode."""
+
+    def call() -> object:
+        with torch.inference_mode():
+            return function(*arguments, **options)
+
+    return call
+
+
+def compiled(function: Callable, **options: object) -> Callable:
+    """By ``torch.compile``, for the very shapes that it is called with."""
+    return torch.compile(function, dynamic=False, **options)

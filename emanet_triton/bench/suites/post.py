@@ -1,0 +1,154 @@
+"""From low-resolution logits to labels: mmsegmentation's sequence at full size, and ours."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.machine import DTYPES
+from emanet_triton.bench.method import Call, Replay
+from emanet_triton.bench.networks import make_protocol
+from emanet_triton.bench.options import Selection, Size
+from emanet_triton.bench.peers import compiled, without_gradients
+from emanet_triton.eval.reference import view_logits
+from emanet_triton.eval.taps import tap_tables
+from emanet_triton.eval.views import view_sizes, window_grid
+from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.models.protocol import Protocol
+
+CLASSES = 19
+CLEAR = 1e-5  # labels count where float64's two best probabilities differ by more
+CLEAR_SHARE = 0.999  # of pixels, at least
+# Share of clear labels that may be wrong. In float32 the plain sequence itself rounds the
+# positions that it reads from.
+BOUNDS = {"plain": 1e-3, "plain-compiled": 1e-3}
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network says of one view: its input's (width, height), logits [windows, C, h, w]."""
+
+    size: tuple[int, int]
+    mirrored: bool
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The logits that a network would have given for one image of (width, height) ``size``."""
+
+    protocol: Protocol
+    ms_flip: bool
+    size: tuple[int, int]
+    views: list[View]
+
+    def plain(self) -> Tensor:
+        """Resize, softmax, mirror, average, argmax at full size, in mmseg's order: [1, H, W]."""
+        return self.probabilities(torch.float32).argmax(1)
+
+    def probabilities(self, dtype: torch.dtype) -> Tensor:
+        total = None
+        for view in self.views:
+            each = self._full_size(view, dtype).softmax(1)
+            each = each.flip(3) if view.mirrored else each
+            total = each if total is None else total.add_(each)
+        return total / len(self.views)
+
+    def taps(self, backend: str) -> Tensor:
+        """As ``eval.inference`` does it: uint8 [1, H, W]."""
+        packed = [view.logits.transpose(0, 1).flatten(1)[None] for view in self.views]
+        low = tuple(tuple(view.logits.shape[2:]) for view in self.views if not view.mirrored)
+        device = packed[0].device
+        rows, columns = tap_tables(self.protocol, self.size, low, self.ms_flip, device)
+        packed = torch.cat(packed, 2) if len(packed) > 1 else packed[0]
+        return resample_labels(packed, rows, columns, backend=backend)
+
+    def _full_size(self, view: View, dtype: torch.dtype) -> Tensor:
+        logits = view.logits.to(dtype)
+        inputs = torch.empty(1, 1, 1, 1).expand(1, 3, *view.size[::-1])  # only its size is used
+        return view_logits(lambda _: logits, inputs, self.size, self.protocol)
+
+
+def make_problem(
+    protocol: Protocol, ms_flip: bool, size: tuple[int, int], dtype: torch.dtype, device: str
+) -> Problem:
+    """Random logits of stride 8 for every view of an image of (width, height)."""
+    generator = torch.Generator().manual_seed(0)
+    views = []
+    for scale in view_sizes(protocol, size, ms_flip):
+        rows, columns = window_grid(protocol, scale)
+        low = (-(-(spans[0][1] - spans[0][0]) // 8) for spans in (rows, columns))
+        shape = len(rows) * len(columns), CLASSES, *low
+        for mirrored in (False, True) if ms_flip else (False,):
+            logits = 4 * torch.randn(shape, generator=generator)
+            views.append(View(scale, mirrored, logits.to(device, dtype)))
+    return Problem(protocol, ms_flip, size, views)
+
+
+def cases(selection: Selection) -> Iterator[Case]:
+    """Whole and sliding inference, one view and ms+flip, to labels of the image's size."""
+    sizes = selection.sizes or ([(40, 64)] if selection.tiny else [(1024, 2048)])
+    short = selection.quick and not selection.cuda
+    for size, dtype in itertools.product(sizes, selection.dtypes or ["fp32"]):
+        yield _case(selection, "whole", False, size, dtype)
+        if not short:
+            yield _case(selection, "slide", False, size, dtype)
+            yield _case(selection, "whole", True, size, dtype)
+            yield _case(selection, "slide", True, size, dtype)
+
+
+def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str) -> Case:
+    height, width = size
+    protocol = make_protocol(mode, size, selection.tiny)
+    arguments = protocol, ms_flip, (width, height), DTYPES[dtype], selection.device
+    problem = functools.cache(functools.partial(make_problem, *arguments))
+    exact = functools.cache(lambda: clear_labels(problem()))
+    names = ["plain", "plain-compiled", "torch"]
+    names += ["triton", "triton-graph"] if selection.cuda else []
+    return Case(
+        suite="post",
+        name=f"{mode}{' ms+flip' if ms_flip else ''} {height}x{width} {dtype}",
+        providers=selection.pick(
+            {name: functools.partial(provide, name, problem) for name in names},
+            "plain",
+            ("plain-compiled",) if selection.short else (),
+        ),
+        baseline="plain",
+        error=lambda got: wrong_share(got, *exact()),
+        bound=bound,
+        prepare=problem,
+        dtype=dtype,
+        peak=True,
+    )
+
+
+def bound(name: str, _: Mapping[str, float]) -> float:
+    return BOUNDS.get(name, 0.0)
+
+
+def provide(name: str, make: Callable[[], Problem]) -> Call:
+    problem = make()
+    if name.startswith("plain"):
+        function = problem.plain if name == "plain" else compiled(problem.plain)
+        return without_gradients(function)
+    call = without_gradients(problem.taps, name.removesuffix("-graph"))
+    return Replay(call) if name.endswith("-graph") else call
+
+
+@torch.inference_mode()
+def clear_labels(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Labels [1, H, W] by float64, and where its two best classes are not about equal."""
+    exact = problem.probabilities(torch.float64)
+    best = exact.topk(2, dim=1).values
+    return exact.argmax(1), best[:, 0] - best[:, 1] > CLEAR
+
+
+def wrong_share(got: Tensor, want: Tensor, clear: Tensor) -> float:
+    """The share of clear pixels whose label is wrong; not a number where few are clear."""
+    if got.shape != want.shape or clear.double().mean() < CLEAR_SHARE:
+        return float("nan")
+    return ((got != want) & clear).sum().item() / clear.sum().item()

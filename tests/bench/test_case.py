@@ -1,0 +1,167 @@
+"""The loop of a case: the gate comes first, and what does not pass it gets no time."""
+
+import math
+
+import pytest
+
+from emanet_triton.bench.case import Absent, Case, measure
+from emanet_triton.bench.machine import Machine
+from emanet_triton.bench.method import Method
+from emanet_triton.kernels.cost import Cost
+
+MACHINE = Machine(
+    *("A processor", 2, "", "2.15", "3.9", "abc", "2026-11-23"),
+    copy_gb_s=10.0,
+    matmul_tflop_s={"fp32": 0.1},
+    noise=0.02,
+)
+
+
+def absent():
+    raise Absent("ModuleNotFoundError: No module named 'tensorrt'")
+
+
+def broken():
+    raise RuntimeError("does not run\nat all")
+
+
+def late():
+    """A call that runs once and breaks when it is timed."""
+    answers = iter([1.0])
+    return lambda: next(answers)
+
+
+def make_case(**changes):
+    providers = {
+        "plain": lambda: lambda: 1.0,
+        "right": lambda: lambda: 1.001,
+        "wrong": lambda: lambda: 1.1,
+        "nan": lambda: lambda: math.nan,
+        "gone": absent,
+        "broken": broken,
+    }
+    fields = {
+        "suite": "em",
+        "name": "block",
+        "providers": providers,
+        "baseline": "plain",
+        "error": lambda got: abs(got - 1),
+        "bound": 0.01,
+    }
+    return Case(**(fields | changes))
+
+
+def measured(case, peak=None):
+    rows = measure(case, Method(rounds=3), MACHINE, peak)
+    return {row.provider: row for row in rows}
+
+
+def test_gates():
+    rows = measured(make_case())
+    assert {name: row.gate for name, row in rows.items()} == {
+        "plain": "passed",
+        "right": "passed",
+        "wrong": "failed: error 1.0e-01 above 1.0e-02",
+        "nan": "failed: error nan above 1.0e-02",
+        "gone": "absent: ModuleNotFoundError: No module named 'tensorrt'",
+        "broken": "failed: RuntimeError: does not run",
+    }
+    for name in ("wrong", "nan", "gone", "broken"):
+        row = rows[name]
+        assert row.p20_ms is row.p50_ms is row.p80_ms is row.ratio is row.rounds is None
+    assert rows["right"].p50_ms > 0
+    assert rows["right"].rounds == 3
+    assert rows["right"].error == pytest.approx(1e-3)
+    assert rows["nan"].error is None
+
+
+def test_a_wrong_provider_is_never_timed():
+    runs = []
+    providers = {"plain": lambda: lambda: 1.0, "wrong": lambda: lambda: runs.append(1) or 2.0}
+    measured(make_case(providers=providers))
+    assert len(runs) == 1  # for the gate
+
+
+def test_a_bound_may_depend_on_the_errors_so_far():
+    seen = {}
+
+    def bound(name, errors):
+        seen[name] = dict(errors)
+        return 2 * errors["plain"] + 0.01
+
+    providers = {name: make_case().providers[name] for name in ("right", "plain", "wrong")}
+    rows = measured(make_case(providers=providers, bound=bound))
+    assert list(seen) == ["plain", "right", "wrong"]  # the baseline first
+    assert list(seen["right"]) == ["plain", "right"]
+    assert rows["wrong"].gate.startswith("failed")
+    assert rows["right"].bound == 0.01
+
+
+def test_without_its_baseline_a_case_has_no_ratios():
+    providers = make_case().providers | {"plain": absent}
+    row = measured(make_case(providers=providers))["right"]
+    assert row.gate == "passed"
+    assert row.p50_ms > 0
+    assert row.ratio is None
+
+
+def test_figures_against_the_floor():
+    row = measured(make_case(floor=Cost(bytes=10**9, flops=5 * 10**9)))["right"]
+    assert row.floor_ms == pytest.approx(100.0)  # 1 GB at 10 GB/s; the FLOPs take 50 ms
+    assert row.x_floor == pytest.approx(row.p50_ms / 100)
+    assert row.gb_s == pytest.approx(1e3 / row.p50_ms)
+    assert row.tflop_s == pytest.approx(5 / row.p50_ms)
+
+
+def test_a_floor_without_a_ceiling_is_left_out():
+    row = measured(make_case(floor=Cost(1, 1), dtype="bf16"))["right"]
+    assert row.floor_ms is row.x_floor is row.matmul_tflop_s is None
+
+
+def test_a_forecast_stays_in_its_column():
+    rows = measured(make_case(predicted_ms={"right": "1-2"}))
+    assert (rows["right"].predicted_ms, rows["plain"].predicted_ms) == ("1-2", "")
+
+
+def test_rows_say_where_they_are_from():
+    row = measured(make_case())["gone"]
+    assert (row.device, row.threads, row.commit, row.noise) == ("A processor", 2, "abc", 0.02)
+    assert (row.copy_gb_s, row.matmul_tflop_s) == (10.0, 0.1)
+
+
+def test_peak_memory_of_what_passed():
+    rows = measured(make_case(peak=True), peak=lambda name: 10.0 * len(name))
+    assert {name: row.peak_mb for name, row in rows.items() if row.peak_mb} == {
+        "plain": 50.0,
+        "right": 50.0,
+    }
+    assert measured(make_case(), peak=lambda name: 1.0)["plain"].peak_mb is None
+
+
+def test_a_peak_that_cannot_be_measured_fails_its_provider():
+    def peak(name):
+        if name == "right":
+            raise RuntimeError("the process ended")
+        return 1.0
+
+    rows = measured(make_case(peak=True), peak)
+    assert rows["right"].gate == "failed: peak memory: RuntimeError: the process ended"
+    assert rows["right"].p50_ms is None
+    assert rows["plain"].peak_mb == 1.0
+
+
+def test_inputs_are_prepared_first():
+    order = []
+    providers = {"plain": lambda: order.append("make") or (lambda: 1.0)}
+    measured(make_case(providers=providers, prepare=lambda: order.append("prepare")))
+    assert order == ["prepare", "make"]
+
+
+@pytest.mark.parametrize("where", ["prepare", "timing"])
+def test_a_case_that_breaks_fails_all_its_rows(where):
+    changes = {"prepare": broken}
+    if where == "timing":
+        changes = {"providers": make_case().providers | {"right": late}}
+    rows = measured(make_case(**changes))
+    assert all(row.gate.startswith("failed") for row in rows.values())
+    assert all(row.p50_ms is None for row in rows.values())

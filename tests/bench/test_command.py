@@ -1,0 +1,127 @@
+"""``python -m emanet_triton.bench``: what it takes, writes and returns."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from emanet_triton import bench
+from emanet_triton.bench import __main__ as command
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.options import Selection
+from emanet_triton.bench.rows import read_rows
+
+
+def fake_cases(selection):
+    """Two cases; in the second a provider is wrong."""
+    for name, wrong in (("first", 1.0), ("second", 2.0)):
+        providers = {"plain": lambda: lambda: 1.0, "ours": lambda wrong=wrong: lambda: wrong}
+        yield Case(
+            suite="em",
+            name=name,
+            providers=selection.pick(providers, "plain"),
+            baseline="plain",
+            error=lambda got: abs(got - 1),
+            bound=0.01,
+        )
+
+
+@pytest.fixture
+def fake_suite(monkeypatch):
+    monkeypatch.setattr(command, "SUITES", {"em": fake_cases})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "error: unknown suite 'nothing'; expected one of: em"),
+        (["em", "--sizes", "512"], "error: argument --sizes: expected HEIGHTxWIDTH in pixels"),
+        (["em", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
+        (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
+        (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
+        (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not of suite em"),
+        (["em", "--tiny", "--csv", "/proc/none/x.csv"], "/proc/none/x.csv: cannot be written"),
+        (["em", "--what"], "error: unrecognized arguments: --what"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_arguments_end_with_one_line(capsys, arguments, message):
+    assert command.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, capsys):
+    paths = [tmp_path / "rows.csv", tmp_path / "rows.json"]
+    arguments = ["em", "--tiny", "--csv", str(paths[0]), "--json", str(paths[1])]
+    assert command.main(arguments) == 1
+    for path in paths:
+        gates = [(row.case, row.provider, row.gate.split(":")[0]) for row in read_rows(path)]
+        assert gates == [
+            ("first", "plain", "passed"),
+            ("first", "ours", "passed"),
+            ("second", "plain", "passed"),
+            ("second", "ours", "failed"),
+        ]
+    printed = capsys.readouterr().out
+    assert "failed: error 1.0e+00 above 1.0e-02" in printed
+    assert "noise" in printed
+
+
+def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys):
+    real = command.measure
+
+    def interrupted(case, *arguments):
+        if case.name == "second":
+            raise KeyboardInterrupt
+        return real(case, *arguments)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    path = tmp_path / "rows.csv"
+    assert command.main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 2
+    assert [row.case for row in read_rows(path)] == ["first", "first"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_row_leaves_a_file_as_it_was(fake_suite, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    path = tmp_path / "rows.csv"
+    path.write_text("earlier rows")
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 2
+    assert path.read_text() == "earlier rows"
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_other_commands_get_the_rest_of_the_arguments(monkeypatch, name):
+    seen = []
+    module = ModuleType(name)
+    module.main = lambda arguments: seen.append(arguments) or 1
+    monkeypatch.setitem(sys.modules, f"emanet_triton.bench.{name}", module)
+    monkeypatch.setattr(bench, name, module, raising=False)
+    assert command.main([name, "a", "b"]) == 1
+    assert seen == [["a", "b"]]
+
+
+def test_a_run_of_passed_providers_is_exit_0(fake_suite):
+    assert command.main(["em", "--tiny", "--providers", "plain"]) == 0
+
+
+def test_no_arguments_are_a_short_run_of_all_suites(monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "_run", lambda options: seen.append(options) or 0)
+    command.main([])
+    selection = command._selection(seen[0])
+    assert selection.quick
+    assert not selection.tiny
+    assert not command._selection(command.parse(["em"], ["em"])).quick
+
+
+def test_picking_providers():
+    providers = dict.fromkeys(("fast", "plain", "slow"), 0)
+    assert list(Selection().pick(providers, "plain", ["slow"])) == ["plain", "fast"]
+    asked = Selection(providers=("slow", "elsewhere"))
+    assert list(asked.pick(providers, "plain", ["slow"])) == ["plain", "slow"]

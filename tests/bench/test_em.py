@@ -1,0 +1,96 @@
+"""The suite em: its peers are mmseg's operations, its gate is held against float64."""
+
+import math
+
+import pytest
+import torch
+
+from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.options import Selection
+from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.suites import em
+from emanet_triton.models.head import EMAHead
+
+
+@pytest.fixture
+def problem():
+    return em.make_problem(2, (3, 7), 16, 5, dtype=torch.float64)
+
+
+def test_mmsegs_operations_are_the_heads():
+    problem = em.make_problem(2, (3, 7), 16, 5)
+    head = EMAHead(8, ema_channels=16, num_bases=5).eval()
+    mid, out, norm = head.ema_mid_conv.conv, head.ema_out_conv.conv, head.ema_out_conv.bn
+    with torch.no_grad():
+        mid.weight.copy_(problem.mid_weight)
+        mid.bias.copy_(problem.mid_bias)
+        out.weight.copy_(problem.out_weight)
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        for own, value in zip(statistics, problem.bn, strict=True):
+            own.copy_(value)
+        head.ema_module.bases.copy_(problem.bases)
+        recon = head.ema_module(head.ema_mid_conv(problem.feats))
+        want = torch.relu(problem.feats + head.ema_out_conv(torch.relu(recon)))
+        got, _ = em.mmseg_block(problem)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_mmsegs_operations_equal_the_specification(problem):
+    got = em.mmseg_block(problem)
+    assert em.worst_error(got, lambda image: em.float64("block", problem, image), 2) < 1e-12
+
+
+def test_problems_repeat(problem):
+    again = em.make_problem(2, (3, 7), 16, 5, dtype=torch.float64)
+    assert torch.equal(problem.feats, again.feats)
+
+
+def test_relative_error():
+    want = (torch.tensor([[4.0, -8.0]]), torch.tensor([[1.0]]))
+    got = (torch.tensor([[4.0, -8.0], [4.0, -6.0]]), torch.tensor([[1.0], [1.5]]))
+    assert em.relative_error(got, want, 0) == 0
+    assert em.relative_error(got, want, 1) == 0.5
+    assert em.worst_error(got, lambda image: want, 2) == 0.5
+    got[0][1, 0] = math.nan
+    assert math.isnan(em.relative_error(got, want, 1))
+    assert math.isnan(em.worst_error(got, lambda image: want, 2))
+
+
+def test_three_way_tolerance():
+    assert em.three_way("triton", {"mmseg": 1e-3}) == pytest.approx(2e-3, rel=1e-2)
+    assert em.three_way("triton", {"mmseg": 0.0}) > 0
+    assert not em.three_way("triton", {}) > 0  # without a peer nothing passes
+
+
+@pytest.mark.parametrize("operation", em.FLOORS)
+def test_providers_agree(operation):
+    problem = em.make_problem(2, (3, 7), 16, 5)
+    results = [em.provide(p, operation, lambda: problem)() for p in ("mmseg", "torch", "triton")]
+    for plain, *ours in zip(*results, strict=True):
+        for own in ours:
+            torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_forecasts_are_of_our_kernels_at_their_shape():
+    selection = Selection(device="cuda", dtypes=("bf16",), batches=(1,), sizes=((1024, 2048),))
+    attention, block = em.cases(selection)
+    assert not attention.predicted_ms
+    assert block.predicted_ms == {"triton": "0.14-0.175", "triton-graph": "0.14-0.175"}
+    assert block.name == "block B=1 N=32768 bf16 channels-last"
+    assert next(iter(block.providers)) == "mmseg"
+    assert "triton" in block.providers
+
+
+def test_sizes_are_of_images():
+    names = [case.name for case in em.cases(Selection(sizes=((769, 769),)))]
+    assert len(names) == 4
+    assert all("N=9409" in name for name in names)
+
+
+def test_a_tiny_run(tmp_path):
+    path = tmp_path / "em.csv"
+    assert main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
+    rows = read_rows(path)
+    assert [row.provider for row in rows] == ["mmseg", "torch"] * 2
+    assert all(row.gate == "passed" and row.p50_ms > 0 and row.x_floor > 0 for row in rows)
+    assert all(row.error <= row.bound < 1e-5 for row in rows)

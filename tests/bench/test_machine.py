@@ -1,0 +1,24 @@
+"""What a row says of its machine."""
+
+import pytest
+import torch
+
+from emanet_triton.bench.machine import check_device, cpu_name, measure_machine
+from emanet_triton.errors import InputError
+
+
+def test_the_machine_is_named_and_measured():
+    machine = measure_machine("cpu", ["fp32", "bf16"], tiny=True)
+    assert machine.device == cpu_name()
+    assert machine.threads == torch.get_num_threads()
+    assert (machine.torch, machine.driver) == (torch.__version__, "")
+    assert list(machine.matmul_tflop_s) == ["fp32", "bf16"]
+    assert min(machine.copy_gb_s, *machine.matmul_tflop_s.values()) > 0
+    assert machine.noise >= 0
+    assert machine.device in str(machine)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said():
+    with pytest.raises(InputError, match="PyTorch finds no GPU"):
+        check_device("cuda")

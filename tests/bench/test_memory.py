@@ -1,0 +1,49 @@
+"""Peak memory of a process of its own."""
+
+import os
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
+import pytest
+import torch
+
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.memory import peak_in_child
+from emanet_triton.bench.options import Selection
+
+MEGABYTES = 64
+
+
+def cases(selection):
+    """One case whose provider takes 64 MB beside its shared input of 128 (1 MB if tiny)."""
+    size = 2**20 if selection.tiny else MEGABYTES * 2**20
+    shared = []
+    yield Case(
+        suite="em",
+        name="block",
+        providers={"plain": lambda: lambda: torch.ones(size, dtype=torch.uint8).max()},
+        baseline="plain",
+        error=lambda got: 0.0,
+        bound=0.0,
+        prepare=lambda: shared.append(torch.ones(2 * size, dtype=torch.uint8)),
+    )
+
+
+def test_the_peak_is_the_providers():
+    peak = peak_in_child(cases, Selection(threads=1), "block", "plain")
+    assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
+
+
+def dying_cases(selection):
+    """One case whose provider ends its process, as running out of memory does."""
+    (case,) = cases(selection)
+    yield replace(case, providers={"plain": lambda: lambda: os._exit(9)})
+
+
+def test_a_process_that_dies_is_an_error_not_a_wait():
+    with pytest.raises(BrokenProcessPool):
+        peak_in_child(dying_cases, Selection(threads=1), "block", "plain")
+
+
+def test_what_compiles_itself_has_no_peak():
+    assert peak_in_child(cases, Selection(), "block", "plain-compiled") is None

@@ -1,0 +1,99 @@
+"""The suite model: peers are mmsegmentation's operations, and all of them give its labels."""
+
+import math
+
+import pytest
+import torch
+
+from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.networks import make_network, make_protocol
+from emanet_triton.bench.options import Selection
+from emanet_triton.bench.peers import mmseg_network
+from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.suites import model
+from emanet_triton.eval.inference import segment
+
+SIZE = 40, 64
+
+
+def problem(mode="slide", resident=False):
+    protocol = make_protocol(mode, SIZE, tiny=True)
+    return model.Problem("r50", protocol, model.make_image(SIZE), "cpu", resident, tiny=True)
+
+
+def test_mmsegs_operations_are_the_networks():
+    network = make_network("r50", make_protocol("whole", SIZE), tiny=True)
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            mmseg_network(network, images), network(images), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_mmsegs_labels_are_segments(mode):
+    given = problem(mode)
+    network = given.model()
+    with torch.no_grad():
+        got = given.labels_by(network)(given.inputs())
+    want = torch.from_numpy(segment(network, given.image))
+    assert got.shape == (1, *SIZE)
+    assert (got[0] != want).double().mean() < 1e-3
+    assert want.unique().numel() > 3  # a test of labels says little where there is one
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_ours_on_the_device_is_what_the_predictor_does(mode):
+    fused = [model.fused(problem(mode, resident), "fp32")() for resident in (False, True)]
+    assert torch.equal(*fused)
+
+
+def test_networks_repeat_and_leave_the_random_numbers_alone():
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first, again = (problem().model().state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bounds_are_three_way_in_half_precision():
+    assert model.bound("fused-fp32", {}) == model.LABELS_BOUND
+    assert model.bound("fused-bf16", {"plain-bf16": 0.01}) == 0.02 + model.LABELS_BOUND
+    assert math.isnan(model.bound("fused-bf16", {}))
+
+
+def test_cases_by_device():
+    cpu = list(model.cases(Selection()))
+    assert [case.name for case in cpu] == [
+        "r50 whole 1024x2048 from=host",
+        "r50 slide 1024x2048 from=host",
+        "r101 whole 1024x2048 from=host",
+        "r101 slide 1024x2048 from=host",
+    ]
+    assert "compiled-bf16" not in cpu[0].providers
+    host, device, *_ = model.cases(Selection(device="cuda"))
+    assert (host.wall, device.wall) == (True, False)
+    assert "mmsegmentation" in host.providers
+    assert "mmsegmentation" not in device.providers
+    assert "fused-bf16-graph" in device.providers
+    assert "fused-bf16-graph" not in host.providers
+    (quick,) = model.cases(Selection(quick=True))
+    assert "compiled-fp32" not in quick.providers
+    (asked,) = model.cases(Selection(quick=True, providers=("compiled-fp32",)))
+    assert list(asked.providers) == ["plain-fp32", "compiled-fp32"]
+    (half,) = model.cases(Selection(quick=True, providers=("fused-bf16",)))
+    assert list(half.providers) == ["plain-fp32", "plain-bf16", "fused-bf16"]
+
+
+def test_a_tiny_run(tmp_path):
+    path = tmp_path / "model.csv"
+    assert main(["model", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
+    rows = read_rows(path)
+    assert len({row.case for row in rows}) == 2
+    for row in rows:
+        if row.provider.startswith(("plain", "fused")):
+            assert row.gate == "passed"
+            assert row.p50_ms > 0
+        elif row.gate != "passed":
+            assert row.gate.startswith("absent: ")
+            assert row.p50_ms is None
