@@ -50,6 +50,10 @@ def _dispatch(arguments: list[str]) -> int:
         from emanet_triton.bench import compare
 
         return compare.main(arguments[1:])
+    if command == "gpu-check":
+        from emanet_triton.bench import gpu_check
+
+        return gpu_check.main(arguments[1:])
     return _run(parse(arguments, list(SUITES)))
 
 

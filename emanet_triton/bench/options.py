@@ -64,7 +64,7 @@ class Selection:
         return {name: providers[name] for name in names if name in wanted}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Leaves it to the caller to print a message and to exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -77,12 +77,13 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     Raises:
         InputError: they are not as they should be.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m emanet_triton.bench",
         description="Time EMANet and its parts against their peers. Without arguments: a short "
         "selection for the device found.",
         epilog="also: report [--check], which rebuilds README's tables from results; "
-        "compare A.csv B.csv, which says what got faster or slower",
+        "compare A.csv B.csv, which says what got faster or slower; gpu-check [--out DIR], which "
+        "does all that needs a GPU",
     )
     parser.add_argument(
         "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all, short"

@@ -222,22 +222,28 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
 
 def summary(rows: Sequence[Row]) -> str:
     """Who is the fastest at each convolution and how far from the floor, the worst first."""
-    winners = {}
-    for row in rows:
-        best = winners.get(row.case)
-        if row.gate == PASSED and (best is None or row.p50_ms < best.p50_ms):
-            winners[row.case] = row
-    ordered = sorted(winners.values(), key=lambda row: -(row.x_floor or 0))
+    ordered = sorted(_fastest(rows), key=lambda row: -(row.x_floor or 0))
     columns = ["fastest", "ms", "floor, ms", "x floor", "convolution and its uses"]
     lines = [
         [row.provider, f"{row.p50_ms:.4g}", f"{row.floor_ms:.4g}", f"{row.x_floor:.2f}", row.case]
         for row in ordered
     ]
-    return tabulate(lines, columns, disable_numparse=True) + "\n" + _totals(rows, ordered)
+    return tabulate(lines, columns, disable_numparse=True) + "\n" + totals(rows)
 
 
-def _totals(rows: Sequence[Row], winners: Sequence[Row]) -> str:
+def _fastest(rows: Sequence[Row]) -> list[Row]:
+    """The fastest provider's row of each case."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        best = found.get(row.case)
+        if row.gate == PASSED and (best is None or row.p50_ms < best.p50_ms):
+            found[row.case] = row
+    return list(found.values())
+
+
+def totals(rows: Sequence[Row]) -> str:
     """All of these in each network: by the baseline, by the fastest of each, their floor."""
+    winners = _fastest(rows)
     plain = {row.case: row.p50_ms for row in rows if row.provider == "torch" and row.p50_ms}
     lines = []
     for dtype, network in itertools.product(dict.fromkeys(r.dtype for r in winners), BLOCKS):

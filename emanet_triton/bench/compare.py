@@ -1,0 +1,131 @@
+"""``compare A.csv B.csv``: what got faster or slower from A to B, beyond the noise of both."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import tabulate
+
+from emanet_triton.bench.options import Parser
+from emanet_triton.bench.rows import PASSED, Row, read_rows
+from emanet_triton.errors import InputError
+
+LEAST = 0.01  # relative change that two processes of one program may show
+VERSIONS = ("driver", "torch", "triton")
+
+
+class Key(NamedTuple):
+    """What two rows must share to be compared."""
+
+    suite: str
+    case: str
+    provider: str
+    device: str
+    dtype: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, row: Row) -> "Key":
+        return cls(*(getattr(row, name) for name in cls._fields))
+
+    def __str__(self) -> str:
+        return f"{self.suite}: {self.case}: {self.provider}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare two files: 1 where something got slower or broke, else 0.
+
+    Raises:
+        InputError: bad arguments, a file that cannot be read, or two that share no row.
+    """
+    parser = Parser(prog="python -m emanet_triton.bench compare", description=__doc__)
+    parser.add_argument("a", type=Path, metavar="A.csv", help="before")
+    parser.add_argument("b", type=Path, metavar="B.csv", help="after")
+    options = parser.parse_args(arguments)
+    a, b = (_by_key(path) for path in (options.a, options.b))
+    shared = [key for key in a if key in b]
+    if not shared:
+        raise InputError(
+            f"{options.a} and {options.b} share no row of the same suite, case, provider, device, "
+            f"dtype and threads (devices: {_devices(a)} and {_devices(b)})"
+        )
+    for note in _notes(a, b, shared):
+        print(f"note: {note}")
+    verdicts = {key: verdict(a[key], b[key]) for key in shared}
+    print(_table(a, b, verdicts))
+    bad = sum(word in ("slower", "broken") for word in verdicts.values())
+    return 1 if bad else 0
+
+
+def verdict(a: Row, b: Row) -> str:
+    """Word for the way from a to b.
+
+    Returns:
+        "slower" or "faster" where the ranges from p20 to p80 lie apart by more than the larger
+        noise of the two runs, and 1 percent at least; else "same". "broken" and "mended" where
+        only one of the two passed its gate and the other failed, "no time" where one has none.
+    """
+    if a.p50_ms is None or b.p50_ms is None:
+        if a.gate == PASSED and b.gate.startswith("failed"):
+            return "broken"
+        return "mended" if a.gate.startswith("failed") and b.gate == PASSED else "no time"
+    margin = 1 + max(a.noise or 0, b.noise or 0, LEAST)
+    if b.p20_ms > a.p80_ms * margin:
+        return "slower"
+    return "faster" if b.p80_ms * margin < a.p20_ms else "same"
+
+
+def _by_key(path: Path) -> dict[Key, Row]:
+    rows: dict[Key, Row] = {}
+    for row in read_rows(path):
+        key = Key.of(row)
+        if key in rows:
+            raise InputError(f"{path}: expected one row for each provider, {key} is there twice")
+        rows[key] = row
+    if not rows:
+        raise InputError(f"{path}: expected rows, there are none")
+    return rows
+
+
+def _notes(a: dict[Key, Row], b: dict[Key, Row], shared: Iterable[Key]) -> Iterable[str]:
+    """What the two runs do not share: versions, devices, rows."""
+    for name in VERSIONS:
+        pairs = {(getattr(a[key], name), getattr(b[key], name)) for key in shared}
+        for before, after in sorted(pairs):
+            if before != after:
+                yield f"{name} differs: {before or 'none'} and {after or 'none'}"
+    if _devices(a) != _devices(b):
+        yield f"devices differ: {_devices(a)} and {_devices(b)}"
+    for name, these, those in (("first", a, b), ("second", b, a)):
+        for key in these:
+            if key not in those:
+                yield f"only in the {name} file: {key}"
+
+
+def _devices(rows: Iterable[Key]) -> str:
+    found = dict.fromkeys(
+        f"{key.device or 'unnamed'}{f', {key.threads} threads' if key.threads else ''}"
+        for key in rows
+    )
+    return "; ".join(found)
+
+
+def _table(a: dict[Key, Row], b: dict[Key, Row], verdicts: dict[Key, str]) -> str:
+    """What changed, and how much did not."""
+    lines = []
+    for key, word in verdicts.items():
+        if word == "same" or (word == "no time" and a[key].gate == b[key].gate):
+            continue
+        before, after = a[key].p50_ms, b[key].p50_ms
+        change = "" if before is None or after is None else f"{after / before - 1:+.1%}"
+        figures = [_time(a[key]), _time(b[key]), change]
+        lines.append([key.suite, key.case, key.provider, *figures, word])
+    columns = ["suite", "case", "provider", "A, ms", "B, ms", "change", ""]
+    table = tabulate(lines, columns, disable_numparse=True) + "\n\n" if lines else ""
+    words = list(verdicts.values())
+    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(("faster", "slower", *words))]
+    return f"{table}{len(words)} rows compared: {', '.join(counts)}"
+
+
+def _time(row: Row) -> str:
+    return row.gate if row.p50_ms is None else f"{row.p50_ms:.4g}"

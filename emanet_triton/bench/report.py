@@ -1,0 +1,147 @@
+"""``report``: README's blocks of figures and the charts, from the files of results.
+
+A block stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; NAME is one of ``BLOCKS``.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from emanet_triton.bench.blocks import BLOCKS, Results
+from emanet_triton.bench.charts import charts_of, digest_of
+from emanet_triton.bench.options import Parser
+from emanet_triton.bench.plots import has_matplotlib, write_plots
+from emanet_triton.bench.rows import read_rows
+from emanet_triton.errors import InputError
+from emanet_triton.files import write_whole
+from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
+
+COMPILED = "compiled.csv"
+BEGIN, END = re.compile(r"<!-- bench:(.*?) -->\n"), "<!-- /bench -->"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rebuild the blocks and the charts, or with ``--check`` say what is out of date.
+
+    Returns:
+        0; with ``--check`` 1 where README or a chart disagrees with the results.
+
+    Raises:
+        InputError: bad arguments, or files that are not as they should be.
+    """
+    parser = Parser(prog="python -m emanet_triton.bench report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, say what disagrees")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE")
+    options = parser.parse_args(arguments)
+    before = _read(options.readme)
+    results = read_results(options.results, options.readme)
+    after = rebuilt(options.readme, before, results)
+    if options.check:
+        stale = [*_stale_blocks(options.readme, before, after)]
+        stale += _stale_charts(options.results, results)
+        print(*stale or ["README and charts agree with the results"], sep="\n")
+        return 1 if stale else 0
+    if after != before:
+        _write(options.readme, after)
+    for path in _superfluous(options.results, results):
+        path.unlink()
+    if has_matplotlib():
+        write_plots(results.rows, options.results)
+    elif charts_of(results.rows):
+        print("the charts are not drawn: matplotlib is not installed (extra: plot)")
+    return 0
+
+
+def read_results(folder: Path, readme: Path) -> Results:
+    """Every CSV file of a folder, in the order of their names.
+
+    Raises:
+        InputError: no such folder, or a file that is not as it should be.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of results, there is none")
+    link = Path(os.path.relpath(folder.resolve(), readme.resolve().parent)).as_posix()
+    paths = [path for path in sorted(folder.glob("*.csv")) if path.name != COMPILED]
+    files = {path.name: read_rows(path) for path in paths}
+    return Results(link, files, _read_compiled(folder / COMPILED))
+
+
+def rebuilt(readme: Path, text: str, results: Results) -> str:
+    """README's text with every block made anew.
+
+    Raises:
+        InputError: a block of another name, one without an end, or none at all.
+    """
+    parts, position = [], 0
+    for begin in BEGIN.finditer(text):
+        end = text.find(END, begin.end())
+        line = text.count("\n", 0, begin.start()) + 1
+        if begin[1] not in BLOCKS:
+            raise InputError(
+                f"{readme}, line {line}: no block '{begin[1]}'; expected {', '.join(BLOCKS)}"
+            )
+        if end < 0 or BEGIN.search(text, begin.end(), end):
+            raise InputError(f"{readme}, line {line}: expected {END} after block '{begin[1]}'")
+        parts += [text[position : begin.end()], f"\n{BLOCKS[begin[1]](results)}\n\n"]
+        position = end
+    if not parts:
+        raise InputError(f"{readme}: expected blocks <!-- bench:NAME -->, there are none")
+    return "".join([*parts, text[position:]])
+
+
+def _read_compiled(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    reader = csv.DictReader(_read(path).splitlines())
+    if reader.fieldnames != list(COMPILED_COLUMNS):
+        raise InputError(f"{path}, line 1: expected the columns {','.join(COMPILED_COLUMNS)}")
+    return list(reader)
+
+
+def _stale_blocks(readme: Path, before: str, after: str) -> Iterator[str]:
+    old, new = (_contents(text) for text in (before, after))
+    for name, content in new:
+        if (name, content) not in old:
+            yield f"{readme}: block '{name}' disagrees with the results"
+
+
+def _contents(text: str) -> list[tuple[str, str]]:
+    """Name and text of every block."""
+    found = BEGIN.finditer(text)
+    return [(begin[1], text[begin.end() : text.find(END, begin.end())]) for begin in found]
+
+
+def _stale_charts(folder: Path, results: Results) -> Iterator[str]:
+    for chart in charts_of(results.rows):
+        path = folder / f"{chart.name}.svg"
+        if not path.exists():
+            yield f"{path}: is missing"
+        elif digest_of(_read(path)) != chart.digest:
+            yield f"{path}: was drawn from other figures"
+    for path in _superfluous(folder, results):
+        yield f"{path}: there are no figures for it"
+
+
+def _superfluous(folder: Path, results: Results) -> list[Path]:
+    """Charts of earlier results."""
+    names = {f"{chart.name}.svg" for chart in charts_of(results.rows)}
+    paths = [path for path in sorted(folder.glob("*.svg")) if path.name not in names]
+    return [path for path in paths if digest_of(_read(path))]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,226 @@
+"""``report``: from rows to README and charts and back; what disagrees is found."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from example_rows import cpu_rows, gpu_rows
+
+from emanet_triton.bench import blocks, charts, plots, report
+from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.rows import write_csv
+from emanet_triton.kernels.compiled import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+COMPILED = [
+    ["em_e_step", "sm_90", "bf16", "a", "b", "200", "0", "1024", "HGMMA", "4", "3.6"],
+    ["em_e_step", "sm_90", "bf16", "c", "d", "150", "0", "2048", "HGMMA", "8", "3.6"],
+    ["em_e_step", "gfx942", "bf16", "e", "f", "90", "0", "16", "", "0", "3.6"],
+]
+
+
+def test_this_repositorys_readme_agrees_with_its_results(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["report", "--check"]) == 0, capsys.readouterr().out
+
+
+class Folder:
+    """A README with every block, and results."""
+
+    def __init__(self, root: Path) -> None:
+        self.readme, self.results = root / "README.md", root / "results"
+        self.results.mkdir()
+        text = "".join(f"{n}\n<!-- bench:{n} -->\n<!-- /bench -->\n" for n in blocks.BLOCKS)
+        self.readme.write_text(f"Before.\n{text}After.\n")
+
+    def report(self, *arguments: str) -> int:
+        paths = ["--results", str(self.results), "--readme", str(self.readme)]
+        return main(["report", *arguments, *paths])
+
+    def measured(self) -> "Folder":
+        """With rows of a CPU, of a GPU and of the compiler, and the report made."""
+        write_csv(self.results / "em_cpu.csv", cpu_rows())
+        write_csv(self.results / "em_g100.csv", gpu_rows())
+        with (self.results / "compiled.csv").open("w") as file:
+            csv.writer(file).writerows([COLUMNS, *COMPILED])
+        assert self.report() == 0
+        return self
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def texts(folder, monkeypatch):
+    """The folder, without the seconds that drawing takes."""
+    monkeypatch.setattr(report, "write_plots", lambda rows, folder: None)
+    return folder
+
+
+def block(folder, name):
+    text = folder.readme.read_text()
+    return re.search(rf"<!-- bench:{name} -->\n(.*?)<!-- /bench -->", text, re.S)[1]
+
+
+def line(text, *words):
+    """The one line that begins with a word and has all of them; its cells."""
+    (found,) = [t for t in text.splitlines() if all(word in t for word in words)]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_round_trip(folder, capsys):
+    folder.measured()
+    before = folder.readme.read_text(), sorted(p.read_bytes() for p in folder.results.iterdir())
+    assert folder.report("--check") == 0
+    assert folder.report() == 0
+    assert before == (
+        folder.readme.read_text(),
+        sorted(p.read_bytes() for p in folder.results.iterdir()),
+    )
+    assert before[0].startswith("Before.\nem\n<!-- bench:em -->\n")
+    assert before[0].endswith("<!-- /bench -->\nAfter.\n")
+
+
+def test_figures_reach_their_cells(texts):
+    texts.measured()
+    cells = line(block(texts, "em"), "N=8192", "nchw")
+    assert cells[1:] == ["600", "500, 1.20× (1.08–1.32)", "353, 1.70× (1.53–1.87)", "150"]
+    assert "Example CPU, 2 cores; 2 threads; PyTorch 2.11; Triton 3.6" in block(texts, "em")
+    assert "matmul 2 TFLOP/s (fp32); noise 2.0%" in block(texts, "em")
+    assert line(block(texts, "model"), "| r50 ", "whole", "4.58")[3:] == [
+        *("Example G100", "10.0", "not measured", "80.0")
+    ]
+    assert line(block(texts, "train-mem"), "512x1024", "6.2")[-1] == "not measured"
+    assert line(block(texts, "train-mem"), "512x1024", "5.4")[-1] == "5.4"
+    assert "- these in r50, fp32: torch 1.165e+04 ms, the fastest of each" in block(texts, "conv")
+    assert "<details><summary>13 cases</summary>" in block(texts, "conv")
+    assert "the network is the limit" in block(texts, "eval")
+    assert "mmseg: time grows as pixels ^ 1.00 (R² 1.000, 3 points)" in block(texts, "scale")
+
+
+def test_predictions_stand_in_a_column_of_their_own(texts):
+    texts.measured()
+    header = line(block(texts, "em"), "triton", "predicted")
+    assert header == ["median, ms", "mmseg", "triton", "predicted, ms"]
+    assert line(block(texts, "em"), "bf16 channels-last")[2:] == [
+        *("0.2, 7.50× (6.75–8.25)", "0.14-0.175")
+    ]
+    (texts.results / "em_g100.csv").unlink()
+    texts.report()
+    assert line(block(texts, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", "0.14-0.175"]
+
+
+def test_who_was_not_there_is_said(texts):
+    texts.measured()
+    assert "- onnxruntime absent: No module named 'onnxruntime'" in block(texts, "model")
+    assert "- triton-graph failed: error 1" in block(texts, "em")
+
+
+def test_the_worst_of_each_kernel(texts):
+    texts.measured()
+    text = block(texts, "compiled")
+    assert "3 uses of 1 kernels, compiled for 2 targets by Triton 3.6; none uses a stack" in text
+    assert line(text, "em_e_step")[2:] == ["200 regs, 2 KiB, 4–8 HGMMA", "90 regs, 16 B"]
+
+
+def test_what_is_not_measured_says_so(folder):
+    assert folder.report() == 0
+    for name in ("em", "conv", "model", "post", "train-mem", "eval", "scale", "roofline"):
+        assert "Not measured yet." in block(folder, name)
+    assert "Not compiled yet." in block(folder, "compiled")
+    assert folder.report("--check") == 0
+
+
+def test_tampering_is_found(folder, capsys):
+    folder.measured()
+    text = folder.readme.read_text()
+    folder.readme.write_text(text.replace("2,333", "2,334"))
+    svg = folder.results / "scale_cpu2.svg"
+    svg.write_text(re.sub("figures-.{8}", "figures-00000000", svg.read_text()))
+    (folder.results / "roofline_cpu2.svg").unlink()
+    assert folder.report("--check") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder.readme}: block 'em' disagrees with the results",
+        f"{folder.results}/roofline_cpu2.svg: is missing",
+        f"{svg}: was drawn from other figures",
+    ]
+    assert folder.report() == 0
+    assert folder.readme.read_text() == text
+    assert folder.report("--check") == 0
+
+
+def test_charts_of_dropped_results_go(folder, capsys):
+    folder.measured()
+    (folder.results / "own.svg").write_text("<svg/>")  # not drawn here
+    (folder.results / "em_g100.csv").unlink()
+    assert folder.report("--check") == 1
+    assert "ratios_em_g100.svg: there are no figures for it" in capsys.readouterr().out
+    folder.report()
+    left = {path.name for path in folder.results.glob("*.svg")}
+    assert left == {"own.svg", *(f"{chart.name}.svg" for chart in charts.charts_of(cpu_rows()))}
+
+
+def test_without_matplotlib_tables_are_made(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder.measured()
+    assert "the charts are not drawn: matplotlib is not installed" in capsys.readouterr().out
+    assert "353, 1.70×" in block(folder, "em")
+    with pytest.raises(plots.InputError, match="pip install matplotlib"):
+        plots.write_plots(cpu_rows(), folder.results)
+
+
+def test_charts_are_svg_without_a_date(tmp_path):
+    plots.write_plots([*cpu_rows(), *gpu_rows()], tmp_path)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert {"roofline_cpu2", "ratios_em_cpu2", "ratios_em_g100", "scale_cpu2"} <= names
+    for path in tmp_path.iterdir():
+        text = path.read_text()
+        assert "</svg>" in text
+        assert "<dc:date>" not in text
+        assert charts.digest_of(text)
+
+
+def test_a_ratio_chart_is_of_the_cases_that_take_the_longest(monkeypatch):
+    monkeypatch.setattr(charts, "MOST_CASES", 3)
+    rows = [row for row in cpu_rows() if row.suite == "conv"]
+    (_, chart) = charts.charts_of(rows)
+    assert "(the 3 longest of 13 cases)" in chart.title
+    shown = dict.fromkeys(case.split()[1] for case, *_ in chart.figures)
+    assert list(shown) == ["C=704", "C=768", "C=832"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- bench:emm -->\n<!-- /bench -->\n", "line 2: no block 'emm'; expected em, conv"),
+        ("<!-- bench:em -->\n", "line 2: expected <!-- /bench --> after block 'em'"),
+        (
+            "<!-- bench:em -->\n<!-- bench:post -->\n<!-- /bench -->\n",
+            "line 2: expected <!-- /bench --> after block 'em'",
+        ),
+        ("", "expected blocks <!-- bench:NAME -->, there are none"),
+    ],
+)
+def test_bad_readmes(folder, capsys, text, message):
+    folder.readme.write_text("# Title\n" + text)
+    assert folder.report() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_results_and_arguments(folder, capsys):
+    (folder.results / "x.csv").write_text("a,b\n")
+    assert folder.report("--check") == 2
+    assert "x.csv, line 1: expected the columns suite,case" in capsys.readouterr().err
+    (folder.results / "x.csv").unlink()
+    (folder.results / "compiled.csv").write_text("a,b\n")
+    assert folder.report("--check") == 2
+    assert "compiled.csv, line 1: expected the columns kernel," in capsys.readouterr().err
+    assert main(["report", "--results", str(folder.results / "none")]) == 2
+    assert folder.report("--what") == 2
+    folder.readme.unlink()
+    assert folder.report() == 2
+    assert capsys.readouterr().err.count("error: ") == 3
