@@ -89,7 +89,7 @@ def _fused_where_faster(model: nn.Module) -> nn.Module:
     if (
         device == "cuda"
         and dtype == torch.float32
-        and torch.backends.cudnn.conv.fp32_precision != "ieee"
+        and torch.backends.cudnn.conv.fp32_precision == "tf32"
     ):
         return model
     return kept_fuse(model, dtype)

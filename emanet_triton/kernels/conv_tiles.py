@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from emanet_triton.kernels.tiles import DTYPES, Tile
 
 # Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile (but
-# a float32 residual would not fit its registers), more than 64 outputs, up to 64, and input
-# channels that are no multiple of 64.
-_CLASSES = ("wide", "medium", "narrow", "odd")
+# a float32 residual would not fit its registers), more than 64 outputs, up to 64, input channels
+# that are no multiple of 64, and more than 64 outputs of a 3x3 kernel of pointers with a residual,
+# where Triton 3.6 needs more registers than 3.9; as "medium" where a row has none of its own.
+_CLASSES = ("wide", "medium", "narrow", "odd", "residual")
 _WIDE_PIXELS = 16384
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
@@ -28,9 +29,11 @@ _SIZES = {
         ),
         ("sm_90", "half"): (
             (128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
+            (128, 128, 32, 8, 4),
         ),
         ("sm_100", "half"): (
             (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
+            (128, 128, 32, 8, 4),
         ),
         ("gfx942", "half"): (
             (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 64, 64, 4, 2), (128, 64, 32, 4, 2),
@@ -70,13 +73,17 @@ def tile(
     outputs: int,
     pixels: int,
     precision: str = "ieee",
-    float32_residual: bool = False,
+    residual: str | None = None,
+    taps: int = 9,
 ) -> Tile:
     """The configuration of a kernel for C input channels, O outputs and so many output pixels.
 
     ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
+    ``residual`` is the dtype of the residual, if there is one; ``taps`` 9 or, for 1x1, 1.
     """
-    shape_class = _shape_class(channels, outputs, 0 if float32_residual else pixels)
+    shape_class = _shape_class(channels, outputs, 0 if residual == "fp32" else pixels)
+    if residual and taps > 1 and kernel == "conv_pointers" and shape_class in ("wide", "medium"):
+        shape_class = "residual"
     return _tile(kernel, arch, dtype, shape_class, precision)
 
 
@@ -98,7 +105,8 @@ def _tile(kernel: str, arch: str, dtype: str, shape_class: str, precision: str) 
     if dtype != "fp32" or (arch == "gfx942" and precision == "tf32x3"):
         precision = "ieee"
     products = precision if dtype == "fp32" else "half"
-    sizes = _SIZES[kernel][arch, products][_CLASSES.index(shape_class)]
+    by_class = dict(zip(_CLASSES, _SIZES[kernel][arch, products], strict=False))
+    sizes = by_class.get(shape_class) or by_class["medium"]
     return _as_tile(kernel, arch, dtype, sizes, {"PRECISION": precision})
 
 

@@ -167,7 +167,7 @@ def conv_bias_act(
     tile = conv_tiles.tile(
         "conv_pointers" if image is None else "conv_rows", arch, DTYPE_NAMES[x.dtype],
         channels, outputs, batch * height * width, precision,
-        residual is not None and residual.dtype == torch.float32,
+        None if residual is None else DTYPE_NAMES[residual.dtype], kernel**2,
     )  # fmt: skip
     constants = {
         "C": channels, "OUT": outputs, "KERNEL": kernel, "STRIDE": stride, "DILATION": dilation,

@@ -53,7 +53,7 @@ _BY_BASES = {
         ("sm_90", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
         ("sm_100", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_100", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
-        ("sm_100", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
+        ("sm_100", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3)),  # and see _has_tf32x3
         ("sm_100", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
         ("gfx942", "half"): ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
         ("gfx942", "ieee"): ((128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
@@ -104,7 +104,7 @@ _EPILOGUE = {
     ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
     ("sm_80", "tf32"): (64, 128, 32, 8, 1),
     ("sm_90", "half"): (64, 128, 64, 8, 3),
-    ("sm_90", "ieee"): (64, 64, 32, 8, 3),
+    ("sm_90", "ieee"): (64, 64, 32, 8, 2),
     ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
     ("sm_90", "tf32"): (128, 64, 64, 8, 3),
     ("sm_100", "half"): (128, 64, 64, 8, 3),
@@ -115,9 +115,10 @@ _EPILOGUE = {
     ("gfx942", "ieee"): (64, 64, 32, 8, 1),
     ("gfx942", "tf32"): (64, 64, 32, 8, 1),
 }
-# Larger ones for channels-last features and K to 64, where Z stays in registers.
+# Others for channels-last features and K to 64, where Z stays in registers.
 _EPILOGUE_OF_FEW = {
     ("sm_90", "half"): (256, 128, 64, 8, 3),
+    ("sm_90", "ieee"): (64, 64, 16, 8, 3),
     ("sm_100", "half"): (128, 128, 64, 8, 3),
 }
 
@@ -126,6 +127,11 @@ _PROJECTION = (64, 32, 32, 4, 3)
 
 # Kernels of one program a base, by C padded to a power of two: partial sums taken at a time.
 _BY_CHANNELS = {64: 64, 128: 32, 256: 16, 512: 8, 1024: 4, 2048: 2}
+
+
+def _has_tf32x3(kernel: str, arch: str, num_bases: int) -> bool:
+    """AMD has none; an E step of more than 128 bases Triton 3.6 compiles to nothing on sm_100."""
+    return arch != "gfx942" and (kernel, arch, num_bases > 128) != ("em_e_step", "sm_100", True)
 
 
 @functools.cache
@@ -140,9 +146,9 @@ def tile(
 ) -> Tile:
     """The configuration of a kernel for C channels and K bases.
 
-    ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
+    ``precision`` matters for fp32 only, and ieee stands in for tf32x3 where ``_has_tf32x3`` says.
     """
-    if dtype != "fp32" or (arch == "gfx942" and precision == "tf32x3"):
+    if dtype != "fp32" or (precision == "tf32x3" and not _has_tf32x3(kernel, arch, num_bases)):
         precision = "ieee"
     products = (arch, precision if dtype == "fp32" else "half")
     meta: dict[str, int | str] = {"PRECISION": precision}

@@ -1,5 +1,6 @@
 """Every tile of the convolution kernels compiles for its target into what it is meant to be."""
 
+import functools
 import json
 import os
 import subprocess
@@ -69,9 +70,13 @@ def test_tiles_are_chosen_by_shape():
 
     assert blocks(512, 512, 128 * 256) == (256, 64)
     assert blocks(512, 512, 97 * 97) == (128, 64)
-    assert blocks(512, 512, 128 * 256, float32_residual=True) == (128, 64)
+    assert blocks(512, 512, 128 * 256, residual="fp32") == (128, 64)
+    assert blocks(512, 512, 128 * 256, residual="bf16") == (256, 64)
     assert blocks(256, 128, 128 * 256) == (128, 64)
     assert blocks(256, 64, 128 * 256) == (64, 64)
+    pointers = functools.partial(conv_tiles.tile, "conv_pointers", "sm_90", "bf16", 512, 512, 9409)
+    assert pointers(residual="bf16").meta["BLOCK_C"] == 32
+    assert pointers(residual="bf16", taps=1).meta["BLOCK_C"] == 64
     odd = conv_tiles.tile("conv_pointers", "sm_90", "bf16", 3, 32, 512 * 1024)
     assert odd.meta["BLOCK_C"] == 32
 
