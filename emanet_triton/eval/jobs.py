@@ -62,8 +62,16 @@ class Job:
         return model.to(device)
 
     def load_fused(self, device: torch.device, precision: str) -> FusedEMANet:
-        """The inference network on its device, in the dtype of ``precision``."""
-        return fuse(self.load(device), dtype=HALF.get(precision, torch.float32))
+        """The inference network on its device, in the dtype of ``precision``.
+
+        The network that it comes from shares the checkpoint's memory.
+
+        Raises:
+            InputError: the weights do not fit.
+        """
+        model = create_model(self.name)
+        load_into(model, self.checkpoint, share=True)
+        return fuse(model.to(device), dtype=HALF.get(precision, torch.float32))
 
     def published(self, split: str, images: int) -> float | None:
         """The published mIoU in percent that this job should reproduce, if there is one."""

@@ -104,8 +104,11 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
     return Checkpoint(path, sha256, weights, meta)
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
     """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
+
+    With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
+    model may then be on the meta device, without memory of its own.
 
     Raises:
         InputError: lists the keys that are missing, left over, or of another shape or kind of
@@ -129,7 +132,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         ]
         message = [f"{checkpoint.path}: does not fit the model", *sections, *_hints(theirs, ours)]
         raise InputError("\n".join(message))
-    model.load_state_dict(theirs)
+    model.load_state_dict(theirs, assign=share)
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:
