@@ -119,43 +119,46 @@ def _run(
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
     pieces = x.split(CHANNELS, 1)
     taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(CHANNELS, 2)  # each [9, O, C]
-    most = pieces[0].shape[1]
-    transformed = weight.new_empty(SIZE**2 * len(bias) * most)
+    rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
+    blocks = _even_blocks(rows, max(1, TILES // _tiles_across(x, dilation)))
+
+    channels, outputs = pieces[0].shape[1], len(bias)
+    tiles = len(max(blocks, key=len)) * _tiles_across(x, dilation)
+    # One allocation: a large one is returned to the system, smaller ones leave holes behind.
+    sizes = [SIZE**2 * n for n in (channels * outputs, tiles * channels, tiles * outputs)]
+    transformed, *memory = x.new_empty(sum(sizes)).split(sizes)
+
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:
         total = torch.empty_like(out, dtype=torch.float32)
     addend = residual
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
-        matrices = _part(transformed, SIZE**2, len(bias), piece.shape[1])
+        matrices = _part(transformed, SIZE**2, outputs, piece.shape[1])
         _transform_weight(piece_taps, matrices)
         target = out if last else total
-        _convolve(piece, matrices, None if i else bias, addend, target, dilation, relu and last)
+        read = _InputTransform(piece, dilation)
+        write = _OutputTransform(target, addend, dilation, relu and last)
+        _convolve(read, matrices, None if i else bias, write, blocks, *memory)
         addend = target
     return out
 
 
 def _convolve(
-    x: Tensor,
+    read: "_InputTransform",
     matrices: Tensor,
     bias: Tensor | None,
-    addend: Tensor | None,
-    out: Tensor,
-    dilation: int,
-    relu: bool,
+    write: "_OutputTransform",
+    blocks: list[list],
+    pixels_memory: Tensor,
+    products_memory: Tensor,
 ) -> None:
-    """Fill ``out``, which may be ``addend``, by transformed weights, [36, O, C]."""
-    read = _InputTransform(x, dilation)
-    write = _OutputTransform(out, addend, dilation, relu)
-    tiles, (_, outputs, channels) = read.tiles_across, matrices.shape
-    rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
-    blocks = _even_blocks(rows, max(1, TILES // tiles))
-    most = SIZE**2 * max(map(len, blocks)) * tiles
-    pixels_memory, products_memory = x.new_empty(most * channels), x.new_empty(most * outputs)
+    """What is read times transformed weights, [36, O, C], is written, block after block."""
+    _, outputs, channels = matrices.shape
     for block in blocks:
         shape = SIZE, SIZE, len(block)
-        pixels = _part(pixels_memory, *shape, tiles * channels)
-        products = _part(products_memory, *shape, tiles * outputs)
+        pixels = _part(pixels_memory, *shape, read.tiles_across * channels)
+        products = _part(products_memory, *shape, read.tiles_across * outputs)
         for i, row in enumerate(block):
             read(row, pixels[:, :, i])
         flat = products.view(SIZE**2, -1, outputs)
@@ -179,6 +182,10 @@ def _transform_weight(taps: Tensor, out: Tensor) -> None:
         _multiply(matrix, source.flatten(1), target.view(SIZE**2, -1))
 
 
+def _tiles_across(x: Tensor, dilation: int) -> int:
+    return -(-x.shape[3] // (TILE * dilation)) * dilation
+
+
 def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, int]]:
     """(image, first output row) of every row of tiles."""
     for image in range(batch):
@@ -199,8 +206,8 @@ class _InputTransform:
     def __init__(self, x: Tensor, dilation: int) -> None:
         self.images, self.dilation = x.permute(0, 2, 3, 1), dilation  # [B, H, W, C]
         channels, width = x.shape[1], x.shape[3]
-        across = -(-width // (TILE * dilation))
-        self.tiles_across = across * dilation
+        self.tiles_across = _tiles_across(x, dilation)
+        across = self.tiles_across // dilation
         self.matrix = x.new_tensor(INPUT, dtype=torch.float32)
         # [6, columns, C]: transformed along the rows; zero where the padding is.
         slab = self.matrix.new_zeros(SIZE, (across * TILE + 2) * dilation, channels)
@@ -234,7 +241,7 @@ class _OutputTransform:
         self.out, self.dilation, self.relu = out.permute(0, 2, 3, 1), dilation, relu
         self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
         channels, width = out.shape[1], out.shape[3]
-        across = -(-width // (TILE * dilation))
+        across = _tiles_across(out, dilation) // dilation
         self.matrix = out.new_tensor(OUTPUT, dtype=torch.float32)
         columns = self.matrix.new_empty(TILE, across, dilation, channels)
         self.columns, self.columns_in_place = columns.flatten(1), columns.transpose(0, 1)

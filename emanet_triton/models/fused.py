@@ -11,6 +11,7 @@ from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import ConvModule, EMAHead
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
 
+ROWS = 16  # output channels that are folded at once, so that little of them exists in float64
 # Channels from which Winograd's convolution is the faster (benchmarks/results/conv_cpu.csv).
 WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
 
@@ -263,12 +264,16 @@ def _folded(
     conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias with the batch norm's statistics in them, computed in float64."""
-    weight = conv.weight.to(torch.float64, copy=True)
+    weight = torch.empty_like(conv.weight, dtype=dtype, memory_format=torch.contiguous_format)
     if bn is None:
-        return weight.to(dtype), conv.bias.double().to(dtype)
-    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    bias = bn.bias.double() - bn.running_mean.double() * scale
-    return weight.mul_(scale[:, None, None, None]).to(dtype), bias.to(dtype)
+        scale, bias = weight.new_ones(len(weight), dtype=torch.float64), conv.bias.double()
+    else:
+        scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+        bias = bn.bias.double() - bn.running_mean.double() * scale
+    parts = (t.split(ROWS) for t in (weight, conv.weight, scale))
+    for folded, part, scales in zip(*parts, strict=True):
+        folded.copy_(part.double() * scales[:, None, None, None])
+    return weight, bias.to(dtype)
 
 
 def _winograd_pays(weight: Tensor) -> bool:
