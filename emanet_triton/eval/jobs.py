@@ -64,13 +64,14 @@ class Job:
     def load_fused(self, device: torch.device, precision: str) -> FusedEMANet:
         """The inference network on its device, in the dtype of ``precision``.
 
-        The network that it comes from shares the checkpoint's memory.
+        The checkpoint is released: the network that it is made from shares its memory.
 
         Raises:
             InputError: the weights do not fit.
         """
         model = create_model(self.name)
         load_into(model, self.checkpoint, share=True)
+        self.checkpoint.release()
         return fuse(model.to(device), dtype=HALF.get(precision, torch.float32))
 
     def published(self, split: str, images: int) -> float | None:

@@ -7,7 +7,7 @@ matrix product of ``TILES`` tiles at once. A dilation of d is d * d convolutions
 d-th row and column.
 
 Transformed weights are four times as large as the weights. They are made anew at every call, for
-``CHANNELS`` input channels at a time: in a network they would take more memory than all else.
+``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
 """
 
 import math
@@ -19,8 +19,11 @@ from torch import Tensor
 TILE = 4
 SIZE = TILE + 2
 TILES = 256  # enough rows for the matrix products, few enough for their operands to stay in cache
-CHANNELS = 512
+CHANNELS_BYTES = 2048  # of a pixel
 WEIGHTS = 2**14  # transformed at once
+# An allocation of so much is a mapping of its own, which goes back to the system when it is freed;
+# smaller ones leave holes behind. What is not used of it takes no memory.
+MAPPED_BYTES = 2**25
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
 # 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
@@ -117,16 +120,17 @@ def _run(
     out_dtype: torch.dtype,
 ) -> Tensor:
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
-    pieces = x.split(CHANNELS, 1)
-    taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(CHANNELS, 2)  # each [9, O, C]
+    most = CHANNELS_BYTES // x.element_size()
+    pieces = x.split(most, 1)
+    taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
     blocks = _even_blocks(rows, max(1, TILES // _tiles_across(x, dilation)))
 
     channels, outputs = pieces[0].shape[1], len(bias)
     tiles = len(max(blocks, key=len)) * _tiles_across(x, dilation)
-    # One allocation: a large one is returned to the system, smaller ones leave holes behind.
     sizes = [SIZE**2 * n for n in (channels * outputs, tiles * channels, tiles * outputs)]
-    transformed, *memory = x.new_empty(sum(sizes)).split(sizes)
+    unused = max(0, MAPPED_BYTES // x.element_size() - sum(sizes))
+    transformed, *memory, _ = x.new_empty(sum(sizes) + unused).split([*sizes, unused])
 
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:

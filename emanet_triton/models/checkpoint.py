@@ -54,7 +54,8 @@ class Checkpoint:
     Attributes:
         path: the file.
         sha256: of the whole file, 64 hex digits.
-        state_dict: key to tensor on the CPU, without ``module.`` prefix, dtypes as stored.
+        state_dict: key to tensor on the CPU, without ``module.`` prefix, dtypes as stored; empty
+            once released.
         meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
             ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
     """
@@ -63,6 +64,10 @@ class Checkpoint:
     sha256: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+
+    def release(self) -> None:
+        """Let go of the weights. ``load_into`` reads the file again, which must be the same."""
+        self.state_dict.clear()
 
 
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
@@ -114,6 +119,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
         InputError: lists the keys that are missing, left over, or of another shape or kind of
             number; nothing is loaded then.
     """
+    if not checkpoint.state_dict:
+        checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
     ours, theirs = model.state_dict(), checkpoint.state_dict
     problems = {
         "missing from the file": [key for key in ours if key not in theirs],

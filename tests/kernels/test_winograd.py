@@ -18,7 +18,7 @@ SHAPES = {
     "dilation-beyond-image": ((2, 8, 3, 5), 5, 4),
     "many-blocks": ((3, 4, 50, 260), 4, 1),
     "one-channel": ((1, 1, 9, 9), 1, 1),
-    "channels-in-pieces": ((2, 2 * winograd.CHANNELS + 3, 9, 11), 6, 2),
+    "channels-in-pieces": ((2, winograd.CHANNELS_BYTES // 2 + 3, 9, 11), 6, 2),
 }
 
 
@@ -67,9 +67,10 @@ def test_many_channels_round_as_a_plain_convolution_does():
     assert relative_error(got, want) <= 4 * plain
 
 
+@pytest.mark.parametrize("channels", [64, winograd.CHANNELS_BYTES // 2 + 8])
 @pytest.mark.parametrize("dtype", [FP16, BF16], ids=["fp16", "bf16"])
-def test_half_precision(dtype):
-    x, weight, bias, residual = make((1, 64, 24, 24), 64, dtype)
+def test_half_precision(dtype, channels):
+    x, weight, bias, residual = make((1, channels, 24, 24), 64, dtype)
     want = exact(x, weight, bias, 1) + residual
     plain = F.conv2d(x, weight, bias, padding=1) + residual.to(dtype)
     packed = pack_weight(weight)
