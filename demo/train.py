@@ -74,7 +74,7 @@ def mean_reconstruction(model: EMANet, images: Tensor) -> Tensor:
     """The vector, [1, C, 1, 1], that the EM attention gives on average over images and pixels."""
     head, means = model.eval().decode_head, []
     for image in images:
-        *_, stage4 = model.backbone(normalise(image[None]))
+        *_, stage4 = model.backbone(normalise(image[None]).contiguous())
         recon = head.ema_module(head.ema_mid_conv(head.ema_in_conv(stage4)))
         means.append(recon.mean((0, 2, 3), keepdim=True))
     return torch.stack(means).mean(0)
@@ -113,7 +113,7 @@ def draw_batch(
         crop = images[i][window], labels[i][window]
         crops.append([part.flip(1) for part in crop] if rng.random() < 0.5 else crop)
     batch_images, batch_labels = (torch.stack(parts) for parts in zip(*crops, strict=True))
-    return normalise(batch_images), batch_labels.long()
+    return normalise(batch_images).contiguous(), batch_labels.long()
 
 
 def loss_of(

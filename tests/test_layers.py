@@ -45,6 +45,16 @@ def test_kernels_import_torch_and_triton_only(path):
     assert top - set(sys.stdlib_module_names) <= KERNELS_MAY_IMPORT
 
 
+def test_an_evaluation_imports_no_large_package_that_it_may_not_need():
+    """They would take half as much memory again as PyTorch does."""
+    code = (
+        "import sys, emanet_triton.eval.__main__;"
+        "print({'torchvision', 'triton', 'torch._dynamo', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_importing_the_package_touches_no_driver():
     code = "import emanet_triton, torch; assert not torch.cuda.is_initialized()"
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}

@@ -1,11 +1,13 @@
-"""Overlays: image, prediction, label and error side by side with a class legend."""
+"""Overlays: image, prediction, label and error side by side with a class legend.
+
+torchvision is imported where it draws: it takes a second and 90 MB, and few evaluations draw.
+"""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-from torchvision.utils import draw_segmentation_masks, make_grid
 
 from emanet_triton.eval.cityscapes import CLASSES, IGNORE
 
@@ -41,6 +43,8 @@ def overlay(image: np.ndarray, prediction: np.ndarray, label: np.ndarray | None)
     Raises:
         ValueError: the sizes differ.
     """
+    from torchvision.utils import make_grid
+
     if any(ids is not None and ids.shape != image.shape[:2] for ids in (prediction, label)):
         raise ValueError(f"prediction or label differs in size from the image {image.shape}")
     panels = {"image": image, "prediction": _paint(image, prediction)}
@@ -73,6 +77,8 @@ def _paint(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def _paint_errors(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The image in pale grey, red where wrong, nearly black where ignored."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    from torchvision.utils import draw_segmentation_masks
+
     ignored = label == IGNORE
     wrong = (prediction != label) & ~ignored
     masks = torch.from_numpy(np.stack([wrong, ignored]))

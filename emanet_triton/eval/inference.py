@@ -129,6 +129,8 @@ class Predictor:
         self.images_at_once = batch_size or 1
         self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
         self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
+        nhwc = isinstance(model, FusedEMANet) and model.channels_last
+        self._layout = torch.channels_last if nhwc else torch.contiguous_format
         network = torch.compile(model, dynamic=False) if compile else model
         self._network = GraphedNetwork(network) if self.cuda_graphs else network
         self._precision, self._compiled = precision, compile
@@ -221,7 +223,10 @@ class Predictor:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with self._arithmetic():
-            parts = [self._network(part) for part in inputs.split(self.inputs_at_once)]
+            parts = [
+                self._network(part.contiguous(memory_format=self._layout))
+                for part in inputs.split(self.inputs_at_once)
+            ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @contextlib.contextmanager

@@ -21,10 +21,13 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], less ``MEAN``, divided by ``STD``."""
+    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], less ``MEAN``, divided by ``STD``.
+
+    The result is channels-last in memory.
+    """
     mean = torch.tensor(MEAN, device=images.device)
     std = torch.tensor(STD, device=images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def scaled_inputs(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:

@@ -51,14 +51,14 @@ class Job:
     ms_flip: bool
     reconstruct: bool = True
 
-    def load(self, device: torch.device) -> EMANet:
-        """The network on its device.
+    def load(self, device: torch.device, share: bool = False) -> EMANet:
+        """The network on its device; with ``share`` in the checkpoint's memory and dtypes.
 
         Raises:
             InputError: the weights do not fit.
         """
         model = create_model(self.name)
-        load_into(model, self.checkpoint)
+        load_into(model, self.checkpoint, share)
         if not self.reconstruct:
             model.decode_head.fixed_reconstruction = torch.zeros(1)
         return model.to(device)
@@ -100,8 +100,10 @@ class Plan:
 
     def predictor(self, job: Job, args: Namespace, precision: str) -> Predictor:
         """A job's network at work in a precision; an ablation is never fused."""
-        network = job.load(self.device)
-        if args.fuse and job.reconstruct and precision != "tf32":
+        fused = args.fuse and job.reconstruct and precision != "tf32"
+        network = job.load(self.device, share=fused and self.device.type == "cpu")
+        job.checkpoint.release()
+        if fused:
             network = verified_fuse(network, HALF.get(precision, torch.float32))
         return Predictor(
             network,
@@ -153,6 +155,8 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     jobs = _jobs(args)
     for job in {job.name: job for job in jobs}.values():
         job.load(torch.device("meta"))
+        if args.all:  # four networks at once would be a gigabyte
+            job.checkpoint.release()
     demo = args.data is None and all(job.name == DEMO for job in jobs)
     if args.data is None and not demo:
         raise InputError("--data is missing; expected the root of Cityscapes")

@@ -39,7 +39,7 @@ def probabilities(
     height, width = images[0].shape[:2]
     total, views = None, 0
     for size in view_sizes(protocol, (width, height), ms_flip):
-        inputs = scaled_inputs(images, size, torch.device(device))
+        inputs = scaled_inputs(images, size, torch.device(device)).contiguous()
         for mirrored in (False, True) if ms_flip else (False,):
             inputs_of_view = inputs.flip(3) if mirrored else inputs
             view = view_logits(forward, inputs_of_view, (width, height), protocol).softmax(1)

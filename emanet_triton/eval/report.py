@@ -4,13 +4,13 @@ import json
 import math
 import platform
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torchvision
 from tabulate import tabulate
 from torch import Tensor
 
@@ -136,7 +136,7 @@ def versions() -> dict[str, str]:
         "emanet_triton": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),  # not imported: see draw
         "numpy": np.__version__,
         "opencv": cv2.__version__,
     }

@@ -45,22 +45,32 @@ def resample(
     rows = [_matrices(*view, size, dtype) for view in zip(*tables[:2], strict=True)]
     columns = [_matrices(*view, TILE, dtype) for view in zip(*tables[2:], strict=True)]
 
-    def run(strip: tuple[int, int]) -> None:
-        b, i = strip
-        begin, end = i * size, min((i + 1) * size, H)
-        total = None  # [tiles, rows, C, TILE]
-        for (row_used, row_matrix), column in zip(rows, columns, strict=True):
-            scores = _logits(logits[b], row_used[i], row_matrix[i], *column)
-            scores = scores.softmax(2) if probabilities or V > 1 else scores
-            total = scores if total is None else total.add_(scores)
-        total = total[:, : end - begin]
-        labels[b, begin:end] = _side_by_side(_first_maximum(total), W)
-        if probabilities:
-            mean[b, :, begin:end] = _side_by_side(total.permute(2, 0, 1, 3) / V, W)
+    def make_run() -> Callable[[tuple[int, int]], None]:
+        # A thread's own, [tiles, rows, C, TILE]. What it would allocate anew for every view of
+        # every strip, the C library would pile up.
+        shape = -(-W // TILE), size, C, TILE
+        scores, total = torch.empty((2, *shape), dtype=dtype, device=logits.device)
+
+        def run(strip: tuple[int, int]) -> None:
+            b, i = strip
+            begin, end = i * size, min((i + 1) * size, H)
+            for v, ((row_used, row_matrix), column) in enumerate(zip(rows, columns, strict=True)):
+                view = scores if v else total
+                _logits(logits[b], row_used[i], row_matrix[i], *column, out=view)
+                if probabilities or V > 1:
+                    torch.softmax(view, 2, out=view)
+                if v:
+                    total.add_(view)
+            summed = total[:, : end - begin]
+            labels[b, begin:end] = _side_by_side(_first_maximum(summed), W)
+            if probabilities:
+                mean[b, :, begin:end] = _side_by_side(summed.permute(2, 0, 1, 3) / V, W)
+
+        return run
 
     strips = [(b, i) for b in range(B) for i in range(-(-H // size))]
     with torch.autocast(logits.device.type, enabled=False):  # which would round the products
-        _for_each(run, strips, logits.device)
+        _for_each(make_run, strips, logits.device)
     return labels, mean
 
 
@@ -95,15 +105,20 @@ def _matrices(
 
 
 def _logits(
-    image: Tensor, row_used: Tensor, row_matrix: Tensor, column_used: Tensor, column_matrix: Tensor
-) -> Tensor:
-    """Logits of a strip, [tiles, rows, C, TILE], from those of one image, [C, P]."""
+    image: Tensor,
+    row_used: Tensor,
+    row_matrix: Tensor,
+    column_used: Tensor,
+    column_matrix: Tensor,
+    out: Tensor,
+) -> None:
+    """Logits of a strip, ``out`` [tiles, rows, C, TILE], from those of one image, [C, P]."""
     positions = column_used[:, None, :] + row_used[:, None]  # [tiles, k rows, k columns]
     low = image.index_select(1, positions.flatten()).to(row_matrix.dtype)
     low = low.unflatten(1, positions.shape).permute(1, 2, 0, 3)  # [tiles, k rows, C, k columns]
     wide = low.flatten(1, 2) @ column_matrix.mT  # [tiles, k rows * C, TILE]
-    strip = row_matrix @ wide.unflatten(1, (len(row_used), -1)).flatten(2)
-    return strip.unflatten(2, (len(image), -1))
+    wide = wide.view(len(out), len(row_used), -1)
+    torch.bmm(row_matrix.expand(len(out), -1, -1), wide, out=out.flatten(2))
 
 
 def _first_maximum(scores: Tensor) -> Tensor:
@@ -121,18 +136,21 @@ def _side_by_side(tiles: Tensor, width: int) -> Tensor:
     return tiles.transpose(-3, -2).flatten(-2)[..., :width]
 
 
-def _for_each(run: Callable[[tuple], None], items: Sequence[tuple], device: torch.device) -> None:
-    """Run every item, on a CPU in as many threads as PyTorch is set to use."""
+def _for_each(
+    make_run: Callable[[], Callable[[tuple], None]], items: Sequence[tuple], device: torch.device
+) -> None:
+    """Run every item, on a CPU in as many threads as PyTorch is set to use, each making its own."""
     threads = min(torch.get_num_threads(), len(items))
-    if threads == 1 or device.type != "cpu":
-        for item in items:
-            run(item)
-        return
 
     def run_all(mine: Iterable[tuple]) -> None:
         with torch.inference_mode():  # a setting of each thread
+            run = make_run()
             for item in mine:
                 run(item)
+
+    if threads == 1 or device.type != "cpu":
+        run_all(items)
+        return
 
     pool = _pool(torch.get_num_threads(), os.getpid())
     list(pool.map(run_all, (items[i::threads] for i in range(threads))))

@@ -5,8 +5,14 @@ summed over the channels, in place of 144 (Lavin and Gray, CVPR 2016). All is Py
 are small matrix products of one row of tiles, which stays in cache, and the products a batched
 matrix product of ``TILES`` tiles at once. A dilation of d is d * d convolutions, each of every
 d-th row and column.
+
+Transformed weights are four times as large as the weights. They are made anew at every call, for
+``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +21,8 @@ from torch import Tensor
 TILE = 4
 SIZE = TILE + 2
 TILES = 256  # enough rows for the matrix products, few enough for their operands to stay in cache
+CHANNELS_BYTES = 2048  # of a pixel
+WEIGHTS = 2**14  # transformed at once
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
 # 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
@@ -43,20 +51,12 @@ OUTPUT = [
 ONES = SIZE + 1  # the product of the point 1 in both axes, which every output takes once
 
 
-def transform_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, C, 3, 3] → [36, C, O] of ``dtype``, transformed in float64.
+def pack_weight(weight: Tensor) -> Tensor:
+    """[O, C, 3, 3] → the same in memory of the order [columns, rows, O, C].
 
-    Raises:
-        ValueError: a kernel that is not 3x3.
+    The operator reads weights so, and packs an unpacked weight anew at every call.
     """
-    if list(weight.shape[2:]) != [3, 3]:
-        raise ValueError(f"weight must be [O, C, 3, 3], got {list(weight.shape)}")
-    outputs, channels = weight.shape[:2]
-    matrix = torch.tensor(FILTER, dtype=torch.float64, device=weight.device)
-    taps = weight.double().permute(3, 2, 1, 0).reshape(3, -1)  # [columns, rows * C * O]
-    # One column of the result at a time, so that little of it exists in float64.
-    parts = [(matrix @ (column @ taps).view(3, -1)).to(dtype) for column in matrix]
-    return torch.cat(parts).view(-1, channels, outputs)
+    return weight.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def winograd_conv(
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weight: [36, C, O], from ``transform_weight``, in that dtype.
+        weight: [O, C, 3, 3], from ``pack_weight``, in that dtype.
         bias: [O], floating point.
         residual: [B, O, H, W], floating point.
         dilation: at least 1, which is the padding, too.
@@ -93,13 +93,13 @@ def winograd_conv(
     """
     if x.dim() != 4 or x.numel() == 0:
         raise ValueError(f"x must be [B, C, H, W] and not empty, got {list(x.shape)}")
-    if weight.dim() != 3 or list(weight.shape[:2]) != [SIZE**2, x.shape[1]]:
-        raise ValueError(f"weight must be [36, {x.shape[1]}, O], got {list(weight.shape)}")
+    if weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
+        raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
     if weight.dtype != x.dtype:
         raise ValueError(f"weight must be {x.dtype} like x, got {weight.dtype}")
-    if list(bias.shape) != [weight.shape[2]]:
-        raise ValueError(f"bias must be [{weight.shape[2]}], got {list(bias.shape)}")
-    wanted = [x.shape[0], weight.shape[2], *x.shape[2:]]
+    if list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    wanted = [x.shape[0], weight.shape[0], *x.shape[2:]]
     if residual is not None and list(residual.shape) != wanted:
         raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
     if dilation < 1:
@@ -119,20 +119,88 @@ def _run(
     out_dtype: torch.dtype,
 ) -> Tensor:
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
-    read = _InputTransform(x, dilation)
-    write = _OutputTransform(out, residual, dilation, relu)
-    tiles, channels = read.tiles_across, x.shape[1]
+    most = CHANNELS_BYTES // x.element_size()
+    pieces = x.split(most, 1)
+    taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
-    for block in _even_blocks(rows, max(1, TILES // tiles)):
-        pixels = weight.new_empty(SIZE, SIZE, len(block), tiles * channels)
+    blocks = _even_blocks(rows, max(1, TILES // _tiles_across(x, dilation)))
+
+    channels, outputs = pieces[0].shape[1], len(bias)
+    tiles = len(max(blocks, key=len)) * _tiles_across(x, dilation)
+    sizes = [SIZE**2 * n for n in (channels * outputs, tiles * channels, tiles * outputs)]
+    transformed, *memory = _new_memory(x, sum(sizes)).split(sizes)
+
+    total = out
+    if len(pieces) > 1 and out_dtype != torch.float32:
+        total = torch.empty_like(out, dtype=torch.float32)
+    addend = residual
+    for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
+        last = i == len(pieces) - 1
+        matrices = _part(transformed, SIZE**2, outputs, piece.shape[1])
+        _transform_weight(piece_taps, matrices)
+        target = out if last else total
+        read = _InputTransform(piece, dilation)
+        write = _OutputTransform(target, addend, dilation, relu and last)
+        _convolve(read, matrices, None if i else bias, write, blocks, *memory)
+        addend = target
+    return out
+
+
+def _convolve(
+    read: "_InputTransform",
+    matrices: Tensor,
+    bias: Tensor | None,
+    write: "_OutputTransform",
+    blocks: list[list],
+    pixels_memory: Tensor,
+    products_memory: Tensor,
+) -> None:
+    """What is read times transformed weights, [36, O, C], is written, block after block."""
+    _, outputs, channels = matrices.shape
+    for block in blocks:
+        shape = SIZE, SIZE, len(block)
+        pixels = _part(pixels_memory, *shape, read.tiles_across * channels)
+        products = _part(products_memory, *shape, read.tiles_across * outputs)
         for i, row in enumerate(block):
             read(row, pixels[:, :, i])
-        products = torch.bmm(pixels.view(SIZE**2, -1, channels), weight)  # [36, tiles, O]
-        products[ONES] += bias
-        products = products.view(SIZE, SIZE, len(block), -1)
+        flat = products.view(SIZE**2, -1, outputs)
+        torch.bmm(pixels.view(SIZE**2, -1, channels), matrices.mT, out=flat)
+        if bias is not None:
+            flat[ONES] += bias
         for i, row in enumerate(block):
             write(products[:, :, i], row)
-    return out
+
+
+def _new_memory(like: Tensor, size: int) -> Tensor:
+    """Memory for so many elements, on Linux a mapping of its own in pages as large as there are.
+
+    It goes back to the system when it is freed. The C library would keep some of it as holes that
+    fit nothing else, and map the rest in pages of 4 KB, which takes a tenth of a convolution.
+    """
+    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(size)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    mapping = mmap.mmap(-1, size * like.element_size(), flags=flags)
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapping, dtype=like.dtype)
+
+
+def _part(memory: Tensor, *shape: int) -> Tensor:
+    return memory[: math.prod(shape)].view(shape)
+
+
+def _transform_weight(taps: Tensor, out: Tensor) -> None:
+    """[9, O, C] → [36, O, C], computed in float32."""
+    one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
+    matrix = torch.kron(one_axis, one_axis).float()
+    outputs = max(1, WEIGHTS // taps.shape[2])  # at a time, which stay in cache
+    for source, target in zip(taps.split(outputs, 1), out.split(outputs, 1), strict=True):
+        _multiply(matrix, source.flatten(1), target.view(SIZE**2, -1))
+
+
+def _tiles_across(x: Tensor, dilation: int) -> int:
+    return -(-x.shape[3] // (TILE * dilation)) * dilation
 
 
 def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, int]]:
@@ -155,8 +223,8 @@ class _InputTransform:
     def __init__(self, x: Tensor, dilation: int) -> None:
         self.images, self.dilation = x.permute(0, 2, 3, 1), dilation  # [B, H, W, C]
         channels, width = x.shape[1], x.shape[3]
-        across = -(-width // (TILE * dilation))
-        self.tiles_across = across * dilation
+        self.tiles_across = _tiles_across(x, dilation)
+        across = self.tiles_across // dilation
         self.matrix = x.new_tensor(INPUT, dtype=torch.float32)
         # [6, columns, C]: transformed along the rows; zero where the padding is.
         slab = self.matrix.new_zeros(SIZE, (across * TILE + 2) * dilation, channels)
@@ -184,13 +252,13 @@ class _InputTransform:
 
 
 class _OutputTransform:
-    """The products of a row of tiles → rows of the output, with residual and ReLU."""
+    """The products of a row of tiles → rows of the output, with what is added and ReLU."""
 
-    def __init__(self, out: Tensor, residual: Tensor | None, dilation: int, relu: bool) -> None:
+    def __init__(self, out: Tensor, addend: Tensor | None, dilation: int, relu: bool) -> None:
         self.out, self.dilation, self.relu = out.permute(0, 2, 3, 1), dilation, relu
-        self.residual = None if residual is None else residual.permute(0, 2, 3, 1)
+        self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
         channels, width = out.shape[1], out.shape[3]
-        across = -(-width // (TILE * dilation))
+        across = _tiles_across(out, dilation) // dilation
         self.matrix = out.new_tensor(OUTPUT, dtype=torch.float32)
         columns = self.matrix.new_empty(TILE, across, dilation, channels)
         self.columns, self.columns_in_place = columns.flatten(1), columns.transpose(0, 1)
@@ -208,9 +276,11 @@ class _OutputTransform:
         rows = slice(first, first + TILE * self.dilation, self.dilation)
         out = self.out[image, rows].flatten(1)
         whole = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-        torch.mm(self.matrix[: len(out)], self.inside, out=whole)
-        if self.residual is not None:
-            whole += self.residual[image, rows].flatten(1)
+        matrix = self.matrix[: len(out)]
+        if self.addend is None:
+            torch.mm(matrix, self.inside, out=whole)
+        else:
+            torch.addmm(self.addend[image, rows].flatten(1).float(), matrix, self.inside, out=whole)
         if self.relu:
             whole.relu_()
         if whole is not out:
@@ -226,7 +296,7 @@ def _multiply(matrix: Tensor, source: Tensor, out: Tensor) -> None:
 
 
 def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:
-    shape = x.shape[0], weight.shape[2], *x.shape[2:]
+    shape = x.shape[0], weight.shape[0], *x.shape[2:]
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
 
 

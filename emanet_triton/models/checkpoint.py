@@ -54,7 +54,8 @@ class Checkpoint:
     Attributes:
         path: the file.
         sha256: of the whole file, 64 hex digits.
-        state_dict: key to tensor on the CPU, without ``module.`` prefix, dtypes as stored.
+        state_dict: key to tensor on the CPU, without ``module.`` prefix, dtypes as stored; empty
+            once released.
         meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
             ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
     """
@@ -63,6 +64,10 @@ class Checkpoint:
     sha256: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+
+    def release(self) -> None:
+        """Let go of the weights. ``load_into`` reads the file again, which must be the same."""
+        self.state_dict.clear()
 
 
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
@@ -104,13 +109,18 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
     return Checkpoint(path, sha256, weights, meta)
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
     """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
+
+    With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
+    model may then be on the meta device, without memory of its own.
 
     Raises:
         InputError: lists the keys that are missing, left over, or of another shape or kind of
             number; nothing is loaded then.
     """
+    if not checkpoint.state_dict:
+        checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
     ours, theirs = model.state_dict(), checkpoint.state_dict
     problems = {
         "missing from the file": [key for key in ours if key not in theirs],
@@ -129,7 +139,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         ]
         message = [f"{checkpoint.path}: does not fit the model", *sections, *_hints(theirs, ours)]
         raise InputError("\n".join(message))
-    model.load_state_dict(theirs)
+    model.load_state_dict(theirs, assign=share)
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:

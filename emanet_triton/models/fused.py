@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels import conv_cpu
+from emanet_triton.kernels import conv_cpu, winograd
 from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.ops import em_attention_block
-from emanet_triton.kernels.winograd import transform_weight, winograd_conv
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import ConvModule, EMAHead
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
 
+ROWS = 16  # output channels that are folded at once, so that little of them exists in float64
 # Channels from which Winograd's convolution is the faster (benchmarks/results/conv_cpu.csv).
 WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
 
@@ -71,27 +71,28 @@ class FusedEMANet(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             x = images.to(self.dtype).contiguous(memory_format=layout)
-            return self.decode_head(self.backbone(x))
+            # One by one, so that the input of each is let go of.
+            for layer in (*self.backbone, self.decode_head.shared_conv):
+                x = layer(x)
+            return self.decode_head(x)
 
 
 class FusedConv(nn.Module):
     """A convolution with bias, then residual and ReLU, by the fastest means there is for it.
 
     Args:
-        weight: [O, C, k, k], float64.
-        bias: [O], float64.
-        dtype: of input and weight.
+        weight: [O, C, k, k], in the dtype of the input.
+        bias: [O], in that dtype.
         channels_last: as in ``fuse``.
         stride, dilation: of the convolution, whose padding is ``dilation * (k // 2)``.
         relu: whether a ReLU follows.
-        out_dtype: ``dtype`` or float32.
+        out_dtype: that dtype unless given, or float32.
     """
 
     def __init__(
         self,
         weight: Tensor,
         bias: Tensor,
-        dtype: torch.dtype,
         channels_last: bool,
         *,
         stride: int = 1,
@@ -101,22 +102,21 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.dilation, self.relu = stride, dilation, relu
-        self.out_dtype = out_dtype or dtype
+        self.out_dtype = out_dtype or weight.dtype
         self.channels_last = channels_last
-        self.winograd = channels_last and stride == 1 and _winograd_pays(weight, dtype)
-        if self.winograd:
-            weight = transform_weight(weight, dtype)
+        self.winograd = channels_last and stride == 1 and _winograd_pays(weight)
+        if channels_last:
+            weight = winograd.pack_weight(weight) if self.winograd else pack_weight(weight)
         else:
-            weight = weight.to(dtype)
-            weight = pack_weight(weight) if channels_last else weight.contiguous()
+            weight = weight.contiguous()
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The residual, of the output's shape, may be overwritten."""
         arguments = x, self.weight, self.bias, residual
         if self.winograd:
-            return winograd_conv(
+            return winograd.winograd_conv(
                 *arguments, dilation=self.dilation, relu=self.relu, out_dtype=self.out_dtype
             )
         if not self.channels_last:
@@ -158,12 +158,15 @@ class FusedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` may be overwritten."""
-        identity = x if self.downsample is None else self.downsample(x)
         convs = self.conv1, self.conv2, self.conv3
         if x.is_cuda and self.has_operator:
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
-            return bottleneck(x, weights, biases, identity)
-        return self.conv3(self.conv2(self.conv1(x)), identity)
+            return bottleneck(x, weights, biases, self._identity(x))
+        out = self.conv2(self.conv1(x))
+        return self.conv3(out, self._identity(x))  # the largest comes last and becomes the output
+
+    def _identity(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
 
 
 class FusedHead(nn.Module):
@@ -179,38 +182,39 @@ class FusedHead(nn.Module):
         self.ema_channels = attention.bases.shape[1]
         self.num_stages, self.backend = attention.num_stages, attention.backend
 
-        in_weight, in_bias = _folded(*_parts(head.ema_in_conv))
-        cat_weight, cat_bias = _folded(*_parts(head.conv_cat))
+        in_weight, in_bias = _folded(*_parts(head.ema_in_conv), dtype)
+        cat_weight, cat_bias = _folded(*_parts(head.conv_cat), dtype)
         split = in_weight.shape[1]
         self.shared_conv = FusedConv(
             torch.cat([in_weight, cat_weight[:, :split]]),
             torch.cat([in_bias, torch.zeros_like(cat_bias)]),
-            dtype,
             channels_last,
             relu=False,
             out_dtype=torch.float32,
         )
-        self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, dtype, channels_last)
+        self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, channels_last)
         self.bottleneck = _fused(*_parts(head.bottleneck), dtype, channels_last)
         self.conv_seg = _fused(head.conv_seg, None, dtype, channels_last, relu=False)
 
-        mid_weight, mid_bias = _folded(*_parts(head.ema_mid_conv))
-        out_weight, out_bias = _folded(*_parts(head.ema_out_conv))
+        mid_weight, mid_bias = _folded(*_parts(head.ema_mid_conv), dtype)
+        out_weight, out_bias = _folded(*_parts(head.ema_out_conv), dtype)
         block = {
-            "bases": attention.bases,
+            "bases": attention.bases.to(dtype, copy=True),
             "mid_weight": mid_weight.flatten(1),
             "mid_bias": mid_bias,
             "out_weight": out_weight.flatten(1),
             "out_bias": out_bias,
         }
         for name, value in block.items():
-            self.register_buffer(name, value.to(dtype, copy=True))
+            self.register_buffer(name, value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        feats, partial = self.shared_conv(x).split(
-            [self.ema_channels, self.conv_cat.bias.shape[0]], dim=1
-        )
-        feats = self._attention_block(feats.relu().to(x.dtype))
+    def forward(self, shared: Tensor) -> Tensor:
+        """What ``shared_conv`` made of the backbone's output → logits.
+
+        That output is the largest tensor of all, and the caller need not keep it.
+        """
+        feats, partial = shared.split([self.ema_channels, self.conv_cat.bias.shape[0]], dim=1)
+        feats = self._attention_block(feats.relu().to(self.bases.dtype))
         return self.conv_seg(self.conv_cat(self.bottleneck(feats), partial))
 
     def _attention_block(self, feats: Tensor) -> Tensor:
@@ -243,8 +247,7 @@ def _fused(
     relu: bool = True,
 ) -> FusedConv:
     return FusedConv(
-        *_folded(conv, bn),
-        dtype,
+        *_folded(conv, bn, dtype),
         channels_last,
         stride=conv.stride[0],
         dilation=conv.dilation[0],
@@ -257,16 +260,23 @@ def _parts(module: ConvModule) -> tuple[nn.Conv2d, nn.BatchNorm2d | None]:
 
 
 @torch.no_grad()
-def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias with the batch norm's statistics in them, float64."""
-    weight = conv.weight.double()
+def _folded(
+    conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias with the batch norm's statistics in them, computed in float64."""
+    weight = torch.empty_like(conv.weight, dtype=dtype, memory_format=torch.contiguous_format)
     if bn is None:
-        return weight, conv.bias.double()
-    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    return weight * scale[:, None, None, None], bn.bias.double() - bn.running_mean.double() * scale
+        scale, bias = weight.new_ones(len(weight), dtype=torch.float64), conv.bias.double()
+    else:
+        scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+        bias = bn.bias.double() - bn.running_mean.double() * scale
+    parts = (t.split(ROWS) for t in (weight, conv.weight, scale))
+    for folded, part, scales in zip(*parts, strict=True):
+        folded.copy_(part.double() * scales[:, None, None, None])
+    return weight, bias.to(dtype)
 
 
-def _winograd_pays(weight: Tensor, dtype: torch.dtype) -> bool:
-    if weight.device.type != "cpu" or weight.shape[2] != 3:
+def _winograd_pays(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.shape[2] != 3 or not conv_cpu.has_onednn(weight.dtype):
         return False
-    return conv_cpu.has_onednn(dtype) and min(weight.shape[:2]) >= WINOGRAD_CHANNELS[dtype]
+    return min(weight.shape[:2]) >= WINOGRAD_CHANNELS[weight.dtype]

@@ -40,6 +40,29 @@ def test_casts_floats_to_the_model(tmp_path, stored):
         assert torch.equal(value, state_dict[key].to(value.dtype)), key
 
 
+def test_shares_its_tensors_with_a_model_without_memory_of_its_own(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    with torch.device("meta"):
+        model = tiny_emanet()
+    load_into(model, checkpoint, share=True)
+    for key, value in model.state_dict().items():
+        assert value.data_ptr() == checkpoint.state_dict[key].data_ptr(), key
+
+
+def test_a_released_checkpoint_is_read_again(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    want = dict(checkpoint.state_dict)
+    checkpoint.release()
+    assert not checkpoint.state_dict
+    model = tiny_emanet()
+    load_into(model, checkpoint)
+    assert all(torch.equal(value, want[key]) for key, value in model.state_dict().items())
+    with checkpoint.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match="its SHA-256 begins with"):
+        load_into(model, checkpoint)
+
+
 def mismatch(model: torch.nn.Module, checkpoint: Checkpoint) -> str:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(InputError) as error:

@@ -148,6 +148,13 @@ def test_the_model_stays_as_it_is_and_shares_nothing(images):
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_its_weights_take_no_more_memory_than_the_model_s(model, dtype):
+    fused = fuse(model, dtype=dtype)
+    held = sum(value.nbytes for value in fused.state_dict().values())
+    assert held <= sum(value.numel() for value in model.state_dict().values()) * dtype.itemsize
+
+
 def test_autocast_changes_nothing(model, images):
     fused = fuse(model)
     want = fused(images)

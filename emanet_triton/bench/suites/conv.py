@@ -21,11 +21,11 @@ from emanet_triton.bench.peers import compiled, without_gradients
 from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.bench.suites import conv_bottleneck
 from emanet_triton.bench.suites.conv_error import MOST_ERROR, relative_error
+from emanet_triton.kernels import winograd
 from emanet_triton.kernels.conv import conv_bias_act, pack_weight
 from emanet_triton.kernels.conv_cost import ConvShape
 from emanet_triton.kernels.conv_cpu import conv_bias_act_, has_onednn
 from emanet_triton.kernels.cost import Cost
-from emanet_triton.kernels.winograd import transform_weight, winograd_conv
 from emanet_triton.models.emanet import EMANet
 
 QUICK_LAYERS = 6  # of a short run on a CPU
@@ -207,9 +207,11 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     if residual is not None:
         residual = residual.clone(memory_format=torch.channels_last)  # oneDNN overwrites it
     if name == "winograd":
-        weight = transform_weight(problem.weight, x.dtype)
+        weight = winograd.pack_weight(problem.weight)
         options = {"dilation": problem.layer.dilation, "relu": relu}
-        return without_gradients(winograd_conv, x, weight, problem.bias, residual, **options)
+        return without_gradients(
+            winograd.winograd_conv, x, weight, problem.bias, residual, **options
+        )
     arguments = x, pack_weight(problem.weight), problem.bias, residual
     if name == "onednn":
         return without_gradients(conv_bias_act_, *arguments, **problem.geometry, relu=relu)
