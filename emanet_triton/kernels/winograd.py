@@ -8,6 +8,7 @@ d-th row and column.
 
 Transformed weights are four times as large as the weights. They are made anew at every call, for
 ``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
+Of so few pixels that this would not pay, the convolution is PyTorch's.
 """
 
 import contextlib
@@ -18,11 +19,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.conv_providers import torch_conv
+
 TILE = 4
 SIZE = TILE + 2
 TILES = 256  # enough rows for the matrix products, few enough for their operands to stay in cache
 CHANNELS_BYTES = 2048  # of a pixel
 WEIGHTS = 2**14  # transformed at once
+FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
 # 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
@@ -118,6 +122,8 @@ def _run(
     relu: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
+    if x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS[x.element_size()]:
+        return torch_conv(x, weight, bias, residual, 1, dilation, relu, out_dtype, "ieee")
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
     most = CHANNELS_BYTES // x.element_size()
     pieces = x.split(most, 1)

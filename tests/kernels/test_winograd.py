@@ -22,6 +22,11 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _of_few_pixels_too(monkeypatch):
+    monkeypatch.setattr(winograd, "FEW_PIXELS", {4: 0, 2: 0})
+
+
 def make(shape, outputs, dtype=FP32):
     """x, weight, bias and residual of ordinary size, x channels-last."""
     generator = torch.Generator().manual_seed(0)
@@ -45,6 +50,21 @@ def test_the_transforms_of_one_axis_compute_a_correlation():
     x, w = torch.randn(6).double(), torch.randn(3).double()
     want = (x.unfold(0, 3, 1) * w).sum(1)
     torch.testing.assert_close(outputs @ ((taps @ w) * (pixels @ x)), want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_of_few_pixels_it_is_the_plain_convolution(monkeypatch, dtype):
+    x, weight, bias, residual = make((2, 8, 13, 17), 6, dtype)
+    arguments = x, pack_weight(weight), bias, residual
+    options = {"dilation": 2, "out_dtype": FP32}
+    transformed = winograd_conv(*arguments, **options)
+    monkeypatch.setattr(winograd, "FEW_PIXELS", {dtype.itemsize: 2 * 13 * 17 + 1})
+    got = winograd_conv(*arguments, **options)
+    plain = F.conv2d(x, weight, bias, padding=2, dilation=2)
+    assert got.dtype == FP32
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, (plain + residual).relu(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(got, transformed)
 
 
 @pytest.mark.parametrize(("shape", "outputs", "dilation"), SHAPES.values(), ids=SHAPES)

@@ -13,6 +13,7 @@ from torch import nn
 import emanet_triton
 from emanet_triton import fuse
 from emanet_triton.eval.inference import Predictor, segment
+from emanet_triton.kernels import winograd
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.fused import FusedConv
 from emanet_triton.models.protocol import Protocol
@@ -52,6 +53,14 @@ def logits(network, images):
         return network(images)
 
 
+@pytest.fixture(params=[True, False], ids=["winograd", "direct"])
+def _as_of_large_images(request, monkeypatch):
+    """Images so small would not go through Winograd's convolution."""
+    if request.param:
+        monkeypatch.setattr(winograd, "FEW_PIXELS", {4: 0, 2: 0})
+
+
+@pytest.mark.usefixtures("_as_of_large_images")
 @pytest.mark.parametrize("name", golden_data.NAMES)
 def test_golden_logits(name):
     golden = golden_data.vectors(name)
@@ -68,6 +77,7 @@ def check_half_precision(model, images, want, dtype):
     assert relative_error(fused, want) <= 2 * relative_error(plain, want)
 
 
+@pytest.mark.usefixtures("_as_of_large_images")
 def test_golden_logits_in_bf16():
     name = golden_data.NAMES[0]
     golden = golden_data.vectors(name)
