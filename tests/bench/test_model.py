@@ -67,9 +67,12 @@ def test_cases_by_device():
     assert [case.name for case in cpu] == [
         "r50 whole 1024x2048 from=host",
         "r50 slide 1024x2048 from=host",
+        "r50 whole ms+flip 1024x2048 from=host",
         "r101 whole 1024x2048 from=host",
         "r101 slide 1024x2048 from=host",
+        "r101 whole ms+flip 1024x2048 from=host",
     ]
+    assert list(cpu[2].providers) == ["plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16"]
     assert "compiled-bf16" not in cpu[0].providers
     host, device, *_ = model.cases(Selection(device="cuda"))
     assert (host.wall, device.wall) == (True, False)
@@ -89,7 +92,7 @@ def test_a_tiny_run(tmp_path):
     path = tmp_path / "model.csv"
     assert main(["model", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)
-    assert len({row.case for row in rows}) == 2
+    assert len({row.case for row in rows}) == 3
     for row in rows:
         if row.provider.startswith(("plain", "fused")):
             assert row.gate == "passed"

@@ -29,6 +29,7 @@ from emanet_triton.bench.peers import (
     mmseg_network,
     without_gradients,
 )
+from emanet_triton.eval import reference
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
@@ -41,7 +42,7 @@ from emanet_triton.models.protocol import Protocol
 MODES = ("whole", "slide")
 LABELS_BOUND = 1e-3  # share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
-GPU_WINDOWS = 8  # of ours go through the network at once
+MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # what runs it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Problem:
         device: "cpu" or "cuda".
         resident: whether input and labels stay on the device.
         tiny: a network of few channels.
+        ms_flip: whether six scales, plain and mirrored, are averaged.
     """
 
     network: str
@@ -63,6 +65,7 @@ class Problem:
     device: str
     resident: bool
     tiny: bool
+    ms_flip: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,7 +75,7 @@ class Problem:
     def inputs(self) -> Tensor:
         """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
         (scale,) = view_sizes(self.protocol, self.size, ms_flip=False)
-        inputs = scaled_inputs([self.image], scale, torch.device("cpu"))
+        inputs = scaled_inputs([self.image], scale, torch.device("cpu")).contiguous()
         if self.device == "cpu":
             return inputs
         return inputs.to(self.device) if self.resident else inputs.pin_memory()
@@ -109,14 +112,17 @@ class Problem:
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Both networks and both modes of inference, for images of each size."""
+    """Both networks and both modes of inference, for images of each size; whole ms+flip, too."""
     sizes = selection.sizes or _default_sizes(selection)
     short = selection.quick and not selection.cuda
     networks = selection.networks or (["r50"] if selection.short else list(BLOCKS))
     modes = ["whole"] if short else MODES
     ways = ["host", "device"] if selection.cuda else ["host"]
-    for size, network, mode, way in itertools.product(sizes, networks, modes, ways):
-        yield _case(selection, network, mode, size, way)
+    for size, network in itertools.product(sizes, networks):
+        for mode, way in itertools.product(modes, ways):
+            yield _case(selection, network, mode, size, way)
+        if not selection.quick:
+            yield _case(selection, network, "whole", size, "host", ms_flip=True)
 
 
 def _default_sizes(selection: Selection) -> list[Size]:
@@ -125,11 +131,14 @@ def _default_sizes(selection: Selection) -> list[Size]:
     return [(256, 512)] if selection.quick and not selection.cuda else [(1024, 2048)]
 
 
-def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -> Case:
+def _case(
+    selection: Selection, network: str, mode: str, size: Size, way: str, ms_flip: bool = False
+) -> Case:
     protocol = make_protocol(mode, size, selection.tiny)
     problem = Problem(
         *(network, protocol, make_image(size), selection.device),
         resident=way == "device",
+        ms_flip=ms_flip,
         tiny=selection.tiny,
     )
     if any(_is_half(name) for name in selection.providers):  # they are held against plain's
@@ -140,9 +149,10 @@ def _case(selection: Selection, network: str, mode: str, size: Size, way: str) -
     names = [
         name for name in names if name not in (HOST_ONLY if problem.resident else RESIDENT_ONLY)
     ]
+    names = [name for name in names if name in MS_FLIP or not ms_flip]
     return Case(
         suite="model",
-        name=f"{network} {mode} {size[0]}x{size[1]} from={way}",
+        name=f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}",
         providers=selection.pick(
             {name: functools.partial(PROVIDERS[name], problem) for name in names},
             "plain-fp32",
@@ -179,6 +189,11 @@ def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
     def forward(x: Tensor) -> Tensor:
         return mmseg_network(model, _like_weights(x, model))
 
+    if problem.ms_flip:
+        asked = forward, [problem.image], problem.protocol, True
+        return without_gradients(
+            lambda: reference.probabilities(*asked, device=problem.device).argmax(1).cpu()
+        )
     if how == "eager":
         return problem.timed(problem.labels_by(forward))
     mode = "max-autotune" if problem.device == "cuda" else "default"
@@ -199,8 +214,7 @@ def fused(problem: Problem, dtype: str) -> Call:
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
     if problem.resident:
         return without_gradients(resident_labels, model, problem.inputs(), problem)
-    windows = GPU_WINDOWS if problem.device == "cuda" else 1
-    predictor = Predictor(model, problem.protocol, batch_size=windows)
+    predictor = Predictor(model, problem.protocol, ms_flip=problem.ms_flip, cuda_graphs=True)
     return without_gradients(lambda: torch.stack(list(predictor([problem.image]))).cpu())
 
 
