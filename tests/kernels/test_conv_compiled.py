@@ -57,10 +57,13 @@ def test_products_use_the_tensor_cores_except_those_of_float32_in_full(compiled)
 
 
 def test_the_products_of_sm_90_do_not_wait_for_one_another(compiled):
-    """Where the assembler serialises them, a wait follows each."""
+    """Where the assembler serialises them, a wait follows each.
+
+    Two waits there always are: one in the loop, one after it.
+    """
     rows = [row for row in compiled if row["arch"] == "sm_90" and not row["in_full"]]
     assert rows
-    assert [name(row) for row in rows if row["waits"] * 2 > row["products"]] == []
+    assert [name(row) for row in rows if row["waits"] > max(2, row["products"] // 2)] == []
 
 
 def test_tiles_are_chosen_by_shape():
