@@ -2,20 +2,17 @@
 
 Works in strips of rows, so that memory does not grow with the image beyond what is returned. A
 strip is cut into tiles of columns; a tile's logits are a product of two small matrices and the few
-low-resolution logits that it taps. On a CPU each thread takes whole strips: with small operations
-shared among threads, the threads would mostly wait for one another.
+low-resolution logits that it taps. On a CPU each thread takes whole strips.
 """
 
-import functools
-import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+
+from emanet_triton.kernels.threads import for_each
 
 STRIP_BYTES = 2**20  # of the scores of a strip; the same for any number of threads, as its bits are
 MIN_ROWS = 8  # of a strip, since fewer would share too little work
@@ -70,7 +67,7 @@ def resample(
 
     strips = [(b, i) for b in range(B) for i in range(-(-H // size))]
     with torch.autocast(logits.device.type, enabled=False):  # which would round the products
-        _for_each(make_run, strips, logits.device)
+        for_each(make_run, strips, logits.device)
     return labels, mean
 
 
@@ -134,33 +131,3 @@ def _first_maximum(scores: Tensor) -> Tensor:
 def _side_by_side(tiles: Tensor, width: int) -> Tensor:
     """[..., tiles, rows, TILE] → [..., rows, width]."""
     return tiles.transpose(-3, -2).flatten(-2)[..., :width]
-
-
-def _for_each(
-    make_run: Callable[[], Callable[[tuple], None]], items: Sequence[tuple], device: torch.device
-) -> None:
-    """Run every item, on a CPU in as many threads as PyTorch is set to use, each making its own."""
-    threads = min(torch.get_num_threads(), len(items))
-
-    def run_all(mine: Iterable[tuple]) -> None:
-        with torch.inference_mode():  # a setting of each thread
-            run = make_run()
-            for item in mine:
-                run(item)
-
-    if threads == 1 or device.type != "cpu":
-        run_all(items)
-        return
-
-    pool = _pool(torch.get_num_threads(), os.getpid())
-    list(pool.map(run_all, (items[i::threads] for i in range(threads))))
-
-
-@functools.cache
-def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads of this process in each of which PyTorch's own operations use one thread."""
-    pool = ThreadPoolExecutor(threads, "resample", torch.set_num_threads, (1,))
-    started = threading.Barrier(threads)
-    list(pool.map(lambda _: started.wait(), range(threads)))
-    torch.set_num_threads(threads)  # what threads to come start with, and the last call decides
-    return pool

@@ -1,10 +1,10 @@
 """3x3 convolutions with a quarter of the multiplications: Winograd's F(4x4, 3x3), for the CPU.
 
 A tile of 4 x 4 outputs comes from 6 x 6 products of transformed pixels and transformed weights,
-summed over the channels, in place of 144 (Lavin and Gray, CVPR 2016). All is PyTorch: transforms
-are small matrix products of one row of tiles, which stays in cache, and the products a batched
-matrix product of ``TILES`` tiles at once. A dilation of d is d * d convolutions, each of every
-d-th row and column.
+summed over the channels, in place of 144 (Lavin and Gray, CVPR 2016). All is PyTorch: small matrix
+products transform ``TILES`` tiles at once, and between them is one batched matrix product. A
+dilation of d is d * d convolutions, each of every d-th row and column. On a CPU each thread takes
+whole blocks of tiles.
 
 Transformed weights are four times as large as the weights. They are made anew at every call, for
 ``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
@@ -14,12 +14,14 @@ Of so few pixels that this would not pay, the convolution is PyTorch's.
 import contextlib
 import math
 import mmap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from emanet_triton.kernels.conv_providers import torch_conv
+from emanet_triton.kernels.threads import for_each, num_threads
 
 TILE = 4
 SIZE = TILE + 2
@@ -52,6 +54,7 @@ OUTPUT = [
     [0, 1, 1, 0.25, 4, 0],
     [0, 1, -1, 0.125, -8, 1],
 ]
+_OF_THREAD = threading.local()
 ONES = SIZE + 1  # the product of the point 1 in both axes, which every output takes once
 
 
@@ -129,12 +132,17 @@ def _run(
     pieces = x.split(most, 1)
     taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
-    blocks = _even_blocks(rows, max(1, TILES // _tiles_across(x, dilation)))
+    threads = min(num_threads(x.device), len(rows))
+    across = _tiles_across(x, dilation)
+    blocks = _even_blocks(rows, max(1, TILES // threads // across), threads)
 
     channels, outputs = pieces[0].shape[1], len(bias)
-    tiles = len(max(blocks, key=len)) * _tiles_across(x, dilation)
-    sizes = [SIZE**2 * n for n in (channels * outputs, tiles * channels, tiles * outputs)]
-    transformed, *memory = _new_memory(x, sum(sizes)).split(sizes)
+    most_rows = len(max(blocks, key=len))
+    tiles = most_rows * across
+    sizes = [SIZE**2 * n for n in (tiles * channels, tiles * outputs)]
+    weights_size = SIZE**2 * channels * outputs
+    memory = _memory(x, weights_size + threads * sum(sizes))
+    transformed, *of_threads = memory.split([weights_size, *[sum(sizes)] * threads])
 
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:
@@ -145,9 +153,21 @@ def _run(
         matrices = _part(transformed, SIZE**2, outputs, piece.shape[1])
         _transform_weight(piece_taps, matrices)
         target = out if last else total
-        read = _InputTransform(piece, dilation)
-        write = _OutputTransform(target, addend, dilation, relu and last)
-        _convolve(read, matrices, None if i else bias, write, blocks, *memory)
+        memories = iter(of_threads)
+
+        def make_run(
+            piece: Tensor = piece,
+            matrices: Tensor = matrices,
+            bias: Tensor | None = None if i else bias,
+            write_to: tuple = (target, addend, dilation, relu and last, most_rows),
+            memories: Iterator[Tensor] = memories,
+        ) -> Callable[[list], None]:
+            read = _InputTransform(piece, dilation, most_rows)
+            write = _OutputTransform(*write_to)
+            own = next(memories).split(sizes)
+            return lambda block: _convolve(read, matrices, bias, write, block, *own)
+
+        for_each(make_run, blocks, x.device)
         addend = target
     return out
 
@@ -157,39 +177,39 @@ def _convolve(
     matrices: Tensor,
     bias: Tensor | None,
     write: "_OutputTransform",
-    blocks: list[list],
+    block: list,
     pixels_memory: Tensor,
     products_memory: Tensor,
 ) -> None:
-    """What is read times transformed weights, [36, O, C], is written, block after block."""
+    """What is read of a block times transformed weights, [36, O, C], is written."""
     _, outputs, channels = matrices.shape
-    for block in blocks:
-        shape = SIZE, SIZE, len(block)
-        pixels = _part(pixels_memory, *shape, read.tiles_across * channels)
-        products = _part(products_memory, *shape, read.tiles_across * outputs)
-        for i, row in enumerate(block):
-            read(row, pixels[:, :, i])
-        flat = products.view(SIZE**2, -1, outputs)
-        torch.bmm(pixels.view(SIZE**2, -1, channels), matrices.mT, out=flat)
-        if bias is not None:
-            flat[ONES] += bias
-        for i, row in enumerate(block):
-            write(products[:, :, i], row)
+    shape = SIZE, SIZE, len(block)
+    pixels = _part(pixels_memory, *shape, read.tiles_across * channels)
+    products = _part(products_memory, *shape, read.tiles_across * outputs)
+    read(block, pixels)
+    flat = products.view(SIZE**2, -1, outputs)
+    torch.bmm(pixels.view(SIZE**2, -1, channels), matrices.mT, out=flat)
+    if bias is not None:
+        flat[ONES] += bias
+    write(products, block)
 
 
-def _new_memory(like: Tensor, size: int) -> Tensor:
+def _memory(like: Tensor, size: int) -> Tensor:
     """Memory for so many elements, on Linux a mapping of its own in pages as large as there are.
 
-    It goes back to the system when it is freed. The C library would keep some of it as holes that
-    fit nothing else, and map the rest in pages of 4 KB, which takes a tenth of a convolution.
+    A thread keeps it for its next call: to map it anew takes a tenth of a convolution, and the C
+    library would keep some of it as holes that fit nothing else.
     """
     if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return like.new_empty(size)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    mapping = mmap.mmap(-1, size * like.element_size(), flags=flags)
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(mapping, dtype=like.dtype)
+    size_in_bytes = size * like.element_size()
+    kept = getattr(_OF_THREAD, "memory", None)
+    if kept is None or len(kept) < size_in_bytes:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        kept = _OF_THREAD.memory = mmap.mmap(-1, size_in_bytes, flags=flags)
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            kept.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(kept, dtype=like.dtype)[:size]
 
 
 def _part(memory: Tensor, *shape: int) -> Tensor:
@@ -201,8 +221,13 @@ def _transform_weight(taps: Tensor, out: Tensor) -> None:
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
     matrix = torch.kron(one_axis, one_axis).float()
     outputs = max(1, WEIGHTS // taps.shape[2])  # at a time, which stay in cache
-    for source, target in zip(taps.split(outputs, 1), out.split(outputs, 1), strict=True):
+    parts = list(zip(taps.split(outputs, 1), out.split(outputs, 1), strict=True))
+
+    def transform(part: tuple[Tensor, Tensor]) -> None:
+        source, target = part
         _multiply(matrix, source.flatten(1), target.view(SIZE**2, -1))
+
+    for_each(lambda: transform, parts, taps.device)
 
 
 def _tiles_across(x: Tensor, dilation: int) -> int:
@@ -217,76 +242,83 @@ def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, in
                 yield image, row
 
 
-def _even_blocks(rows: list, most: int) -> list[list]:
-    """Split into as few blocks as hold at most so many each, of about equal length."""
-    count = -(-len(rows) // most)
+def _even_blocks(rows: list, most: int, threads: int) -> list[list]:
+    """Split into blocks of at most so many each, about equally long, as few for every thread."""
+    count = min(-(-len(rows) // (most * threads)) * threads, len(rows))
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
 class _InputTransform:
-    """The pixels of a row of tiles → the tiles' transformed pixels."""
+    """The pixels of up to R rows of tiles → the tiles' transformed pixels."""
 
-    def __init__(self, x: Tensor, dilation: int) -> None:
+    def __init__(self, x: Tensor, dilation: int, most_rows: int) -> None:
         self.images, self.dilation = x.permute(0, 2, 3, 1), dilation  # [B, H, W, C]
         channels, width = x.shape[1], x.shape[3]
         self.tiles_across = _tiles_across(x, dilation)
         across = self.tiles_across // dilation
         self.matrix = x.new_tensor(INPUT, dtype=torch.float32)
-        # [6, columns, C]: transformed along the rows; zero where the padding is.
-        slab = self.matrix.new_zeros(SIZE, (across * TILE + 2) * dilation, channels)
-        self.inside = slab[:, dilation : dilation + width].flatten(1)
-        # [6 columns, 6 rows, tiles across, dilation, C], a view and its copy
-        phases = slab.unflatten(1, (-1, dilation))
-        self.overlapping = phases.unfold(1, SIZE, TILE).permute(4, 0, 1, 2, 3)
+        # [6, R, columns, C]: transformed along the rows; zero where the padding is.
+        slab = self.matrix.new_zeros(SIZE, most_rows, (across * TILE + 2) * dilation, channels)
+        self.inside = slab[:, :, dilation : dilation + width].flatten(2)
+        # [6 columns, 6 rows, R, tiles across, dilation, C], a view and its copy
+        phases = slab.unflatten(2, (-1, dilation))
+        self.overlapping = phases.unfold(2, SIZE, TILE).permute(5, 0, 1, 2, 3, 4)
         self.tiles = torch.empty_like(self.overlapping, memory_format=torch.contiguous_format)
-        self.tile_rows = self.tiles.flatten(2).unbind(1)
 
-    def __call__(self, row: tuple[int, int], out: Tensor) -> None:
-        """Fill ``out``, [6 columns, 6 rows, tiles * C]."""
-        image, first = row
-        above = first < self.dilation  # the first of the six rows lies above the image
-        rows = slice(
-            first if above else first - self.dilation,
-            first + (SIZE - 1) * self.dilation,
-            self.dilation,
-        )
-        pixels = self.images[image, rows].flatten(1)
-        _multiply(self.matrix[:, above : above + len(pixels)], pixels, self.inside)
-        self.tiles.copy_(self.overlapping)
-        for tile_row, transformed in zip(self.tile_rows, out.unbind(1), strict=True):
-            _multiply(self.matrix, tile_row, transformed)
+    def __call__(self, rows: list[tuple[int, int]], out: Tensor) -> None:
+        """Fill ``out``, [6 columns, 6 rows, rows of tiles, tiles * C]."""
+        for i, (image, first) in enumerate(rows):
+            above = first < self.dilation  # the first of the six rows lies above the image
+            six = slice(
+                first if above else first - self.dilation,
+                first + (SIZE - 1) * self.dilation,
+                self.dilation,
+            )
+            pixels = self.images[image, six].flatten(1)
+            _multiply(self.matrix[:, above : above + len(pixels)], pixels, self.inside[:, i])
+        tiles = self.tiles[:, :, : len(rows)]
+        tiles.copy_(self.overlapping[:, :, : len(rows)])
+        for tile_row, transformed in zip(tiles.unbind(1), out.unbind(1), strict=True):
+            _multiply(self.matrix, tile_row.flatten(1), transformed.flatten(1))
 
 
 class _OutputTransform:
-    """The products of a row of tiles → rows of the output, with what is added and ReLU."""
+    """The products of up to R rows of tiles → rows of the output, with what is added and ReLU."""
 
-    def __init__(self, out: Tensor, addend: Tensor | None, dilation: int, relu: bool) -> None:
+    def __init__(
+        self, out: Tensor, addend: Tensor | None, dilation: int, relu: bool, most_rows: int
+    ) -> None:
         self.out, self.dilation, self.relu = out.permute(0, 2, 3, 1), dilation, relu
         self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
-        channels, width = out.shape[1], out.shape[3]
+        channels, self.width = out.shape[1], out.shape[3]
         across = _tiles_across(out, dilation) // dilation
         self.matrix = out.new_tensor(OUTPUT, dtype=torch.float32)
-        columns = self.matrix.new_empty(TILE, across, dilation, channels)
-        self.columns, self.columns_in_place = columns.flatten(1), columns.transpose(0, 1)
-        # [6, columns, C]: transformed along the columns; beyond the width to be left out.
-        slab = self.matrix.new_empty(SIZE, across, TILE, dilation, channels)
-        self.slab = slab.unbind(0)
-        self.inside = slab.flatten(1, 3)[:, :width].flatten(1)
+        # [6, R, columns, C]: transformed along the columns; beyond the width to be left out.
+        self.slab = self.matrix.new_empty(SIZE, most_rows, across, TILE, dilation, channels)
+        self.columns = self.matrix.new_empty(self.slab[0].numel())
 
-    def __call__(self, products: Tensor, row: tuple[int, int]) -> None:
-        """Read ``products``, [6 columns, 6 rows, tiles * O]."""
-        for tile_row, transformed in zip(products.unbind(1), self.slab, strict=True):
-            _multiply(self.matrix, tile_row, self.columns)
-            transformed.copy_(self.columns_in_place)
-        image, first = row
+    def __call__(self, products: Tensor, rows: list[tuple[int, int]]) -> None:
+        """Read ``products``, [6 columns, 6 rows, rows of tiles, tiles * O]."""
+        slab = self.slab[:, : len(rows)]
+        _, count, across, _, dilation, channels = slab.shape
+        columns = _part(self.columns, TILE, count, across, dilation, channels)
+        in_place = columns.permute(1, 2, 0, 3, 4)
+        for tile_row, transformed in zip(products.unbind(1), slab, strict=True):
+            _multiply(self.matrix, tile_row.flatten(1), columns.flatten(1))
+            transformed.copy_(in_place)
+        inside = slab.flatten(2, 4)[:, :, : self.width].flatten(2)
+        for i, (image, first) in enumerate(rows):
+            self._write(inside[:, i], image, first)
+
+    def _write(self, inside: Tensor, image: int, first: int) -> None:
         rows = slice(first, first + TILE * self.dilation, self.dilation)
         out = self.out[image, rows].flatten(1)
         whole = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         matrix = self.matrix[: len(out)]
         if self.addend is None:
-            torch.mm(matrix, self.inside, out=whole)
+            torch.mm(matrix, inside, out=whole)
         else:
-            torch.addmm(self.addend[image, rows].flatten(1).float(), matrix, self.inside, out=whole)
+            torch.addmm(self.addend[image, rows].flatten(1).float(), matrix, inside, out=whole)
         if self.relu:
             whole.relu_()
         if whole is not out:
