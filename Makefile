@@ -7,9 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m emanet_triton.eval
 
-# Install the dev extra, check style, run every test.
+# Install the dev extra, check style, run every test: two processes of one thread each.
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
