@@ -1,7 +1,10 @@
 """Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
 
+import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +54,21 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
         return None
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_peak, cases, selection, name, provider).result() / MEGABYTE
+        with _no_interrupts():  # of the child, which inherits this: the parent answers for both
+            peak = pool.submit(_peak, cases, selection, name, provider)
+        return peak.result() / MEGABYTE
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
