@@ -43,7 +43,7 @@ CONVOLUTIONS = (
     (1, 128, 256, 512, 128, 3, 2, 1, False, HALF, HALF),
     (1, 256, 256, 512, 512, 1, 2, 1, False, HALF, HALF),
     (2, 512, 97, 97, 512, 3, 1, 4, True, HALF, HALF),
-    (2, 512, 97, 97, 512, 3, 1, 4, False, HALF, HALF),
+    (2, 256, 193, 193, 512, 1, 2, 1, False, HALF, HALF),
     (2, 256, 97, 97, 256, 3, 1, 1, True, SINGLE, HALF),
     (1, 128, 97, 97, 128, 3, 1, 1, False, HALF, HALF),
     (1, 128, 193, 193, 128, 3, 2, 1, True, HALF, HALF),

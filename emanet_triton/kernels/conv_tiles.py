@@ -11,9 +11,9 @@ from emanet_triton.kernels.tiles import DTYPES, Tile
 
 # Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile (but
 # a float32 residual would not fit its registers), more than 64 outputs, up to 64, input channels
-# that are no multiple of 64, and more than 64 outputs of a 3x3 kernel of pointers with a residual,
-# where Triton 3.6 needs more registers than 3.9; as "medium" where a row has none of its own.
-_CLASSES = ("wide", "medium", "narrow", "odd", "residual")
+# that are no multiple of 64, and more than 64 outputs of a 3x3 kernel of pointers, where Triton 3.6
+# needs more registers than 3.9; as "medium" where a row has none of its own.
+_CLASSES = ("wide", "medium", "narrow", "odd", "taps")
 _WIDE_PIXELS = 16384
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
@@ -26,9 +26,10 @@ _SIZES = {
     "conv_pointers": {
         ("sm_80", "half"): (
             (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (128, 64, 32, 4, 4),
+            (128, 128, 32, 8, 4),
         ),
         ("sm_90", "half"): (
-            (128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
+            (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
             (128, 128, 32, 8, 4),
         ),
         ("sm_100", "half"): (
@@ -82,8 +83,8 @@ def tile(
     ``residual`` is the dtype of the residual, if there is one; ``taps`` 9 or, for 1x1, 1.
     """
     shape_class = _shape_class(channels, outputs, 0 if residual == "fp32" else pixels)
-    if residual and taps > 1 and kernel == "conv_pointers" and shape_class in ("wide", "medium"):
-        shape_class = "residual"
+    if taps > 1 and kernel == "conv_pointers" and shape_class in ("wide", "medium"):
+        shape_class = "taps"
     return _tile(kernel, arch, dtype, shape_class, precision)
 
 
