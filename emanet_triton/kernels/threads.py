@@ -36,10 +36,15 @@ def for_each(
     list(pool.map(run_all, (items[i::threads] for i in range(threads))))
 
 
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # a thread's first call of PyTorch sets its number anew
+    torch.set_num_threads(1)
+
+
 @functools.cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     """Threads of this process in each of which PyTorch's own operations use one thread."""
-    pool = ThreadPoolExecutor(threads, "for_each", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(threads, "for_each", _use_one_thread)
     started = threading.Barrier(threads)
     list(pool.map(lambda _: started.wait(), range(threads)))
     torch.set_num_threads(threads)  # what threads to come start with, and the last call decides

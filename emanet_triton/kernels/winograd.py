@@ -12,10 +12,11 @@ Of so few pixels that this would not pay, the convolution is PyTorch's.
 """
 
 import contextlib
+import itertools
 import math
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from emanet_triton.kernels.threads import for_each, num_threads
 
 TILE = 4
 SIZE = TILE + 2
-TILES = 256  # enough rows for the matrix products, few enough for their operands to stay in cache
+TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
 CHANNELS_BYTES = 2048  # of a pixel
 WEIGHTS = 2**14  # transformed at once
 FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
@@ -59,11 +60,11 @@ ONES = SIZE + 1  # the product of the point 1 in both axes, which every output t
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] → the same in memory of the order [columns, rows, O, C].
+    """[O, C, 3, 3] → the same in memory of the order [rows, columns, O, C].
 
     The operator reads weights so, and packs an unpacked weight anew at every call.
     """
-    return weight.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    return weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
 @torch.no_grad()
@@ -130,19 +131,20 @@ def _run(
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
     most = CHANNELS_BYTES // x.element_size()
     pieces = x.split(most, 1)
-    taps = weight.permute(3, 2, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
+    taps = weight.permute(2, 3, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
-    threads = min(num_threads(x.device), len(rows))
     across = _tiles_across(x, dilation)
-    blocks = _even_blocks(rows, max(1, TILES // threads // across), threads)
+    threads = num_threads(x.device)
+    blocks = [
+        _runs(block, dilation) for block in _even_blocks(rows, max(1, TILES // across), threads)
+    ]
 
     channels, outputs = pieces[0].shape[1], len(bias)
-    most_rows = len(max(blocks, key=len))
-    tiles = most_rows * across
-    sizes = [SIZE**2 * n for n in (tiles * channels, tiles * outputs)]
-    weights_size = SIZE**2 * channels * outputs
-    memory = _memory(x, weights_size + threads * sum(sizes))
-    transformed, *of_threads = memory.split([weights_size, *[sum(sizes)] * threads])
+    tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
+    weights_bytes = SIZE**2 * channels * outputs * x.element_size()
+    thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
+    memory = _memory(x.device, weights_bytes + threads * thread_bytes)
+    weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
 
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:
@@ -150,84 +152,169 @@ def _run(
     addend = residual
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
-        matrices = _part(transformed, SIZE**2, outputs, piece.shape[1])
-        _transform_weight(piece_taps, matrices)
-        target = out if last else total
-        memories = iter(of_threads)
-
-        def make_run(
-            piece: Tensor = piece,
-            matrices: Tensor = matrices,
-            bias: Tensor | None = None if i else bias,
-            write_to: tuple = (target, addend, dilation, relu and last, most_rows),
-            memories: Iterator[Tensor] = memories,
-        ) -> Callable[[list], None]:
-            read = _InputTransform(piece, dilation, most_rows)
-            write = _OutputTransform(*write_to)
-            own = next(memories).split(sizes)
-            return lambda block: _convolve(read, matrices, bias, write, block, *own)
-
-        for_each(make_run, blocks, x.device)
-        addend = target
+        matrices = _part(weights_memory, (SIZE**2, outputs, piece.shape[1]), x.dtype)
+        at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
+        parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
+        _for_each(_transform_weight, list(parts), of_threads, x.device)
+        convolve = _Convolution(
+            piece, matrices, None if i else bias, addend, out if last else total, dilation,
+            relu and last,
+        )  # fmt: skip
+        _for_each(convolve, blocks, of_threads, x.device)
+        addend = total
     return out
 
 
-def _convolve(
-    read: "_InputTransform",
-    matrices: Tensor,
-    bias: Tensor | None,
-    write: "_OutputTransform",
-    block: list,
-    pixels_memory: Tensor,
-    products_memory: Tensor,
+def _for_each(
+    step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
 ) -> None:
-    """What is read of a block times transformed weights, [36, O, C], is written."""
-    _, outputs, channels = matrices.shape
-    shape = SIZE, SIZE, len(block)
-    pixels = _part(pixels_memory, *shape, read.tiles_across * channels)
-    products = _part(products_memory, *shape, read.tiles_across * outputs)
-    read(block, pixels)
-    flat = products.view(SIZE**2, -1, outputs)
-    torch.bmm(pixels.view(SIZE**2, -1, channels), matrices.mT, out=flat)
-    if bias is not None:
-        flat[ONES] += bias
-    write(products, block)
+    """Call step(scratch, item) for every item, shared among threads of one memory each."""
+    scratches = map(_Scratch, memories)
+
+    def make_run() -> Callable[[object], None]:
+        scratch = next(scratches)
+        return lambda item: step(scratch, item)
+
+    for_each(make_run, items, device)
 
 
-def _memory(like: Tensor, size: int) -> Tensor:
-    """Memory for so many elements, on Linux a mapping of its own in pages as large as there are.
+class _Scratch:
+    """A thread's two pieces of memory, by turns: a step reads what is in one, writes the other."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._halves = itertools.cycle(memory.chunk(2))
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor in the place of what was taken before the last."""
+        return _part(next(self._halves), shape, dtype)
+
+    def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
+        """What was taken last, in another dtype."""
+        return source if source.dtype == dtype else self.copy(source, dtype)
+
+    def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What is not in the other half, or what was taken last."""
+        return self.take(*source.shape, dtype=dtype).copy_(source)
+
+
+class _Convolution:
+    """From the pixels of a block of rows of tiles to its outputs.
+
+    A run is (image, first output row, number of rows of tiles); a tile is that of a phase of the
+    dilation. Tiles are in the order [rows of tiles, across, phases of the columns].
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        matrices: Tensor,
+        bias: Tensor | None,
+        addend: Tensor | None,
+        out: Tensor,
+        dilation: int,
+        relu: bool,
+    ) -> None:
+        self.images, self.out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)  # [B, H, W, C]
+        self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
+        self.matrices, self.bias, self.dilation, self.relu = matrices, bias, dilation, relu
+        self.width = x.shape[3]
+        self.across = _tiles_across(x, dilation) // dilation
+        self.input, self.output = (x.new_tensor(m, dtype=torch.float32) for m in (INPUT, OUTPUT))
+
+    def __call__(self, scratch: _Scratch, runs: list[tuple[int, int, int]]) -> None:
+        self._write(self._products(self._read(runs, scratch), scratch), runs, scratch)
+
+    def _read(self, runs: list[tuple[int, int, int]], scratch: _Scratch) -> Tensor:
+        """Transformed pixels, [36, tiles, C] in the dtype of x."""
+        channels, d = self.images.shape[3], self.dilation
+        most, rows = max(count for *_, count in runs), sum(count for *_, count in runs)
+        columns = self.across * TILE + 2
+        padded = scratch.take(most * TILE + 2, columns * d, channels)
+        lines = scratch.take(SIZE, rows, columns * d * channels)  # transformed along a column
+        of_runs = lines.split([count for *_, count in runs], 1)
+        for (image, first, count), transformed in zip(runs, of_runs, strict=True):
+            above = first < d  # the first of its rows lies above the image
+            stop = first + TILE * count * d + 1
+            pixels = self.images[image, first if above else first - d : stop : d]
+            padded.zero_()
+            padded[above : above + len(pixels), d : d + self.width] = pixels
+            sixes = padded.flatten(1).unfold(0, SIZE, TILE)[:count].mT  # [rows, 6, columns * d * C]
+            _multiply(self.input, sixes, transformed.transpose(0, 1))
+
+        sixes = lines.unflatten(2, (columns, -1)).unfold(2, SIZE, TILE).permute(0, 4, 1, 2, 3)
+        tiles = scratch.copy(sixes).flatten(2)
+        transformed = scratch.take(*tiles.shape)
+        _multiply(self.input, tiles, transformed)
+        transformed = transformed.flatten(0, 1).unflatten(1, (-1, channels))
+        return scratch.cast(transformed, self.images.dtype)
+
+    def _products(self, pixels: Tensor, scratch: _Scratch) -> Tensor:
+        """[36, tiles, C] → sums over the channels, float32 [36, tiles, O]."""
+        shape = *pixels.shape[:2], self.matrices.shape[1]
+        products = scratch.take(*shape, dtype=pixels.dtype)
+        torch.bmm(pixels, self.matrices.mT, out=products)
+        if self.bias is not None:
+            products[ONES] += self.bias
+        return scratch.cast(products, torch.float32)
+
+    def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
+        """Sums [36, tiles, O] → rows of the output, with what is added and ReLU."""
+        d, outputs = self.dilation, products.shape[2]
+        products = products.flatten(1).unflatten(0, (SIZE, SIZE))
+        columns = scratch.take(SIZE, TILE, products.shape[2])
+        _multiply(self.output, products, columns)
+        in_place = columns.unflatten(2, (-1, self.across, d, outputs)).permute(0, 2, 3, 1, 4, 5)
+        lines = scratch.copy(in_place)
+        inside = lines.flatten(2, 4)[:, :, : self.width].flatten(2).transpose(0, 1)
+        block = scratch.take(len(inside), TILE, inside.shape[2])
+        _multiply(self.output, inside, block)
+
+        of_runs = block.split([count for *_, count in runs])
+        for (image, first, count), part in zip(runs, of_runs, strict=True):
+            rows = slice(first, first + TILE * count * d, d)
+            out = self.out[image, rows].flatten(1)
+            part = part.flatten(0, 1)[: len(out)]
+            if self.addend is not None:
+                part += self.addend[image, rows].flatten(1)
+            out.copy_(part.relu_() if self.relu else part)
+
+
+def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
+    """[m, n] times each of [batch, n, :] → out, [batch, m, :]; all float32."""
+    torch.bmm(matrix.expand(len(sources), -1, -1), sources, out=out)
+
+
+def _memory(device: torch.device, size: int) -> Tensor:
+    """So many bytes, on Linux a mapping of its own in pages as large as there are.
 
     A thread keeps it for its next call: to map it anew takes a tenth of a convolution, and the C
     library would keep some of it as holes that fit nothing else.
     """
-    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(size)
-    size_in_bytes = size * like.element_size()
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8, device=device)
     kept = getattr(_OF_THREAD, "memory", None)
-    if kept is None or len(kept) < size_in_bytes:
+    if kept is None or len(kept) < size:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        kept = _OF_THREAD.memory = mmap.mmap(-1, size_in_bytes, flags=flags)
+        kept = _OF_THREAD.memory = mmap.mmap(-1, size, flags=flags)
         with contextlib.suppress(OSError):  # a kernel without large pages
             kept.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(kept, dtype=like.dtype)[:size]
+    return torch.frombuffer(kept, dtype=torch.uint8)[:size]
 
 
-def _part(memory: Tensor, *shape: int) -> Tensor:
-    return memory[: math.prod(shape)].view(shape)
+def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return memory.view(dtype)[: math.prod(shape)].view(*shape)
 
 
-def _transform_weight(taps: Tensor, out: Tensor) -> None:
-    """[9, O, C] → [36, O, C], computed in float32."""
+def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
+    """Taps [9, O, C] → [36, O, C], the other of the two, computed in float32."""
+    taps, out = part
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
     matrix = torch.kron(one_axis, one_axis).float()
-    outputs = max(1, WEIGHTS // taps.shape[2])  # at a time, which stay in cache
-    parts = list(zip(taps.split(outputs, 1), out.split(outputs, 1), strict=True))
-
-    def transform(part: tuple[Tensor, Tensor]) -> None:
-        source, target = part
-        _multiply(matrix, source.flatten(1), target.view(SIZE**2, -1))
-
-    for_each(lambda: transform, parts, taps.device)
+    taps = (taps if taps.dtype == torch.float32 else scratch.copy(taps)).flatten(1)
+    if out.dtype == torch.float32:
+        torch.mm(matrix, taps, out=out.flatten(1))
+    else:
+        out.flatten(1).copy_(torch.mm(matrix, taps, out=scratch.take(SIZE**2, taps.shape[1])))
 
 
 def _tiles_across(x: Tensor, dilation: int) -> int:
@@ -248,89 +335,17 @@ def _even_blocks(rows: list, most: int, threads: int) -> list[list]:
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
-class _InputTransform:
-    """The pixels of up to R rows of tiles → the tiles' transformed pixels."""
-
-    def __init__(self, x: Tensor, dilation: int, most_rows: int) -> None:
-        self.images, self.dilation = x.permute(0, 2, 3, 1), dilation  # [B, H, W, C]
-        channels, width = x.shape[1], x.shape[3]
-        self.tiles_across = _tiles_across(x, dilation)
-        across = self.tiles_across // dilation
-        self.matrix = x.new_tensor(INPUT, dtype=torch.float32)
-        # [6, R, columns, C]: transformed along the rows; zero where the padding is.
-        slab = self.matrix.new_zeros(SIZE, most_rows, (across * TILE + 2) * dilation, channels)
-        self.inside = slab[:, :, dilation : dilation + width].flatten(2)
-        # [6 columns, 6 rows, R, tiles across, dilation, C], a view and its copy
-        phases = slab.unflatten(2, (-1, dilation))
-        self.overlapping = phases.unfold(2, SIZE, TILE).permute(5, 0, 1, 2, 3, 4)
-        self.tiles = torch.empty_like(self.overlapping, memory_format=torch.contiguous_format)
-
-    def __call__(self, rows: list[tuple[int, int]], out: Tensor) -> None:
-        """Fill ``out``, [6 columns, 6 rows, rows of tiles, tiles * C]."""
-        for i, (image, first) in enumerate(rows):
-            above = first < self.dilation  # the first of the six rows lies above the image
-            six = slice(
-                first if above else first - self.dilation,
-                first + (SIZE - 1) * self.dilation,
-                self.dilation,
-            )
-            pixels = self.images[image, six].flatten(1)
-            _multiply(self.matrix[:, above : above + len(pixels)], pixels, self.inside[:, i])
-        tiles = self.tiles[:, :, : len(rows)]
-        tiles.copy_(self.overlapping[:, :, : len(rows)])
-        for tile_row, transformed in zip(tiles.unbind(1), out.unbind(1), strict=True):
-            _multiply(self.matrix, tile_row.flatten(1), transformed.flatten(1))
-
-
-class _OutputTransform:
-    """The products of up to R rows of tiles → rows of the output, with what is added and ReLU."""
-
-    def __init__(
-        self, out: Tensor, addend: Tensor | None, dilation: int, relu: bool, most_rows: int
-    ) -> None:
-        self.out, self.dilation, self.relu = out.permute(0, 2, 3, 1), dilation, relu
-        self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
-        channels, self.width = out.shape[1], out.shape[3]
-        across = _tiles_across(out, dilation) // dilation
-        self.matrix = out.new_tensor(OUTPUT, dtype=torch.float32)
-        # [6, R, columns, C]: transformed along the columns; beyond the width to be left out.
-        self.slab = self.matrix.new_empty(SIZE, most_rows, across, TILE, dilation, channels)
-        self.columns = self.matrix.new_empty(self.slab[0].numel())
-
-    def __call__(self, products: Tensor, rows: list[tuple[int, int]]) -> None:
-        """Read ``products``, [6 columns, 6 rows, rows of tiles, tiles * O]."""
-        slab = self.slab[:, : len(rows)]
-        _, count, across, _, dilation, channels = slab.shape
-        columns = _part(self.columns, TILE, count, across, dilation, channels)
-        in_place = columns.permute(1, 2, 0, 3, 4)
-        for tile_row, transformed in zip(products.unbind(1), slab, strict=True):
-            _multiply(self.matrix, tile_row.flatten(1), columns.flatten(1))
-            transformed.copy_(in_place)
-        inside = slab.flatten(2, 4)[:, :, : self.width].flatten(2)
-        for i, (image, first) in enumerate(rows):
-            self._write(inside[:, i], image, first)
-
-    def _write(self, inside: Tensor, image: int, first: int) -> None:
-        rows = slice(first, first + TILE * self.dilation, self.dilation)
-        out = self.out[image, rows].flatten(1)
-        whole = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-        matrix = self.matrix[: len(out)]
-        if self.addend is None:
-            torch.mm(matrix, inside, out=whole)
-        else:
-            torch.addmm(self.addend[image, rows].flatten(1).float(), matrix, inside, out=whole)
-        if self.relu:
-            whole.relu_()
-        if whole is not out:
-            out.copy_(whole)
-
-
-def _multiply(matrix: Tensor, source: Tensor, out: Tensor) -> None:
-    """out = matrix @ source, computed in float32 whatever the dtypes of source and out."""
-    if source.dtype == out.dtype == torch.float32:
-        torch.mm(matrix, source, out=out)
-    else:
-        out.copy_(matrix @ source.float())
+def _runs(rows: list[tuple[int, int]], dilation: int) -> list[tuple[int, int, int]]:
+    """(image, first output row, count) of the rows of tiles that follow one another."""
+    runs: list[tuple[int, int, int]] = []
+    for image, row in rows:
+        if runs:
+            before, first, count = runs[-1]
+            if (image, row) == (before, first + count * TILE * dilation):
+                runs[-1] = before, first, count + 1
+                continue
+        runs.append((image, row, 1))
+    return runs
 
 
 def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:

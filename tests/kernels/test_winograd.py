@@ -122,7 +122,7 @@ def test_packing_changes_the_memory_only():
     x, weight, bias, residual = make((1, 8, 9, 11), 6)
     packed = pack_weight(weight)
     assert torch.equal(packed, weight)
-    assert packed.permute(3, 2, 0, 1).is_contiguous()
+    assert packed.permute(2, 3, 0, 1).is_contiguous()
     want = winograd_conv(x, packed, bias, residual)
     assert torch.equal(winograd_conv(x, weight, bias, residual), want)
 
