@@ -19,6 +19,7 @@ from emanet_triton.eval.cityscapes import (
     problems_error,
     read_labels,
 )
+from emanet_triton.eval.heap import give_back
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
 from emanet_triton.eval.metric import as_matrix, scores
@@ -121,7 +122,8 @@ def evaluate(
     mine = _batches_left(samples, done, predictor.images_at_once, ranks)
     waiting = 0.0
     started: deque[_Started] = deque()
-    most_started = workers if outputs else 1 if predictor.device.type == "cuda" else 0
+    on_cpu = predictor.device.type == "cpu"
+    most_started = workers if outputs else 0 if on_cpu else 1
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=sum(map(len, mine)), unit="image", disable=not ranks.first) as bar,
@@ -138,11 +140,13 @@ def evaluate(
             bar.update(len(batch))
 
         try:
-            decoded = _ahead(pool, _load, mine, 2 * workers)
+            decoded = _ahead(pool, _load, mine, workers if on_cpu else 2 * workers)
             for batch in mine:
                 asked = time.monotonic()
                 loaded = next(decoded)
                 waiting += time.monotonic() - asked
+                if on_cpu:
+                    give_back()
                 started.append(_start(predictor, other, batch, loaded, outputs, pool))
                 while len(started) > most_started:
                     finish()

@@ -29,6 +29,7 @@ SIZE = TILE + 2
 TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
 CHANNELS_BYTES = 2048  # of a pixel
 WEIGHTS = 2**14  # transformed at once
+KEEP_PIXELS = 2**14  # up to which mapping memory anew would be a tenth of the time
 FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
@@ -135,15 +136,16 @@ def _run(
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
     across = _tiles_across(x, dilation)
     threads = num_threads(x.device)
-    blocks = [
-        _runs(block, dilation) for block in _even_blocks(rows, max(1, TILES // across), threads)
-    ]
+    most_tiles = TILES if threads == 1 else TILES // 2  # threads share the larger caches
+    even = _even_blocks(rows, max(1, most_tiles // across), threads)
+    blocks = [_runs(block, dilation) for block in even]
 
     channels, outputs = pieces[0].shape[1], len(bias)
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
     weights_bytes = SIZE**2 * channels * outputs * x.element_size()
     thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
-    memory = _memory(x.device, weights_bytes + threads * thread_bytes)
+    keep = x.shape[0] * x.shape[2] * x.shape[3] <= KEEP_PIXELS
+    memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep)
     weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
 
     total = out
@@ -284,21 +286,21 @@ def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
     torch.bmm(matrix.expand(len(sources), -1, -1), sources, out=out)
 
 
-def _memory(device: torch.device, size: int) -> Tensor:
+def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
     """So many bytes, on Linux a mapping of its own in pages as large as there are.
 
-    A thread keeps it for its next call: to map it anew takes a tenth of a convolution, and the C
-    library would keep some of it as holes that fit nothing else.
+    From the C library some of it would stay behind as holes that fit nothing else. With ``keep``
+    the thread has it again at its next call; without, it keeps none.
     """
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8, device=device)
-    kept = getattr(_OF_THREAD, "memory", None)
-    if kept is None or len(kept) < size:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        kept = _OF_THREAD.memory = mmap.mmap(-1, size, flags=flags)
+    mapping = getattr(_OF_THREAD, "memory", None)
+    if mapping is None or len(mapping) < size:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without large pages
-            kept.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(kept, dtype=torch.uint8)[:size]
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    _OF_THREAD.memory = mapping if keep else None
+    return torch.frombuffer(mapping, dtype=torch.uint8)[:size]
 
 
 def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -111,6 +111,29 @@ def test_any_strides():
     assert torch.equal(winograd_conv(wide, packed, bias, channels_last), want)
 
 
+def test_memory_is_kept_for_the_next_call_unless_the_image_is_large(monkeypatch):
+    x, weight, bias, residual = make((2, 8, 13, 17), 6)
+    arguments = x, pack_weight(weight), bias, residual
+    first = winograd_conv(*arguments)
+    kept = winograd._OF_THREAD.memory
+    again = winograd_conv(*arguments)  # in the memory that the first has written
+    assert winograd._OF_THREAD.memory is kept
+    monkeypatch.setattr(winograd, "KEEP_PIXELS", 2 * 13 * 17 - 1)
+    large = winograd_conv(*arguments)
+    assert winograd._OF_THREAD.memory is None
+    assert torch.equal(first, again)
+    assert torch.equal(first, large)
+
+
+@pytest.mark.parametrize("shape, dilation", [((2, 8, 50, 60), 1), ((1, 8, 31, 29), 4)])
+def test_one_thread_and_three_agree(three_threads, shape, dilation):
+    x, weight, bias, residual = make(shape, 6)
+    arguments = x, pack_weight(weight), bias, residual
+    of_three = winograd_conv(*arguments, dilation=dilation)
+    torch.set_num_threads(1)
+    assert relative_error(of_three, winograd_conv(*arguments, dilation=dilation)) < 1e-6
+
+
 def test_the_residual_stays():
     x, weight, bias, residual = make((1, 8, 9, 11), 6)
     before = residual.clone()
