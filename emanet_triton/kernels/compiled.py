@@ -17,7 +17,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from emanet_triton.kernels import em_attention, em_block, tiles
+from emanet_triton.kernels.compiled_launches import Group, Launch, groups
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,99 +36,42 @@ TARGETS = {
 }
 # Bytes a program may have; sm_80 itself has 166,912, but its tiles serve its smaller kin too.
 SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TILE_NAMES = ("PRECISION", "P", "ROWS")  # of a tile, beside its blocks
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA|v_mfma)")
-
-# Kernels whose tiles depend on C alone, those whose tiles depend on K, and those of the block
-# that read the features.
-BY_CHANNELS = ("em_reduce", "em_normalise")
-BY_BASES = ("em_e_step", "em_m_step")
-OF_FEATURES = (*BY_BASES, "em_epilogue")
 
 COLUMNS = (
     *("kernel", "target", "dtype", "configuration", "constants"),
-    *("registers", "stack", "shared", "tensor_core", "count", "triton"),
+    *("registers", "stack", "shared", "tensor_core", "count", "waits", "triton"),
 )
 KEY = COLUMNS[:5]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A launcher, the features that it is run for, and the kernels of interest."""
-
-    arch: str
-    dtype: str
-    precision: str
-    operator: str
-    channels: int
-    bases: int
-    channels_last: bool = True
-    kernels: tuple[str, ...] = tuple(dict.fromkeys(t.kernel for t in tiles.SHIPPED))
-
-    def run(self) -> None:
-        """Launch on the meta device: channels-last maps are large, NCHW ones have odd sides."""
-        dtype = {"dtype": DTYPES[self.dtype], "device": "meta"}
-        feats = torch.empty(2, 32768, self.channels, **dtype)
-        if not self.channels_last:
-            feats = torch.empty(2, self.channels, 97 * 97, **dtype).mT
-        bases = torch.empty(1, self.channels, self.bases, **dtype)
-        if self.operator == "em_attention":
-            em_attention.em_attention(feats, bases, 2, self.precision)
-        else:
-            weight, bias = torch.empty(self.channels, self.channels, **dtype), feats[0, 0]
-            convolutions = weight, bias, weight, bias
-            em_block.em_attention_block(feats, bases, *convolutions, 2, self.precision)
-
-
-def cases(everything: bool) -> list[Case]:
-    """What reaches every shipped configuration; with everything, other layouts and uses too."""
-    attention, block = "em_attention", "em_attention_block"
-    found = []
-    for arch in TARGETS:
-        for dtype in DTYPES:
-            for precision in tiles.PRECISIONS if dtype == "fp32" else ("ieee",):
-                if arch == "gfx942" and precision == "tf32x3":
-                    continue  # served by ieee
-                products = (arch, dtype, precision)
-                found += [
-                    Case(*products, block, 512, 64),
-                    Case(*products, attention, 512, 64, kernels=("em_reconstruct",)),
-                    Case(*products, block, 512, 128, kernels=OF_FEATURES),
-                    Case(*products, block, 512, 256, kernels=BY_BASES),
-                ]
-                if everything:
-                    found += [
-                        Case(*products, attention, 512, 64, kernels=("em_e_step", "em_reduce")),
-                        Case(*products, block, 512, 64, False, OF_FEATURES),
-                        Case(*products, block, 512, 128, False, BY_BASES),
-                        Case(*products, attention, 512, 256, False, ("em_reconstruct",)),
-                        Case(*products, block, 512, 256, False, OF_FEATURES),
-                    ]
-            for channels in (64, 128, 256, 1024, 2048):
-                found.append(Case(arch, dtype, "ieee", block, channels, 64, True, BY_CHANNELS))
-    return found
-
-
-def compile_case(case: Case) -> list[dict[str, str]]:
-    """Run a launcher for one case: a row for each of its kernels of interest."""
-    rows = {}
+def compile_group(group: Group) -> list[dict[str, str]]:
+    """Run the launchers of a group: a row for each of their kernels of interest."""
+    rows, tiles = {}, set()
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        key = _key(self.__name__, case, kwargs)
-        if self.__name__ in case.kernels and key not in rows:
-            try:
-                compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-            except Exception as error:
-                raise RuntimeError(f"does not compile: {key}: {error}") from error
-            rows[key] = dict(zip(COLUMNS, (*key, *_figures(compiled)), strict=True))
+        kernel = self.__name__
+        key = _key(kernel, launch, kwargs)
+        done = key in rows if group.every_use else key[:4] in tiles
+        if done or not (launch.kernels is None or kernel in launch.kernels):
+            return
+        try:
+            compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        except Exception as error:
+            raise RuntimeError(f"does not compile: {key}: {error}") from error
+        tiles.add(key[:4])
+        rows[key] = dict(zip(COLUMNS, (*key, *_figures(compiled)), strict=True))
 
-    triton.runtime.driver.set_active(_Compiler(case.arch))
-    with (
-        mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(em_attention, "architecture", lambda device: case.arch),
-    ):
-        case.run()
+    for launch in group.launches:
+        triton.runtime.driver.set_active(_Compiler(launch.arch))
+        hip = "a version" if TARGETS[launch.arch].backend == "hip" else None
+        with (
+            mock.patch.object(JITFunction, "run", compile_only),
+            mock.patch.object(torch.version, "hip", hip),
+        ):
+            launch.run()
     return list(rows.values())
 
 
@@ -149,32 +91,32 @@ class _Compiler:
         return 0
 
 
-def _key(kernel: str, case: Case, arguments: dict) -> tuple[str, ...]:
-    meta = {n: v for n, v in arguments.items() if n.startswith("BLOCK_") or n == "PRECISION"}
+def _key(kernel: str, launch: Launch, arguments: dict) -> tuple[str, ...]:
+    meta = {n: v for n, v in arguments.items() if n.startswith("BLOCK") or n in TILE_NAMES}
     constants = [f"{n}={v}" for n, v in arguments.items() if n.isupper() and n not in meta]
-    constants.append("channels-last" if case.channels_last else "NCHW")
-    tile = configuration(meta, arguments["num_warps"], arguments["num_stages"])
-    return kernel, case.arch, case.dtype, tile, " ".join(constants)
+    tile = configuration(meta, arguments["num_warps"], arguments.get("num_stages"))
+    return kernel, launch.arch, launch.dtype, tile, " ".join((*constants, launch.note))
 
 
-def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int) -> str:
+def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int | None) -> str:
     """A tile as the table writes it."""
     options = dict(sorted(meta.items())) | {"num_warps": num_warps, "num_stages": num_stages}
-    return " ".join(f"{name}={value}" for name, value in options.items())
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
 def _figures(compiled: CompiledKernel) -> tuple[str, ...]:
-    """Registers, stack, shared memory, tensor-core instruction and its count, Triton version."""
+    """What the columns after the key hold."""
     read = _read_nvidia if "cubin" in compiled.asm else _read_amd
-    registers, stack, instructions = read(compiled)
+    registers, stack, instructions, waits = read(compiled)
     [(instruction, count)] = Counter(instructions).most_common(1) or [("", 0)]
     instruction = instruction.removeprefix("v_").upper()
-    figures = registers, stack, compiled.metadata.shared, instruction, count, triton.__version__
+    shared = compiled.metadata.shared
+    figures = registers, stack, shared, instruction, count, waits, triton.__version__
     return tuple(map(str, figures))
 
 
-def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str]]:
-    """Registers, bytes of stack and the tensor-core instructions of a kernel."""
+def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
+    """Registers, bytes of stack, the tensor-core instructions and sm_90's waits for them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -183,33 +125,38 @@ def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str]]:
             command.append("-sass")
         done = subprocess.run([*command, file.name], check=True, capture_output=True, text=True)
     registers, stack = (int(re.search(rf"{n}:(\d+)", done.stdout)[1]) for n in ("REG", "STACK"))
-    return registers, stack, TENSOR_CORE.findall(done.stdout)
+    waits = done.stdout.count("WARPGROUP.DEPBAR")
+    return registers, stack, TENSOR_CORE.findall(done.stdout), waits
 
 
-def _read_amd(compiled: CompiledKernel) -> tuple[int, int, list[str]]:
+def _read_amd(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
     """As ``_read_nvidia``: vector registers and accumulators, scratch memory with its spills."""
     assembly = compiled.asm["amdgcn"]
     registers, scratch, spilled = (
         int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
         for name in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     )
-    return registers, scratch + 4 * spilled, TENSOR_CORE.findall(assembly)
+    return registers, scratch + 4 * spilled, TENSOR_CORE.findall(assembly), 0
 
 
 def compile_all(everything: bool, processes: int) -> list[dict[str, str]]:
-    """Rows of every shipped configuration, sorted; each process compiles a case at a time."""
+    """Rows of every shipped configuration, sorted; each process compiles a group at a time."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         rows = {
             tuple(row[name] for name in KEY): row
-            for found in pool.map(compile_case, cases(everything))
+            for found in pool.map(compile_group, groups(everything))
             for row in found
         }
     return [rows[key] for key in sorted(rows)]
 
 
 def problems(rows: Iterable[dict[str, str]]) -> list[str]:
-    """What breaks a gate: a stack, too much shared memory, or no tensor core where one is meant."""
+    """What breaks a gate.
+
+    A stack, too much shared memory, no tensor core where one is meant, or products of a convolution
+    that wait for one another.
+    """
     found = []
     for row in rows:
         what = ", ".join(row[name] for name in KEY)
@@ -220,13 +167,17 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
             found.append(f"{what}: {row['shared']} bytes of shared memory, over {limit}")
         if uses_tensor_cores(row) != bool(int(row["count"])):
             found.append(f"{what}: {row['count']} tensor-core instructions")
+        # Where the assembler serialises products a wait follows each; two there always are, one
+        # in the loop, one after it.
+        if row["kernel"].startswith("conv_") and int(row["waits"]) > max(2, int(row["count"]) // 2):
+            found.append(f"{what}: {row['waits']} waits for {row['count']} products")
     return found
 
 
 def uses_tensor_cores(row: dict[str, str]) -> bool:
     """Whether a kernel is meant to: products do, but those of fp32 in full on NVIDIA's."""
     if "PRECISION" not in row["configuration"]:
-        return False
+        return row["kernel"] == "conv_bottleneck"
     of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
     return of_half or "PRECISION=ieee" not in row["configuration"] or row["target"] == "gfx942"
 

@@ -16,9 +16,9 @@ from emanet_triton.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 COMPILED = [
-    ["em_e_step", "sm_90", "bf16", "a", "b", "200", "0", "1024", "HGMMA", "4", "3.6"],
-    ["em_e_step", "sm_90", "bf16", "c", "d", "150", "0", "2048", "HGMMA", "8", "3.6"],
-    ["em_e_step", "gfx942", "bf16", "e", "f", "90", "0", "16", "", "0", "3.6"],
+    ["em_e_step", "sm_90", "bf16", "a", "b", "200", "0", "1024", "HGMMA", "4", "0", "3.6"],
+    ["em_e_step", "sm_90", "bf16", "c", "d", "150", "0", "2048", "HGMMA", "8", "0", "3.6"],
+    ["em_e_step", "gfx942", "bf16", "e", "f", "90", "0", "16", "", "0", "0", "3.6"],
 ]
 
 
