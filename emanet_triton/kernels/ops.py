@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from emanet_triton.kernels import folded, reference
+from emanet_triton.kernels import em_torch
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.tiles import MAX_BASES, MAX_CHANNELS, PRECISIONS
 
@@ -147,19 +147,14 @@ def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
     return out.unflatten(1, feats.shape[2:]).permute(0, 3, 1, 2) if feats.dim() == 4 else out
 
 
-def _in_layout_of(feats: Tensor, value: Tensor) -> Tensor:
-    out = torch.empty_like(feats)
-    return value if value.stride() == out.stride() else out.copy_(value)
-
-
 def _run_em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         with triton_kernels("em_attention", feats.device) as kernels:
             return kernels.em_attention(feats, bases, num_stages, precision)
-    recon, new_bases = reference.em_attention(feats.mT, bases, num_stages)
-    return _in_layout_of(feats, recon.mT), new_bases.mT.contiguous().mT
+    recon, new_bases = em_torch.em_attention(feats, bases, num_stages)
+    return recon, new_bases.mT.contiguous().mT
 
 
 def _run_em_attention_block(
@@ -177,7 +172,7 @@ def _run_em_attention_block(
     if backend == "triton":
         with triton_kernels("em_block", feats.device) as kernels:
             return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
-    out, new_bases = folded.em_attention_block(feats, bases, *weights, num_stages)
+    out, new_bases = em_torch.em_attention_block(feats, bases, *weights, num_stages)
     return out, new_bases.mT.contiguous().mT
 
 

@@ -1,10 +1,10 @@
-"""The folded block against the specification in float64."""
+"""EM attention and its block in PyTorch against the specification in float64."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from emanet_triton.kernels import folded, reference
+from emanet_triton.kernels import em_torch, reference
 
 SHAPES = {  # B, C, K, N
     "one_position": (1, 3, 1, 1),
@@ -43,6 +43,19 @@ def specification(feats, *rest):
     return out.mT, bases
 
 
+def attention(feats, bases, *_):
+    return em_torch.em_attention(feats, bases)
+
+
+def attention_specification(feats, bases, *_):
+    recon, new_bases = reference.em_attention(feats.mT, bases)
+    return recon.mT, new_bases
+
+
+SPECIFIED = {attention: attention_specification, em_torch.em_attention_block: specification}
+BOTH = pytest.mark.parametrize("operator", SPECIFIED, ids=["attention", "block"])
+
+
 def cast(tensors, dtype):
     return [t.to(dtype) for t in tensors]
 
@@ -54,26 +67,28 @@ def assert_three_way(got, plain, want, atol):
         assert error <= 2 * plain_error + atol * w.abs().max().item()
 
 
+@BOTH
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_exact_algebra(shape, layout):
+def test_exact_algebra(shape, layout, operator):
     feats, *rest = cast(inputs(*shape), torch.float64)
     feats = LAYOUTS[layout](feats)
     before = feats.clone()
-    got = folded.em_attention_block(feats, *rest)
-    torch.testing.assert_close(got, specification(feats, *rest), rtol=1e-11, atol=1e-11)
+    got = operator(feats, *rest)
+    torch.testing.assert_close(got, SPECIFIED[operator](feats, *rest), rtol=1e-11, atol=1e-11)
     assert got[0].stride() == torch.empty_like(feats).stride()
     assert torch.equal(feats, before)
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scale", [1, 30], ids=["ordinary", "logits_of_hundreds"])
-def test_as_accurate_as_plain_pytorch(dtype, scale):
+def test_as_accurate_as_plain_pytorch(dtype, scale, operator):
     rounded = cast(inputs(1, 512, 64, 333, scale), dtype)
-    got = folded.em_attention_block(*rounded)
+    got = operator(*rounded)
     assert [t.dtype for t in got] == [dtype, dtype]
-    want = specification(*cast(rounded, torch.float64))
-    assert_three_way(got, specification(*rounded), want, atol=2e-6)
+    want = SPECIFIED[operator](*cast(rounded, torch.float64))
+    assert_three_way(got, SPECIFIED[operator](*rounded), want, atol=2e-6)
 
 
 def test_the_largest_logits_exceed_400():
@@ -81,7 +96,7 @@ def test_the_largest_logits_exceed_400():
     feats, bases, mid_weight, mid_bias, *_ = arguments
     assert ((feats @ mid_weight.T + mid_bias) @ bases).max() > 400
     want = specification(*cast(arguments, torch.float64))
-    got = folded.em_attention_block(*arguments)
+    got = em_torch.em_attention_block(*arguments)
     assert_three_way(got, specification(*arguments), want, atol=2e-6)
 
 
@@ -91,7 +106,7 @@ def test_dead_bases_become_zero():
     weights[1] = 300 * direction  # and so X lies far along the first base, against the others
     bases = torch.stack([direction, -direction, -direction], dim=1)[None]
     arguments = (feats, bases, *weights)
-    got = folded.em_attention_block(*arguments, 1)
+    got = em_torch.em_attention_block(*arguments, 1)
     want = specification(*cast(arguments, torch.float64), 1)
     assert want[1][:, :, 1:].abs().max() < 1e-100  # dead in the specification
     assert want[1][:, :, 0].any()
@@ -102,17 +117,18 @@ def test_dead_bases_become_zero():
 def test_constant_input():
     feats, *rest = inputs(1, 48, 7, 99)
     feats = torch.full_like(feats, 0.25)
-    got = folded.em_attention_block(feats, *rest)
+    got = em_torch.em_attention_block(feats, *rest)
     want = specification(feats.double(), *cast(rest, torch.float64))
     assert_three_way(got, specification(feats, *rest), want, atol=2e-6)
     torch.testing.assert_close(got[0], got[0][:, :1].expand_as(got[0]))
 
 
-def test_an_image_does_not_see_the_others():
+@BOTH
+def test_an_image_does_not_see_the_others(operator):
     feats, *rest = inputs(3, 48, 7, 99)
-    alone = folded.em_attention_block(feats[2:], *rest)
+    alone = operator(feats[2:], *rest)
     feats[0, 40, 3] = torch.nan
-    out, bases = folded.em_attention_block(feats, *rest)
+    out, bases = operator(feats, *rest)
     assert out[0].isnan().any()
     assert out[1:].isfinite().all()
     assert bases[1:].isfinite().all()
@@ -120,32 +136,38 @@ def test_an_image_does_not_see_the_others():
     assert torch.equal(bases[2:], alone[1])
 
 
-def test_bases_of_each_image():
+@BOTH
+def test_bases_of_each_image(operator):
     feats, bases, *rest = inputs(2, 48, 7, 99)
     both = torch.cat([bases, bases.roll(1, 1)])
-    got = folded.em_attention_block(feats, both, *rest)
-    want = folded.em_attention_block(feats[1:], both[1:], *rest)
+    got = operator(feats, both, *rest)
+    want = operator(feats[1:], both[1:], *rest)
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g[1:], w)
 
 
-def test_pieces_of_the_epilogue(monkeypatch):
-    arguments = cast(inputs(1, 48, 7, 99), torch.float64)
-    whole = folded.em_attention_block(*arguments)
-    monkeypatch.setattr(folded, "POSITIONS", 40)
-    pieces = folded.em_attention_block(*arguments)
-    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_pieces(monkeypatch, dtype, operator):
+    arguments = cast(inputs(2, 48, 7, 99), dtype)
+    whole = operator(*arguments)
+    monkeypatch.setattr(em_torch, "POSITIONS", 40)
+    monkeypatch.setattr(em_torch, "WIDE", 70)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-2
+    torch.testing.assert_close(operator(*arguments), whole, rtol=tolerance, atol=tolerance)
 
 
-def test_autocast_changes_nothing():
+@BOTH
+def test_autocast_changes_nothing(operator):
     arguments = inputs(1, 48, 7, 99)
-    want = folded.em_attention_block(*arguments)
+    want = operator(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        got = folded.em_attention_block(*arguments)
+        got = operator(*arguments)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=0, atol=0)
 
 
-def test_no_gradient_flows():
+@BOTH
+def test_no_gradient_flows(operator):
     arguments = [t.requires_grad_() for t in inputs(1, 8, 3, 6)]
-    assert not any(t.requires_grad for t in folded.em_attention_block(*arguments))
+    assert not any(t.requires_grad for t in operator(*arguments))
