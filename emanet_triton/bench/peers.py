@@ -72,7 +72,7 @@ def mmseg_labels(
         protocol: how windows are placed.
         finish: from the logits of all windows, and the inputs, to labels: ``full_size_labels``.
     """
-    windows = cut_windows(inputs, protocol).split(len(inputs))
+    windows = cut_windows(inputs, protocol, at_once=1)
     return finish(torch.cat([forward(window) for window in windows]), inputs)
 
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -16,7 +17,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import num_windows, view_sizes
+from emanet_triton.eval.views import Size, logits_grid, num_windows, view_sizes
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
 from emanet_triton.models.emanet import EMANet
@@ -207,27 +208,35 @@ class Predictor:
             the taps of the rows and of the columns.
         """
         height, width = images[0].shape[:2]
-        views, low_sizes = [], []
-        for size in view_sizes(self.protocol, (width, height), self.ms_flip):
+        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        views = 2 if self.ms_flip else 1  # of a size
+        positions = views * sum(math.prod(logits_grid(self.protocol, size)) for size in sizes)
+        packed, begin = None, 0
+        for inputs in self._network_inputs(images, sizes):
+            with self._arithmetic():
+                logits = self._network(inputs)
+            windows = logits.unflatten(0, (-1, len(images))).permute(1, 2, 0, 3, 4)
+            end = begin + windows[0, 0].numel()
+            if (begin, end) == (0, positions):  # all there is: as the network has left it
+                packed = windows.flatten(2)
+            else:
+                if packed is None:
+                    packed = logits.new_empty(*windows.shape[:2], positions)
+                packed[:, :, begin:end].unflatten(2, windows.shape[2:]).copy_(windows)
+            begin = end
+        return packed, *tap_tables(self.protocol, (width, height), self.ms_flip, self.device)
+
+    def _network_inputs(
+        self, images: Sequence[np.ndarray], sizes: Sequence[Size]
+    ) -> Iterator[Tensor]:
+        """Some windows of all images at once, float32 [windows * B, 3, h, w], view after view."""
+        windows_at_once = self.inputs_at_once // len(images)
+        for size in sizes:
             inputs = scaled_inputs(images, size, self.device)
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
-                logits = self._forward(cut_windows(view, self.protocol))
-                windows = logits.unflatten(0, (-1, len(images)))  # [windows, B, classes, h, w]
-                views.append(windows.permute(1, 2, 0, 3, 4).flatten(2))
-            low_sizes.append(tuple(logits.shape[2:]))
-        tables = tap_tables(
-            self.protocol, (width, height), tuple(low_sizes), self.ms_flip, self.device
-        )
-        return torch.cat(views, 2) if len(views) > 1 else views[0], *tables
-
-    def _forward(self, inputs: Tensor) -> Tensor:
-        with self._arithmetic():
-            parts = [
-                self._network(part.contiguous(memory_format=self._layout))
-                for part in inputs.split(self.inputs_at_once)
-            ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+                for windows in cut_windows(view, self.protocol, windows_at_once):
+                    yield windows.contiguous(memory_format=self._layout)
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """From images to network inputs: the resize, the normalisation and the windows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -42,9 +42,14 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def cut_windows(inputs: Tensor, protocol: Protocol) -> Tensor:
-    """The windows of inputs [B, 3, h, w], row by row, each of all images: [windows * B, 3, ...]."""
+def cut_windows(inputs: Tensor, protocol: Protocol, at_once: int | None = None) -> Iterator[Tensor]:
+    """Yield the windows of inputs [B, 3, h, w], row by row, some at once or all.
+
+    Each piece is [windows * B, 3, ...], a window of all images before the next.
+    """
     rows, columns = window_grid(protocol, (inputs.shape[3], inputs.shape[2]))
-    if len(rows) == len(columns) == 1:
-        return inputs
-    return torch.cat([inputs[:, :, slice(*r), slice(*c)] for r in rows for c in columns])
+    windows = [inputs[:, :, slice(*r), slice(*c)] for r in rows for c in columns]
+    at_once = at_once or len(windows)
+    for i in range(0, len(windows), at_once):
+        piece = windows[i : i + at_once]
+        yield torch.cat(piece) if len(piece) > 1 else piece[0]

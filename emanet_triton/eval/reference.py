@@ -55,7 +55,7 @@ def view_logits(
     """Logits [B, C, H, W] at an image's size (width, height), from network inputs [B, 3, h, w]."""
     height, width = inputs.shape[2:]
     rows, columns = window_grid(protocol, (width, height))
-    logits = forward(cut_windows(inputs, protocol))  # [windows * B, C, ...]
+    logits = forward(*cut_windows(inputs, protocol))  # [windows * B, C, ...]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = logits.new_zeros(len(inputs), logits.shape[1], height, width)
     window = (rows[0][1] - rows[0][0], columns[0][1] - columns[0][0])

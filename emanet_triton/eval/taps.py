@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from emanet_triton.eval.views import Size, cover_count, view_sizes, window_grid
+from emanet_triton.eval.views import Size, cover_count, logits_grid, view_sizes, window_grid
 from emanet_triton.kernels.resample import Taps
 from emanet_triton.models.protocol import Protocol
 
@@ -68,18 +68,16 @@ def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: boo
     return _merged(index.reshape(-1, length), weight.reshape(-1, length))
 
 
-def view_maps(
-    protocol: Protocol, scale: Size, low: tuple[int, int], size: Size
-) -> tuple[AxisMap, AxisMap]:
+def view_maps(protocol: Protocol, scale: Size, size: Size) -> tuple[AxisMap, AxisMap]:
     """Rows and columns of a view's full-size logits, from the mosaic of its windows' logits.
 
     Args:
         protocol: how the view is cut into windows, and the convention of the resizes.
         scale: (width, height) of the network's input.
-        low: (height, width) of the network's output for a window.
         size: (width, height) of the image.
     """
     corners = protocol.align_corners
+    _, *low = logits_grid(protocol, scale)
     return tuple(
         resize_map(spans[-1][1], n_out, corners).after(windows_map(n_low, spans, corners))
         for n_low, spans, n_out in zip(low, window_grid(protocol, scale), size[::-1], strict=True)
@@ -90,7 +88,6 @@ def view_maps(
 def tap_tables(
     protocol: Protocol,
     size: Size,
-    low_sizes: tuple[tuple[int, int], ...],
     ms_flip: bool,
     device: torch.device,
 ) -> tuple[Taps, Taps]:
@@ -102,23 +99,22 @@ def tap_tables(
     Args:
         protocol: how the image is resized and cut into windows.
         size: (width, height) of the image and so of the output, in pixels.
-        low_sizes: (height, width) of the network's output for a window, of each scale.
         ms_flip: whether every scale is followed by its mirrored view.
         device: where to put the tables.
     """
     rows, columns, begin = [], [], 0
-    scales = view_sizes(protocol, size, ms_flip)
-    for scale, low in zip(scales, low_sizes, strict=True):
-        grid = window_grid(protocol, scale)
-        row, column = view_maps(protocol, scale, low, size)
-        window = low[0] * low[1]
-        row = _at_offsets(row, low[0], window * len(grid[1]), low[1])
-        column = _at_offsets(column, low[1], window, 1)
+    for scale in view_sizes(protocol, size, ms_flip):
+        windows, height, width = logits_grid(protocol, scale)
+        windows_across = len(window_grid(protocol, scale)[1])
+        window = height * width
+        row, column = view_maps(protocol, scale, size)
+        row = _at_offsets(row, height, window * windows_across, width)
+        column = _at_offsets(column, width, window, 1)
         for mirrored in (False, True) if ms_flip else (False,):
             rows.append(AxisMap(row.index + begin, row.weight))
             step = -1 if mirrored else 1
             columns.append(AxisMap(column.index[:, ::step], column.weight[:, ::step]))
-            begin += window * len(grid[0]) * len(grid[1])
+            begin += window * windows
     return _packed(rows, device), _packed(columns, device)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from emanet_triton.models.emanet import logits_size
 from emanet_triton.models.protocol import Protocol
 
 Size = tuple[int, int]
@@ -80,6 +81,12 @@ def num_windows(protocol: Protocol, size: Size) -> int:
     """How many windows a network input of (width, height) has."""
     rows, columns = window_grid(protocol, size)
     return len(rows) * len(columns)
+
+
+def logits_grid(protocol: Protocol, size: Size) -> tuple[int, int, int]:
+    """(windows, height, width) of the logits of a network input of (width, height) pixels."""
+    (row, *_), (column, *_) = window_grid(protocol, size)
+    return num_windows(protocol, size), *logits_size(row[1] - row[0], column[1] - column[0])
 
 
 def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:

@@ -11,6 +11,12 @@ from emanet_triton.models.resnet import Bottleneck, ResNetV1c
 # RGB, on 0..255 values (mmseg img_norm_cfg).
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+STRIDE = 8  # of the logits: pixels of the input for one of them
+
+
+def logits_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the logits of an input of that many pixels: halved thrice, rounded up."""
+    return -(-height // STRIDE), -(-width // STRIDE)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class EMANet(nn.Module):
 
     Shape:
         float [B, 3, H, W], RGB, normalised by ``MEAN`` and ``STD`` → logits
-        [B, num_classes, ceil(H / 8), ceil(W / 8)] (each size halved three times, rounding up).
+        [B, num_classes, ceil(H / 8), ceil(W / 8)].
         In training mode a pair: those logits and the auxiliary head's, of the same shape.
     """
 

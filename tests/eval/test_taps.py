@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from emanet_triton.eval import reference
 from emanet_triton.eval.taps import AxisMap, resize_map, tap_tables, view_maps
-from emanet_triton.eval.views import view_sizes, window_grid
+from emanet_triton.eval.views import window_grid
 from emanet_triton.kernels.resample import resample_probabilities
 from emanet_triton.models.protocol import Protocol
 
@@ -30,11 +30,6 @@ VIEWS = {
     "to-one-pixel": (WHOLE, (40, 24), (1, 1)),
     "from-one-pixel": (WHOLE, (1, 1), (9, 5)),
 }
-
-
-def low_size(protocol: Protocol, scale: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a network's output of stride 8 for a window."""
-    return tuple(-(-(spans[0][1] - spans[0][0]) // 8) for spans in window_grid(protocol, scale))
 
 
 def network(images: int, classes: int, dtype: torch.dtype = torch.float64):
@@ -76,10 +71,10 @@ def test_composed_view(name):
     inputs = torch.zeros(1, 3, *scale[::-1])
     want = reference.view_logits(forward, inputs, size, protocol)
     rows, columns = window_grid(protocol, scale)
-    height, width = low_size(protocol, scale)
+    height, width = given[0].shape[2:]
     mosaic = given[0].unflatten(0, (len(rows), len(columns))).permute(2, 0, 3, 1, 4)
     mosaic = mosaic.reshape(3, len(rows) * height, len(columns) * width)
-    row, column = view_maps(protocol, scale, (height, width), size)
+    row, column = view_maps(protocol, scale, size)
     got = dense(row, mosaic.shape[1]) @ mosaic @ dense(column, mosaic.shape[2]).T
     torch.testing.assert_close(got[None], want, rtol=0, atol=1e-12)
 
@@ -91,8 +86,7 @@ def test_composed_view(name):
 )
 def test_taps_at_cityscapes_size(protocol, ms_flip, row_taps, column_taps):
     size = (2048, 1024)
-    low = tuple(low_size(protocol, scale) for scale in view_sizes(protocol, size, ms_flip))
-    rows, columns = tap_tables(protocol, size, low, ms_flip, torch.device("cpu"))
+    rows, columns = tap_tables(protocol, size, ms_flip, torch.device("cpu"))
     views = 12 if ms_flip else 1
     assert rows.index.shape == rows.weight.shape == (views, row_taps, 1024)
     assert columns.index.shape == columns.weight.shape == (views, column_taps, 2048)
@@ -118,7 +112,6 @@ def test_tables_address_what_the_network_gave(protocol, size, ms_flip, images):
     forward, given = network(images, 5, torch.float32)
     want = reference.probabilities(forward, pictures, protocol, ms_flip)
     views = [x.unflatten(0, (-1, images)).permute(1, 2, 0, 3, 4).flatten(2) for x in given]
-    low = tuple(tuple(x.shape[2:]) for x in (given[::2] if ms_flip else given))
-    tables = tap_tables(protocol, size, low, ms_flip, torch.device("cpu"))
+    tables = tap_tables(protocol, size, ms_flip, torch.device("cpu"))
     _, got = resample_probabilities(torch.cat(views, 2), *tables)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)

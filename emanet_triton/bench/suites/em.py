@@ -16,6 +16,7 @@ from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, mmseg_attention, without_gradients
 from emanet_triton.kernels import ops, reference
 from emanet_triton.kernels.cost import Shape, attention_floor, block_floor
+from emanet_triton.models.emanet import logits_size
 
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -116,7 +117,7 @@ def _defaults(selection: Selection) -> tuple[Sequence, ...]:
 def _case(
     selection: Selection, operation: str, batch: int, image: Size, dtype: str, layout: str
 ) -> Case:
-    height, width = (-(-side // 8) for side in image)
+    height, width = logits_size(*image)
     channels, bases = (16, 5) if selection.tiny else (512, 64)
     shape = Shape(batch, height * width, channels, bases, dtype=dtype)
     problem = functools.cache(

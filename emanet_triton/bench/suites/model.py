@@ -220,16 +220,15 @@ def fused(problem: Problem, dtype: str) -> Call:
 
 def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tensor:
     """What ``Predictor`` does from its normalised input on: uint8 [1, H, W]."""
-    logits = model(cut_windows(inputs, problem.protocol))
-    low = (tuple(logits.shape[2:]),)
-    rows, columns = tap_tables(problem.protocol, problem.size, low, False, inputs.device)
-    return resample_labels(logits.transpose(0, 1).flatten(1)[None], rows, columns)
+    logits = model(*cut_windows(inputs, problem.protocol))
+    tables = tap_tables(problem.protocol, problem.size, False, inputs.device)
+    return resample_labels(logits.transpose(0, 1).flatten(1)[None], *tables)
 
 
 def runtime(problem: Problem, make: Callable[[nn.Module, Tensor], Callable]) -> Call:
     """mmseg's sequence around a network that another runtime runs."""
     model = runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
-    window = cut_windows(problem.inputs(), problem.protocol)[:1].to(problem.device)
+    window = next(cut_windows(problem.inputs(), problem.protocol, at_once=1)).to(problem.device)
     return problem.timed(problem.labels_by(make(model, window)))
 
 

@@ -16,7 +16,7 @@ from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, without_gradients
 from emanet_triton.eval.reference import view_logits
 from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import view_sizes, window_grid
+from emanet_triton.eval.views import logits_grid, view_sizes
 from emanet_triton.kernels.resample import resample_labels
 from emanet_triton.models.protocol import Protocol
 
@@ -39,12 +39,16 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """The logits that a network would have given for one image of (width, height) ``size``."""
+    """The logits that a network would have given for one image of (width, height) ``size``.
+
+    Once for each view, and once of all views as ``eval.inference`` has the network leave them.
+    """
 
     protocol: Protocol
     ms_flip: bool
     size: tuple[int, int]
     views: list[View]
+    packed: Tensor  # [1, C, P]
 
     def plain(self) -> Tensor:
         """Resize, softmax, mirror, average, argmax at full size, in mmseg's order: [1, H, W]."""
@@ -60,12 +64,8 @@ class Problem:
 
     def taps(self, backend: str) -> Tensor:
         """As ``eval.inference`` does it: uint8 [1, H, W]."""
-        packed = [view.logits.transpose(0, 1).flatten(1)[None] for view in self.views]
-        low = tuple(tuple(view.logits.shape[2:]) for view in self.views if not view.mirrored)
-        device = packed[0].device
-        rows, columns = tap_tables(self.protocol, self.size, low, self.ms_flip, device)
-        packed = torch.cat(packed, 2) if len(packed) > 1 else packed[0]
-        return resample_labels(packed, rows, columns, backend=backend)
+        tables = tap_tables(self.protocol, self.size, self.ms_flip, self.packed.device)
+        return resample_labels(self.packed, *tables, backend=backend)
 
     def _full_size(self, view: View, dtype: torch.dtype) -> Tensor:
         logits = view.logits.to(dtype)
@@ -80,13 +80,13 @@ def make_problem(
     generator = torch.Generator().manual_seed(0)
     views = []
     for scale in view_sizes(protocol, size, ms_flip):
-        rows, columns = window_grid(protocol, scale)
-        low = (-(-(spans[0][1] - spans[0][0]) // 8) for spans in (rows, columns))
-        shape = len(rows) * len(columns), CLASSES, *low
+        windows, *low = logits_grid(protocol, scale)
+        shape = windows, CLASSES, *low
         for mirrored in (False, True) if ms_flip else (False,):
             logits = 4 * torch.randn(shape, generator=generator)
             views.append(View(scale, mirrored, logits.to(device, dtype)))
-    return Problem(protocol, ms_flip, size, views)
+    packed = torch.cat([view.logits.transpose(0, 1).flatten(1) for view in views], 1)
+    return Problem(protocol, ms_flip, size, views, packed[None])
 
 
 def cases(selection: Selection) -> Iterator[Case]:

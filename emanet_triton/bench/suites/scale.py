@@ -18,7 +18,7 @@ from emanet_triton.bench.peers import mmseg_network, without_gradients
 from emanet_triton.bench.rows import Row
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.kernels.resample import resample_labels
-from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.emanet import EMANet, logits_size
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.zoo import DEMO, create_model
 
@@ -107,10 +107,9 @@ def _post(selection: Selection, size: Size) -> Case:
 
 
 def _random_logits(size: Size, device: str) -> Tensor:
-    """As of a network of stride 8, [1, classes, H / 8, W / 8]."""
+    """As of an EMANet, [1, classes, ceil(H / 8), ceil(W / 8)]."""
     generator = torch.Generator().manual_seed(0)
-    low = (-(-side // 8) for side in size)
-    return 4 * torch.randn(1, CLASSES, *low, generator=generator).to(device)
+    return 4 * torch.randn(1, CLASSES, *logits_size(*size), generator=generator).to(device)
 
 
 def _mmseg_post(selection: Selection, logits: Tensor, size: Size) -> Call:
@@ -130,9 +129,7 @@ def _full_size_labels(logits: Tensor, size: Size) -> Tensor:
 
 
 def _ours_post(logits: Tensor, size: Size) -> Call:
-    low = tuple(logits.shape[2:])
-    protocol, device = make_protocol("whole", size), logits.device
-    tables = tap_tables(protocol, size[::-1], (low,), False, device)
+    tables = tap_tables(make_protocol("whole", size), size[::-1], False, logits.device)
     return without_gradients(resample_labels, logits.flatten(2), *tables)
 
 
@@ -222,9 +219,8 @@ def _mmseg_network_call(selection: Selection, model: EMANet, image: Tensor, size
 
 
 def _our_network_call(model: EMANet, image: Tensor, size: Size) -> Call:
-    fused, protocol = fuse(model), make_protocol("whole", size)
-    low = tuple(-(-side // 8) for side in size)
-    tables = tap_tables(protocol, size[::-1], (low,), False, image.device)
+    fused = fuse(model)
+    tables = tap_tables(make_protocol("whole", size), size[::-1], False, image.device)
 
     def run() -> tuple[Tensor, Tensor]:
         logits = fused(image)
