@@ -29,7 +29,7 @@ SIZE = TILE + 2
 TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
 CHANNELS_BYTES = 2048  # of a pixel
 WEIGHTS = 2**14  # transformed at once
-KEEP_PIXELS = 2**14  # up to which mapping memory anew would be a tenth of the time
+SMALL_PIXELS = 2**14  # of more pixels the memory counts for more than a tenth of the time
 FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
@@ -136,7 +136,8 @@ def _run(
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
     across = _tiles_across(x, dilation)
     threads = num_threads(x.device)
-    most_tiles = TILES if threads == 1 else TILES // 2  # threads share the larger caches
+    small = x.shape[0] * x.shape[2] * x.shape[3] <= SMALL_PIXELS
+    most_tiles = TILES if small or threads == 1 else TILES // 2
     even = _even_blocks(rows, max(1, most_tiles // across), threads)
     blocks = [_runs(block, dilation) for block in even]
 
@@ -144,8 +145,7 @@ def _run(
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
     weights_bytes = SIZE**2 * channels * outputs * x.element_size()
     thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
-    keep = x.shape[0] * x.shape[2] * x.shape[3] <= KEEP_PIXELS
-    memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep)
+    memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep=small)
     weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
 
     total = out

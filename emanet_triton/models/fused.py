@@ -12,8 +12,7 @@ from emanet_triton.models.head import ConvModule, EMAHead
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
 
 ROWS = 16  # output channels that are folded at once, so that little of them exists in float64
-# Channels from which Winograd's convolution is the faster (benchmarks/results/conv_cpu.csv).
-WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
+WINOGRAD_CHANNELS = 256  # from which it is the faster (benchmarks/results/conv_cpu.csv)
 
 
 def fuse(
@@ -279,4 +278,4 @@ def _folded(
 def _winograd_pays(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or weight.shape[2] != 3 or not conv_cpu.has_onednn(weight.dtype):
         return False
-    return min(weight.shape[:2]) >= WINOGRAD_CHANNELS[weight.dtype]
+    return min(weight.shape[:2]) >= WINOGRAD_CHANNELS

@@ -118,7 +118,7 @@ def test_memory_is_kept_for_the_next_call_unless_the_image_is_large(monkeypatch)
     kept = winograd._OF_THREAD.memory
     again = winograd_conv(*arguments)  # in the memory that the first has written
     assert winograd._OF_THREAD.memory is kept
-    monkeypatch.setattr(winograd, "KEEP_PIXELS", 2 * 13 * 17 - 1)
+    monkeypatch.setattr(winograd, "SMALL_PIXELS", 2 * 13 * 17 - 1)
     large = winograd_conv(*arguments)
     assert winograd._OF_THREAD.memory is None
     assert torch.equal(first, again)
