@@ -29,6 +29,8 @@ from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.kernels.resample import confusion_counts
 
+LARGE = 2**20  # pixels of an image: below, returning memory takes more than it is worth
+
 
 def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
     """Check the files of all samples, shared among ranks and threads.
@@ -145,7 +147,7 @@ def evaluate(
                 asked = time.monotonic()
                 loaded = next(decoded)
                 waiting += time.monotonic() - asked
-                if on_cpu:
+                if on_cpu and loaded[0][1].size >= LARGE:
                     give_back()
                 started.append(_start(predictor, other, batch, loaded, outputs, pool))
                 while len(started) > most_started:
