@@ -46,6 +46,16 @@ def test_the_quick_selection_is_one_case():
     assert len(list(post.cases(Selection()))) == 4
 
 
+def test_ms_flip_is_compiled_on_a_cpu_only_if_that_is_asked_for():
+    whole, _, ms_flip, _ = post.cases(Selection())
+    assert list(whole.providers) == ["plain", "plain-compiled", "torch"]
+    assert list(ms_flip.providers) == ["plain", "torch"]
+    *_, asked = post.cases(Selection(providers=("plain-compiled",)))
+    assert list(asked.providers) == ["plain", "plain-compiled"]
+    *_, on_a_gpu = post.cases(Selection(device="cuda"))
+    assert "plain-compiled" in on_a_gpu.providers
+
+
 def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr("emanet_triton.bench.__main__.peak_in_child", lambda *_: 1.5)
     path = tmp_path / "post.csv"

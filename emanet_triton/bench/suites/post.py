@@ -107,6 +107,7 @@ def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str
     arguments = protocol, ms_flip, (width, height), DTYPES[dtype], selection.device
     problem = functools.cache(functools.partial(make_problem, *arguments))
     exact = functools.cache(lambda: clear_labels(problem()))
+    slow = selection.short or (ms_flip and not selection.cuda)  # twelve views: minutes, and 10 GB
     names = ["plain", "plain-compiled", "torch"]
     names += ["triton", "triton-graph"] if selection.cuda else []
     return Case(
@@ -115,7 +116,7 @@ def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str
         providers=selection.pick(
             {name: functools.partial(provide, name, problem) for name in names},
             "plain",
-            ("plain-compiled",) if selection.short else (),
+            ("plain-compiled",) if slow else (),
         ),
         baseline="plain",
         error=lambda got: wrong_share(got, *exact()),
