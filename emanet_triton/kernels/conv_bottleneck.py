@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels import conv_tiles
-from emanet_triton.kernels.conv_triton import launch, nhwc
+from emanet_triton.kernels.conv_triton import nhwc
 from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 
 @triton.jit
@@ -81,6 +82,7 @@ def conv_bottleneck(
         tl.store(out_ptr + o_row + o_o[None, :], b_out, mask=m_out[:, None])
 
 
+@with_fitting_tiles
 def bottleneck(
     x: Tensor,
     weights: list[Tensor],
@@ -93,13 +95,14 @@ def bottleneck(
     batch, height, width, channels = x.shape
     outputs, planes = residual.shape[3], weights[0].shape[0]
     tile = conv_tiles.bottleneck_tile(arch or architecture(x.device), DTYPE_NAMES[x.dtype], planes)
+    tile = fitting(tile, x.device)
     out = x.new_empty(residual.shape)
     parameters = [
         tensor for pair in zip(map(nhwc, weights), biases, strict=True) for tensor in pair
     ]
     pixels = batch * height * width
     launch(
-        conv_bottleneck, tile, -(-pixels // (tile.meta["BLOCK_M"] - 2)),
+        conv_bottleneck, tile, x.device, cdiv(pixels, tile.meta["BLOCK_M"] - 2),
         x, *parameters, residual, out, height, width, pixels, C=channels, OUT=outputs,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 from emanet_triton.kernels.tiles import DTYPES, Tile
 
-# Classes of shapes: more than 128 outputs of enough pixels to fill a GPU with the widest tile (but
-# a float32 residual would not fit its registers), more than 64 outputs, up to 64, input channels
-# that are no multiple of 64, and more than 64 outputs of a 3x3 kernel of pointers, where Triton 3.6
-# needs more registers than 3.9; as "medium" where a row has none of its own.
-_CLASSES = ("wide", "medium", "narrow", "odd", "taps")
+# Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
+# and no float32 residual, which would not fit its registers; medium: more than 64 outputs; narrow:
+# up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium serves.
+_CLASSES = ("wide", "medium", "narrow", "odd")
 _WIDE_PIXELS = 16384
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
@@ -26,15 +25,12 @@ _SIZES = {
     "conv_pointers": {
         ("sm_80", "half"): (
             (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (128, 64, 32, 4, 4),
-            (128, 128, 32, 8, 4),
         ),
         ("sm_90", "half"): (
-            (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
-            (128, 128, 32, 8, 4),
+            (128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
         ),
         ("sm_100", "half"): (
             (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
-            (128, 128, 32, 8, 4),
         ),
         ("gfx942", "half"): (
             (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 64, 64, 4, 2), (128, 64, 32, 4, 2),
@@ -58,7 +54,7 @@ _BOTTLENECK = {
     "sm_80": {64: (64, 64, 64, 8, 3), 128: (32, 64, 64, 8, 3)},
     "sm_90": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
     "sm_100": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
-    "gfx942": {64: (128, 64, 64, 8, 2), 128: (64, 64, 64, 8, 2)},
+    "gfx942": {64: (128, 64, 64, 8, 2), 128: (64, 64, 32, 8, 2)},
 }
 BOTTLENECK_PLANES = (64, 128)
 DESCRIPTOR_ARCHS = ("sm_90", "sm_100")
@@ -75,16 +71,13 @@ def tile(
     pixels: int,
     precision: str = "ieee",
     residual: str | None = None,
-    taps: int = 9,
 ) -> Tile:
     """The configuration of a kernel for C input channels, O outputs and so many output pixels.
 
     ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
-    ``residual`` is the dtype of the residual, if there is one; ``taps`` 9 or, for 1x1, 1.
+    ``residual`` is the dtype of the residual, if there is one.
     """
     shape_class = _shape_class(channels, outputs, 0 if residual == "fp32" else pixels)
-    if taps > 1 and kernel == "conv_pointers" and shape_class in ("wide", "medium"):
-        shape_class = "taps"
     return _tile(kernel, arch, dtype, shape_class, precision)
 
 

@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.kernels import conv_tiles
 from emanet_triton.kernels.device import DTYPE_NAMES, architecture
-from emanet_triton.kernels.tiles import Tile
+from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 # A row of which less than this fills the tiles that cover it is left to ``conv_pointers``.
 _MIN_FILLED = 0.8
@@ -112,7 +112,8 @@ def conv_pointers(
 
     b_out = load_sums(bias_ptr, residual_ptr, first, m_m, o_o, OUT, HAS_RESIDUAL, BLOCK_M)
     for k in range(0, KERNEL * KERNEL * C_PADDED, BLOCK_C):
-        tap, o_c = k // C_PADDED, k % C_PADDED + tl.arange(0, BLOCK_C)
+        tap, c = k // C_PADDED, tl.multiple_of(k % C_PADDED, BLOCK_C)  # else narrow loads
+        o_c = c + tl.arange(0, BLOCK_C)
         x = o_x + (tap % KERNEL - KERNEL // 2) * DILATION
         y = o_y + (tap // KERNEL - KERNEL // 2) * DILATION
         m_x = (m_m & (x >= 0) & (x < W_IN) & (y >= 0) & (y < H_IN))[:, None]
@@ -127,18 +128,12 @@ def conv_pointers(
     store_outputs(b_out, out_ptr, first, m_m, o_o, OUT, RELU)
 
 
-def launch(kernel, tile: Tile, programs: int, *arguments, **constants) -> None:
-    kernel[(programs,)](
-        *arguments, **constants, **tile.meta,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
-    )  # fmt: skip
-
-
 def nhwc(x: Tensor) -> Tensor:
     """[B, C, H, W] → [B, H, W, C], contiguous; a view of channels-last memory."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
+@with_fitting_tiles
 def conv_bias_act(
     x: Tensor,
     weight: Tensor,
@@ -157,7 +152,7 @@ def conv_bias_act(
     residual = None if residual is None else nhwc(residual)
     batch, height, width, channels = x.shape
     outputs, kernel, _, _ = weight.shape
-    height, width = triton.cdiv(height, stride), triton.cdiv(width, stride)
+    height, width = cdiv(height, stride), cdiv(width, stride)
     out = x.new_empty(batch, height, width, outputs, dtype=out_dtype)
 
     aligned = (x.data_ptr() | weight.data_ptr()) % 16 == 0
@@ -167,8 +162,9 @@ def conv_bias_act(
     tile = conv_tiles.tile(
         "conv_pointers" if image is None else "conv_rows", arch, DTYPE_NAMES[x.dtype],
         channels, outputs, batch * height * width, precision,
-        None if residual is None else DTYPE_NAMES[residual.dtype], kernel**2,
+        None if residual is None else DTYPE_NAMES[residual.dtype],
     )  # fmt: skip
+    tile = fitting(tile, x.device)
     constants = {
         "C": channels, "OUT": outputs, "KERNEL": kernel, "STRIDE": stride, "DILATION": dilation,
         "HAS_RESIDUAL": residual is not None, "RELU": relu,
@@ -192,17 +188,17 @@ def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
     elif kernel == 1:
         return x.view(1, 1, -1, channels)
     width //= stride
-    tiled = triton.cdiv(width, conv_tiles.ROW) * conv_tiles.ROW
+    tiled = cdiv(width, conv_tiles.ROW) * conv_tiles.ROW
     return x if width >= _MIN_FILLED * tiled else None
 
 
 def _launch_rows(tile, image, weight, bias, residual, out, **constants) -> None:
     block_m, block_o, block_c = (tile.meta[f"BLOCK_{letter}"] for letter in "MOC")
     batch, height, width = image.shape[0], image.shape[1], image.shape[-2]
-    num_tiles = triton.cdiv(width, block_m)
+    num_tiles = cdiv(width, block_m)
     image_block = [1] * (image.dim() - 2) + [block_m, block_c]
     launch(
-        conv_rows, tile, batch * height * num_tiles * triton.cdiv(constants["OUT"], block_o),
+        conv_rows, tile, out.device, batch * height * num_tiles * cdiv(constants["OUT"], block_o),
         TensorDescriptor.from_tensor(image, image_block),
         TensorDescriptor.from_tensor(weight, [block_o, block_c]),
         bias, residual, out, height, width, num_tiles, **constants,
@@ -212,9 +208,9 @@ def _launch_rows(tile, image, weight, bias, residual, out, **constants) -> None:
 def _launch_pointers(tile, x, weight, bias, residual, out, **constants) -> None:
     batch, height, width, outputs = out.shape
     pixels = batch * height * width
-    programs = triton.cdiv(pixels, tile.meta["BLOCK_M"])
+    programs = cdiv(pixels, tile.meta["BLOCK_M"])
     launch(
-        conv_pointers, tile, programs * triton.cdiv(outputs, tile.meta["BLOCK_O"]),
+        conv_pointers, tile, out.device, programs * cdiv(outputs, tile.meta["BLOCK_O"]),
         x, weight, bias, residual, out,
         x.shape[1], x.shape[2], height, width, pixels, **constants,
     )  # fmt: skip

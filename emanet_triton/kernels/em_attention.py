@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emanet_triton.kernels import tiles
 from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
 MIN_SPLIT, MAX_SPLITS = 256, 48
@@ -231,8 +232,8 @@ class Stages:
         self.split = split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
         float32 = {"dtype": torch.float32, "device": feats.device}
-        num_tiles = triton.cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
-        num_splits = triton.cdiv(positions, self.split)
+        num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
+        num_splits = cdiv(positions, self.split)
         self.colsum = torch.empty(batch, num_bases, num_tiles, **float32)
         self.partial = torch.empty(batch, num_splits, num_bases, channels, **float32)
 
@@ -240,16 +241,14 @@ class Stages:
         channels, num_bases = self.shape.values()
         channels_last = self.channels_last["CHANNELS_LAST"]
         dtype = DTYPE_NAMES[self.feats.dtype]
-        return tiles.tile(
+        tile = tiles.tile(
             kernel, self._arch, dtype, channels, num_bases, channels_last, self._precision
         )
+        return fitting(tile, self.feats.device)
 
     def launch(self, kernel, programs: int, *arguments, **constants) -> None:
         tile = self.tile(kernel.__name__)
-        kernel[(programs,)](
-            *arguments, **constants, **tile.meta,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+        launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
     def e_step(self, bases: Tensor, bias: Tensor | None = None) -> None:
         """bases [1 or B, K, C], contiguous; bias float32 [1 or B, K], added to the logits."""
@@ -269,7 +268,7 @@ class Stages:
         """Writes the new bases [B, K, C]; given mass [B, K], not divided by their L2 norm."""
         batch, positions, channels = self.feats.shape
         num_splits = self.partial.shape[1]
-        num_blocks = triton.cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
+        num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
         self.launch(
             em_m_step, batch * num_splits * num_blocks,
             self.feats, self.z, self.partial, positions, num_splits, *self.feats.stride(),
@@ -284,8 +283,8 @@ class Stages:
     def reconstruct(self, bases: Tensor) -> Tensor:
         batch, positions, channels = self.feats.shape
         meta = self.tile("em_reconstruct").meta
-        num_tiles = triton.cdiv(positions, meta["BLOCK_N"])
-        num_blocks = triton.cdiv(channels, meta["BLOCK_C"])
+        num_tiles = cdiv(positions, meta["BLOCK_N"])
+        num_blocks = cdiv(channels, meta["BLOCK_C"])
         out = torch.empty_like(self.feats)
         self.launch(
             em_reconstruct, batch * num_tiles * num_blocks,
@@ -295,6 +294,7 @@ class Stages:
         return out
 
 
+@with_fitting_tiles
 def em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, precision: str
 ) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.em_attention import EPS, Stages, load_features, reconstruct
+from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 
 
 @triton.jit
@@ -193,8 +194,8 @@ class BlockStages(Stages):
     def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         batch, positions, channels = self.feats.shape
         meta = self.tile("em_epilogue").meta
-        num_tiles = triton.cdiv(positions, meta["BLOCK_N"])
-        num_blocks = triton.cdiv(channels, meta["BLOCK_O"])
+        num_tiles = cdiv(positions, meta["BLOCK_N"])
+        num_blocks = cdiv(channels, meta["BLOCK_O"])
         out = torch.empty_like(self.feats)
         self.launch(
             em_epilogue, batch * num_tiles * num_blocks,
@@ -206,10 +207,11 @@ class BlockStages(Stages):
 
     def _row_programs(self, kernel: str, rows: int) -> int:
         meta = self.tile(kernel).meta
-        num_blocks = triton.cdiv(self.shape["C"], meta["BLOCK_O"])
-        return triton.cdiv(rows, meta["BLOCK_M"]) * num_blocks
+        num_blocks = cdiv(self.shape["C"], meta["BLOCK_O"])
+        return cdiv(rows, meta["BLOCK_M"]) * num_blocks
 
 
+@with_fitting_tiles
 def em_attention_block(
     feats: Tensor,
     bases: Tensor,

@@ -13,28 +13,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A thread a pixel. Labels: one warp, so that no tap waits for other warps, and rows enough to make
-# starting a program cheap beside its work. Probabilities: what compiles without spills.
-TILES = {
-    ("cuda", "labels"): {"BLOCK_W": 32, "ROWS": 8, "num_warps": 1},
-    ("cuda", "probabilities"): {"BLOCK_W": 128, "ROWS": 1, "num_warps": 4},
-    ("hip", "labels"): {"BLOCK_W": 64, "ROWS": 8, "num_warps": 1},
-    ("hip", "probabilities"): {"BLOCK_W": 256, "ROWS": 1, "num_warps": 4},
-}
+from emanet_triton.kernels.launch import cdiv
+
+# A program is one warp, so that no tap waits for other warps; labels take several rows, to make
+# starting a program cheap beside its work.
+ROWS = {"labels": 8, "probabilities": 1}
 CONFUSION_TILE = {"BLOCK": 4096, "num_warps": 4}
+MOST_OFFSETS = 2**31  # that 32 bits can hold
+MOST_BINS = 1024  # of a histogram: more spill in Triton 3.6 and 3.7
+# Neighbouring threads shall have neighbouring pixels. Of two axes along which nothing is contiguous
+# Triton 3.6 spreads the first over the threads, later versions the last.
+CLASS_AXIS = 1 if triton.__version__.startswith("3.6.") else 0
 IGNORE = tl.constexpr(255)
 
 
 @triton.jit
 def interpolate(
     logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
-    i_view, i_row, o_w, H, W, P, row_taps, column_taps,
-    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+    b_logits, i_view, i_row, o_w, o_c, H, W, P, row_taps, column_taps,
+    C: tl.constexpr, CLASS_AXIS: tl.constexpr,
 ):  # fmt: skip
-    """Logits of one view at pixels ``o_w`` of an output row, [BLOCK_C, BLOCK_W]."""
-    o_c = tl.arange(0, BLOCK_C)
-    p_c = logits_ptr + (o_c.to(tl.int64) * P)[:, None]
-    b_logits = tl.zeros([BLOCK_C, BLOCK_W], tl.float32)
+    """One view's logits of classes ``o_c`` at pixels ``o_w`` of a row, added to a tile of zeros."""
     for t_c in range(column_taps):
         o_t = (i_view * column_taps + t_c) * W + o_w
         w_c = tl.load(column_weight_ptr + o_t, mask=o_w < W, other=0.0)
@@ -44,51 +43,56 @@ def interpolate(
                 o_r = (i_view * row_taps + t_r) * H + i_row
                 w_r = tl.load(row_weight_ptr + o_r)
                 if w_r > 0.0:
-                    o_p = tl.load(row_index_ptr + o_r) + x_c
-                    b_tap = tl.load(p_c + o_p[None, :], mask=(o_c < C)[:, None], other=0.0)
-                    b_logits += (w_r * w_c)[None, :] * b_tap.to(tl.float32)
-    return tl.where((o_c < C)[:, None], b_logits, float("-inf"))
+                    o_p = tl.expand_dims(tl.load(row_index_ptr + o_r) + x_c, CLASS_AXIS)
+                    b_tap = tl.load(logits_ptr + (o_c * P + o_p), mask=o_c < C, other=0.0)
+                    b_logits += tl.expand_dims(w_r * w_c, CLASS_AXIS) * b_tap.to(tl.float32)
+    return tl.where(o_c < C, b_logits, float("-inf"))
 
 
 @triton.jit
 def resample_kernel(
     logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
     labels_ptr, probabilities_ptr, H, W, P, num_views, row_taps, column_taps,
-    C: tl.constexpr, SOFTMAX: tl.constexpr, PROBABILITIES: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr,
+    C: tl.constexpr, SOFTMAX: tl.constexpr, PROBABILITIES: tl.constexpr, WIDE: tl.constexpr,
+    CLASS_AXIS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Scores of all classes, summed over the views, and their first maximum.
 
     logits [B, C, P]; tables [num_views, taps, H or W]; labels uint8 [B, H, W]; with
     PROBABILITIES float32 [B, C, H, W]. Without SOFTMAX, for a single view, scores are logits.
+    WIDE says that offsets of an image need 64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other
+    way round with CLASS_AXIS 1.
     """
     i_b = tl.program_id(2).to(tl.int64)
     o_w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     o_w = tl.max_contiguous(o_w, 1)  # else wide stores would give a thread several pixels
-    o_c = tl.arange(0, BLOCK_C)
+    o_x = tl.expand_dims(o_w, CLASS_AXIS)
+    o_c = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
+    if WIDE:
+        o_c = o_c.to(tl.int64)
+    b_zero = tl.zeros(tl.broadcast(o_c, o_x)[0].shape, tl.float32)
     logits_ptr += i_b * C * P
 
     begin = tl.program_id(1) * ROWS
     for i_row in range(begin, tl.minimum(begin + ROWS, H)):
-        b_scores = tl.zeros([BLOCK_C, BLOCK_W], tl.float32)
+        b_scores = b_zero
         for i_view in range(num_views):
             b_logits = interpolate(
                 logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
-                i_view, i_row, o_w, H, W, P, row_taps, column_taps, C, BLOCK_C, BLOCK_W,
-            )  # [BLOCK_C, BLOCK_W]  # fmt: skip
+                b_zero, i_view, i_row, o_w, o_c, H, W, P, row_taps, column_taps, C, CLASS_AXIS,
+            )  # fmt: skip
             if SOFTMAX:
-                b_exp = tl.exp(b_logits - tl.max(b_logits, 0)[None, :])
-                b_scores += b_exp * (1.0 / tl.sum(b_exp, 0))[None, :]
+                b_exp = tl.exp(b_logits - tl.max(b_logits, CLASS_AXIS, keep_dims=True))
+                b_scores += b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
             else:
                 b_scores += b_logits
 
-        b_labels = tl.argmax(b_scores, 0)  # the first maximum
+        b_labels = tl.argmax(b_scores, CLASS_AXIS)  # the first maximum
         tl.store(labels_ptr + (i_b * H + i_row) * W + o_w, b_labels.to(tl.uint8), mask=o_w < W)
         if PROBABILITIES:
-            p_out = probabilities_ptr + ((i_b * C + o_c)[:, None] * H + i_row) * W + o_w[None, :]
-            tl.store(
-                p_out, b_scores * (1.0 / num_views), mask=(o_c < C)[:, None] & (o_w < W)[None, :]
-            )
+            p_row = probabilities_ptr + (i_b * C * H + i_row) * W
+            b_mean = b_scores * (1.0 / num_views)
+            tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
 
 
 @triton.jit
@@ -96,16 +100,20 @@ def confusion_kernel(
     targets_ptr, labels_ptr, counts_ptr, num_pixels,
     C: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of a run of pixels to counts, int64 [C * C + 1]; last those of no class."""
+    """Add the pairs of a run of pixels to counts, int64 [C * C + 1]; last those of no class.
+
+    A program counts BINS - 1 kinds of pairs; the last bin is for all others.
+    """
     o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(1) * (BINS - 1)
     b_target = tl.load(targets_ptr + o_n, mask=o_n < num_pixels, other=IGNORE).to(tl.int32)
     b_label = tl.load(labels_ptr + o_n, mask=o_n < num_pixels, other=0).to(tl.int32)
-    b_bin = tl.where((b_target < C) & (b_label < C), b_target * C + b_label, C * C)
-    b_bin = tl.where(b_target == IGNORE, C * C + 1, b_bin)  # a bin that is not stored
-    b_count = tl.histogram(b_bin, BINS)
+    b_pair = tl.where((b_target < C) & (b_label < C), b_target * C + b_label, C * C)
+    m_pair = (b_target != IGNORE) & (b_pair >= first) & (b_pair < first + BINS - 1)
+    b_count = tl.histogram(tl.where(m_pair, b_pair - first, BINS - 1), BINS)
     o_bin = tl.arange(0, BINS)
-    m_bin = (o_bin <= C * C) & (b_count > 0)
-    tl.atomic_add(counts_ptr + o_bin, b_count.to(tl.int64), mask=m_bin)
+    m_bin = (o_bin < BINS - 1) & (first + o_bin <= C * C) & (b_count > 0)
+    tl.atomic_add(counts_ptr + first + o_bin, b_count.to(tl.int64), mask=m_bin)
 
 
 INTERPRETED = not isinstance(resample_kernel, triton.runtime.JITFunction)
@@ -126,13 +134,17 @@ def resample(
     mean = None
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
-    backend = "hip" if torch.version.hip else "cuda"
-    tile = TILES[backend, "probabilities" if probabilities else "labels"]
-    resample_kernel[triton.cdiv(W, tile["BLOCK_W"]), triton.cdiv(H, tile["ROWS"]), B](
+    wide = C * max(P, H * W if probabilities else 0) >= MOST_OFFSETS
+    # A thread has all classes of its pixel, or half of them where they would not fit its registers.
+    threads = 2 if C > 32 and (probabilities or wide) else 1
+    block_w = (64 if torch.version.hip else 32) // threads
+    rows = ROWS["probabilities" if probabilities else "labels"]
+    resample_kernel[cdiv(W, block_w), cdiv(H, rows), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
-        C=C, SOFTMAX=probabilities or V > 1, PROBABILITIES=probabilities,
-        BLOCK_C=32 if C <= 32 else 64, **tile, enable_fp_fusion=True,
+        C=C, SOFTMAX=probabilities or V > 1, PROBABILITIES=probabilities, WIDE=wide,
+        CLASS_AXIS=CLASS_AXIS, BLOCK_C=32 if C <= 32 else 64, BLOCK_W=block_w, ROWS=rows,
+        num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return labels, mean
 
@@ -140,9 +152,10 @@ def resample(
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts of each (target, label) pair, int64 [C * C + 1]; the last of what is no class."""
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
-    confusion_kernel[(triton.cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]),)](
+    bins = min(MOST_BINS, triton.next_power_of_2(num_classes**2 + 2))
+    blocks = cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]), cdiv(num_classes**2 + 1, bins - 1)
+    confusion_kernel[blocks](
         targets.contiguous(), labels.contiguous(), counts, labels.numel(),
-        C=num_classes, BINS=triton.next_power_of_2(num_classes**2 + 2), **CONFUSION_TILE,
-        enable_fp_fusion=True,
+        C=num_classes, BINS=bins, **CONFUSION_TILE, enable_fp_fusion=True,
     )  # fmt: skip
     return counts

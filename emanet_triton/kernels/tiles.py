@@ -6,7 +6,7 @@ those without a table of their own; ``gfx942`` fits AMD's 64 KB.
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bf16", "fp16", "fp32")
@@ -30,7 +30,7 @@ class Tile:
     kernel: str
     arch: str
     dtype: str
-    meta: Mapping[str, int | bool | str]
+    meta: Mapping[str, int | bool | str] = field(hash=False)
     num_warps: int
     num_stages: int
 
@@ -45,7 +45,7 @@ _BY_BASES = {
     "em_e_step": {
         ("sm_80", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_80", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
-        ("sm_80", "tf32x3"): ((128, 32, 8, 3), (64, 32, 8, 3), (32, 32, 8, 3)),
+        ("sm_80", "tf32x3"): ((128, 32, 8, 3), (64, 32, 8, 3), (32, 32, 8, 2)),
         ("sm_80", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
         ("sm_90", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_90", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
@@ -62,7 +62,7 @@ _BY_BASES = {
     "em_m_step": {
         ("sm_80", "half"): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 3)),
         ("sm_80", "ieee"): ((32, 64, 4, 3), (32, 64, 8, 3), (32, 32, 8, 3)),
-        ("sm_80", "tf32x3"): ((32, 128, 8, 3), (32, 64, 8, 3), (32, 32, 8, 3)),
+        ("sm_80", "tf32x3"): ((32, 128, 8, 3), (32, 64, 8, 3), (32, 32, 8, 2)),
         ("sm_80", "tf32"): ((64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
         ("sm_90", "half"): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 3)),
         ("sm_90", "ieee"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 8, 3)),
@@ -82,7 +82,7 @@ _BY_BASES = {
 _RECONSTRUCT = {
     ("sm_80", "half"): (128, 128, 8, 3),
     ("sm_80", "ieee"): (64, 64, 8, 1),
-    ("sm_80", "tf32x3"): (64, 64, 8, 3),
+    ("sm_80", "tf32x3"): (64, 32, 8, 3),
     ("sm_80", "tf32"): (128, 128, 8, 2),
     ("sm_90", "half"): (128, 128, 8, 3),
     ("sm_90", "ieee"): (64, 64, 8, 3),
@@ -101,11 +101,11 @@ _RECONSTRUCT = {
 _EPILOGUE = {
     ("sm_80", "half"): (64, 128, 64, 8, 3),
     ("sm_80", "ieee"): (64, 64, 16, 8, 2),
-    ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
+    ("sm_80", "tf32x3"): (64, 64, 16, 8, 1),
     ("sm_80", "tf32"): (64, 128, 32, 8, 1),
     ("sm_90", "half"): (64, 128, 64, 8, 3),
     ("sm_90", "ieee"): (64, 64, 32, 8, 2),
-    ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
+    ("sm_90", "tf32x3"): (128, 64, 32, 8, 1),
     ("sm_90", "tf32"): (128, 64, 64, 8, 3),
     ("sm_100", "half"): (128, 64, 64, 8, 3),
     ("sm_100", "ieee"): (64, 64, 32, 8, 3),
@@ -117,8 +117,10 @@ _EPILOGUE = {
 }
 # Others for channels-last features and K to 64, where Z stays in registers.
 _EPILOGUE_OF_FEW = {
+    ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
     ("sm_90", "half"): (256, 128, 64, 8, 3),
     ("sm_90", "ieee"): (64, 64, 16, 8, 3),
+    ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
     ("sm_100", "half"): (128, 128, 64, 8, 3),
 }
 
@@ -171,10 +173,10 @@ def tile(
         meta["PRECISION"] = "ieee" if exact else "tf32x3"
     else:
         block_c = max(64, 1 << (channels - 1).bit_length())
-        meta = {"BLOCK_C": block_c}
+        meta, launch = {"BLOCK_C": block_c}, (4, 1)
         if kernel == "em_reduce":
             meta |= {"BLOCK_S": _BY_CHANNELS[block_c], "BLOCK_T": 256}
-        launch = (4, 1)
+            launch = (8, 1)
     return Tile(kernel, arch, dtype, meta, *launch)
 
 

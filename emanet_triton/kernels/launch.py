@@ -1,0 +1,106 @@
+"""Launch a kernel with a tile; where the tile does not fit the GPU, a smaller one takes its place.
+
+The tables hold tiles that fit the GPUs which they name. A smaller GPU, or a Triton version that
+nobody has tried, may refuse one all the same.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+import torch
+import triton
+
+from emanet_triton.kernels.tiles import Tile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SMALLEST_BLOCK = 16  # the least that a product takes
+BLOCKS = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
+
+# For each device, what replaces a tile that did not fit.
+_REPLACEMENTS: dict[tuple[torch.device, Tile], Tile] = {}
+
+
+class TileReplaced(Exception):  # noqa: N818 (the operator starts again: it is not an error)
+    """A launch was refused, and a smaller tile has been noted in place of its own."""
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; ``triton.cdiv`` takes microseconds on the host."""
+    return -(-a // b)
+
+
+def launch(
+    kernel, tile: Tile, device: torch.device, programs: int, *arguments, **constants
+) -> None:
+    """Launch ``programs`` programs of a kernel with the block sizes and options of its tile.
+
+    Raises:
+        TileReplaced: the tile does not fit the device, and a smaller one is noted.
+        triton.OutOfResources: no smaller tile is left.
+    """
+    try:
+        kernel[(programs,)](
+            *arguments, **constants, **tile.meta,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    except triton.OutOfResources as error:
+        _replace(tile, device, error)
+        raise TileReplaced from error
+
+
+def fitting(tile: Tile, device: torch.device) -> Tile:
+    """The tile itself, or the one that takes its place on this device."""
+    while (device, tile) in _REPLACEMENTS:
+        tile = _REPLACEMENTS[device, tile]
+    return tile
+
+
+def with_fitting_tiles(operator: Callable[P, T]) -> Callable[P, T]:
+    """Run an operator, which asks ``fitting`` for its tiles, again until all of them fit.
+
+    A tile decides how many programs run and how large the workspace is, so that a launch cannot
+    be mended alone.
+    """
+
+    @functools.wraps(operator)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return operator(*args, **kwargs)
+            except TileReplaced:
+                continue
+
+    return run
+
+
+def smaller(tile: Tile) -> Tile | None:
+    """The tile with a pipeline stage less or, without pipeline, with its longest block halved."""
+    if "PRECISION" not in tile.meta and "P" not in tile.meta:
+        return None  # not a product: its block is as long as the data
+    if tile.num_stages > 1:
+        return replace(tile, num_stages=tile.num_stages - 1)
+    blocks = {n: tile.meta[n] for n in BLOCKS if tile.meta.get(n, 0) > SMALLEST_BLOCK}
+    if not blocks:
+        return None
+    longest = max(blocks, key=blocks.__getitem__)
+    return replace(tile, meta={**tile.meta, longest: blocks[longest] // 2})
+
+
+def _replace(tile: Tile, device: torch.device, error: triton.OutOfResources) -> None:
+    replacement = smaller(tile)
+    if replacement is None:
+        raise error
+    known = {(d, t.kernel) for d, t in _REPLACEMENTS}
+    if (device, tile.kernel) not in known:
+        warnings.warn(
+            f"{tile.kernel} does not fit {device} with its usual tile: it needs {error.required} "
+            f"of {error.name}, {error.limit} are there; a smaller tile runs in its place, more "
+            "slowly",
+            stacklevel=2,
+        )
+    _REPLACEMENTS[device, tile] = replacement

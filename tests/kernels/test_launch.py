@@ -1,0 +1,119 @@
+"""A tile that does not fit the GPU gives way to a smaller one, which is remembered."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from emanet_triton.kernels import conv_tiles, launch, tiles
+from emanet_triton.kernels.tiles import Tile
+
+SMALL_GPU = Path(__file__).parents[1] / "small_gpu.py"
+CPU = torch.device("cpu")
+TILE = Tile("a_kernel", "sm_90", "bf16", {"BLOCK_N": 64, "BLOCK_C": 32, "PRECISION": "ieee"}, 8, 2)
+
+
+class Kernel:
+    """Counts its launches, and refuses a tile of more than ``most`` numbers and stages."""
+
+    def __init__(self, most):
+        self.most = most
+        self.launched = []
+
+    def __getitem__(self, grid):
+        def run(*_, BLOCK_N, BLOCK_C, num_stages, **__):
+            size = BLOCK_N * BLOCK_C * num_stages
+            if size > self.most:
+                raise triton.OutOfResources(size, self.most, "shared memory")
+            self.launched.append((grid, BLOCK_N, BLOCK_C, num_stages))
+
+        return run
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    monkeypatch.setattr(launch, "_REPLACEMENTS", {})
+
+
+@launch.with_fitting_tiles
+def operator(kernel):
+    """Cuts 128 rows into programs by its tile, as operators do."""
+    tile = launch.fitting(TILE, CPU)
+    launch.launch(kernel, tile, CPU, launch.cdiv(128, tile.meta["BLOCK_N"]))
+    return tile
+
+
+def test_what_fits_runs_as_it_is():
+    kernel = Kernel(4096)
+    assert operator(kernel) is TILE
+    assert kernel.launched == [((2,), 64, 32, 2)]
+
+
+def test_the_next_smaller_tile_is_taken_once_and_remembered():
+    kernel = Kernel(1024)
+    with pytest.warns(UserWarning) as warned:
+        tile = operator(kernel)
+    assert [str(w.message) for w in warned] == [
+        "a_kernel does not fit cpu with its usual tile: it needs 4096 of shared memory, 1024 are "
+        "there; a smaller tile runs in its place, more slowly"
+    ]
+    assert (tile.num_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
+    assert operator(kernel) == tile  # a second warning would be an error
+    assert kernel.launched == [((4,), 32, 32, 1)] * 2
+
+
+def test_another_device_keeps_its_tile():
+    with pytest.warns(UserWarning, match="does not fit cpu"):
+        operator(Kernel(1024))
+    assert launch.fitting(TILE, torch.device("cuda:1")) is TILE
+
+
+def test_where_nothing_fits_the_reason_is_raised():
+    with pytest.warns(UserWarning, match="does not fit"), pytest.raises(triton.OutOfResources):
+        operator(Kernel(16 * 16 - 1))
+
+
+def shrink(tile):
+    while tile is not None:
+        yield tile
+        tile = launch.smaller(tile)
+
+
+@pytest.mark.parametrize("shipped", [tiles.SHIPPED, conv_tiles.SHIPPED], ids=["em", "conv"])
+def test_every_tile_of_a_product_shrinks_to_the_smallest(shipped):
+    for tile in shipped:
+        *_, last = shrink(tile)
+        blocks = {last.meta[name] for name in launch.BLOCKS if name in last.meta}
+        if tile.kernel in ("em_reduce", "em_normalise"):
+            assert last is tile
+        else:
+            assert blocks == {launch.SMALLEST_BLOCK}
+            assert last.num_stages == 1
+
+
+def test_rounding_up():
+    assert [launch.cdiv(n, 4) for n in (1, 4, 5)] == [1, 1, 2]
+
+
+def test_all_operators_run_on_a_gpu_of_little_memory(tmp_path):
+    shared = 65_536
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(SMALL_GPU), str(shared)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    launched, warned = json.loads(done.stdout)
+    assert set(launched) >= {
+        "em_e_step", "em_m_step", "em_epilogue",
+        "conv_rows", "conv_pointers", "conv_bottleneck",
+    }  # fmt: skip
+    assert max(max(sizes) for sizes in launched.values()) <= shared
+    refused = [message.split()[0] for message in warned]
+    assert set(refused) >= {"em_epilogue", "conv_rows", "conv_pointers", "conv_bottleneck"}
+    assert len(refused) == len(set(refused))  # each kernel is spoken of once
+    assert all(f"{shared} are there" in message for message in warned)
