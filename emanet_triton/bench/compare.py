@@ -63,12 +63,15 @@ def verdict(a: Row, b: Row) -> str:
     Returns:
         "slower" or "faster" where the ranges from p20 to p80 lie apart by more than the larger
         noise of the two runs, and 1 percent at least; else "same". "broken" and "mended" where
-        only one of the two passed its gate and the other failed, "no time" where one has none.
+        only one of the two passed its gate and the other failed, "no time" where one has none,
+        "another clock" where the two were timed in different ways.
     """
     if a.p50_ms is None or b.p50_ms is None:
         if a.gate == PASSED and b.gate.startswith("failed"):
             return "broken"
         return "mended" if a.gate.startswith("failed") and b.gate == PASSED else "no time"
+    if a.clock != b.clock:
+        return "another clock"
     margin = 1 + max(a.noise or 0, b.noise or 0, LEAST)
     if b.p20_ms > a.p80_ms * margin:
         return "slower"

@@ -1,12 +1,14 @@
 """The rows that every suite writes, and their files."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from emanet_triton.errors import InputError
+from emanet_triton.files import write_whole
 
 PASSED = "passed"
 
@@ -20,7 +22,11 @@ class Row:
         provider: who ran it.
         gate: ``"passed"``, ``"absent: why"`` or ``"failed: why"``; only the first has times.
         error, bound: of the result against the suite's reference, and the largest that passes.
-        p20_ms, p50_ms, p80_ms, rounds: of the times of one call.
+        p20_ms, p50_ms, p80_ms, rounds: of the times of one call. On a GPU its L2 cache is warm.
+        cold_ms: median time of one call on a GPU whose L2 cache has just been written over.
+        host_us: microseconds that the host needs to launch one call on a GPU without a graph.
+        clock: ``"graph"``, the replay of a CUDA graph; ``"events"``, launches of a call that
+            cannot be captured; or ``"wall"``, wall clock.
         ratio, ratio_p20, ratio_p80: how many times faster than the baseline of the same round,
             median and spread.
         peak_mb: peak memory in 10^6 bytes, above what was there before the provider was made.
@@ -43,6 +49,9 @@ class Row:
     p50_ms: float | None = None
     p80_ms: float | None = None
     rounds: int | None = None
+    cold_ms: float | None = None
+    host_us: float | None = None
+    clock: str = ""
     ratio: float | None = None
     ratio_p20: float | None = None
     ratio_p80: float | None = None
@@ -90,11 +99,11 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    check_writable(path)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
+    _write(path, text.getvalue())
 
 
 def write_json(path: Path, rows: Iterable[Row]) -> None:
@@ -103,8 +112,19 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    _write(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole text or none of it: a run that is killed leaves the rows of its last write."""
     check_writable(path)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+        return
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def read_rows(path: Path) -> list[Row]:

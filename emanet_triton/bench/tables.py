@@ -7,6 +7,11 @@ from tabulate import tabulate
 from emanet_triton.bench.rows import PASSED, Row
 
 LONG = 12  # cases from which a table is folded away
+COLUMNS = {  # of a row, each a table of its own: its title
+    "cold_ms": "median with a cold L2 cache, ms",
+    "host_us": "host time of a call, µs",
+    "peak_mb": "peak memory, MB",
+}
 
 
 def runs(files: Mapping[str, list[Row]], suite: str) -> Iterator[tuple[str, list[Row]]]:
@@ -23,16 +28,17 @@ def _machine(row: Row) -> tuple:
 
 
 def run(link: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Where a run was made, its times, its memory, and who has no column of their own."""
+    """Where a run was made, its times, its memory, and what is to be said of single providers."""
     cases = list(dict.fromkeys(row.case for row in rows))
     shown = [row.provider for row in rows if row.gate == PASSED]
     providers = list(dict.fromkeys(shown))
     by_key = {(row.case, row.provider): row for row in rows}
     yield f"{_where(rows)} ({link}):"
     found = [_times(cases, providers, by_key)]
-    if any(row.peak_mb is not None for row in rows):
-        lines = [[c, *(_peak(by_key.get((c, p))) for p in providers)] for c in cases]
-        found.append(table(lines, ["peak memory, MB", *providers], "l" + "r" * len(providers)))
+    for column, title in COLUMNS.items():
+        if any(getattr(row, column) is not None for row in rows):
+            lines = [[c, *(_cell(by_key.get((c, p)), column) for p in providers)] for c in cases]
+            found.append(table(lines, [title, *providers], "l" + "r" * len(providers)))
     for text in found:
         yield folded(f"{len(cases)} cases", text) if len(cases) > LONG else text
     yield from _others(rows)
@@ -83,16 +89,21 @@ def _time(row: Row | None) -> str:
     return f"{number(row.p50_ms)}, {row.ratio:.2f}× ({row.ratio_p20:.2f}–{row.ratio_p80:.2f})"
 
 
-def _peak(row: Row | None) -> str:
-    return "" if row is None or row.peak_mb is None else number(row.peak_mb)
+def _cell(row: Row | None, column: str) -> str:
+    value = None if row is None else getattr(row, column)
+    return "" if value is None else number(value)
 
 
-def _others(rows: Iterable[Row]) -> Iterator[str]:
-    """Providers that have no column of their own, with the reason."""
+def _others(rows: Sequence[Row]) -> Iterator[str]:
+    """Providers without a time, with the reason; and those that no graph holds, beside graphs."""
+    graphs = any(row.clock == "graph" for row in rows)
     by_reason: dict[str, list[str]] = {}
     for row in rows:
         if row.gate != PASSED:
             by_reason.setdefault(f"{row.provider} {row.gate}", []).append(row.case)
+        elif graphs and row.clock == "events":
+            reason = f"{row.provider} cannot be captured: its launches are timed"
+            by_reason.setdefault(reason, []).append(row.case)
     total = len({row.case for row in rows})
     for reason, cases in by_reason.items():
         everywhere = len(cases) == total

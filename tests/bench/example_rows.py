@@ -15,7 +15,7 @@ def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
     versions = {"torch": "2.11", "triton": "3.6", "commit": "abc1234", "date": "2026-01-02"}
     times = {"p20_ms": 0.95 * ms, "p50_ms": ms, "p80_ms": 1.05 * ms, "rounds": 15}
     ratios = {"ratio": ratio, "ratio_p20": ratio - spread, "ratio_p80": ratio + spread}
-    rate = {"matmul_tflop_s": MATMUL[dtype]}
+    rate = {"matmul_tflop_s": MATMUL[dtype], "clock": "wall"}
     return Row(
         *(suite, case, provider, "passed"),
         dtype=dtype,
@@ -26,7 +26,8 @@ def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
 def without_times(item, provider, gate):
     """A provider that did not run where ``item`` did."""
     names = ("p20_ms", "p50_ms", "p80_ms", "rounds", "ratio", "ratio_p20", "ratio_p80", "peak_mb")
-    return replace(item, provider=provider, gate=gate, **dict.fromkeys(names))
+    columns = dict.fromkeys((*names, "cold_ms", "host_us"))
+    return replace(item, provider=provider, gate=gate, clock="", **columns)
 
 
 def with_floor(item, floor_ms, flop_per_byte):
@@ -90,11 +91,14 @@ def gpu_rows():
     where = GPU | {"threads": None}
     case = "block B=1 N=32768 bf16 channels-last"
     forecast = {"predicted_ms": "0.14-0.175"}
-    mmseg = row("em", case, "mmseg", 1.5, dtype="bf16", **where)
+    graph = where | {"dtype": "bf16", "clock": "graph"}
+    events = where | {"dtype": "bf16", "clock": "events"}
+    mmseg = row("em", case, "mmseg", 1.5, cold_ms=1.6, host_us=310.0, **graph)
     return [
         mmseg,
-        row("em", case, "triton", 0.2, 7.5, dtype="bf16", **(where | forecast)),
-        without_times(mmseg, "triton-graph", "failed: error 1"),
+        row("em", case, "triton", 0.2, 7.5, cold_ms=0.25, host_us=812.0, **(graph | forecast)),
+        row("em", case, "torch", 0.75, 2.0, cold_ms=0.8, host_us=420.0, **events),
+        without_times(mmseg, "mmseg-compiled", "failed: error 1"),
         row("model", "r50 whole 1024x2048 from=host", "plain-fp32", 100.0, **where),
         row("model", "r50 whole 1024x2048 from=host", "fused-bf16", 12.5, 8.0, **where),
         row("train-mem", "r50 512x1024 B=2 fp32", "mmseg", 300.0, peak_mb=5600.0, **where),

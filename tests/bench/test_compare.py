@@ -55,9 +55,10 @@ def failed(why):
         (ROW, failed("failed: error 1"), "broken"),
         (failed("failed: error 1"), ROW, "mended"),
         (ROW, failed("absent: no such package"), "no time"),
+        (replace(ROW, clock="events"), replace(times(2.0), clock="graph"), "another clock"),
     ],
 )
-def test_without_times(a, b, word):
+def test_what_cannot_be_compared(a, b, word):
     assert verdict(a, b) == word
 
 
@@ -108,7 +109,7 @@ def test_the_flag_of_the_same_name_and_json(tmp_path):
         (None, "b.csv: cannot be read"),
         ("a,b\n", "b.csv, line 1: expected the columns suite,case"),
         (",".join(COLUMNS) + "\n", "b.csv: expected rows, there are none"),
-        (",".join(COLUMNS) + "\nem,block\n", "b.csv, line 2: expected 30 values, got 2"),
+        (",".join(COLUMNS) + "\nem,block\n", "b.csv, line 2: expected 33 values, got 2"),
     ],
     ids=["missing", "other columns", "empty", "short line"],
 )

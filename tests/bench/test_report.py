@@ -102,19 +102,31 @@ def test_figures_reach_their_cells(folder):
 def test_predictions_stand_in_a_column_of_their_own(folder):
     folder.measured()
     header = line(block(folder, "em"), "triton", "predicted")
-    assert header == ["median, ms", "mmseg", "triton", "predicted, ms"]
-    assert line(block(folder, "em"), "bf16 channels-last")[2:] == [
-        *("0.2, 7.50× (6.75–8.25)", "0.14-0.175")
+    assert header == ["median, ms", "mmseg", "triton", "torch", "predicted, ms"]
+    assert line(block(folder, "em"), "bf16 channels-last", "×")[2:] == [
+        *("0.2, 7.50× (6.75–8.25)", "0.75, 2.00× (1.80–2.20)", "0.14-0.175")
     ]
     (folder.results / "em_g100.csv").unlink()
     folder.report()
     assert line(block(folder, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", "0.14-0.175"]
 
 
+def test_a_gpu_has_tables_of_cold_times_and_of_the_hosts(folder):
+    folder.measured()
+    text = block(folder, "em")
+    tables = text.split("\n\n")
+    (cold,) = [t for t in tables if t.startswith("| median with a cold L2 cache, ms ")]
+    (host,) = [t for t in tables if t.startswith("| host time of a call, µs ")]
+    assert line(cold, "bf16")[1:] == ["1.6", "0.25", "0.8"]
+    assert line(host, "bf16")[1:] == ["310", "812", "420"]
+    assert "- torch cannot be captured: its launches are timed\n" in text
+    assert "captured" not in block(folder, "conv")
+
+
 def test_who_was_not_there_is_said(folder):
     folder.measured()
     assert "- onnxruntime absent: No module named 'onnxruntime'" in block(folder, "model")
-    assert "- triton-graph failed: error 1" in block(folder, "em")
+    assert "- mmseg-compiled failed: error 1" in block(folder, "em")
 
 
 def test_the_worst_of_each_kernel(folder):

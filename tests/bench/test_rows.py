@@ -1,5 +1,7 @@
 """Rows go to files and come back; a bad file is named."""
 
+import errno
+
 import pytest
 
 from emanet_triton.bench.rows import COLUMNS, Row, read_rows, write_csv, write_json
@@ -8,6 +10,7 @@ from emanet_triton.errors import InputError
 ROWS = [
     Row(
         *("em", "block B=1 N=32768 bf16", "triton", "passed", 1.25e-3, 0.01, 1.5, 2.0, 2.5, 15),
+        *(2.25, 73.0, "graph"),
         *(3.0, 2.5, 3.5, 12.5, 0.5, 4.0, 100.0, 0.25, "0.14-0.175", 'a "name", 2 cores', 2),
         *("bf16", "570.1", "2.15", "3.9", "abc", "2026-11-23", 20.5, 0.125, 0.0625),
     ),
@@ -27,6 +30,19 @@ def test_the_columns_are_in_the_schemas_order():
     assert COLUMNS[-3:] == ("copy_gb_s", "matmul_tflop_s", "noise")
 
 
+def test_a_write_that_fails_leaves_the_rows_of_the_last_one(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    write_csv(path, ROWS)
+    monkeypatch.setattr("emanet_triton.bench.rows.write_whole", _no_space)
+    with pytest.raises(InputError, match=r"rows\.csv: cannot be written: No space left"):
+        write_csv(path, ROWS[:1])
+    assert read_rows(path) == ROWS
+
+
+def _no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_csv_keeps_five_digits(tmp_path):
     write_csv(tmp_path / "rows.csv", [Row("em", "block", "triton", "passed", p50_ms=1.2345678)])
     assert read_rows(tmp_path / "rows.csv")[0].p50_ms == 1.2346
@@ -35,9 +51,9 @@ def test_csv_keeps_five_digits(tmp_path):
 BAD_FILES = {
     "header.csv": ("suite,case\n", "header.csv, line 1: expected the columns suite,case,"),
     "empty.csv": ("", "empty.csv, line 1: expected the columns"),
-    "short.csv": (",".join(COLUMNS) + "\nem,block\n", "line 2: expected 30 values, got 2"),
+    "short.csv": (",".join(COLUMNS) + "\nem,block\n", "line 2: expected 33 values, got 2"),
     "number.csv": (
-        ",".join(COLUMNS) + "\nem,block,x,passed,low" + "," * 25 + "\n",
+        ",".join(COLUMNS) + "\nem,block,x,passed,low" + "," * 28 + "\n",
         "line 2: error must be a number, got 'low'",
     ),
     "broken.json": ("[\n{", "broken.json, line 2: not JSON"),
