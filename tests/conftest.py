@@ -2,6 +2,7 @@
 
 import os
 
+import fake_cuda
 import pytest
 import torch
 
@@ -15,3 +16,9 @@ def _private_caches(tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(cache / "hub"))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A stand-in for torch.cuda's streams, events and graphs."""
+    return fake_cuda.install(monkeypatch)

@@ -10,8 +10,9 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from emanet_triton.bench.case import Case, measure
+from emanet_triton.bench.case import Case
 from emanet_triton.bench.machine import Machine, check_device, measure_machine
+from emanet_triton.bench.measure import measure
 from emanet_triton.bench.memory import peak_in_child
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection, parse

@@ -40,11 +40,10 @@ CORRECTNESS = {
 SUITES = {  # arguments that fit the time, and seconds
     "em": ("--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1", 75),
     "model": (
-        "--networks r50 --seconds 2 "
-        "--providers plain-fp32 plain-bf16 fused-fp32 fused-bf16 fused-bf16-graph",
+        "--networks r50 --seconds 2 --providers plain-fp32 plain-bf16 fused-fp32 fused-bf16",
         65,
     ),
-    "post": ("--seconds 1 --providers plain torch triton triton-graph", 30),
+    "post": ("--seconds 1 --providers plain torch triton", 30),
     "conv": ("--dtypes bf16 --seconds 0.5 --providers torch cudnn triton", 60),
     "train-mem": ("--rounds 3", 35),
     "scale": ("--rounds 3", 40),

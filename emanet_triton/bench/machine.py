@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from emanet_triton.bench.method import Call, Method, Statistics
+from emanet_triton.bench.clocks import Call, events_timer, wall_timer
+from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.conv_choice import driver_version
 from emanet_triton.kernels.device import HAS_TRITON
@@ -101,7 +102,9 @@ def _matmul_seconds(device: str, dtype: torch.dtype, size: int) -> list[float]:
 
 
 def _seconds(device: str, call: Call) -> list[float]:
-    return Method(device, rounds=20, seconds=2).times({"": call})[""]
+    timer = events_timer(call) if device == "cuda" else wall_timer(call)
+    times = Method(device, rounds=20, seconds=2).times({"": timer})[""]
+    return [timed.warm if timed.cold is None else timed.cold for timed in times]
 
 
 def _triton_version() -> str:

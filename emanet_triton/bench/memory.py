@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import MEGABYTE
-from emanet_triton.bench.method import Call, Replay
 from emanet_triton.bench.options import Selection
 
-if TYPE_CHECKING:
-    from emanet_triton.bench.case import Case
-
-Cases = Callable[[Selection], "Iterable[Case]"]
+Cases = Callable[[Selection], Iterable[Case]]
 
 
 class CudaPeak:
@@ -28,10 +25,8 @@ class CudaPeak:
     def __init__(self) -> None:
         self._before = torch.cuda.memory_allocated()
 
-    def of(self, call: Call) -> float | None:
-        """MB that the provider and one more of its calls take; unknown of a graph's replay."""
-        if isinstance(call, Replay):
-            return None
+    def of(self, call: Call) -> float:
+        """MB that the provider and one more of its calls take."""
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
@@ -89,7 +84,7 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     return _resident_bytes("VmHWM") - before
 
 
-def _run(case: "Case", provider: str) -> None:
+def _run(case: Case, provider: str) -> None:
     if case.prepare:
         case.prepare()
     case.providers[provider]()()

@@ -1,18 +1,14 @@
-"""How calls are timed: in turns, after a warm-up, until a budget or an accuracy is reached."""
+"""How providers are timed: in turns, after a warm-up, until a budget or an accuracy is reached."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-Call = Callable[[], object]  # runs a provider once; returns what the gate looks at
-Clock = Callable[[Call], float]  # seconds that one call takes
+from emanet_triton.bench.clocks import Timed
 
 FEWEST_ROUNDS = 3
-FLUSHED_BYTES = 256 * 2**20  # several times any GPU's L2 cache
 
 
 @dataclass(frozen=True)
@@ -68,89 +64,33 @@ class Method:
     seconds: float = 30.0
     until: float | None = None
 
-    def times(self, calls: dict[str, Call], wall: bool = False) -> dict[str, list[float]]:
-        """Seconds of every call, one of each a round, in an order that turns round.
+    def times(
+        self,
+        timers: Mapping[str, Callable[[], Timed]],
+        now: Callable[[], float] = time.perf_counter,
+    ) -> dict[str, list[Timed]]:
+        """Times of every provider, one of each a round, in an order that turns round.
 
         Args:
-            calls: by name; each is run once untimed before the first round.
-            wall: on a GPU, wall clock until the device is idle in place of the device's own.
+            timers: by the provider's name; the first round of all is thrown away.
+            now: the clock of the budget.
         """
-        return self.alternate(calls, clock(self.device, wall))
-
-    def alternate(
-        self,
-        calls: dict[str, Call],
-        clock: Clock,
-        now: Callable[[], float] = time.perf_counter,
-    ) -> dict[str, list[float]]:
-        """As ``times``, by a given clock."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for call in calls.values():
-            call()
+        times: dict[str, list[Timed]] = {name: [] for name in timers}
+        for timer in timers.values():
+            timer()
         begin, done = now(), 0
-        while calls and not self._ends(times, done, now() - begin):
-            for name in calls if done % 2 == 0 else reversed(calls):
-                times[name].append(clock(calls[name]))
+        while timers and not self._ends(times, done, now() - begin):
+            for name in timers if done % 2 == 0 else reversed(timers):
+                times[name].append(timers[name]())
             done += 1
         return times
 
-    def _ends(self, times: dict[str, list[float]], done: int, spent: float) -> bool:
+    def _ends(self, times: dict[str, list[Timed]], done: int, spent: float) -> bool:
         if done < FEWEST_ROUNDS:
             return False
         if spent >= self.seconds:
             return True
         if done < self.rounds or self.until is None:
             return done >= self.rounds
-        return all(Statistics.of(t).relative_error <= self.until for t in times.values())
-
-
-def clock(device: str, wall: bool = False) -> Clock:
-    """Of a device: wall clock on the CPU; on a GPU events, behind a flush of its L2 cache."""
-    if device == "cpu":
-        return wall_clock
-    if wall:
-        return _synchronised_clock
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
-    return lambda call: _event_clock(call, flushed)
-
-
-def wall_clock(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _synchronised_clock(call: Call) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _event_clock(call: Call, flushed: torch.Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flushed.zero_()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-class Replay:
-    """A call as the replay of a CUDA graph, which allocates nothing of its own."""
-
-    def __init__(self, call: Call) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            call()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = call()
-
-    def __call__(self) -> object:
-        self._graph.replay()
-        return self._result
+        samples = ([timed.warm for timed in own] for own in times.values())
+        return all(Statistics.of(own).relative_error <= self.until for own in samples)

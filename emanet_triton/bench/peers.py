@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.bench.method import Call
+from emanet_triton.bench.clocks import Call
 from emanet_triton.eval.inputs import cut_windows
-from emanet_triton.eval.reference import view_logits
-from emanet_triton.eval.views import Size
+from emanet_triton.eval.views import Size, window_grid
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -85,7 +84,50 @@ def full_size_labels(logits: Tensor, inputs: Tensor, size: Size, protocol: Proto
         size: (width, height) of the images.
         protocol: how windows are placed and logits resized.
     """
-    return view_logits(lambda _: logits, inputs[:, :1], size, protocol).softmax(1).argmax(1)
+    return full_size_logits(logits, inputs.shape[2:], size, protocol).softmax(1).argmax(1)
+
+
+def full_size_logits(
+    logits: Tensor, inputs: tuple[int, int], size: Size, protocol: Protocol
+) -> Tensor:
+    """The logits of all windows put in place, averaged and resized, as mmseg does.
+
+    Unlike ``eval.reference`` it counts the windows of a pixel on the device, so that a CUDA graph
+    can hold it.
+
+    Args:
+        logits: as in ``full_size_labels``.
+        inputs: (height, width) of the network's input.
+        size: (width, height) of the images.
+        protocol: as in ``full_size_labels``.
+
+    Returns:
+        [B, classes, height, width], float32 or the dtype of the logits if that is wider.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if protocol.mode == "slide":
+        averaged = _averaged_windows(logits, inputs, protocol)
+    else:
+        averaged = _resized(logits, inputs, protocol)
+    return _resized(averaged, size[::-1], protocol)
+
+
+def _averaged_windows(logits: Tensor, inputs: tuple[int, int], protocol: Protocol) -> Tensor:
+    rows, columns = window_grid(protocol, inputs[::-1])
+    batch = len(logits) // (len(rows) * len(columns))
+    total = logits.new_zeros(batch, logits.shape[1], *inputs)
+    count = logits.new_zeros(1, 1, *inputs)
+    places = [(slice(*row), slice(*column)) for row in rows for column in columns]
+    for (row, column), part in zip(places, logits.split(batch), strict=True):
+        window = row.stop - row.start, column.stop - column.start
+        total[:, :, row, column] += _resized(part, window, protocol)
+        count[:, :, row, column] += 1
+    return total / count
+
+
+def _resized(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Bilinear to (height, width)."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
 
 
 def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.case import measure
 from emanet_triton.bench.machine import measure_machine
+from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows

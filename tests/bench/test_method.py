@@ -1,13 +1,14 @@
 """The arithmetic of times: percentiles, ratios, turns, and when to stop."""
 
+import functools
 import itertools
 import math
 import random
-import time
 
 import pytest
 
-from emanet_triton.bench.method import Method, Statistics, clock, ratio
+from emanet_triton.bench.clocks import Timed
+from emanet_triton.bench.method import Method, Statistics, ratio
 
 
 def test_percentiles():
@@ -37,23 +38,24 @@ def test_ratios_are_taken_round_by_round():
     assert ratio([2.0, 6.0, 16.0], times).p50 == 3.0
 
 
-def take_turns(method, seconds, now=None):
-    """The order of calls, and their times, by a clock that gives ``seconds`` in turn."""
+def take_turns(method, seconds, *now):
+    """The order of the providers a and b, and their warm times, which are ``seconds`` in turn."""
     order, given = [], iter(seconds)
-    calls = {name: lambda name=name: order.append(name) for name in "ab"}
 
-    def next_second(call):
-        call()
-        return next(given)
+    def timer(name):
+        order.append(name)
+        return Timed(next(given), 7.0)
 
-    times = method.alternate(calls, next_second, *([now] if now else []))
-    return "".join(order), times
+    timers = {name: functools.partial(timer, name) for name in "ab"}
+    times = method.times(timers, *now)
+    assert all(timed.cold == 7.0 for own in times.values() for timed in own)
+    return "".join(order), {name: [timed.warm for timed in own] for name, own in times.items()}
 
 
 def test_providers_take_turns():
     order, times = take_turns(Method(rounds=3), itertools.count())
     assert order == "ab" + "ab" + "ba" + "ab"  # the first round warms up
-    assert times == {"a": [0, 3, 4], "b": [1, 2, 5]}
+    assert times == {"a": [2, 5, 6], "b": [3, 4, 7]}
 
 
 def test_a_spent_budget_ends_the_rounds_after_three():
@@ -83,7 +85,3 @@ def test_repetition_ends_with_the_budget():
 
 def test_nothing_to_time():
     assert Method().times({}) == {}
-
-
-def test_the_clock_of_a_cpu_is_wall_clock():
-    assert clock("cpu")(lambda: time.sleep(0.02)) >= 0.02

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.method import Call
 from emanet_triton.bench.networks import BLOCKS, architecture, make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, without_gradients
@@ -183,6 +183,7 @@ def _case(selection: Selection, layer: Layer, batch: int, dtype: str, counts: st
         prepare=problem,
         floor=Cost(shape.bytes, shape.flops),
         dtype=dtype,
+        graph=True,
     )
 
 

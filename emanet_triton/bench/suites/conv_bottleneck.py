@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.method import Call
 from emanet_triton.bench.networks import BLOCKS, architecture, make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, without_gradients
@@ -109,6 +109,7 @@ def make_case(selection: Selection, block: Block, batch: int, dtype: str, counts
         prepare=problem,
         floor=block.floor(batch, kind.itemsize),
         dtype=dtype,
+        graph=True,
     )
 
 

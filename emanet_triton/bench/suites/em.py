@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.method import Call, Replay
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, mmseg_attention, without_gradients
 from emanet_triton.kernels import ops, reference
@@ -133,7 +133,6 @@ def _case(
     names = _providers(selection)
     slow = ("mmseg-compiled",) if selection.short and not selection.cuda else ()
     key = operation, dtype, batch, height * width
-    ours = [name for name in names if name.startswith("triton") and selection.cuda]
     return Case(
         suite="em",
         name=f"{operation} B={batch} N={height * width} {dtype} {layout}",
@@ -148,14 +147,15 @@ def _case(
         prepare=problem,
         floor=FLOORS[operation](shape),
         dtype=dtype,
-        predicted_ms={name: PREDICTED_MS[key] for name in ours if key in PREDICTED_MS},
+        predicted_ms={"triton": PREDICTED_MS[key]} if key in PREDICTED_MS else {},
         peak=selection.cuda,
+        graph=True,
     )
 
 
 def _providers(selection: Selection) -> list[str]:
     if selection.cuda:
-        return ["mmseg", "mmseg-compiled", "mmseg-graph", "torch", "triton", "triton-graph"]
+        return ["mmseg", "mmseg-compiled", "torch", "triton"]
     return ["mmseg", "mmseg-compiled", "torch"]
 
 
@@ -171,8 +171,7 @@ def provide(name: str, operation: str, problem: Callable[[], Problem]) -> Call:
         operator = ops.em_attention_block if is_block else ops.em_attention
         function = functools.partial(operator, backend=who)
         arguments = given.block_arguments() if is_block else (given.feats, given.bases)
-    call = without_gradients(function, *arguments)
-    return Replay(call) if how == "graph" else call
+    return without_gradients(function, *arguments)
 
 
 def three_way(_: str, errors: Mapping[str, float]) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.bench.case import Case
-from emanet_triton.bench.method import Call
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.networks import make_network
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.rows import Row

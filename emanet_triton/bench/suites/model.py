@@ -3,8 +3,8 @@
 On a GPU a case is timed twice. ``from=host`` is what mmsegmentation's benchmark times: the input
 comes from the host's memory, the labels go back to it. There peers begin with the normalised
 float32 input, and ours with the uint8 image, which it resizes and normalises itself.
-``from=device`` is the network and the labels alone, input and output on the device. On a CPU the
-two are the same.
+``from=device`` is the network and the labels alone, input and output on the device, as the replay
+of a CUDA graph. On a CPU the two are the same.
 """
 
 import functools
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.method import Call, Replay
 from emanet_triton.bench.networks import BLOCKS, make_network, make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import (
@@ -146,9 +146,7 @@ def _case(
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
     short = selection.short and not selection.cuda
     names = [name for name in PROVIDERS if selection.cuda or name not in GPU_ONLY]
-    names = [
-        name for name in names if name not in (HOST_ONLY if problem.resident else RESIDENT_ONLY)
-    ]
+    names = [name for name in names if name not in HOST_ONLY or not problem.resident]
     names = [name for name in names if name in MS_FLIP or not ms_flip]
     return Case(
         suite="model",
@@ -163,6 +161,7 @@ def _case(
         bound=bound,
         peak=not short,
         wall=not problem.resident,
+        graph=problem.resident,
     )
 
 
@@ -196,7 +195,9 @@ def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
         )
     if how == "eager":
         return problem.timed(problem.labels_by(forward))
-    mode = "max-autotune" if problem.device == "cuda" else "default"
+    mode = "default"
+    if problem.device == "cuda":  # a resident case is captured as a whole
+        mode = "max-autotune-no-cudagraphs" if problem.resident else "max-autotune"
     network, finish = (compiled(function, mode=mode) for function in (forward, problem.finish))
     # Its CUDA graphs overwrite their outputs at the next window.
     return problem.timed(problem.labels_by(lambda x: network(x).clone(), finish))
@@ -246,11 +247,9 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "compiled-bf16": lambda problem: plain(problem, "bf16", "compiled"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),
     "fused-bf16": lambda problem: fused(problem, "bf16"),
-    "fused-bf16-graph": lambda problem: Replay(fused(problem, "bf16")),
     "mmsegmentation": mmsegmentation,
     "onnxruntime": lambda problem: runtime(problem, runtimes.onnxruntime),
     "tensorrt": lambda problem: runtime(problem, runtimes.tensorrt),
 }
-GPU_ONLY = ("compiled-bf16", "fused-bf16-graph")
-RESIDENT_ONLY = ("fused-bf16-graph",)
+GPU_ONLY = ("compiled-bf16",)
 HOST_ONLY = ("mmsegmentation",)  # its labels are always the host's

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from emanet_triton.bench.case import Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.method import Call, Replay
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.options import Selection, Size
-from emanet_triton.bench.peers import compiled, without_gradients
-from emanet_triton.eval.reference import view_logits
+from emanet_triton.bench.peers import compiled, full_size_logits, without_gradients
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.eval.views import logits_grid, view_sizes
 from emanet_triton.kernels.resample import resample_labels
@@ -68,9 +67,7 @@ class Problem:
         return resample_labels(self.packed, *tables, backend=backend)
 
     def _full_size(self, view: View, dtype: torch.dtype) -> Tensor:
-        logits = view.logits.to(dtype)
-        inputs = torch.empty(1, 1, 1, 1).expand(1, 3, *view.size[::-1])  # only its size is used
-        return view_logits(lambda _: logits, inputs, self.size, self.protocol)
+        return full_size_logits(view.logits.to(dtype), view.size[::-1], self.size, self.protocol)
 
 
 def make_problem(
@@ -109,7 +106,7 @@ def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str
     exact = functools.cache(lambda: clear_labels(problem()))
     slow = selection.short or (ms_flip and not selection.cuda)  # twelve views: minutes, and 10 GB
     names = ["plain", "plain-compiled", "torch"]
-    names += ["triton", "triton-graph"] if selection.cuda else []
+    names += ["triton"] if selection.cuda else []
     return Case(
         suite="post",
         name=f"{mode}{' ms+flip' if ms_flip else ''} {height}x{width} {dtype}",
@@ -124,6 +121,7 @@ def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str
         prepare=problem,
         dtype=dtype,
         peak=True,
+        graph=True,
     )
 
 
@@ -136,8 +134,7 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     if name.startswith("plain"):
         function = problem.plain if name == "plain" else compiled(problem.plain)
         return without_gradients(function)
-    call = without_gradients(problem.taps, name.removesuffix("-graph"))
-    return Replay(call) if name.endswith("-graph") else call
+    return without_gradients(problem.taps, name)
 
 
 @torch.inference_mode()

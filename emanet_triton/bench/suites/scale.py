@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.case import Absent, Case
+from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.growth import FEWEST_POINTS, fit
-from emanet_triton.bench.method import Call
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import mmseg_network, without_gradients

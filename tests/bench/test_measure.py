@@ -1,12 +1,14 @@
-"""The loop of a case: the gate comes first, and what does not pass it gets no time."""
+"""The loop of a case: the gate comes first, and who does not pass it gets no time."""
 
 import math
 
 import pytest
 
-from emanet_triton.bench.case import Absent, Case, measure
+from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.machine import Machine
+from emanet_triton.bench.measure import Lost, Watch, measure
 from emanet_triton.bench.method import Method
+from emanet_triton.bench.rows import Row
 from emanet_triton.kernels.cost import Cost
 
 MACHINE = Machine(
@@ -157,11 +159,79 @@ def test_inputs_are_prepared_first():
     assert order == ["prepare", "make"]
 
 
-@pytest.mark.parametrize("where", ["prepare", "timing"])
-def test_a_case_that_breaks_fails_all_its_rows(where):
-    changes = {"prepare": broken}
-    if where == "timing":
-        changes = {"providers": make_case().providers | {"right": late}}
-    rows = measured(make_case(**changes))
-    assert all(row.gate.startswith("failed") for row in rows.values())
+def test_a_case_that_cannot_be_prepared_fails_all_its_rows():
+    rows = measured(make_case(prepare=broken))
+    assert {row.gate for row in rows.values()} == {"failed: RuntimeError: does not run"}
     assert all(row.p50_ms is None for row in rows.values())
+
+
+def test_who_breaks_while_it_is_timed_fails_alone():
+    rows = measured(make_case(providers=make_case().providers | {"right": late}))
+    assert rows["right"].gate == "failed: StopIteration"
+    assert rows["right"].p50_ms is None
+    assert rows["plain"].p50_ms > 0
+
+
+class Diary(Watch):
+    """Writes down what it is told."""
+
+    early = True
+
+    def __init__(self, lost: str = "none") -> None:
+        self.lost, self.said = lost, []
+
+    def begins(self, provider: str) -> None:
+        self.said.append(provider)
+
+    def found(self, row: Row) -> None:
+        self.said.append(row)
+
+    def is_lost(self, error: Exception) -> bool:
+        return self.lost in str(error)
+
+
+def test_every_provider_has_an_early_row_of_its_own():
+    diary = Diary()
+    case = make_case(providers={n: make_case().providers[n] for n in ("plain", "wrong", "right")})
+    final = measure(case, Method(rounds=5), MACHINE, watch=diary)
+    assert [getattr(said, "provider", said) for said in diary.said[:6]] == [
+        *("plain", "plain", "wrong", "wrong", "right", "right")
+    ]
+    plain, wrong, right = (said for said in diary.said if isinstance(said, Row))
+    assert (right.gate, right.rounds, right.ratio, right.error) == ("passed", 3, None, right.error)
+    assert (plain.ratio, plain.rounds) == (1.0, 3)
+    assert wrong == final[1]
+    assert final[2].rounds == 5
+    assert final[2].ratio > 0
+    assert diary.said[6:10] == ["plain", "right", "plain", "right"]  # while they are timed in turns
+
+
+@pytest.mark.parametrize("when", ["made", "timed"])
+def test_nothing_runs_where_the_process_is_lost(when):
+    def dies():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    def dies_late():
+        answers = iter([1.0] * 5)
+        return lambda: next(answers, None) or dies()
+
+    diary = Diary("CUDA error")
+    dead = dies if when == "made" else dies_late
+    providers = {"plain": lambda: lambda: 1.0, "dead": dead, "after": lambda: lambda: 1.0}
+    with pytest.raises(Lost) as caught:
+        measure(make_case(providers=providers), Method(rounds=5), MACHINE, watch=diary)
+    assert caught.value.provider == "dead"
+    assert caught.value.reason == (
+        "RuntimeError: CUDA error: an illegal memory access was encountered"
+    )
+    assert diary.said[-1] == "dead"
+    assert ("after" in diary.said) == (when == "timed")
+
+
+def test_a_case_that_is_lost_before_its_first_provider_names_none():
+    def prepare():
+        raise RuntimeError("CUDA error: unknown")
+
+    with pytest.raises(Lost) as caught:
+        measure(make_case(prepare=prepare), Method(), MACHINE, watch=Diary("CUDA error"))
+    assert caught.value.provider == ""

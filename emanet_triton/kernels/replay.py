@@ -1,0 +1,104 @@
+"""A call recorded as a CUDA graph, and how long its replay takes: Python and launches left out."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+FLUSHES = 4  # how many times the L2 cache is written over before a cold replay
+WARM_SECONDS = 1e-3  # that the replays of one warm round should take together
+MOST_REPLAYS = 100
+
+
+def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Record the launches of ``call``, which has run before, on the current device.
+
+    Other threads may use the device meanwhile. If recording fails, the stream that was current
+    is current again.
+
+    Args:
+        call: launches kernels without waiting for them.
+        pool: memory to share with other graphs, from ``torch.cuda.graph_pool_handle``.
+
+    Returns:
+        The graph, and the result of ``call``, which every replay writes anew.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = call()
+    finally:
+        torch.cuda.set_stream(stream)  # PyTorch leaves its own current if the recording fails
+    return graph, result
+
+
+class Replay(Generic[T]):
+    """A call as the replay of a CUDA graph, which allocates nothing of its own.
+
+    Args:
+        call: launches kernels on the current device without waiting for them. It is run once
+            before it is recorded, so that kernels are compiled and algorithms chosen.
+    """
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph, self._result = record(call)
+
+    def __call__(self) -> T:
+        """The result of the call, held by the graph: the next replay writes there again."""
+        self._graph.replay()
+        return self._result
+
+
+def replay_seconds(call: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
+    """Seconds that the device takes for a call, ``rounds`` times.
+
+    Args:
+        call: as ``Replay`` takes it, or a ``Replay``.
+        rounds: how many times are returned.
+        cold: write over the L2 cache before every replay, outside the time. Otherwise a time is
+            the mean of replays in a row, which find in the cache what their predecessor left.
+
+    Raises:
+        Exception: whatever ``call`` raises, or what PyTorch raises for a call that cannot be
+            recorded.
+    """
+    replay = call if isinstance(call, Replay) else Replay(call)
+    return seconds_on_device(replay, rounds=rounds, cold=cold)
+
+
+def seconds_on_device(run: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
+    """As ``replay_seconds``, of ``run`` as it is: its own launches and their gaps count."""
+    flush = _flush() if cold else None
+    times = 1 if cold else _replays(run)
+    return [_timed(run, times, flush or run) / times for _ in range(rounds)]
+
+
+def _replays(run: Callable[[], object]) -> int:
+    once = _timed(run, 1, run)
+    return max(1, min(MOST_REPLAYS, round(WARM_SECONDS / max(once, 1e-9))))
+
+
+def _timed(run: Callable[[], object], times: int, before: Callable[[], object]) -> float:
+    """Seconds between events around the runs, which are launched while ``before`` still runs."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before()
+    start.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _flush() -> Callable[[], object]:
+    """Writes over the L2 cache of the current device."""
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    written = torch.empty(FLUSHES * cache, dtype=torch.uint8, device="cuda")
+    return written.zero_
