@@ -1,25 +1,23 @@
 """``python -m emanet_triton.bench``: time the suites; ``report`` and ``compare`` read results."""
 
-import functools
+import contextlib
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from emanet_triton.bench.case import Case
-from emanet_triton.bench.machine import Machine, check_device, measure_machine
-from emanet_triton.bench.measure import measure
-from emanet_triton.bench.memory import peak_in_child
+from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection, parse
 from emanet_triton.bench.rows import Row, check_writable, write_csv, write_json
+from emanet_triton.bench.run import Elsewhere, Here
 from emanet_triton.bench.suites import SUITES, SUMMARIES
 from emanet_triton.errors import InputError
-from emanet_triton.kernels.precision import cuda_fp32
 
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(f"error: {error}")
     except KeyboardInterrupt:
-        return _fail("interrupted; finished cases are in the files asked for")
+        return _fail("interrupted; what is finished is in the files asked for")
     finally:
         torch.set_num_threads(threads)
 
@@ -74,16 +72,19 @@ def _run(options: Namespace) -> int:
         check_writable(path)  # it would show only after the first case
     if selection.threads:
         torch.set_num_threads(selection.threads)
-    dtypes = list(dict.fromkeys(case.dtype for case in cases))
-    with cuda_fp32("ieee"):  # fp32 means fp32
-        machine = measure_machine(selection.device, dtypes, selection.tiny)
-        print(machine)
-        rows = _measure_all(cases, method, machine, selection, options)
+    with contextlib.closing(_place(selection, method, options)) as place:
+        rows = _measure_all(cases, place, options)
     if options.plot:
         from emanet_triton.bench import plots
 
         plots.write_plots(rows, options.plot)
     return 1 if any(row.gate.startswith("failed") for row in rows) else 0
+
+
+def _place(selection: Selection, method: Method, options: Namespace) -> Here | Elsewhere:
+    if selection.cuda:
+        return Elsewhere(selection, method, options.silence)
+    return Here(selection, method)
 
 
 def _selection(options: Namespace) -> Selection:
@@ -112,58 +113,75 @@ def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequenc
         raise InputError(f"nothing to run: no case of {where} is of the sizes and dtypes given")
 
 
-def _measure_all(
-    cases: list[Case],
-    method: Method,
-    machine: Machine,
-    selection: Selection,
-    options: Namespace,
-) -> list[Row]:
-    """Rows of all cases, written after each; a table after each suite."""
-    rows: list[Row] = []
+def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:
+    """Rows of all cases, written as they come; a table after each suite."""
+    machine = place.machine(list(dict.fromkeys(case.dtype for case in cases)))
+    print(machine)
+    rows: dict[tuple[str, str, str], Row] = {}
+
+    def found(row: Row) -> None:
+        rows[row.suite, row.case, row.provider] = row
+        _write(options, rows.values())
+
     with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
         while cases:
             case = cases.pop(0)  # with it go its inputs
             progress.set_description(f"{case.suite}: {case.name}")
-            rows += measure(case, method, machine, _peak(case, selection))
+            place.measure(SUITES[case.suite], case, machine, found)
             progress.update()
-            _write(options, rows)
             if not cases or cases[0].suite != case.suite:
-                tqdm.write(_table([row for row in rows if row.suite == case.suite]))
-    return rows
+                tqdm.write(_table([row for row in rows.values() if row.suite == case.suite]))
+    return list(rows.values())
 
 
-def _write(options: Namespace, rows: Sequence[Row]) -> None:
+def _write(options: Namespace, rows: Iterable[Row]) -> None:
     if options.csv:
         write_csv(options.csv, rows)
     if options.json:
         write_json(options.json, rows)
 
 
-def _peak(case: Case, selection: Selection) -> functools.partial | None:
-    if selection.cuda:
-        return None
-    return functools.partial(peak_in_child, SUITES[case.suite], selection, case.name)
-
-
 def _table(rows: Sequence[Row]) -> str:
-    columns = ["case", "provider", "ms", "times faster", "x floor", "peak MB", "gate"]
+    """What a run prints of a suite; columns in which nothing stands are left out."""
     lines, last = [], None
     for row in rows:
-        values = (
-            "" if row.p50_ms is None else f"{row.p50_ms:.4g}",
-            ""
-            if row.ratio is None
-            else f"{row.ratio:.2f} ({row.ratio_p20:.2f}-{row.ratio_p80:.2f})",
-            "" if row.x_floor is None else f"{row.x_floor:.2f}",
-            "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-        )
-        lines.append(["" if row.case == last else row.case, row.provider, *values, row.gate])
+        values = [function(row) for function in PRINTED.values()]
+        lines.append(["" if row.case == last else row.case, row.provider, *values])
         last = row.case
-    table = tabulate(lines, columns, disable_numparse=True)
+    columns = ["case", "provider", *PRINTED]
+    kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    lines = [[line[i] for i in kept] for line in lines]
+    table = tabulate(lines, [columns[i] for i in kept], disable_numparse=True)
     suite = rows[0].suite
     summary = SUMMARIES[suite](rows) if suite in SUMMARIES else ""
     return f"\n{suite}\n{table}\n" + (f"\n{summary}\n" if summary else "")
+
+
+def _number(column: str, digits: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = getattr(row, column)
+        return "" if value is None else format(value, digits)
+
+    return text
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio:.2f} ({row.ratio_p20:.2f}-{row.ratio_p80:.2f})"
+
+
+PRINTED: dict[str, Callable[[Row], str]] = {
+    "ms": _number("p50_ms", ".4g"),
+    "predicted": _number("predicted_ms", ""),
+    "cold ms": _number("cold_ms", ".4g"),
+    "host us": _number("host_us", ".0f"),
+    "clock": _number("clock", ""),
+    "times faster": _ratio,
+    "x floor": _number("x_floor", ".2f"),
+    "peak MB": _number("peak_mb", ".0f"),
+    "gate": _number("gate", ""),
+}
 
 
 def _fail(message: str) -> int:

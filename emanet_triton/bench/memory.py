@@ -1,10 +1,7 @@
 """Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
 
-import contextlib
 import multiprocessing
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ import torch
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
+from emanet_triton.bench.interrupts import no_interrupts
 from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.options import Selection
 
@@ -49,21 +47,9 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
         return None
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        with _no_interrupts():  # of the child, which inherits this: the parent answers for both
+        with no_interrupts():  # this process answers for both
             peak = pool.submit(_peak, cases, selection, name, provider)
         return peak.result() / MEGABYTE
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:

@@ -109,6 +109,13 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         metavar="REL",
         help="go on until the relative error of every median is at most this, or the budget ends",
     )
+    how.add_argument(
+        "--silence",
+        type=_positive,
+        default=900,
+        metavar="S",
+        help="on a GPU: end a provider that gives no sign of life for so long (default: 900)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE")
     output.add_argument("--json", type=Path, metavar="FILE")

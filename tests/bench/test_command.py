@@ -1,15 +1,17 @@
 """``python -m emanet_triton.bench``: what it takes, writes and returns."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
 from emanet_triton import bench
 from emanet_triton.bench import __main__ as command
+from emanet_triton.bench import run
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.rows import Row, read_rows
 
 
 def fake_cases(selection):
@@ -37,6 +39,7 @@ def fake_suite(monkeypatch):
         (["nothing"], "error: unknown suite 'nothing'; expected one of: em"),
         (["em", "--sizes", "512"], "error: argument --sizes: expected HEIGHTxWIDTH in pixels"),
         (["em", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
+        (["em", "--silence", "0"], "argument --silence: expected a number above 0, got '0'"),
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
         (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
         (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not of suite em"),
@@ -70,25 +73,53 @@ def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, c
 
 
 def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys):
-    real = command.measure
+    real = run.measure
 
     def interrupted(case, *arguments):
         if case.name == "second":
             raise KeyboardInterrupt
         return real(case, *arguments)
 
-    monkeypatch.setattr(command, "measure", interrupted)
+    monkeypatch.setattr(run, "measure", interrupted)
     path = tmp_path / "rows.csv"
     assert command.main(["em", "--tiny", "--threads", "1", "--csv", str(path)]) == 2
     assert [row.case for row in read_rows(path)] == ["first", "first"]
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_ctrl_c_ends_the_worker(fake_suite, monkeypatch, tmp_path):
+    class Place(run.Here):
+        closed = False
+
+        def measure(self, cases, case, machine, found):
+            if case.name == "second":
+                raise KeyboardInterrupt
+            super().measure(cases, case, machine, found)
+
+        def close(self):
+            Place.closed = True
+
+    monkeypatch.setattr(command, "_place", lambda selection, method, _: Place(selection, method))
+    path = tmp_path / "rows.csv"
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 2
+    assert Place.closed
+    assert [row.case for row in read_rows(path)] == ["first", "first"]
+
+
+def test_a_run_prints_forecasts_beside_outcomes_and_leaves_empty_columns_out(fake_suite):
+    row = Row("em", "block", "triton", "passed", p50_ms=0.2, predicted_ms="0.14-0.175")
+    lines = command._table([row, replace(row, provider="torch", predicted_ms="", p50_ms=None)])
+    header, _, triton, torch = lines.splitlines()[2:6]
+    assert header.split() == ["case", "provider", "ms", "predicted", "gate"]
+    assert triton.split() == ["block", "triton", "0.2", "0.14-0.175", "passed"]
+    assert torch.split() == ["torch", "passed"]
+
+
 def test_ctrl_c_before_the_first_row_leaves_a_file_as_it_was(fake_suite, monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "measure", interrupted)
+    monkeypatch.setattr(run, "measure", interrupted)
     path = tmp_path / "rows.csv"
     path.write_text("earlier rows")
     assert command.main(["em", "--tiny", "--csv", str(path)]) == 2

@@ -57,7 +57,7 @@ def test_ms_flip_is_compiled_on_a_cpu_only_if_that_is_asked_for():
 
 
 def test_a_tiny_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("emanet_triton.bench.__main__.peak_in_child", lambda *_: 1.5)
+    monkeypatch.setattr("emanet_triton.bench.run.peak_in_child", lambda *_: 1.5)
     path = tmp_path / "post.csv"
     assert main(["post", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)

@@ -1,0 +1,154 @@
+"""A process that measures on a GPU for this one, and can be lost without harm.
+
+After one illegal access every later call of a process to CUDA fails, and a kernel that hangs is
+ended only with its process. The worker says which provider it begins, so that this process knows
+which one to blame.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+
+from emanet_triton.bench.interrupts import no_interrupts
+from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.rows import Row
+from emanet_triton.kernels.precision import cuda_fp32
+
+Work = Callable[[Watch], object]  # of a module's functions: it is pickled
+SECONDS_TO_START, SECONDS_TO_END = 120, 10  # of a process, at most
+
+
+class Worker:
+    """Runs work in a process of its own, one piece after the other.
+
+    Args:
+        silence: seconds without a word from it after which it counts as hung.
+    """
+
+    def __init__(self, silence: float) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._silence = silence
+        self._limit = max(silence, SECONDS_TO_START)
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(other,))
+        with no_interrupts():  # this process answers for both
+            self._process.start()
+        other.close()
+
+    def run(self, work: Work, found: Callable[[Row], None]) -> object:
+        """What ``work`` returns; ``found`` gets the rows that it reports meanwhile.
+
+        Raises:
+            Lost: the process raised, ended or hung. It must be closed.
+        """
+        provider = ""
+        try:
+            self._pipe.send(work)
+            while True:
+                if not self._pipe.poll(self._limit):
+                    raise Lost(provider, f"hung: no sign of life for {self._limit:g} s")
+                self._limit = self._silence  # it has started
+                word, content = self._pipe.recv()
+                if word == "begins":
+                    provider = content
+                elif word == "found":
+                    found(content)
+                elif word == "lost":
+                    raise Lost(*content)
+                elif word == "done":
+                    return content
+        except (EOFError, OSError):  # the other end of the pipe has gone
+            raise Lost(provider, self._end()) from None
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _end(self) -> str:
+        self._process.join(SECONDS_TO_END)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"its process ended by {signal.Signals(-code).name}"
+        return f"its process ended with exit code {code}"
+
+
+class Workers:
+    """One worker at a time: a lost one is replaced when there is more work.
+
+    Args:
+        silence: as ``Worker`` takes it.
+    """
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._worker: Worker | None = None
+
+    def run(self, work: Work, found: Callable[[Row], None]) -> object:
+        """As ``Worker.run``."""
+        self._worker = self._worker or Worker(self._silence)
+        try:
+            return self._worker.run(work, found)
+        except Lost:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._worker:
+            self._worker.close()
+        self._worker = None
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether CUDA's context is lost, or may be: then nothing more runs in this process."""
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        return True
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # of whatever type a dead context raises
+        return True
+    return False
+
+
+class _Pipe(Watch):
+    """Tells the other end."""
+
+    early = True
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def begins(self, provider: str) -> None:
+        self._pipe.send(("begins", provider))
+
+    def found(self, row: Row) -> None:
+        self._pipe.send(("found", row))
+
+    def is_lost(self, error: Exception) -> bool:
+        return is_lost(error)
+
+
+def _serve(pipe: Connection) -> None:
+    """Run what comes until the pipe is closed, or until this process is lost."""
+    watch = _Pipe(pipe)
+    pipe.send(("started", None))
+    with cuda_fp32("ieee"):  # fp32 means fp32
+        while True:
+            try:
+                work = pipe.recv()
+            except EOFError:  # whoever wanted work has gone
+                return
+            try:
+                pipe.send(("done", work(watch)))
+            except Lost as lost:
+                pipe.send(("lost", (lost.provider, lost.reason)))
+                return
+            except Exception as error:  # outside of the providers: of no case can rows come
+                pipe.send(("lost", ("", describe(error))))
+                return

@@ -1,0 +1,61 @@
+"""A suite whose providers cost their process; a child finds it here by its name."""
+
+import os
+import time
+
+from emanet_triton.bench.case import Case
+
+
+def right():
+    return lambda: 1.0
+
+
+def wrong():
+    return lambda: 2.0
+
+
+def aborts():
+    return os.abort
+
+
+def aborts_when_timed():
+    """After the two calls of its gate and its early rounds."""
+    calls = iter(range(6))
+    return lambda: 1.0 if next(calls, None) is not None else os.abort()
+
+
+def hangs():
+    return lambda: time.sleep(600)
+
+
+def sticky():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
+
+
+def lost_in_preparation():
+    os._exit(3)
+
+
+def cases(selection):
+    """The first is lost before any provider; in the second most providers are; the third is not."""
+    lives = {"plain": right, "ours": right}
+    costly = {
+        "plain": right,
+        "aborts": aborts,
+        "late": aborts_when_timed,
+        "hangs": hangs,
+        "wrong": wrong,
+        "sticky": sticky,
+        "ours": right,
+    }
+    for name, providers, prepare in (
+        ("unprepared", lives, lost_in_preparation),
+        ("costly", costly, None),
+        ("healthy", lives, None),
+    ):
+        yield Case(
+            *("em", name, providers, "plain"),
+            error=lambda got: abs(got - 1),
+            bound=0.01,
+            prepare=prepare,
+        )
