@@ -1,5 +1,7 @@
 """The inference network: EMANet with everything folded and fused that no number depends on."""
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,7 +69,7 @@ class FusedEMANet(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
+        with _without_autocast(images.device.type):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             x = images.to(self.dtype).contiguous(memory_format=layout)
             # One by one, so that the input of each is let go of.
@@ -158,7 +160,7 @@ class FusedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` may be overwritten."""
         convs = self.conv1, self.conv2, self.conv3
-        if x.is_cuda and self.has_operator:
+        if x.device.type != "cpu" and self.has_operator:
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
             return bottleneck(x, weights, biases, self._identity(x))
         out = self.conv2(self.conv1(x))
@@ -222,6 +224,13 @@ class FusedHead(nn.Module):
             feats, self.bases, *weights, self.num_stages, backend=self.backend
         )
         return out
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    """Meta tensors, which show what the network calls, know no autocast."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool) -> nn.Sequential:

@@ -1,0 +1,147 @@
+"""The calls of this package's operators that a network makes on a GPU, found without one.
+
+The fused network runs on tensors without data (PyTorch's meta device), which take the same way
+through it as those of a GPU, and every call is written down with all of its arguments.
+"""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emanet_triton.bench.machine import DTYPES
+from emanet_triton.bench.networks import architecture, make_protocol
+from emanet_triton.bench.options import Size
+from emanet_triton.eval.inputs import cut_windows
+from emanet_triton.eval.taps import tap_tables
+from emanet_triton.eval.views import view_sizes
+from emanet_triton.kernels.device import DTYPE_NAMES
+from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.fused import fuse
+
+NAMESPACE = "emanet_triton"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def __str__(self) -> str:
+        return f"{DTYPE_NAMES.get(self.dtype, self.dtype)}{list(self.shape)}"
+
+    def empty(self, device: str = "meta") -> Tensor:
+        """A tensor like it, of any values."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
+class OperatorCall:
+    """One call of an operator; equal calls are equal, and can be keys.
+
+    Attributes:
+        name: of the operator in ``torch.ops.emanet_triton``.
+        arguments: (name, value) of each in the operator's order. A tensor is a ``TensorSpec``, a
+            list is a tuple.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, object], ...]
+
+    def __getitem__(self, name: str) -> object:
+        return dict(self.arguments)[name]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{n}={_text(value)}' for n, value in self.arguments)})"
+
+    def but(self, **changes: object) -> "OperatorCall":
+        """The same call with other values of some arguments."""
+        return replace(self, arguments=tuple((n, changes.get(n, v)) for n, v in self.arguments))
+
+    def values(self, device: str = "meta") -> list[object]:
+        """The arguments with tensors in the place of their descriptions."""
+        return [_with_tensors(value, device) for _, value in self.arguments]
+
+    def run(self, device: str = "meta") -> object:
+        """Make the call anew. On the meta device nothing is computed."""
+        return getattr(getattr(torch.ops, NAMESPACE), self.name)(*self.values(device))
+
+
+class Recorder(TorchDispatchMode):
+    """Within, counts the calls of this package's operators in ``calls``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[OperatorCall] = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None) -> object:
+        if operator.namespace == NAMESPACE:  # such as emanet_triton::bottleneck
+            names = [argument.name for argument in operator._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            described = tuple((name, _described(value)) for name, value in given.items())
+            self.calls[OperatorCall(operator.name().partition("::")[2], described)] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@functools.cache
+@torch.inference_mode()
+def walk(
+    network: str,
+    mode: str,
+    size: Size,
+    batch: int = 1,
+    dtype: str = "bf16",
+    at_once: int | None = None,
+    tiny: bool = False,
+) -> Counter[OperatorCall]:
+    """What the fused network and the labels after it call for some images, and how often.
+
+    Args:
+        network: "r50" or "r101".
+        mode: "whole", or "slide" with the published models' windows of 769x769.
+        size: (height, width) of the images in pixels.
+        batch: images at once.
+        dtype: "fp32", "bf16" or "fp16": of the network.
+        at_once: windows of an image that run as one batch; by default all, as on a GPU.
+        tiny: a network of few channels, and small windows.
+    """
+    protocol = make_protocol(mode, size, tiny)
+    (view,) = view_sizes(protocol, size[::-1], ms_flip=False)
+    with torch.device("meta"):
+        model = EMANet(architecture(network, tiny), protocol).eval()
+        images = torch.empty(batch, 3, *view[::-1])
+    fused = fuse(model, dtype=DTYPES[dtype])
+    fused.decode_head.backend = "triton"  # which "auto" is on a GPU
+    with Recorder() as recorder:
+        logits = torch.cat([fused(windows) for windows in cut_windows(images, protocol, at_once)])
+        packed = logits.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4).flatten(2)
+        tables = tap_tables(protocol, size[::-1], False, packed.device)
+        resample_labels(packed, *tables, backend="triton")
+    return recorder.calls
+
+
+def _described(value: object) -> object:
+    if isinstance(value, Tensor):
+        return TensorSpec.of(value)
+    return tuple(map(_described, value)) if isinstance(value, list | tuple) else value
+
+
+def _with_tensors(value: object, device: str) -> object:
+    if isinstance(value, TensorSpec):
+        return value.empty(device)
+    return [_with_tensors(part, device) for part in value] if isinstance(value, tuple) else value
+
+
+def _text(value: object) -> str:
+    return f"({', '.join(map(_text, value))})" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,101 @@
+"""The fused network's own calls of the operators, found on tensors without data."""
+
+import pytest
+import torch
+
+from emanet_triton.bench.walk import OperatorCall, Recorder, TensorSpec, walk
+from emanet_triton.kernels.conv import conv_bias_act
+
+SIZE = 1024, 2048
+
+
+def convolutions(calls, **wanted):
+    """The calls of ``conv_bias_act`` whose arguments are these, and how often."""
+    found = {call: n for call, n in calls.items() if call.name == "conv_bias_act"}
+    return {c: n for c, n in found.items() if all(c[name] == v for name, v in wanted.items())}
+
+
+@pytest.mark.parametrize(("network", "blocks"), [("r50", 16), ("r101", 33)])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_every_operator_of_the_network_is_found(network, mode, blocks):
+    calls = walk(network, mode, SIZE)
+    operators = {}
+    for call, count in calls.items():
+        operators[call.name] = operators.get(call.name, 0) + count
+    fused = 3 + 3 + 1  # blocks of stride and dilation 1: layer 1, layer 2, the first of layer 3
+    assert operators == {
+        "conv_bias_act": 3 + 3 * (blocks - fused) + 4 + 4,  # stem, blocks, projections, head
+        "bottleneck": fused,
+        "em_attention_block": 1,
+        "resample_labels": 1,
+    }
+
+
+def test_the_heads_shared_convolution_and_its_residual():
+    calls = walk("r50", "whole", SIZE)
+    ((shared, count),) = convolutions(calls, out_dtype=torch.float32).items()
+    assert (shared["weight"].shape, shared["relu"], count) == ((768, 2048, 3, 3), False, 1)
+    ((cat, count),) = (
+        (c, n)
+        for c, n in convolutions(calls).items()
+        if c["residual"] and c["residual"].dtype == torch.float32
+    )
+    assert (cat["weight"].shape, count) == ((256, 256, 3, 3), 1)
+    assert cat["residual"].stride == (768 * 128 * 256, 1, 768 * 256, 768)  # a part of the shared
+
+
+def test_a_sliding_window_runs_all_windows_as_one_batch():
+    calls = walk("r101", "slide", SIZE)
+    (stem,) = convolutions(calls, stride=2, relu=True, bias=TensorSpec((32,), (1,), torch.bfloat16))
+    assert stem["x"].shape == (8, 3, 769, 769)
+    ((layer3, count),) = (
+        (call, n)
+        for call, n in convolutions(calls, dilation=2).items()
+        if call["weight"].shape == (256, 256, 3, 3)
+    )
+    assert (layer3["x"].shape, count) == ((8, 256, 97, 97), 22)
+    (labels,) = (call for call in calls if call.name == "resample_labels")
+    assert labels["logits"].shape == (1, 19, 8 * 97 * 97)
+
+
+def test_windows_of_two_images_one_by_one():
+    calls = walk("r50", "slide", SIZE, 2, "fp32", at_once=1)
+    (layer,) = convolutions(calls, dilation=4)
+    assert (layer["x"].shape, layer["x"].dtype) == ((2, 512, 97, 97), torch.float32)
+    assert calls[layer] == 8 * 2
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_a_call_can_be_made_anew(mode):
+    calls = walk("r50", mode, (24, 40), 1, "fp32", tiny=True)
+    with Recorder() as recorder:
+        for call in calls:
+            call.run()
+    assert set(recorder.calls) == set(calls)
+
+
+def test_a_call_made_anew_on_a_device_computes():
+    x, bias = torch.ones(1, 2, 3, 3), torch.zeros(4)
+    weight = torch.ones(4, 2, 1, 1)
+    with Recorder() as recorder:
+        conv_bias_act(x, weight, bias, provider="torch")
+    (call,) = recorder.calls
+    out = call.run("cpu")
+    assert (out.shape, out.device.type) == ((1, 4, 3, 3), "cpu")
+
+
+def test_other_values_of_arguments():
+    call = OperatorCall("conv_bias_act", (("stride", 1), ("provider", "auto")))
+    other = call.but(provider="triton")
+    assert (other["provider"], other["stride"], call["provider"]) == ("triton", 1, "auto")
+    assert other != call
+    assert hash(call.but()) == hash(call)
+
+
+def test_a_call_reads_as_its_arguments():
+    x = TensorSpec((1, 64, 4, 8), (2048, 1, 512, 64), torch.bfloat16)
+    call = OperatorCall("bottleneck", (("x", x), ("biases", (x, x)), ("provider", "auto")))
+    assert str(call) == (
+        "bottleneck(x=bf16[1, 64, 4, 8], biases=(bf16[1, 64, 4, 8], bf16[1, 64, 4, 8]), "
+        "provider=auto)"
+    )
