@@ -129,7 +129,7 @@ def _scale(machine: str, rows: Sequence[Row]) -> Iterator[Chart]:
 
 def _label(case: str) -> str:
     """A case's name without how often the networks use it."""
-    return re.sub(r" r\d+=\d+", "", case)
+    return re.sub(r" r\d+-\w+=\d+", "", case)
 
 
 def _is_baseline(row: Row) -> bool:

@@ -51,7 +51,8 @@ def cpu_rows():
         for provider, ratio in (("mmseg", 1.0), ("mmseg-compiled", 1.2), ("torch", 1.7)):
             rows.append(with_floor(row("em", case, provider, ms / ratio, ratio), ms / 4, 90.0))
     for channels in range(64, 64 * 14, 64):
-        case = f"3x3 C={channels} O=64 H=64 W=128 stride=1 dilation=1 relu B=1 fp32 r50=2 r101=3"
+        layer = f"3x3 C={channels} O=64 H=64 W=128 stride=1 dilation=1 relu B=1 fp32"
+        case = f"{layer} r50-whole=2 r101-whole=3"
         for provider, ratio in (
             ("torch", 1.0),
             ("onednn", 1.4),

@@ -9,75 +9,197 @@ from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
-from emanet_triton.bench.suites import conv, conv_bottleneck
+from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers
+from emanet_triton.bench.suites.conv_error import MOST_ERROR, bound
+from emanet_triton.kernels.conv_cost import ConvShape
 from emanet_triton.kernels.cost import Cost
 
 SIZE = 512, 1024
 
 
-def test_every_convolution_of_the_networks_is_found():
-    r50, r101 = conv.layers("r50", SIZE), conv.layers("r101", SIZE)
+def shape(dtype=torch.float32, residual=None, out=None, **changes):
+    sizes = {
+        "batch": 1,
+        "channels": 16,
+        "height": 5,
+        "width": 7,
+        "outputs": 16,
+        "kernel": 3,
+        "stride": 1,
+        "dilation": 2,
+    }
+    return ConvShape(
+        **(sizes | changes), dtype=dtype, residual=residual, out_dtype=out or dtype, relu=True
+    )
+
+
+def cases(**selection):
+    return {case.name: case for case in conv.cases(Selection(**selection))}
+
+
+def test_every_convolution_of_the_fused_networks_is_found():
+    calls = conv_layers.walks(Selection(), SIZE, 1, "fp32")
+    r50, r101 = (conv_layers.layers(calls[name]) for name in ("r50-whole", "r101-whole"))
+    assert set(calls) == {"r50-whole", "r101-whole"}  # the sliding window on a GPU only
     assert set(r50) == set(r101)
     assert r50.total() == 3 + 16 * 3 + 4 + 4  # stem, blocks, projections, head
     assert r101.total() == 3 + 33 * 3 + 4 + 4
-    layer3 = conv.Layer(3, 256, 256, 64, 128, 1, 2, residual=False, relu=True)
-    assert (r50[layer3], r101[layer3]) == (5, 22)
-    assert sum(count for layer, count in r50.items() if layer.residual) == 16
-    assert sum(count for layer, count in r50.items() if not layer.relu) == 5
+    middle = shape(channels=256, outputs=256, height=64, width=128)
+    assert (r50[conv_layers.Layer(middle)], r101[conv_layers.Layer(middle)]) == (5, 22)
+    assert sum(count for layer, count in r50.items() if layer.shape.residual) == 16 + 1
+    assert sum(count for layer, count in r50.items() if not layer.shape.relu) == 4 + 1 + 1
+
+
+def test_the_heads_convolutions_are_the_fused_ones():
+    names = cases(dtypes=("bf16",))
+    assert (
+        "3x3 C=2048 O=768 H=64 W=128 stride=1 dilation=1 out=fp32 B=1 bf16 "
+        + ("r50-whole=1 r101-whole=1")
+        in names
+    )
+    assert (
+        "3x3 C=256 O=256 H=64 W=128 stride=1 dilation=1 residual=fp32 pitch=768 relu B=1 "
+        + ("bf16 r50-whole=1 r101-whole=1")
+        in names
+    )
+    assert not any("O=512" in name and "C=2048" in name and "3x3" in name for name in names)
+
+
+def test_a_gpu_runs_the_windows_of_the_sliding_mode_as_one_batch():
+    names = cases(device="cuda", dtypes=("bf16",))
+    assert (
+        "1x1 C=1024 O=256 H=97 W=97 stride=1 dilation=1 relu B=8 bf16 "
+        + ("r50-slide=5 r101-slide=22")
+        in names
+    )
+    assert "bottleneck C=256 P=64 H=193 W=193 B=8 bf16 r50-slide=2 r101-slide=2" in names
+    assert sum("slide" in name for name in names) == sum("whole" in name for name in names) == 33
+
+
+def test_the_networks_asked_for_do_not_change_the_names():
+    every, some = cases(), cases(networks=("r101",))
+    assert list(some) == list(every)
 
 
 def test_a_short_run_takes_the_heaviest():
     names = [case.name for case in conv.cases(Selection(quick=True))]
     assert len(names) == conv.QUICK_LAYERS
-    assert names[0].startswith("3x3 C=2048 O=512")
-    assert "r50=5 r101=22" in " ".join(names)
+    assert names[0].startswith("3x3 C=2048 O=768")
+    assert "r50-whole=5 r101-whole=22" in " ".join(names)
 
 
-def test_a_layer_reads_as_words_and_numbers():
-    layer = conv.Layer(1, 64, 256, 128, 256, 2, 1, residual=True, relu=True)
-    assert str(layer) == "1x1 C=64 O=256 H=128 W=256 stride=2 dilation=1 residual relu"
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (
+            conv.Layer(shape(kernel=1, outputs=64, stride=2, residual=torch.float32), 64),
+            "1x1 C=16 O=64 H=5 W=7 stride=2 dilation=2 residual relu B=1 fp32",
+        ),
+        (
+            conv.Layer(shape(torch.bfloat16, torch.float32, torch.float32), 48),
+            "3x3 C=16 O=16 H=5 W=7 stride=1 dilation=2 residual=fp32 pitch=48 relu out=fp32 "
+            "B=1 bf16",
+        ),
+    ],
+    ids=["plain", "mixed"],
+)
+def test_a_layer_reads_as_words_and_numbers(layer, name):
+    assert str(layer) == name
 
 
-def test_winograd_takes_3x3_of_stride_1_only():
-    names = {
-        layer: conv._providers(Selection(), layer, torch.float32)
-        for layer in conv.layers("r50", SIZE)
+def test_forecasts_are_of_cases_that_there_are():
+    found = {
+        name: case.predicted_ms
+        for name, case in cases(device="cuda", dtypes=("bf16",)).items()
+        if case.predicted_ms
     }
-    for layer, providers in names.items():
-        assert ("winograd" in providers) == (layer.kernel == 3 and layer.stride == 1)
+    forecasts = conv.PREDICTED_MS | conv_bottleneck.PREDICTED_MS
+    assert len(found) == len(forecasts) == 8
+    for name, predicted in found.items():
+        (key,) = (key for key in forecasts if name.startswith(f"{key} "))
+        assert predicted == {"triton": forecasts[key]}
 
 
-@pytest.mark.parametrize("name", ["torch", "onednn", "winograd", "triton"])
+def test_providers_of_a_gpu():
+    found = cases(device="cuda", dtypes=("bf16", "fp32"))
+    for name, case in found.items():
+        names = ["torch", "compiled", "cudnn", "cudnn-benchmark", "triton"]
+        names += ["triton-tf32x3"] if case.dtype == "fp32" else []
+        assert list(case.providers) == (
+            list(conv_bottleneck.PROVIDERS) if "bottleneck" in name else names
+        )
+        assert case.graph
+
+
+def test_winograd_takes_3x3_of_stride_1_only_and_onednn_one_dtype():
+    calls = conv_layers.walks(Selection(), SIZE, 1, "bf16")["r50-whole"]
+    for layer in conv_layers.layers(calls):
+        names = conv.names(Selection(), layer)
+        assert ("winograd" in names) == (layer.shape.kernel == 3 and layer.shape.stride == 1)
+        mixed = layer.shape.outputs == 768 or layer.shape.residual == torch.float32
+        assert layer.one_dtype != mixed
+        assert not (mixed and "onednn" in names)
+
+
+@pytest.mark.parametrize("name", ["torch", "onednn", "winograd", "triton", "triton-tf32x3"])
 def test_providers_agree_call_after_call(name):
-    layer = conv.Layer(3, 16, 16, 5, 7, 1, 2, residual=True, relu=True)
-    problem = conv.make_problem(layer, 2, torch.float32, "cpu")
+    layer = conv.Layer(shape(residual=torch.float32, batch=2), 24)
+    problem = conv.make_problem(layer, "cpu")
     before = problem.residual.clone()
     assert conv.relative_error(conv.provide(name, lambda: problem)(), problem.exact()) < 3e-6
     if name != "torch":
         assert torch.equal(problem.residual, before)
 
 
+@pytest.mark.parametrize("name", ["torch", "winograd", "triton"])
+def test_providers_agree_on_other_dtypes_of_residual_and_output(name):
+    layer = conv.Layer(shape(torch.float16, torch.float32, torch.float32), 24)
+    problem = conv.make_problem(layer, "cpu")
+    got = conv.provide(name, lambda: problem)()
+    assert got.dtype == torch.float32
+    assert conv.relative_error(got, problem.exact()) < MOST_ERROR["fp16"]
+
+
+def test_the_residual_lies_in_memory_as_in_the_network():
+    problem = conv.make_problem(conv.Layer(shape(residual=torch.float32), 24), "cpu")
+    residual = problem.pitched_residual()
+    assert residual.stride() == (24 * 5 * 7, 1, 24 * 7, 24)
+    assert torch.equal(residual, problem.residual)
+
+
+def test_tf32_does_not_pass_as_tf32x3():
+    assert bound("fp32", "triton", {}) < bound("fp32", "triton-tf32x3", {}) < 2**-11 / 4
+
+
 def test_the_bottlenecks_of_layers_1_and_2():
-    found = conv_bottleneck.blocks("r50", SIZE)
-    assert found == {
-        conv_bottleneck.Block(64, 64, 128, 256, True): 1,
-        conv_bottleneck.Block(256, 64, 128, 256, False): 2,
-        conv_bottleneck.Block(512, 128, 64, 128, False): 3,
-    }
+    sizes = {"r50-whole": (1, 128, 256), "r50-slide": (2, 129, 193)}
+    calls = conv_layers.walks(Selection(device="cuda"), SIZE, 1, "bf16")
+    for name, (batch, height, width) in sizes.items():
+        small = (height + 1) // 2, (width + 1) // 2
+        assert conv_bottleneck.blocks(calls[name]) == {
+            conv_bottleneck.Block(batch, 64, height, width, 64, True, torch.bfloat16): 1,
+            conv_bottleneck.Block(batch, 256, height, width, 64, False, torch.bfloat16): 2,
+            conv_bottleneck.Block(batch, 512, *small, 128, False, torch.bfloat16): 3,
+        }
+
+
+def test_float32_has_no_bottleneck():
+    calls = conv_layers.walks(Selection(device="cuda"), SIZE, 1, "fp32")
+    assert not conv_bottleneck.blocks(calls["r50-whole"])
 
 
 def test_floor_of_a_bottleneck():
-    block = conv_bottleneck.Block(64, 64, 2, 3, True)
+    block = conv_bottleneck.Block(1, 64, 2, 3, 64, True, torch.float16)
     weights = 64 * 64 + 9 * 64 * 64 + 64 * 256
-    assert block.floor(1, 2) == Cost(
+    assert block.floor() == Cost(
         2 * (6 * (64 + 256 + 256) + weights + 64 + 64 + 256), 2 * 6 * weights
     )
 
 
 def test_bottlenecks_pass_their_gate():
-    block = conv_bottleneck.Block(64, 64, 3, 4, True)
+    block = conv_bottleneck.Block(1, 64, 3, 4, 64, True, torch.float16)
     selection = Selection(providers=("torch", "separate", "triton"))
-    case = conv_bottleneck.make_case(selection, block, 1, "fp16", "r50=1 r101=1")
+    case = conv_bottleneck.make_case(selection, block, "r50-whole=1 r101-whole=1")
     rows = measure(case, Method(rounds=3, seconds=0.1), measure_machine("cpu", ["fp16"], True))
     assert [(row.provider, row.gate) for row in rows] == [
         ("torch", "passed"),
@@ -98,22 +220,25 @@ def row(case, provider, p50, floor, gate="passed"):
 
 
 def test_the_summary_names_winners_and_puts_the_worst_first():
-    near, far = "3x3 C=1 B=1 bf16 r50=1 r101=1", "1x1 C=2 B=1 bf16 r50=5 r101=22"
+    near = "3x3 C=1 B=1 bf16 r50-whole=1 r101-whole=1"
+    far = "1x1 C=2 B=8 bf16 r50-whole=5 r101-slide=22"
     rows = [
         row(near, "torch", 4.0, 1.0),
         row(near, "cudnn", 1.5, 1.0),
         row(near, "triton", 0.1, 1.0, gate="failed: error"),
         row(far, "torch", 9.0, 1.0),
         row(far, "triton", 3.0, 1.0),
-        row("bottleneck C=1 bf16 r50=1 r101=1", "torch", 2.0, 1.0),
+        row("bottleneck C=1 bf16 r50-whole=1 r101-whole=1", "torch", 2.0, 1.0),
     ]
     lines = conv.summary(rows).splitlines()
     winners = [line.split()[0] for line in lines[2:5]]
     assert winners == ["triton", "torch", "cudnn"]
     assert lines[2].split()[1:4] == ["3", "1", "3.00"]
+    best = "the fastest of each"
     assert lines[5:] == [
-        "these in r50, bf16: torch 49 ms, the fastest of each 16.5 ms, floor 6 ms",
-        "these in r101, bf16: torch 202 ms, the fastest of each 67.5 ms, floor 23 ms",
+        f"6 convolutions of r50-whole, bf16: torch 49 ms, {best} 16.5 ms, floor 6 ms",
+        f"1 convolutions of r101-whole, bf16: torch 4 ms, {best} 1.5 ms, floor 1 ms",
+        f"22 convolutions of r101-slide, bf16: torch 198 ms, {best} 66 ms, floor 22 ms",
     ]
 
 
@@ -123,4 +248,4 @@ def test_a_tiny_run(tmp_path, capsys):
     rows = read_rows(path)
     assert len({row.case for row in rows}) == 29
     assert all(row.gate == "passed" and row.floor_ms > 0 for row in rows)
-    assert "these in r101, fp32: " in capsys.readouterr().out
+    assert "59 convolutions of r50-whole, fp32: " in capsys.readouterr().out

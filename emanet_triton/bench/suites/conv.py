@@ -1,4 +1,4 @@
-"""Each distinct convolution of R50 and R101, with bias, residual and ReLU."""
+"""Each distinct convolution of the fused R50 and R101, with bias, residual and ReLU."""
 
 import functools
 import itertools
@@ -9,105 +9,71 @@ from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
-from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.networks import BLOCKS, architecture, make_protocol
+from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, without_gradients
 from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.bench.suites import conv_bottleneck
-from emanet_triton.bench.suites.conv_error import MOST_ERROR, relative_error
+from emanet_triton.bench.suites.conv_error import bound, relative_error
+from emanet_triton.bench.suites.conv_layers import Layer, layers, walks
 from emanet_triton.kernels import winograd
 from emanet_triton.kernels.conv import conv_bias_act, pack_weight
-from emanet_triton.kernels.conv_cost import ConvShape
 from emanet_triton.kernels.conv_cpu import conv_bias_act_, has_onednn
 from emanet_triton.kernels.cost import Cost
-from emanet_triton.models.emanet import EMANet
+from emanet_triton.kernels.device import DTYPE_NAMES
 
 QUICK_LAYERS = 6  # of a short run on a CPU
+USES = re.compile(r"\b(r\d+-\w+)=(\d+)")  # of a case by the networks, in its name
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution; height and width are its input's."""
-
-    kernel: int
-    channels: int
-    outputs: int
-    height: int
-    width: int
-    stride: int
-    dilation: int
-    residual: bool
-    relu: bool
-
-    def __str__(self) -> str:
-        after = f"{' residual' if self.residual else ''}{' relu' if self.relu else ''}"
-        return (
-            f"{self.kernel}x{self.kernel} C={self.channels} O={self.outputs} H={self.height} "
-            f"W={self.width} stride={self.stride} dilation={self.dilation}{after}"
-        )
-
-    def shape(self, batch: int, dtype: torch.dtype) -> ConvShape:
-        return ConvShape(
-            *(batch, self.channels, self.height, self.width),
-            *(self.outputs, self.kernel, self.stride, self.dilation),
-            *(dtype, dtype if self.residual else None, dtype, self.relu),
-        )
-
-
-@functools.cache
-@torch.no_grad()
-def layers(network: str, size: Size, tiny: bool = False) -> Counter[Layer]:
-    """The convolutions that a network runs on an image, and how often; the EM block's aside.
-
-    Found by running it on a device that computes nothing.
-    """
-    found: Counter[Layer] = Counter()
-    with torch.device("meta"):
-        model = EMANet(architecture(network, tiny), make_protocol("whole", size)).eval()
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(functools.partial(_record, found, name))
-        model(torch.empty(1, 3, *size))
-    return found
-
-
-def _record(found: Counter, name: str, conv: nn.Conv2d, inputs: tuple[Tensor], _: Tensor) -> None:
-    (x,) = inputs
-    layer = Layer(
-        *(conv.kernel_size[0], conv.in_channels, conv.out_channels, *x.shape[2:]),
-        *(conv.stride[0], conv.dilation[0]),
-        residual=name.endswith(".conv3"),
-        relu=".downsample." not in name and not name.endswith("conv_seg"),
-    )
-    found[layer] += 1
+# Milliseconds of Triton's kernels. Forecast of a review of commit 54dbbc2, H100, nothing measured.
+PREDICTED_MS = {
+    "3x3 C=2048 O=768 H=128 W=256 stride=1 dilation=1 out=fp32 B=1 bf16": "1.8-1.95",
+    "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.31-0.33",
+    "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.31-0.33",
+    "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=1 relu B=1 bf16": "0.075-0.085",
+    "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.075-0.085",
+    "1x1 C=256 O=1024 H=128 W=256 stride=1 dilation=1 residual relu B=1 bf16": "0.065-0.075",
+    "3x3 C=3 O=32 H=1024 W=2048 stride=2 dilation=1 relu B=1 bf16": "0.07-0.09",
+}
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Every convolution of the networks, on a GPU whole bottlenecks too, and each dtype."""
+    """Every convolution of the networks, on a GPU whole bottlenecks too, in each dtype."""
     dtypes, sizes = _defaults(selection)
     for dtype, size, batch in itertools.product(
         selection.dtypes or dtypes, selection.sizes or sizes, selection.batches or [1]
     ):
-        uses = {network: layers(network, size, selection.tiny) for network in BLOCKS}
-        wanted = [uses[network] for network in selection.networks or BLOCKS]
+        calls = walks(selection, size, batch, dtype)
+        uses = {name: layers(own) for name, own in calls.items()}
+        wanted = [own for name, own in uses.items() if _is_wanted(selection, name)]
         if selection.quick and not selection.cuda:
-            wanted = [_heaviest(uses["r50"], QUICK_LAYERS)]
+            wanted = [_heaviest(uses["r50-whole"], QUICK_LAYERS)]
         for layer in dict.fromkeys(itertools.chain.from_iterable(wanted)):
-            counts = " ".join(f"{network}={uses[network][layer]}" for network in BLOCKS)
-            yield _case(selection, layer, batch, dtype, counts)
+            yield _case(selection, layer, counted(uses, layer))
         if selection.cuda and not selection.tiny and dtype != "fp32":
-            yield from conv_bottleneck.cases(selection, size, batch, dtype)
+            blocks = {name: conv_bottleneck.blocks(own) for name, own in calls.items()}
+            wanted = [own for name, own in blocks.items() if _is_wanted(selection, name)]
+            for block in dict.fromkeys(itertools.chain.from_iterable(wanted)):
+                yield conv_bottleneck.make_case(selection, block, counted(blocks, block))
+
+
+def counted(uses: dict[str, Counter], what: object) -> str:
+    """How often each network uses something, for the names of cases."""
+    return " ".join(f"{name}={own[what]}" for name, own in uses.items() if own[what])
+
+
+def _is_wanted(selection: Selection, name: str) -> bool:
+    return name.partition("-")[0] in (selection.networks or BLOCKS)
 
 
 def _heaviest(uses: Counter[Layer], count: int) -> list[Layer]:
     """The layers that make up most of a network's FLOPs."""
-    flops = {layer: n * layer.shape(1, torch.float32).flops for layer, n in uses.items()}
+    flops = {layer: n * layer.shape.flops for layer, n in uses.items()}
     return sorted(flops, key=flops.__getitem__, reverse=True)[:count]
 
 
@@ -132,94 +98,125 @@ class Problem:
 
     @property
     def geometry(self) -> dict[str, int]:
-        return {"stride": self.layer.stride, "dilation": self.layer.dilation}
+        return {"stride": self.layer.shape.stride, "dilation": self.layer.shape.dilation}
 
-    def plain(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    def plain(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """What PyTorch's users write."""
-        padding = self.layer.dilation * (self.layer.kernel // 2)
+        shape = self.layer.shape
+        padding = shape.dilation * (shape.kernel // 2)
         out = F.conv2d(x, weight, bias, padding=padding, **self.geometry)
-        out = out if residual is None else out.add_(residual)
-        return out.relu_() if self.layer.relu else out
+        if residual is not None:
+            out = out.add_(residual) if residual.dtype == out.dtype else out + residual
+        out = out.relu_() if shape.relu else out
+        return out.to(out_dtype or shape.out_dtype)
 
     def exact(self) -> Tensor:
         """In float64."""
         arguments = self.x, self.weight, self.bias, self.residual
-        return self.plain(*(None if t is None else t.double() for t in arguments))
+        doubled = (None if t is None else t.double() for t in arguments)
+        return self.plain(*doubled, torch.float64)
+
+    def pitched_residual(self) -> Tensor | None:
+        """A copy of the residual in the memory that the network has it in."""
+        if self.residual is None:
+            return None
+        batch, outputs, *sides = self.residual.shape
+        size = batch, self.layer.pitch, *sides
+        whole = torch.empty(
+            size, dtype=self.residual.dtype, device=self.x.device, memory_format=torch.channels_last
+        )
+        return whole[:, -outputs:].copy_(self.residual)
 
 
-def make_problem(layer: Layer, batch: int, dtype: torch.dtype, device: str) -> Problem:
+def make_problem(layer: Layer, device: str) -> Problem:
     """An input as after a ReLU; weights that keep its size."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = layer.shape
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, device=device)
 
-    channels, outputs, kernel = layer.channels, layer.outputs, layer.kernel
-    x = normal(batch, channels, layer.height, layer.width).relu_()
-    weight = normal(outputs, channels, kernel, kernel) / (kernel**2 * channels) ** 0.5
-    out = [(side - 1) // layer.stride + 1 for side in (layer.height, layer.width)]
-    residual = normal(batch, outputs, *out).relu_() if layer.residual else None
-    tensors = x, weight, normal(outputs), residual
-    return Problem(layer, *(None if t is None else t.to(device, dtype) for t in tensors))
+    x = normal(shape.batch, shape.channels, shape.height, shape.width).relu_()
+    fan_in = shape.kernel**2 * shape.channels
+    weight = normal(shape.outputs, shape.channels, shape.kernel, shape.kernel) / fan_in**0.5
+    bias = normal(shape.outputs)
+    tensors = (t.to(shape.dtype) for t in (x, weight, bias))
+    residual = None
+    if shape.residual:
+        out = [(side - 1) // shape.stride + 1 for side in (shape.height, shape.width)]
+        residual = normal(shape.batch, shape.outputs, *out).relu_().to(shape.residual)
+    return Problem(layer, *tensors, residual)
 
 
-def _case(selection: Selection, layer: Layer, batch: int, dtype: str, counts: str) -> Case:
-    make = functools.partial(make_problem, layer, batch, DTYPES[dtype], selection.device)
-    problem = functools.cache(make)
+def _case(selection: Selection, layer: Layer, counts: str) -> Case:
+    problem = functools.cache(functools.partial(make_problem, layer, selection.device))
     exact = functools.cache(lambda: problem().exact())
-    shape = layer.shape(batch, DTYPES[dtype])
-    names = _providers(selection, layer, DTYPES[dtype])
+    shape, dtype = layer.shape, DTYPE_NAMES[layer.shape.dtype]
+    predicted = PREDICTED_MS.get(str(layer))
     return Case(
         suite="conv",
-        name=f"{layer} B={batch} {dtype} {counts}",
+        name=f"{layer} {counts}",
         providers=selection.pick(
-            {name: functools.partial(provide, name, problem) for name in names},
+            {name: functools.partial(provide, name, problem) for name in names(selection, layer)},
             "torch",
             ("compiled",) if selection.short else (),
         ),
         baseline="torch",
         error=lambda got: relative_error(got, exact()),
-        bound=MOST_ERROR[dtype],
+        bound=functools.partial(bound, dtype),
         prepare=problem,
         floor=Cost(shape.bytes, shape.flops),
         dtype=dtype,
+        predicted_ms={"triton": predicted} if predicted else {},
         graph=True,
     )
 
 
-def _providers(selection: Selection, layer: Layer, dtype: torch.dtype) -> list[str]:
+def names(selection: Selection, layer: Layer) -> list[str]:
+    """The providers of a convolution."""
+    shape = layer.shape
     if selection.cuda:
-        return ["torch", "compiled", "cudnn", "triton"]
-    names = ["torch", "compiled"]
-    if has_onednn(dtype):
-        names.append("onednn")
-    return [*names, "winograd"] if layer.kernel == 3 and layer.stride == 1 else names
+        ours = ["triton"] if shape.dtype != torch.float32 else ["triton", "triton-tf32x3"]
+        return ["torch", "compiled", "cudnn", "cudnn-benchmark", *ours]
+    found = ["torch", "compiled"]
+    if has_onednn(shape.dtype) and layer.one_dtype:
+        found.append("onednn")
+    return [*found, "winograd"] if shape.kernel == 3 and shape.stride == 1 else found
 
 
 def provide(name: str, make: Callable[[], Problem]) -> Call:
     """A call that runs one provider; beside the baseline on the CPU all are channels-last."""
     problem = make()
-    relu = problem.layer.relu
+    shape = problem.layer.shape
     if name == "torch" and not problem.x.is_cuda:
         arguments = problem.x, problem.weight, problem.bias, problem.residual
         return without_gradients(problem.plain, *arguments)
     x = problem.x.contiguous(memory_format=torch.channels_last)
-    residual = problem.residual
-    if residual is not None:
-        residual = residual.clone(memory_format=torch.channels_last)  # oneDNN overwrites it
+    residual = problem.pitched_residual()  # a copy: oneDNN overwrites it
     if name == "winograd":
         weight = winograd.pack_weight(problem.weight)
-        options = {"dilation": problem.layer.dilation, "relu": relu}
+        options = {"dilation": shape.dilation, "relu": shape.relu, "out_dtype": shape.out_dtype}
         return without_gradients(
             winograd.winograd_conv, x, weight, problem.bias, residual, **options
         )
     arguments = x, pack_weight(problem.weight), problem.bias, residual
     if name == "onednn":
-        return without_gradients(conv_bias_act_, *arguments, **problem.geometry, relu=relu)
+        return without_gradients(conv_bias_act_, *arguments, **problem.geometry, relu=shape.relu)
     if name in ("torch", "compiled"):
         function = problem.plain if name == "torch" else compiled(problem.plain)
         return without_gradients(function, *arguments)
-    options = problem.geometry | {"relu": relu, "provider": name}
+    options = problem.geometry | {"relu": shape.relu, "out_dtype": shape.out_dtype}
+    if name == "triton-tf32x3":
+        options |= {"provider": "triton", "precision": "tf32x3"}
+    else:
+        options["provider"] = name
     return without_gradients(conv_bias_act, *arguments, **options)
 
 
@@ -246,21 +243,19 @@ def _fastest(rows: Sequence[Row]) -> list[Row]:
 
 def totals(rows: Sequence[Row]) -> str:
     """All of these in each network: by the baseline, by the fastest of each, their floor."""
-    winners = _fastest(rows)
     plain = {row.case: row.p50_ms for row in rows if row.provider == "torch" and row.p50_ms}
+    uses: dict[tuple[str, str], list[tuple[int, Row]]] = {}
+    for row in _fastest(rows):
+        if row.case in plain and "bottleneck" not in row.case:
+            for network, count in USES.findall(row.case):
+                uses.setdefault((row.dtype, network), []).append((int(count), row))
     lines = []
-    for dtype, network in itertools.product(dict.fromkeys(r.dtype for r in winners), BLOCKS):
-        uses = [
-            (int(re.search(rf"\b{network}=(\d+)", row.case)[1]), row)
-            for row in winners
-            if row.dtype == dtype and row.case in plain and "bottleneck" not in row.case
-        ]
-        torch_ms = sum(count * plain[row.case] for count, row in uses)
-        best_ms = sum(count * row.p50_ms for count, row in uses)
-        floor_ms = sum(count * row.floor_ms for count, row in uses)
-        if uses:
-            lines.append(
-                f"these in {network}, {dtype}: torch {torch_ms:.4g} ms, the fastest of each "
-                f"{best_ms:.4g} ms, floor {floor_ms:.4g} ms"
-            )
+    for (dtype, network), own in uses.items():
+        torch_ms = sum(count * plain[row.case] for count, row in own)
+        best_ms = sum(count * row.p50_ms for count, row in own)
+        floor_ms = sum(count * row.floor_ms for count, row in own)
+        lines.append(
+            f"{sum(count for count, _ in own)} convolutions of {network}, {dtype}: torch "
+            f"{torch_ms:.4g} ms, the fastest of each {best_ms:.4g} ms, floor {floor_ms:.4g} ms"
+        )
     return "\n".join(lines)

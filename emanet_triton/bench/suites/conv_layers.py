@@ -1,0 +1,100 @@
+"""Which convolutions the fused network runs, and how often."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from emanet_triton.bench.networks import BLOCKS
+from emanet_triton.bench.options import Selection, Size
+from emanet_triton.bench.walk import OperatorCall, TensorSpec, walk
+from emanet_triton.kernels.conv_cost import ConvShape
+from emanet_triton.kernels.device import DTYPE_NAMES
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution with what follows it.
+
+    Attributes:
+        shape: its sizes and dtypes.
+        pitch: channels from a pixel of its residual to the next; more than its outputs where the
+            residual is a part of a larger tensor. 0 without a residual.
+    """
+
+    shape: ConvShape
+    pitch: int = 0
+
+    def __str__(self) -> str:
+        s = self.shape
+        words = [
+            f"{s.kernel}x{s.kernel} C={s.channels} O={s.outputs} H={s.height} W={s.width}",
+            f"stride={s.stride} dilation={s.dilation}",
+        ]
+        if s.residual:
+            other = "" if s.residual == s.dtype else f"={DTYPE_NAMES[s.residual]}"
+            words.append(f"residual{other}")
+        words += [f"pitch={self.pitch}"] if self.pitch not in (0, s.outputs) else []
+        words += ["relu"] if s.relu else []
+        words += [f"out={DTYPE_NAMES[s.out_dtype]}"] if s.out_dtype != s.dtype else []
+        return " ".join([*words, f"B={s.batch}", DTYPE_NAMES[s.dtype]])
+
+    @property
+    def one_dtype(self) -> bool:
+        """Whether residual and output are of the input's dtype."""
+        return {self.shape.residual or self.shape.dtype, self.shape.out_dtype} == {self.shape.dtype}
+
+
+def walks(
+    selection: Selection, size: Size, batch: int, dtype: str
+) -> dict[str, Counter[OperatorCall]]:
+    """The operator calls of each network, "r50-whole" and so on, for images of (height, width).
+
+    The sliding window on a GPU only: on a CPU its layers are those of the whole image at another
+    size, and its windows run one by one.
+    """
+    modes = ("whole", "slide") if selection.cuda and not selection.tiny else ("whole",)
+    return {
+        f"{network}-{mode}": walk(network, mode, size, batch, dtype, tiny=selection.tiny)
+        for network in BLOCKS
+        for mode in modes
+    }
+
+
+def layers(calls: Counter[OperatorCall]) -> Counter[Layer]:
+    """The convolutions of the calls; a bottleneck is the three that compute the same."""
+    found: Counter[Layer] = Counter()
+    for call, count in calls.items():
+        for layer in _layers_of(call):
+            found[layer] += count
+    return found
+
+
+def _layers_of(call: OperatorCall) -> Iterator[Layer]:
+    if call.name == "conv_bias_act":
+        geometry = call["stride"], call["dilation"], call["relu"], call["out_dtype"]
+        yield _layer(call["x"].shape, call["weight"], call["residual"], *geometry)
+    elif call.name == "bottleneck":
+        x = call["x"]
+        batch, _, *sides = x.shape
+        for weight, residual in zip(call["weights"], (None, None, call["residual"]), strict=True):
+            shape = batch, weight.shape[1], *sides
+            yield _layer(shape, weight, residual, 1, 1, True, x.dtype)
+
+
+def _layer(
+    x: tuple[int, ...],
+    weight: TensorSpec,
+    residual: TensorSpec | None,
+    stride: int,
+    dilation: int,
+    relu: bool,
+    out_dtype: torch.dtype,
+) -> Layer:
+    outputs, _, kernel, _ = weight.shape
+    added = None if residual is None else residual.dtype
+    shape = ConvShape(
+        *x, outputs, kernel, stride, dilation, weight.dtype, added, out_dtype, relu
+    )  # fmt: skip
+    return Layer(shape, 0 if residual is None else residual.stride[3])
