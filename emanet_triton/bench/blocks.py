@@ -11,7 +11,7 @@ from emanet_triton.bench.suites import em as em_suite
 from emanet_triton.bench.suites import eval as eval_suite
 from emanet_triton.bench.suites import scale as scale_suite
 from emanet_triton.bench.suites import train_mem as train_mem_suite
-from emanet_triton.bench.tables import folded, joined, on_gpu, run, runs, table
+from emanet_triton.bench.tables import folded, joined, number, on_gpu, run, runs, table
 from emanet_triton.models.zoo import ZOO, Published
 
 NOT_MEASURED = "not measured"
@@ -51,15 +51,21 @@ class Results:
 
 
 def em(results: Results) -> str:
-    """The EM operators; while no GPU is measured, what was forecast for one."""
-    parts = [_suite(results, "em"), *results.images("ratios_em")]
-    if not any(on_gpu(row) for row in results.of("em")):
-        lines = [
-            [f"{operation} B={batch} N={positions} {dtype}", NOT_MEASURED, predicted]
-            for (operation, dtype, batch, positions), predicted in em_suite.PREDICTED_MS.items()
+    """The EM operators, and what was forecast for a GPU beside what was measured there."""
+    lines = []
+    for key, predicted in em_suite.PREDICTED_MS.items():
+        operation, dtype, batch, positions = key
+        name = f"{operation} B={batch} N={positions} {dtype}"
+        times = [
+            f"{number(row.p50_ms)} ({row.device})"
+            for row in results.of("em")
+            if on_gpu(row) and row.case.startswith(name) and row.provider == "triton" and row.p50_ms
         ]
-        parts.append(table(lines, ["on a GPU", "measured, ms", "predicted, ms (H100)"], "lrr"))
-    return joined(parts)
+        measured = ", ".join(times) or NOT_MEASURED
+        lines.append([name, measured, predicted, em_suite.MODELLED_MS[key]])
+    columns = ["on a GPU", "measured, ms", "forecast of a review, ms", "of the cost model, ms"]
+    forecasts = table(lines, columns, "lrrr")
+    return joined([_suite(results, "em"), *results.images("ratios_em"), forecasts])
 
 
 def conv(results: Results) -> str:

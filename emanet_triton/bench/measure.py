@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from emanet_triton.bench.method import FEWEST_ROUNDS, Method, Statistics, ratio
 from emanet_triton.bench.rows import PASSED, Row
 
 Times = Mapping[str, list[Timed]]
+EARLY_SECONDS = 1.0  # after which the row of a provider alone is of the times that there are
 
 
 class Lost(Exception):  # noqa: N818 (it is about the process, not about the caller)
@@ -149,9 +151,7 @@ class _Measurement:
         self.watch.begins(name)
         try:
             tried = self.tried[name] = self._gated(name)
-            alone = {}
-            if self.watch.early and tried.timer:
-                alone = {name: [tried.timer() for _ in range(1 + FEWEST_ROUNDS)][1:]}
+            alone = {name: _few_times(tried.timer)} if self.watch.early and tried.timer else {}
         except Exception as error:  # a peer that does not run is a row too, and not the end
             self.tried[name], alone = self._ended(name, error), {}
         if self.watch.early:
@@ -243,6 +243,14 @@ class _Measurement:
 
     def _row(self, name: str, times: Times | None = None) -> Row:
         return _row(self.case, name, self.tried[name], times or {}, self.machine)
+
+
+def _few_times(timer: Timer) -> list[Timed]:
+    """Three times, or fewer of a call that is long."""
+    begin, times = time.monotonic(), [timer()]
+    while len(times) < FEWEST_ROUNDS and time.monotonic() - begin < EARLY_SECONDS:
+        times.append(timer())
+    return times
 
 
 def _severity(error: float) -> tuple[bool, float]:

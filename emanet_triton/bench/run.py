@@ -1,6 +1,7 @@
 """Where cases are measured: in this process on a CPU, in workers that may be lost on a GPU."""
 
 import functools
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -116,6 +117,7 @@ def _measure(
         return measure(replace(case, providers=kept), method, machine, watch=watch)
     finally:
         del case, kept
+        gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

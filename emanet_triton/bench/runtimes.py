@@ -3,6 +3,7 @@
 None of them is a dependency; where one does not import it is ``Absent``.
 """
 
+import functools
 import importlib
 import io
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from emanet_triton.bench.case import Absent
 from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.models.emanet import EMANet
+
+# From a network and an example of its inputs, on the same device, to what runs it.
+Maker = Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
 
 
 def import_peer(name: str) -> ModuleType:
@@ -40,16 +44,27 @@ class LogitsOnly(nn.Module):
         return mmseg_network(self.model, images)
 
 
-def onnxruntime(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Export a network for inputs of one shape, and run it on the example's device."""
+def onnxruntime(device: str) -> Maker:
+    """ONNX Runtime on "cpu" or "cuda".
+
+    Raises:
+        Absent: it is not there, or not for this device.
+    """
     runtime = import_peer("onnxruntime")
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if provider not in runtime.get_available_providers():
+        raise Absent(f"onnxruntime has no {provider}")
     import_peer("onnxscript")  # which torch.onnx needs
+    return functools.partial(_exported, runtime, provider)
+
+
+def _exported(
+    runtime: ModuleType, provider: str, model: nn.Module, example: Tensor
+) -> Callable[[Tensor], Tensor]:
     file = io.BytesIO()
     with torch.no_grad():
         torch.onnx.export(model, (example,), dynamo=True, verbose=False).save(file)
-    provider = "CUDAExecutionProvider" if example.is_cuda else "CPUExecutionProvider"
-    if provider not in runtime.get_available_providers():
-        raise Absent(f"onnxruntime has no {provider}")
+        shape = model(example).shape
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     settings = {"use_tf32": "0"} if example.is_cuda else {}
@@ -57,8 +72,6 @@ def onnxruntime(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]
     (source,), (result,) = (
         [each.name for each in ends] for ends in (session.get_inputs(), session.get_outputs())
     )
-    with torch.no_grad():
-        shape = model(example).shape
 
     def forward(images: Tensor) -> Tensor:
         images = images.contiguous()
@@ -78,9 +91,19 @@ def onnxruntime(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]
     return forward
 
 
-def tensorrt(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Compile a network in bfloat16 with Torch-TensorRT."""
+def tensorrt(device: str) -> Maker:
+    """Torch-TensorRT in bfloat16.
+
+    Raises:
+        Absent: it is not there, or there is no GPU.
+    """
+    if device != "cuda":
+        raise Absent("Torch-TensorRT needs a GPU")
     import_peer("torch_tensorrt")  # registers the backend
+    return _by_tensorrt
+
+
+def _by_tensorrt(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
     model = model.to(torch.bfloat16)
     network = torch.compile(model, backend="tensorrt", dynamic=False)
     return lambda images: network(images.to(torch.bfloat16))

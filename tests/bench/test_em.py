@@ -75,10 +75,24 @@ def test_forecasts_are_of_our_kernels_at_their_shape():
     selection = Selection(device="cuda", dtypes=("bf16",), batches=(1,), sizes=((1024, 2048),))
     attention, block = em.cases(selection)
     assert not attention.predicted_ms
-    assert block.predicted_ms == {"triton": "0.14-0.175"}
+    assert block.predicted_ms == {"triton": "0.2-0.23"}
     assert block.name == "block B=1 N=32768 bf16 channels-last"
     assert next(iter(block.providers)) == "mmseg"
     assert "triton" in block.providers
+
+
+def test_peers_are_compiled_if_asked_for_and_at_one_case():
+    compiled = {
+        case.name: list(case.providers)
+        for case in em.cases(Selection(device="cuda"))
+        if "mmseg-compiled" in case.providers
+    }
+    assert compiled == {
+        "block B=1 N=32768 bf16 channels-last": ["mmseg", "mmseg-compiled", "torch", "triton"]
+    }
+    assert not any("mmseg-compiled" in case.providers for case in em.cases(Selection()))
+    asked = em.cases(Selection(device="cuda", providers=("mmseg-compiled",)))
+    assert all(list(case.providers) == ["mmseg", "mmseg-compiled"] for case in asked)
 
 
 def test_sizes_are_of_images():

@@ -206,6 +206,15 @@ def test_every_provider_has_an_early_row_of_its_own():
     assert diary.said[6:10] == ["plain", "right", "plain", "right"]  # while they are timed in turns
 
 
+def test_the_early_row_of_a_long_call_is_of_one_time(monkeypatch):
+    monkeypatch.setattr("emanet_triton.bench.measure.EARLY_SECONDS", 0)
+    diary = Diary()
+    measure(
+        make_case(providers={"plain": lambda: lambda: 1.0}), Method(rounds=3), MACHINE, None, diary
+    )
+    assert [said.rounds for said in diary.said if isinstance(said, Row)] == [1]
+
+
 @pytest.mark.parametrize("when", ["made", "timed"])
 def test_nothing_runs_where_the_process_is_lost(when):
     def dies():

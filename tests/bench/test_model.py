@@ -87,6 +87,13 @@ def test_cases_by_device():
     assert list(half.providers) == ["plain-fp32", "plain-bf16", "fused-bf16"]
 
 
+def test_forecasts_are_of_the_resident_cases():
+    found = {case.name: case.predicted_ms for case in model.cases(Selection(device="cuda"))}
+    predicted = {name: forecast for name, forecast in found.items() if forecast}
+    assert predicted == {n: {"fused-bf16": ms} for n, ms in model.PREDICTED_MS.items()}
+    assert len(predicted) == 4
+
+
 def test_a_tiny_run(tmp_path):
     path = tmp_path / "model.csv"
     assert main(["model", "--tiny", "--threads", "1", "--csv", str(path)]) == 0

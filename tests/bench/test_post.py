@@ -56,6 +56,27 @@ def test_ms_flip_is_compiled_on_a_cpu_only_if_that_is_asked_for():
     assert "plain-compiled" in on_a_gpu.providers
 
 
+def test_on_a_gpu_logits_are_of_the_networks_dtype_too():
+    found = {case.name: case.predicted_ms for case in post.cases(Selection(device="cuda"))}
+    assert list(found) == [
+        f"{what} 1024x2048 {dtype}"
+        for dtype in ("bf16", "fp32")
+        for what in ("whole", "slide", "whole ms+flip", "slide ms+flip")
+    ]
+    assert {name: predicted for name, predicted in found.items() if predicted} == {
+        "whole 1024x2048 bf16": {"triton": "0.07-0.1"},
+        "slide 1024x2048 bf16": {"triton": "0.15-0.4"},
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "torch", "triton"])
+def test_labels_of_half_precision_logits(name):
+    protocol = make_protocol("slide", (24, 40), tiny=True)
+    problem = post.make_problem(protocol, False, (40, 24), torch.float16, "cpu")
+    exact = post.clear_labels(problem)
+    assert post.wrong_share(post.provide(name, lambda: problem)(), *exact) == 0
+
+
 def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr("emanet_triton.bench.run.peak_in_child", lambda *_: 1.5)
     path = tmp_path / "post.csv"

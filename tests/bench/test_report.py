@@ -107,9 +107,12 @@ def test_predictions_stand_in_a_column_of_their_own(folder):
     assert line(block(folder, "em"), "bf16 channels-last", "×")[2:] == [
         *("0.2, 7.50× (6.75–8.25)", "0.75, 2.00× (1.80–2.20)", "0.14-0.175")
     ]
+    forecasts = ["0.2-0.23", "0.14-0.175"]
+    measured = line(block(folder, "em"), "B=1 N=32768 bf16 ", "0.2-0.23")
+    assert measured[1:] == ["0.2 (Example G100)", *forecasts]
     (folder.results / "em_g100.csv").unlink()
     folder.report()
-    assert line(block(folder, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", "0.14-0.175"]
+    assert line(block(folder, "em"), "B=1 N=32768 bf16")[1:] == ["not measured", *forecasts]
 
 
 def test_a_gpu_has_tables_of_cold_times_and_of_the_hosts(folder):

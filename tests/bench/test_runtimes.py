@@ -9,7 +9,9 @@ import torch
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Absent
 from emanet_triton.bench.networks import make_network, make_protocol
+from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import mmseg_network
+from emanet_triton.bench.suites import model
 
 
 @pytest.fixture
@@ -65,11 +67,37 @@ def test_mmsegmentation_gets_our_sizes_and_weights(monkeypatch, network):
     assert config.test_cfg == {"mode": "slide", "crop_size": (33, 33), "stride": (17, 17)}
 
 
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        ("onnxruntime", "onnxruntime has no CUDAExecutionProvider"),
+        ("tensorrt", "ModuleNotFoundError: import of torch_tensorrt halted; None in sys.modules"),
+    ],
+)
+def test_nothing_is_built_for_a_runtime_that_is_not_there(monkeypatch, provider, reason):
+    def build(*_, **__):
+        pytest.fail("a network was built")
+
+    pretend(monkeypatch, "onnxruntime", get_available_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    monkeypatch.setattr(model, "make_network", build)
+    monkeypatch.setattr(torch.onnx, "export", build)
+    case = next(model.cases(Selection("cuda", tiny=True)))
+    with pytest.raises(Absent) as absent:
+        case.providers[provider]()
+    assert str(absent.value) == reason
+
+
+def test_tensorrt_needs_a_gpu():
+    with pytest.raises(Absent, match="Torch-TensorRT needs a GPU"):
+        runtimes.tensorrt("cpu")
+
+
 def test_onnxruntime(network):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     example, other = torch.randn(2, 1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
-    forward = runtimes.onnxruntime(runtimes.LogitsOnly(network), example)
+    forward = runtimes.onnxruntime("cpu")(runtimes.LogitsOnly(network), example)
     with torch.no_grad():
         want = mmseg_network(network, other)
     assert (forward(other) - want).norm() <= 1e-4 * want.norm()

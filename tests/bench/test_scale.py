@@ -52,12 +52,23 @@ def test_sizes_reach_8192():
     assert names[0] == "post-processing 512x1024 fp32"
     assert "post-processing 8192x8192 fp32" in names
     assert names[-1] == "emanet_demo 2048x4096 fp32"
-    assert "r50 8192x8192 fp32" in [case.name for case in scale.cases(Selection("cuda"))]
     asked = scale.cases(Selection(sizes=((4096, 8192),), networks=("r101",)))
     assert [case.name for case in asked] == [
         "post-processing 4096x8192 fp32",
         "r101 4096x8192 fp32",
     ]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_on_a_gpu_sizes_end_at_2048_unless_asked_for(quick):
+    names = [case.name for case in scale.cases(Selection("cuda", quick=quick))]
+    assert names == [
+        f"{what} {size} fp32"
+        for what in ("post-processing", "r50")
+        for size in ("512x1024", "1024x2048", "2048x4096")
+    ]
+    asked = scale.cases(Selection("cuda", sizes=((8192, 8192),)))
+    assert [case.name for case in asked][-1] == "r50 8192x8192 fp32"
 
 
 def test_the_summary_fits_what_ran_at_three_sizes():

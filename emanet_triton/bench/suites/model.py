@@ -42,6 +42,15 @@ from emanet_triton.models.protocol import Protocol
 MODES = ("whole", "slide")
 LABELS_BOUND = 1e-3  # share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
+
+# Milliseconds of "fused-bf16" as a graph, by the case. Forecast of a review of commit 54dbbc2,
+# H100, nothing measured.
+PREDICTED_MS = {
+    "r50 whole 1024x2048 from=device": "6-6.6",
+    "r101 whole 1024x2048 from=device": "9.2-9.8",
+    "r50 slide 1024x2048 from=device": "13-14.5",
+    "r101 slide 1024x2048 from=device": "20-22",
+}
 MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # what runs it
 
 
@@ -145,20 +154,22 @@ def _case(
         selection = replace(selection, providers=("plain-bf16", *selection.providers))
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
     short = selection.short and not selection.cuda
-    names = [name for name in PROVIDERS if selection.cuda or name not in GPU_ONLY]
-    names = [name for name in names if name not in HOST_ONLY or not problem.resident]
-    names = [name for name in names if name in MS_FLIP or not ms_flip]
+    names = [n for n in PROVIDERS if selection.cuda or n not in GPU_ONLY]
+    names = [n for n in names if n not in HOST_ONLY or not problem.resident]
+    names = [n for n in names if n in MS_FLIP or not ms_flip]
+    name = f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}"
     return Case(
         suite="model",
-        name=f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}",
+        name=name,
         providers=selection.pick(
-            {name: functools.partial(PROVIDERS[name], problem) for name in names},
+            {n: functools.partial(PROVIDERS[n], problem) for n in names},
             "plain-fp32",
             COMPILED if selection.short else (),
         ),
         baseline="plain-fp32",
         error=lambda got: (got.cpu() != want()).double().mean().item(),
         bound=bound,
+        predicted_ms={"fused-bf16": PREDICTED_MS[name]} if name in PREDICTED_MS else {},
         peak=not short,
         wall=not problem.resident,
         graph=problem.resident,
@@ -226,8 +237,9 @@ def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tenso
     return resample_labels(logits.transpose(0, 1).flatten(1)[None], *tables)
 
 
-def runtime(problem: Problem, make: Callable[[nn.Module, Tensor], Callable]) -> Call:
-    """mmseg's sequence around a network that another runtime runs."""
+def runtime(problem: Problem, find: Callable[[str], runtimes.Maker]) -> Call:
+    """mmseg's sequence around a network that another runtime runs, if there is one here."""
+    make = find(problem.device)  # before anything is built or exported
     model = runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
     window = next(cut_windows(problem.inputs(), problem.protocol, at_once=1)).to(problem.device)
     return problem.timed(problem.labels_by(make(model, window)))
