@@ -21,7 +21,7 @@ from emanet_triton.eval.views import view_sizes
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.kernels.resample import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import fuse
+from emanet_triton.models.fused import FusedEMANet, fuse
 
 NAMESPACE = "emanet_triton"
 
@@ -118,17 +118,28 @@ def walk(
     """
     protocol = make_protocol(mode, size, tiny)
     (view,) = view_sizes(protocol, size[::-1], ms_flip=False)
-    with torch.device("meta"):
-        model = EMANet(architecture(network, tiny), protocol).eval()
-        images = torch.empty(batch, 3, *view[::-1])
-    fused = fuse(model, dtype=DTYPES[dtype])
-    fused.decode_head.backend = "triton"  # which "auto" is on a GPU
+    images = torch.empty(batch, 3, *view[::-1], device="meta")
+    fused = _fused(network, dtype, tiny)
     with Recorder() as recorder:
         logits = torch.cat([fused(windows) for windows in cut_windows(images, protocol, at_once)])
         packed = logits.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4).flatten(2)
         tables = tap_tables(protocol, size[::-1], False, packed.device)
         resample_labels(packed, *tables, backend="triton")
     return recorder.calls
+
+
+@functools.cache
+def _fused(network: str, dtype: str, tiny: bool) -> FusedEMANet:
+    """Without weights; its operators are those of a GPU, where "auto" is Triton."""
+    fused = fuse(_model(network, tiny), dtype=DTYPES[dtype])
+    fused.decode_head.backend = "triton"
+    return fused
+
+
+@functools.cache
+def _model(network: str, tiny: bool) -> EMANet:
+    with torch.device("meta"):
+        return EMANet(architecture(network, tiny), make_protocol("whole", (1, 1))).eval()
 
 
 def _described(value: object) -> object:

@@ -24,8 +24,10 @@ def elsewhere(selection, method, _):
 def test_who_costs_the_process_fails_alone(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "SUITES", {"em": worker_cases.cases})
     monkeypatch.setattr(command, "_place", elsewhere)
+    written = []
+    monkeypatch.setattr(command, "write_json", lambda _, rows: written.append(list(rows)))
     path = tmp_path / "rows.csv"
-    assert command.main(["em", "--tiny", "--csv", str(path)]) == 1
+    assert command.main(["em", "--tiny", "--csv", str(path), "--json", str(tmp_path / "x")]) == 1
     assert [(row.case, row.provider, row.gate) for row in read_rows(path)] == [
         ("unprepared", "plain", "failed: its process ended with exit code 3"),
         ("unprepared", "ours", "failed: its process ended with exit code 3"),
@@ -44,6 +46,8 @@ def test_who_costs_the_process_fails_alone(monkeypatch, tmp_path, capsys):
     ]
     timed = [row for row in read_rows(path) if row.gate == "passed"]
     assert all(row.rounds == 5 and row.ratio > 0 for row in timed)  # in turns, to the end
+    early = next(rows for rows in written if rows[-1].provider == "aborts")
+    assert [row.rounds for row in early[2:]] == [3, None]  # a run that is cut here has a time
     assert "CUDA error" in capsys.readouterr().out
 
 
