@@ -64,12 +64,12 @@ def graph_timer(call: Call) -> Timer:
     """The GPU's time of a replay; of the launches where the call cannot be captured.
 
     Raises:
-        Exception: the attempt has cost the device's context.
+        Exception: the attempt broke the CUDA context.
     """
     try:
         return Timer("graph", Replay(call), _device_seconds)
-    except Exception:  # whatever a call may raise that waits for the device
-        torch.cuda.synchronize()
+    except Exception:  # of any type: such as from a call that waits for the device
+        torch.cuda.synchronize()  # raises if the context is broken: then no other clock works
         return events_timer(call)
 
 

@@ -29,8 +29,8 @@ Times = Mapping[str, list[Timed]]
 EARLY_SECONDS = 1.0  # after which the row of a provider alone is of the times that there are
 
 
-class Lost(Exception):  # noqa: N818 (it is about the process, not about the caller)
-    """This process cannot go on, and the rest of a case needs another.
+class Lost(Exception):  # noqa: N818 (it says what happened to the process)
+    """This process cannot go on: the rest of the case needs another process.
 
     Attributes:
         provider: which of the case's providers ran; empty if none did.

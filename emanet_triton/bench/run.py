@@ -50,7 +50,7 @@ class Here:
 
 
 class Elsewhere:
-    """Measures in a process that is replaced when a provider costs it its CUDA context, or hangs.
+    """Measures in a worker, which is replaced when a provider breaks its CUDA context or hangs.
 
     Rows come as soon as a provider has passed its gate, and again when its case is finished.
 
@@ -78,7 +78,10 @@ class Elsewhere:
             raise InputError(message) from None
 
     def measure(self, cases: Cases, case: Case, machine: Machine, found: Found) -> None:
-        """As ``Here.measure``. Who costs the process is left out, and the case begun anew."""
+        """As ``Here.measure``.
+
+        The provider that broke a worker fails; a new worker measures all others of the case.
+        """
         left = list(case.providers)
         while left:
             asked = cases, self.selection, case.name, tuple(left), self.method, machine

@@ -1,8 +1,8 @@
-"""A process that measures on a GPU for this one, and can be lost without harm.
+"""A worker: a process that measures on a GPU in place of this one.
 
-After one illegal access every later call of a process to CUDA fails, and a kernel that hangs is
-ended only with its process. The worker says which provider it begins, so that this process knows
-which one to blame.
+After one illegal access every later CUDA call of a process fails, and a kernel that hangs ends only
+with its process. The worker reports each provider before it runs it, so that this process knows
+which provider broke the worker.
 """
 
 import multiprocessing
