@@ -1,0 +1,69 @@
+"""Recording and timing of CUDA graphs, by a stand-in for the device; and on one if there is one."""
+
+import pytest
+import torch
+
+from emanet_triton.kernels import replay
+from emanet_triton.kernels.replay import Replay, record, replay_seconds, seconds_on_device
+
+MICRO = 1e-6
+
+
+@pytest.fixture
+def convolution(cuda):
+    """A kernel of 11 microseconds that Python takes 73 to launch."""
+    return lambda: cuda.launch("conv", 11 * MICRO, host_seconds=73 * MICRO)
+
+
+def test_a_replay_launches_what_was_recorded_and_gives_the_result(cuda, convolution):
+    run = Replay(convolution)
+    assert cuda.log == ["conv"]  # the warm-up; recording launches nothing
+    assert cuda.error_mode == "thread_local"
+    host = cuda.host
+    assert [run(), run()] == ["conv", "conv"]
+    assert cuda.log == ["conv"] * 3
+    assert cuda.host - host == pytest.approx(10 * MICRO)
+    assert cuda.stream is cuda.default_stream
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_the_time_is_that_of_the_device_alone(cuda, convolution, cold, monkeypatch):
+    monkeypatch.setattr(replay, "_flush", lambda: lambda: cuda.launch("flush", 95 * MICRO))
+    times = replay_seconds(convolution, rounds=3, cold=cold)
+    assert times == pytest.approx([11 * MICRO] * 3)
+    assert ("flush" in cuda.log) == cold
+
+
+def test_the_cache_is_flushed_before_every_cold_replay(cuda, convolution, monkeypatch):
+    monkeypatch.setattr(replay, "_flush", lambda: lambda: cuda.launch("flush", 95 * MICRO))
+    replay_seconds(Replay(convolution), rounds=2, cold=True)
+    assert cuda.log == ["conv", "flush", "conv", "flush", "conv"]
+
+
+def test_a_warm_time_is_the_mean_of_about_a_millisecond(cuda, convolution):
+    run = Replay(convolution)
+    cuda.log.clear()
+    replay_seconds(run, rounds=1, cold=False)
+    assert len(cuda.log) == 2 + 1 + 91  # to see how many there should be, untimed, and timed
+
+
+def test_launches_count_where_nothing_is_recorded(cuda, convolution):
+    times = seconds_on_device(convolution, rounds=2, cold=False)
+    assert times == pytest.approx([73 * MICRO] * 2, rel=0.2)
+
+
+def test_the_stream_is_put_back_where_recording_fails(cuda, convolution):
+    cuda.invalid = True
+    with pytest.raises(RuntimeError, match="operation failed due to a previous error"):
+        record(convolution)
+    assert cuda.stream is cuda.default_stream
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_on_a_gpu(cold):
+    x = torch.ones(2**20, device="cuda")
+    double = Replay(lambda: x * 2)
+    x.fill_(3)
+    assert double().eq(6).all()
+    assert all(0 < seconds < 1e-2 for seconds in replay_seconds(double, rounds=5, cold=cold))
