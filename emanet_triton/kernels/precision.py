@@ -2,23 +2,98 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+# A place where PyTorch keeps an ``fp32_precision``, and those it follows while its own is "none".
+Place = tuple[Any, ...]
 
 
 @contextlib.contextmanager
 def cuda_fp32(precision: str) -> Iterator[None]:
-    """Within, cuDNN's convolutions and cuBLAS's products are ``"ieee"`` or ``"tf32"``.
+    """Within, cuDNN's operations and matrix products are ``"ieee"`` or ``"tf32"``.
 
-    PyTorch lets cuDNN round to TF32 unless told otherwise. A setting of the process, put back at
-    the end.
+    PyTorch lets cuDNN round to TF32 unless told otherwise. It has an old and a new interface for
+    this, and raises where their settings differ, so both are set here. They are settings of the
+    process, put back at the end; only a setting of cuDNN's that was never made is afterwards the
+    one that PyTorch showed for it, as after ``torch.backends.cudnn.flags``.
     """
-    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [setting.fp32_precision for setting in settings]
-    for setting in settings:
+    if _is_set(precision):
+        yield
+        return
+    before = [(setting, _own(setting, *parents)) for setting, *parents in _places()]
+    legacy = _legacy()
+    _set_legacy(precision == "tf32", "high" if precision == "tf32" else "highest")
+    for setting, _ in before[:-1]:
         setting.fp32_precision = precision
     try:
         yield
     finally:
-        for setting, earlier in zip(settings, before, strict=True):
+        _set_legacy(*legacy)
+        for setting, earlier in before:
             setting.fp32_precision = earlier
+
+
+def _places() -> list[Place]:
+    """All of CUDA, and the CPU's matrix products, which the old interface sets with CUDA's."""
+    backends = torch.backends
+    cuda = backends.cudnn, backends
+    # What backends.mkldnn.fp32_precision shows; to set it sets backends.fp32_precision.
+    cpu = backends._FP32Precision("mkldnn", "all"), backends
+    return [
+        cuda,  # what convolutions follow once ``backends.cudnn.flags`` has been left
+        (backends.cudnn.conv, *cuda),
+        (backends.cudnn.rnn, *cuda),
+        (backends.cuda.matmul, *cuda),
+        (backends.mkldnn.matmul, *cpu),
+    ]
+
+
+def _is_set(precision: str) -> bool:
+    if any(setting.fp32_precision != precision for setting, *_ in _places()[:-1]):
+        return False
+    try:
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.get_float32_matmul_precision()
+    except RuntimeError:  # the two interfaces differ
+        return False
+    return allowed == (precision == "tf32",) * 2
+
+
+def _own(setting: Any, *parents: Any) -> str:
+    """What was set in one place itself; "none" if it follows its parents.
+
+    PyTorch shows what holds in the end. Where a parent shows the same, only a change of the parent
+    tells the two apart.
+    """
+    shown = setting.fp32_precision
+    if not parents or shown == "none" or shown != parents[0].fp32_precision:
+        return shown
+    parent, *grandparents = parents
+    before = _own(parent, *grandparents)
+    parent.fp32_precision = "ieee" if shown == "tf32" else "tf32"
+    own = shown if setting.fp32_precision == shown else "none"
+    parent.fp32_precision = before
+    return own
+
+
+def _legacy() -> tuple[bool, str]:
+    """cuDNN's ``allow_tf32`` and the matrix products' precision in the old interface.
+
+    They can be read only where the new one agrees, so that is changed until it does.
+    """
+    _, conv, rnn, *matmuls = (setting for setting, *_ in _places())
+    conv.fp32_precision = rnn.fp32_precision = "tf32"
+    for matmul in matmuls:
+        matmul.fp32_precision = "ieee"
+    try:
+        allow = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        allow = False
+    return allow, torch.get_float32_matmul_precision()
+
+
+def _set_legacy(allow: bool, matmul: str) -> None:
+    torch.backends.cudnn.allow_tf32 = allow
+    torch.set_float32_matmul_precision(matmul)
