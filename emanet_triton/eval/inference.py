@@ -18,6 +18,7 @@ from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.eval.views import Size, logits_grid, num_windows, view_sizes
+from emanet_triton.kernels.memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
 from emanet_triton.models.emanet import EMANet
@@ -167,12 +168,13 @@ class Predictor:
         """
         resample = resample_probabilities if probabilities else _labels_only
         images = images[: self.images_at_once]
+        watch = MemoryWatch(self.device)
         while True:
             try:
                 with torch.inference_mode():
                     return _resampled(resample, *self._low_logits(images))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not watch.explains(error):
                     raise
             self._take_less(images)
             images = images[: self.images_at_once]
@@ -269,7 +271,7 @@ def _resampled(
         try:
             got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if block == 1 or not _is_out_of_memory(error):
+            if block == 1 or not is_out_of_memory(error):
                 raise
             block = -(-block // 2)
             warnings.warn(
@@ -286,8 +288,3 @@ def _resampled(
             whole[..., part, :] = rows_of_it
         begin += block
     return results
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)  # PyTorch's allocator of the CPU

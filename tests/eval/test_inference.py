@@ -11,6 +11,7 @@ from emanet_triton.eval import inference, reference
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import resize_image
 from emanet_triton.eval.metric import confusion_matrix
+from emanet_triton.kernels.memory import MemoryWatch
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -220,10 +221,13 @@ class LimitedMemory(torch.nn.Module):
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.AcceleratorError("CUDA error: out of memory"),
 ]
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "cublas", "runtime"])
 def test_out_of_memory_halves_the_batch_and_goes_on(error):
     model = LimitedMemory(2, error)
     images = [random_image(16, 24, i) for i in range(9)]
@@ -234,6 +238,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error):
     assert model.batches == [8, 4, 2, 2, 2, 2, 1]
     for labels, want in zip(got, Predictor(model.model, model.protocol)(images), strict=True):
         assert (labels == want).float().mean() > 0.99
+
+
+def test_cudnn_without_an_engine_halves_the_batch_where_memory_ran_out(monkeypatch):
+    monkeypatch.setattr(MemoryWatch, "_is_short", lambda watch: True)
+    model = LimitedMemory(2, NO_ENGINE)
+    images = [random_image(16, 24, i) for i in range(4)]
+    with pytest.warns(UserWarning, match="out of memory on cpu; going on with batch size 2"):
+        assert len(list(Predictor(model, model.protocol, batch_size=4)(images))) == 4
+    assert model.batches == [4, 2, 2]
+
+
+def test_cudnn_without_an_engine_is_an_error_where_there_is_memory():
+    model = LimitedMemory(2, NO_ENGINE)
+    predictor = Predictor(model, model.protocol, batch_size=4)
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        list(predictor([random_image(16, 24, i) for i in range(4)]))
 
 
 def test_out_of_memory_with_the_windows_of_one_image():

@@ -1,0 +1,62 @@
+"""Errors that mean that memory ran out, whatever they are called."""
+
+import re
+
+import torch
+
+# PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|alloc_?failed|allocation_failed", re.IGNORECASE
+)
+# cuDNN found no way to compute something. It tries many, and passes over those that lack memory.
+# The two handles are made at the first use of a library, and want memory too.
+_REFUSED = re.compile(
+    r"unable to find an engine|unable to find a valid cuDNN algorithm|no valid (engine|execution)"
+    r"|CUDNN_STATUS_|CUBLAS_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
+)
+SPARE_BYTES = 2**28  # of a device, without which CUDA's libraries may fail
+
+
+class MemoryWatch:
+    """Knows from now on whether a device ran out of memory, even if no error says so.
+
+    Args:
+        device: any; one without PyTorch's caching allocator is never short of memory here.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._failures = self._failed_allocations()
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether ``error`` was raised for lack of memory."""
+        return is_out_of_memory(error) or (is_refused(error) and self._is_short())
+
+    def _is_short(self) -> bool:
+        """Whether an allocation has failed since, or the libraries find none beside PyTorch."""
+        if self._device.type != "cuda":
+            return False
+        if self._failed_allocations() > self._failures:
+            return True
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return free < SPARE_BYTES
+
+    def _failed_allocations(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        return torch.cuda.memory_stats_as_nested_dict(self._device).get("num_ooms", 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says, by its type or in its words, that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether cuDNN or cuBLAS cannot do something: not at all, or not without more memory."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return _REFUSED.search(str(error)) is not None
