@@ -13,7 +13,7 @@ from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.tiles import PRECISIONS
 
-PROVIDERS = ("auto", "table", "cudnn", "triton", "torch")
+PROVIDERS = ("auto", "table", "cudnn", "cudnn-benchmark", "triton", "torch")
 BOTTLENECK_PROVIDERS = ("auto", "table", "triton", "separate")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NHWC = torch.channels_last

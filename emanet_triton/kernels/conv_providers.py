@@ -5,15 +5,19 @@ Each takes (x, weight, bias, residual, stride, dilation, relu, out_dtype, precis
 """
 
 import contextlib
+import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels.device import triton_kernels
+from emanet_triton.kernels.memory import MemoryWatch, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
 
 _NHWC = torch.channels_last
+_REFUSED: set[tuple] = set()  # convolutions for which cuDNN has no fused engine
 
 
 def has_cudnn(x: Tensor) -> bool:
@@ -53,27 +57,96 @@ def cudnn_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    """cuDNN's fused convolution; what it does not know is left to ``torch_conv``.
+    """cuDNN's fused convolution; ``torch_conv`` where there is none, or no engine for a shape.
 
-    It has no form without ReLU, rounds to the dtype of its input, and wants a residual of that
-    dtype which is not its input (github.com/pytorch/pytorch/issues/62926). It may be slow for
-    some shapes (issue 68506).
+    Raises:
+        ValueError: there is no NVIDIA GPU.
+        torch.OutOfMemoryError: also where cuDNN calls that a missing engine.
     """
     if not has_cudnn(x):
         raise ValueError(f"provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
+    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
+    added = residual if residual is None else residual.dtype
+    shape = x.shape, weight.shape, x.dtype, added, stride, dilation, precision, x.device
+    if not can_fuse(x, residual, relu) or shape in _REFUSED:
+        return torch_conv(*arguments)
+    try:
+        out = _fused_conv(x, weight, bias, residual, stride, dilation, precision)
+    except RuntimeError as error:
+        if not is_refused(error):
+            raise
+        out = _torch_conv_instead(*arguments)
+        _REFUSED.add(shape)
+        sizes = f"{list(x.shape)} with {list(weight.shape)} and dilation {dilation}"
+        warnings.warn(
+            f"cuDNN has no fused convolution of {x.dtype} {sizes}, so PyTorch's is used: {error}",
+            stacklevel=2,
+        )
+    return out.to(out_dtype, memory_format=_NHWC)
+
+
+def can_fuse(x: Tensor, residual: Tensor | None, relu: bool) -> bool:
+    """Whether cuDNN has a fused form: with ReLU, and a residual of the dtype of x or none.
+
+    The residual must not be the input (github.com/pytorch/pytorch/issues/62926).
+    """
     fits = residual is None or (residual.dtype == x.dtype and not _share_memory(residual, x))
-    if not (relu and fits):
-        return torch_conv(x, weight, bias, residual, stride, dilation, relu, out_dtype, precision)
+    return relu and fits
+
+
+def _fused_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    dilation: int,
+    precision: str,
+) -> Tensor:
+    """Of the dtype of x. It may be slow for some shapes (issue 68506)."""
     x, weight = x.contiguous(memory_format=_NHWC), weight.contiguous(memory_format=_NHWC)
     padding = dilation * (weight.shape[2] // 2)
     geometry = bias.to(x.dtype), (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1
     with _cudnn_precision(x, precision):
         if residual is None:
-            out = torch.cudnn_convolution_relu(x, weight, *geometry)
-        else:
-            residual = residual.contiguous(memory_format=_NHWC)
-            out = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *geometry)
-    return out.to(out_dtype, memory_format=_NHWC)
+            return torch.cudnn_convolution_relu(x, weight, *geometry)
+        residual = residual.contiguous(memory_format=_NHWC)
+        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *geometry)
+
+
+def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
+    """``torch_conv`` after cuDNN has refused to fuse; if memory is the reason, that is raised."""
+    watch = MemoryWatch(x.device)
+    try:
+        return torch_conv(x, *arguments)
+    except RuntimeError as error:
+        if is_refused(error) and watch.explains(error):
+            raise torch.OutOfMemoryError(f"no memory for a convolution: {error}") from error
+        raise
+
+
+def cudnn_benchmark_conv(*arguments) -> Tensor:
+    """``cudnn_conv`` with the engine that cuDNN finds the fastest at the first call of a shape."""
+    with _cudnn_benchmark():
+        return cudnn_conv(*arguments)
+
+
+@contextlib.contextmanager
+def _cudnn_benchmark() -> Iterator[None]:
+    """PyTorch's settings of the process, put back at the end.
+
+    PyTorch keeps one engine for a shape and the setting ``deterministic``, whether it was measured
+    or not: by that setting these engines and those of ``cudnn_conv`` are kept apart. Nothing can
+    be measured while a CUDA graph is recorded, but an engine that is kept can be used.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark = not torch.cuda.is_current_stream_capturing()
+    cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def triton_conv(
@@ -103,4 +176,9 @@ def _cudnn_precision(x: Tensor, precision: str) -> contextlib.AbstractContextMan
     return cuda_fp32("tf32" if precision == "tf32" else "ieee")
 
 
-CONVOLUTIONS = {"cudnn": cudnn_conv, "triton": triton_conv, "torch": torch_conv}
+CONVOLUTIONS = {
+    "cudnn": cudnn_conv,
+    "cudnn-benchmark": cudnn_benchmark_conv,
+    "triton": triton_conv,
+    "torch": torch_conv,
+}

@@ -338,6 +338,92 @@ def fake_cudnn(monkeypatch):
     return calls
 
 
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.fixture
+def refusing_cudnn(monkeypatch):
+    """cuDNN's fused operators raise ``errors[0]``, or compute if there is none."""
+    calls, errors = fake_cudnn(monkeypatch), []
+    fused = torch.cudnn_convolution_relu
+
+    def relu(*args):
+        out = fused(*args)
+        if errors:
+            raise errors[0]
+        return out
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(conv_providers, "_REFUSED", set())
+    return calls, errors
+
+
+def test_a_shape_without_an_engine_goes_to_pytorch_and_is_remembered(refusing_cudnn):
+    calls, errors = refusing_cudnn
+    errors.append(NO_ENGINE)
+    case = make((1, 8, 5, 5), 4, 3)
+    message = (
+        "cuDNN has no fused convolution of torch.float16 [1, 8, 5, 5] with [4, 8, 3, 3] and "
+        f"dilation 1, so PyTorch's is used: {NO_ENGINE}"
+    )
+    with pytest.warns(UserWarning) as warned:
+        for _ in range(2):
+            found = conv.conv_bias_act(*case.operands, provider="cudnn")
+            assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
+    assert [str(w.message) for w in warned] == [message]
+    assert len(calls) == 1
+    errors.clear()
+    conv.conv_bias_act(*make((1, 8, 5, 6), 4, 3).operands, provider="cudnn")
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), ILLEGAL])
+def test_other_errors_of_cudnn_are_not_taken_for_a_missing_engine(refusing_cudnn, error):
+    refusing_cudnn[1].append(error)
+    with pytest.raises(type(error), match=str(error)):
+        conv.conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, provider="cudnn")
+    assert not conv_providers._REFUSED
+
+
+@pytest.mark.parametrize(
+    ("short", "wanted"), [(True, torch.OutOfMemoryError), (False, RuntimeError)], ids=str
+)
+def test_no_engine_for_lack_of_memory(refusing_cudnn, monkeypatch, short, wanted):
+    """PyTorch's convolution finds none, either, and its allocator knows why."""
+
+    def refuse(*args):
+        raise NO_ENGINE
+
+    case = make((1, 8, 5, 5), 4, 3)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuse)
+    monkeypatch.setattr(conv_providers.F, "conv2d", refuse)
+    monkeypatch.setattr(conv_providers.MemoryWatch, "_is_short", lambda watch: short)
+    with pytest.raises(RuntimeError, match="unable to find an engine") as caught:
+        conv.conv_bias_act(*case.operands, provider="cudnn")
+    assert type(caught.value) is wanted
+    assert not conv_providers._REFUSED
+
+
+@pytest.mark.parametrize("recording", [False, True], ids=["eager", "recording"])
+def test_cudnn_measures_its_engines_only_where_asked(monkeypatch, recording):
+    fake_cudnn(monkeypatch)
+    fused, settings = torch.cudnn_convolution_relu, []
+
+    def relu(*args):
+        settings.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic))
+        return fused(*args)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
+    case = make((1, 8, 5, 5), 4, 3)
+    for provider in ("cudnn", "cudnn-benchmark", "cudnn"):
+        found = conv.conv_bias_act(*case.operands, provider=provider)
+        assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
+    usual = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    assert settings == [usual, (not recording, True), usual]
+
+
 class Layer(nn.Module):
     """A small module of the operators, with dynamic shapes in mind."""
 
