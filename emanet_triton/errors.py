@@ -1,4 +1,4 @@
-"""The one exception that command lines turn into a message and exit code 2."""
+"""The one exception that command lines turn into a message and exit code 2; errors in short."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message is complete in itself: it names the thing and says what was expected.
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the explanations that compilers and drivers add."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,12 +1,19 @@
-"""Writing a file so that nobody ever reads half of it."""
+"""The folder for what this package can make again, and how files are written there."""
 
 import contextlib
 import os
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emanet_triton"
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``path``, then put it in its place.
+
+    Nobody ever reads half of it.
 
     Raises:
         OSError: the file cannot be written; what stood at ``path`` still does.

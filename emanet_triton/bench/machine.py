@@ -11,7 +11,7 @@ import torch
 from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
-from emanet_triton.kernels.conv_choice import driver_version
+from emanet_triton.kernels.cache import driver_version
 from emanet_triton.kernels.device import HAS_TRITON
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emanet_triton.eval.cache import cache_folder
 from emanet_triton.eval.cityscapes import CLASSES
-from emanet_triton.files import write_whole
+from emanet_triton.files import cache_folder, write_whole
 
 _SECONDS_BETWEEN_WRITES = 5.0
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scene_objects as objects
-from emanet_triton.eval.cache import cache_folder
 from emanet_triton.eval.png import write_png
 from emanet_triton.eval.scene_canvas import (
     DISC,
@@ -23,6 +22,7 @@ from emanet_triton.eval.scene_canvas import (
     pick,
     shade,
 )
+from emanet_triton.files import cache_folder
 
 VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
 DEMO_COUNT = 40

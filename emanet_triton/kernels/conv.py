@@ -1,20 +1,21 @@
 """The operators of convolution: validation, choice of provider, registration with PyTorch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from emanet_triton.kernels import conv_choice
 from emanet_triton.kernels.conv_cost import ConvShape
-from emanet_triton.kernels.conv_providers import CONVOLUTIONS, has_cudnn
+from emanet_triton.kernels.conv_exact import Check, exact_conv
+from emanet_triton.kernels.conv_providers import CONVOLUTIONS, can_fuse, has_cudnn
 from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.tiles import PRECISIONS
 
-PROVIDERS = ("auto", "table", "cudnn", "cudnn-benchmark", "triton", "torch")
-BOTTLENECK_PROVIDERS = ("auto", "table", "triton", "separate")
+PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
+BOTTLENECK_PROVIDERS = ("auto", "triton", "separate")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NHWC = torch.channels_last
 
@@ -57,10 +58,12 @@ def conv_bias_act(
         dilation: at least 1.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x``, which is the default, or float32.
-        provider: ``"cudnn"`` and ``"triton"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under
-            Triton's interpreter too, ``"torch"`` anywhere; ``"auto"`` takes what is the
-            fastest on a GPU, measured at the first call of a shape (see ``conv_choice``), and
-            ``"torch"`` elsewhere; ``"table"`` the same without measuring anything.
+        provider: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
+            ``"cudnn-benchmark"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under Triton's
+            interpreter too, ``"torch"`` anywhere. ``"auto"`` takes ``"torch"`` on a CPU, and on a
+            GPU the fastest of those whose largest error is at most twice that of ``"torch"``,
+            measured at the first call of a shape (see ``conv_choice``). For float32 at ``"ieee"``
+            Triton takes part with ``"tf32x3"``, and is held to the error of ``"ieee"``.
         precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
             Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
@@ -105,7 +108,7 @@ def bottleneck(
         residual: [B, O, H, W], of that dtype; ``x`` unless given.
         provider: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
             multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
-            and ``"table"`` as there.
+            as there.
         precision: of the separate convolutions, as there.
 
     Returns:
@@ -181,17 +184,24 @@ def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
     return [x.shape[0], weight.shape[0], height, width]
 
 
-def _choose(x: Tensor, key: str, calls: dict[str, Callable[[], Tensor]], provider: str) -> str:
-    """The name of one of ``calls``, the default first, by ``provider``: auto or table."""
-    if not x.is_cuda or len(calls) == 1:
-        return next(iter(calls))
-    return conv_choice.choose(key, x.device, calls, search=provider == "auto")
+def _candidates(
+    x: Tensor, residual: Tensor | None, relu: bool, precision: str
+) -> dict[str, tuple[str, str]]:
+    """{name: (provider, precision)} of what is worth measuring where x is, the default first.
 
-
-def _candidates(x: Tensor) -> list[str]:
-    """The providers worth measuring where x is, the default first."""
-    names = ["cudnn" if has_cudnn(x) else "torch"]
-    return [*names, "triton"] if x.is_cuda and HAS_TRITON else names
+    In float32 Triton's exact products are not: three products of TF32 are faster.
+    """
+    pairs = {"torch": ("torch", precision)}
+    if has_cudnn(x):
+        if can_fuse(x, residual, relu):
+            pairs = {"cudnn": ("cudnn", precision)} | pairs
+        pairs["cudnn-benchmark"] = "cudnn-benchmark", precision
+    if x.is_cuda and HAS_TRITON:
+        if x.dtype != torch.float32 or precision != "ieee":
+            pairs["triton"] = "triton", precision
+        elif torch.version.hip is None:  # AMD has no TF32
+            pairs["triton-tf32x3"] = "triton", "tf32x3"
+    return pairs
 
 
 def _run_conv_bias_act(
@@ -206,15 +216,27 @@ def _run_conv_bias_act(
     provider: str,
     precision: str,
 ) -> Tensor:
-    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
-    if provider in ("auto", "table"):
-        shape = ConvShape(
-            *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype,
-            None if residual is None else residual.dtype, out_dtype, relu,
-        )  # fmt: skip
-        calls = {n: functools.partial(CONVOLUTIONS[n], *arguments) for n in _candidates(x)}
-        provider = _choose(x, f"{shape}, {precision}", calls, provider)
-    return CONVOLUTIONS[provider](*arguments)
+    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
+    if provider != "auto":
+        return CONVOLUTIONS[provider](*arguments, precision)
+    calls = {
+        name: functools.partial(CONVOLUTIONS[provider], *arguments, its_precision)
+        for name, (provider, its_precision) in _candidates(x, residual, relu, precision).items()
+    }
+    if len(calls) == 1:
+        return calls["torch"]()
+    shape = ConvShape(
+        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype,
+        None if residual is None else residual.dtype, out_dtype, relu,
+    )  # fmt: skip
+    check = Check(
+        x, residual, _out_shape(x, weight, stride), out_dtype, stride,
+        reach=dilation * (weight.shape[2] // 2),
+        relu=relu,
+        linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
+        plain=calls["torch"],
+    )  # fmt: skip
+    return calls[conv_choice.choose(f"{shape}, {precision}", check, calls, "torch")]()
 
 
 def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
@@ -224,6 +246,13 @@ def _separate(x, weights, biases, residual, provider: str, precision: str) -> Te
             out, weight, bias, identity, 1, 1, True, x.dtype, provider, precision
         )
     return out
+
+
+def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """In the dtype of x, without residual and the last ReLU."""
+    out = exact_conv(x, weights[0], biases[0], 1, 1).relu()
+    out = exact_conv(out, weights[1], biases[1], 1, 1).relu()
+    return exact_conv(out, weights[2], biases[2], 1, 1)
 
 
 def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
@@ -253,16 +282,22 @@ def _run_bottleneck(
     why_not = _why_not_fused(x, weights)
     if provider == "triton" and why_not:
         raise ValueError(f"provider 'triton' of a bottleneck needs {why_not}")
-    inner = "table" if provider == "table" else "auto"
+    separate = functools.partial(_separate, x, weights, biases, residual)
     calls = {
-        "separate": functools.partial(_separate, x, weights, biases, residual, inner, precision),
+        "separate": functools.partial(separate, "auto", precision),
         "triton": functools.partial(_fused, x, weights, biases, residual),
     }
-    if provider in ("auto", "table"):
-        if why_not or not HAS_TRITON:
-            del calls["triton"]
-        key = f"bottleneck {list(x.shape)}, {weights[1].shape[0]} planes, {x.dtype}"
-        provider = _choose(x, key, calls, provider)
+    if provider == "auto":
+        provider = "separate"
+        if x.is_cuda and HAS_TRITON and not why_not:
+            check = Check(
+                x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
+                linear=lambda rows: _exact_bottleneck(rows, weights, biases),
+                plain=functools.partial(separate, "torch", precision),
+            )  # fmt: skip
+            planes, outputs = weights[1].shape[0], weights[2].shape[0]
+            key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
+            provider = conv_choice.choose(key, check, calls, "separate")
     return calls[provider]()
 
 

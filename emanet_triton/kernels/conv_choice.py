@@ -1,17 +1,13 @@
-"""Which provider computes a convolution: a table of measurements, else a measurement on first use.
+"""Which provider computes a convolution on a GPU: measured once, at the first call of a shape.
 
-A table in the repository serves the GPUs that were measured; on others the first call of a shape
-times the candidates and the winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.json``.
-``EMANET_TRITON_CONV_SEARCH=0`` switches that off: what is not in the table then goes to the
-default, cuDNN.
+The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.json``, by device, versions and
+the sources of the kernels. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then the
+default computes everything, cuDNN.
 """
 
 import functools
-import importlib.metadata
-import json
 import os
-import re
-import tempfile
+import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,89 +15,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# {device name: {key of the convolution: provider}}. Empty: nothing has been measured yet.
-MEASURED: dict[str, dict[str, str]] = {}
+from emanet_triton.errors import first_line
+from emanet_triton.kernels.cache import Cache, digest, environment
+from emanet_triton.kernels.conv_exact import Check
+from emanet_triton.kernels.memory import MemoryWatch, is_out_of_memory
+from emanet_triton.kernels.replay import record, seconds_on_device
 
-# Largest difference from the default's result, relative to its largest value, that a candidate
-# may show and still be timed: a few roundings of the dtype (of TF32 for float32).
-_AGREEMENT = {torch.bfloat16: 2**-5, torch.float16: 2**-8, torch.float32: 2**-8}
+ROUNDS = 5  # of about a millisecond each, whose median counts
 
 Candidates = Mapping[str, Callable[[], Tensor]]
 
 
-class Cache:
-    """Winners that were measured in one environment, in a JSON file shared with other environments.
-
-    A file that cannot be read or written is warned about and done without.
-
-    Args:
-        path: of the JSON file, {environment: {key: provider}}.
-        environment: what the times depend on beside the shape.
-    """
-
-    def __init__(self, path: Path, environment: str) -> None:
-        self._path = path
-        self._environment = environment
-        self._winners = self._read().get(environment, {})
-
-    def get(self, key: str) -> str | None:
-        return self._winners.get(key)
-
-    def put(self, key: str, provider: str) -> None:
-        self._winners[key] = provider
-        content = self._read()  # other processes may have added to it
-        self._winners = content.get(self._environment, {}) | self._winners
-        content[self._environment] = self._winners
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._path.parent, prefix=self._path.name, delete=False
-            ) as part:
-                json.dump(content, part, indent=1, sort_keys=True)
-            Path(part.name).replace(self._path)
-        except OSError as error:
-            warnings.warn(
-                f"{self._path}: cannot be written, so the fastest convolutions will be measured "
-                f"again next time: {error}",
-                stacklevel=2,
-            )
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        try:
-            content = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            return self._ignore(str(error))
-        is_table = isinstance(content, dict) and all(
-            isinstance(winners, dict) and all(isinstance(w, str) for w in winners.values())
-            for winners in content.values()
-        )
-        return content if is_table else self._ignore("not a table of providers")
-
-    def _ignore(self, reason: str) -> dict[str, dict[str, str]]:
-        warnings.warn(
-            f"{self._path}: ignored, and written anew at the next measurement: {reason}",
-            stacklevel=2,
-        )
-        return {}
-
-
-def choose(key: str, device: torch.device, candidates: Candidates, *, search: bool) -> str:
+def choose(key: str, check: Check, candidates: Candidates, last_resort: str) -> str:
     """The provider for a convolution on a CUDA device.
 
     Args:
         key: all that decides the time of the convolution on one device.
-        device: where it runs.
+        check: measures the error of its outputs.
         candidates: {provider: call that computes the convolution}, the default first.
-        search: whether to go beyond the table. Nothing is measured while a CUDA graph is
-            captured, nor kept when memory runs out.
+        last_resort: one of them, for where all fail. Nothing is kept then, nor where memory runs
+            out; nothing is measured while a CUDA graph is recorded.
     """
-    default = next(iter(candidates))
-    known = MEASURED.get(torch.cuda.get_device_name(device), {}).get(key)
-    if known in candidates:
-        return known
-    if not search or os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
+    default, device = next(iter(candidates)), check.x.device
+    if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
         return default
     cache = _cache(device)
     known = cache.get(key)
@@ -109,77 +45,78 @@ def choose(key: str, device: torch.device, candidates: Candidates, *, search: bo
         return known
     if torch.cuda.is_current_stream_capturing():
         return default
+    watch = MemoryWatch(device)
     try:
-        winner = fastest(key, candidates, _time)
-    except torch.OutOfMemoryError as error:
-        warnings.warn(f"no memory to measure {key}, so {default} it is: {error}", stacklevel=2)
+        with torch.cuda.device(device):
+            winner = fastest(key, check, candidates)
+    except Exception as error:
+        if not watch.explains(error):
+            raise
+        warnings.warn(
+            f"no memory to measure {key}, so {default} it is: {first_line(error)}", stacklevel=2
+        )
         return default
+    if winner is None:
+        warnings.warn(f"no provider is left for {key}, so {last_resort} it is", stacklevel=2)
+        return last_resort
     cache.put(key, winner)
     return winner
 
 
-def fastest(key: str, candidates: Candidates, time: Callable[[Callable], float]) -> str:
-    """The candidate of the least time among those that agree with the first.
+def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
+    """The candidate of the least time among those that run and are as exact as they should be.
 
-    A candidate that fails or disagrees is left out with a warning; the first is trusted.
+    Each of the others is left out with a warning. Arguments as in ``choose``.
 
-    Args:
-        key: names the convolution in a warning.
-        candidates: as in ``choose``.
-        time: of a call, in any unit.
+    Raises:
+        RuntimeError: memory ran out.
     """
-    (default, run), *others = candidates.items()
-    expected = run()
-    times = {default: time(run)}
-    for name, run in others:
-        try:
-            _check_agreement(run(), expected)
-            times[name] = time(run)
-        except torch.OutOfMemoryError:
+    watch, times = MemoryWatch(check.x.device), {}
+    try:
+        allowed = check.allowed()
+    except Exception as error:
+        if watch.explains(error):
             raise
+        warnings.warn(f"{key} cannot be checked: {first_line(error)}", stacklevel=3)
+        return None
+    for name, run in candidates.items():
+        try:
+            check.poison()
+            error = check.error(run())
+            if not error <= allowed:
+                raise ValueError(f"its error is {error:.3g}, where {allowed:.3g} is allowed")
+            times[name] = _seconds(name, key, run)
         except Exception as error:  # whatever a compiler or a driver may raise
-            warnings.warn(f"provider {name} is left out for {key}: {error}", stacklevel=2)
-    return min(times, key=times.__getitem__)
+            if watch.explains(error):
+                raise
+            warnings.warn(
+                f"provider {name} is left out for {key}: {first_line(error)}", stacklevel=3
+            )
+    return min(times, key=times.__getitem__) if times else None
 
 
-def _check_agreement(found: Tensor, expected: Tensor) -> None:
-    difference = (found.float() - expected.float()).abs().max().item()
-    allowed = _AGREEMENT[expected.dtype] * expected.float().abs().max().item()
-    if not difference <= allowed:
-        raise ValueError(f"differs by {difference:.3g}, where {allowed:.3g} is allowed")
+def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
+    """Median seconds of a replay, as the network's launches are replayed.
 
-
-def _time(run: Callable[[], Tensor]) -> float:
-    """Median milliseconds on the GPU, with a cold L2 cache."""
-    from triton.testing import do_bench  # not needed, nor there, where there is one candidate
-
-    return do_bench(run, warmup=5, rep=20, return_mode="median")
+    The L2 cache stays warm: in the network, too, the layer before has just written the input.
+    """
+    try:
+        graph, _ = record(run)
+    except Exception as error:  # whatever the driver raises for a launch that cannot be recorded
+        if is_out_of_memory(error):
+            raise
+        warnings.warn(
+            f"provider {name} is timed launch by launch for {key}, as it cannot be recorded: "
+            f"{first_line(error)}",
+            stacklevel=2,
+        )
+    else:
+        run = graph.replay
+    return statistics.median(seconds_on_device(run, rounds=ROUNDS, cold=False))
 
 
 @functools.cache
 def _cache(device: torch.device) -> Cache:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Cache(Path(root) / "emanet_triton" / "conv_choice.json", environment(device))
-
-
-def environment(device: torch.device) -> str:
-    """What a time depends on beside the shape: device, driver and versions."""
-    return ", ".join(
-        (
-            torch.cuda.get_device_name(device),
-            f"driver {driver_version()}",
-            f"torch {torch.__version__}",
-            f"cudnn {torch.backends.cudnn.version()}",
-            f"triton {importlib.metadata.version('triton')}",
-        )
-    )
-
-
-def driver_version() -> str:
-    """Of the NVIDIA driver, or "unknown"."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return "unknown"
-    found = re.search(r"\d+\.\d+(\.\d+)?", text)
-    return found[0] if found else "unknown"
+    folder = Path(__file__).parent
+    kernels = digest([*folder.glob("conv*.py"), folder / "tiles.py"])
+    return Cache("conv_choice.json", f"{environment(device)}, kernels {kernels}")

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from conv_reference import assert_close_to_eager, make
+from conv_reference import assert_close_to_eager, make, on_gpu
 from torch import nn
 
-from emanet_triton.kernels import conv, conv_providers, conv_triton
+from emanet_triton.kernels import conv, conv_choice, conv_providers, conv_triton
 
 HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
 
@@ -199,7 +199,7 @@ B = torch.zeros(4)
             {"out_dtype": HALF},
             "out_dtype must be torch.float32, got torch.float16",
         ),
-        ((X, W, B), {"provider": "cuda"}, "provider must be one of auto, table, .*, got 'cuda'"),
+        ((X, W, B), {"provider": "cuda"}, "provider must be one of auto, cudnn, .*, got 'cuda'"),
         ((X, W, B), {"precision": "fp8"}, "precision must be one of ieee, tf32x3, tf32, got 'fp8'"),
         ((X, W, B), {"provider": "cudnn"}, "'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"),
     ],
@@ -224,9 +224,8 @@ def test_the_default_on_a_cpu_is_torch(monkeypatch):
         return conv_providers.torch_conv(*args)
 
     monkeypatch.setitem(conv_providers.CONVOLUTIONS, "torch", record)
-    for provider in ("auto", "table"):
-        conv.conv_bias_act(*case.operands, provider=provider)
-    assert len(called) == 2
+    conv.conv_bias_act(*case.operands)
+    assert len(called) == 1
 
 
 class FakeCuda:
@@ -248,25 +247,83 @@ def test_cudnn_multiplies_as_asked_and_its_setting_is_put_back(precision, wanted
     assert isinstance(torch.backends.cudnn.allow_tf32, bool)
 
 
-def test_what_is_measured_on_a_gpu(monkeypatch):
+@pytest.fixture
+def nvidia(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert conv._candidates(FakeCuda()) == ["cudnn", "triton"]
+    monkeypatch.setattr(torch.version, "hip", None)
+
+
+@pytest.fixture
+def amd(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert conv._candidates(FakeCuda()) == ["torch", "triton"]
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+
+
+def names(dtype, precision="ieee", residual=None, relu=True):
+    return list(conv._candidates(on_gpu(X.to(dtype)), residual, relu, precision))
+
+
+def test_what_is_measured_on_nvidia_gpus(nvidia, monkeypatch):
+    assert names(HALF) == ["cudnn", "torch", "cudnn-benchmark", "triton"]
+    assert names(HALF, relu=False) == ["torch", "cudnn-benchmark", "triton"]
+    assert names(BF16, residual=X) == ["torch", "cudnn-benchmark", "triton"]
+    assert names(SINGLE) == ["cudnn", "torch", "cudnn-benchmark", "triton-tf32x3"]
+    assert names(SINGLE, "tf32") == ["cudnn", "torch", "cudnn-benchmark", "triton"]
     monkeypatch.setattr(conv, "HAS_TRITON", False)
-    assert conv._candidates(FakeCuda()) == ["torch"]
-    assert conv._candidates(X) == ["torch"]
+    assert names(HALF) == ["cudnn", "torch", "cudnn-benchmark"]
 
 
-def test_the_choice_is_made_by_all_that_decides_the_time(monkeypatch):
-    keys = []
+def test_what_is_measured_on_amd_gpus(amd, monkeypatch):
+    assert names(HALF) == ["torch", "triton"]
+    assert names(SINGLE) == ["torch"]
+    monkeypatch.setattr(conv, "HAS_TRITON", False)
+    assert names(HALF) == ["torch"]
 
-    def choose(x, key, calls, provider):
-        keys.append(key)
-        return "torch"
 
-    monkeypatch.setattr(conv, "_choose", choose)
+def test_without_a_gpu_there_is_nothing_to_measure():
+    assert list(conv._candidates(X, None, True, "ieee")) == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "winner", "wanted"),
+    [
+        (SINGLE, "ieee", "triton-tf32x3", ("triton", "tf32x3")),
+        (SINGLE, "ieee", "cudnn-benchmark", ("cudnn-benchmark", "ieee")),
+        (SINGLE, "tf32", "triton", ("triton", "tf32")),
+        (HALF, "ieee", "triton", ("triton", "ieee")),
+    ],
+)
+def test_the_winner_computes(nvidia, monkeypatch, dtype, precision, winner, wanted):
+    called = []
+    for name in conv_providers.CONVOLUTIONS:
+
+        def compute(*args, name=name):
+            called.append((name, args[-1]))
+            return X
+
+        monkeypatch.setitem(conv_providers.CONVOLUTIONS, name, compute)
+    monkeypatch.setattr(conv_choice, "choose", lambda key, check, calls, last_resort: winner)
+    operands = on_gpu(X.to(dtype)), W.to(dtype), B.to(dtype)
+    conv._run_conv_bias_act(*operands, None, 1, 1, True, dtype, "auto", precision)
+    assert called == [wanted]
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    """What convolutions on a GPU are looked up by; plain PyTorch computes them."""
+    found = []
+
+    def choose(key, check, calls, last_resort):
+        found.append(key)
+        return last_resort
+
+    monkeypatch.setattr(conv, "has_cudnn", lambda x: True)
+    monkeypatch.setattr(conv_choice, "choose", choose)
+    return found
+
+
+def test_the_choice_is_made_by_all_that_decides_the_time(keys):
     residual = torch.zeros(2, 4, 6, 5)
     conv.conv_bias_act(X, W, B)
     conv.conv_bias_act(X[:1], W, B)

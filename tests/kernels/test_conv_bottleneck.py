@@ -1,9 +1,9 @@
 import pytest
 import torch
-from conv_reference import Convolution, assert_close_to_eager, make
+from conv_reference import Convolution, assert_close_to_eager, make, on_gpu
 from torch import nn
 
-from emanet_triton.kernels import conv, conv_bottleneck
+from emanet_triton.kernels import conv, conv_bottleneck, conv_choice, conv_exact
 
 HALF, SINGLE = torch.float16, torch.float32
 
@@ -87,10 +87,37 @@ def test_nan_reaches_its_neighbours_only():
 def test_separate_convolutions(dtype):
     convolutions = chain((2, 20, 5, 7), 12, dtype=dtype)
     x = convolutions[0].x
-    for provider in ("separate", "auto", "table"):
+    for provider in ("separate", "auto"):
         found = conv.bottleneck(x, *parameters(convolutions), provider=provider)
         exact = eager(convolutions, x, torch.float64)
         assert_close_to_eager(found, exact, eager(convolutions, x, dtype))
+
+
+@pytest.mark.parametrize("outputs", [None, 64], ids=["identity", "downsample"])
+def test_the_fused_kernel_is_checked_against_higher_precision(outputs, monkeypatch):
+    """By blocks of a row: the 3x3 in the middle needs a row more at either side."""
+    checks = []
+
+    def choose(key, check, calls, last_resort):
+        checks.append(check)
+        assert list(calls) == ["separate", "triton"]
+        return "triton"
+
+    monkeypatch.setattr(conv_choice, "choose", choose)
+    monkeypatch.setattr(conv_exact, "BLOCK_BYTES", 1)
+    convolutions = chain((2, 128, 5, 7), 64, outputs)
+    weights, biases = parameters(convolutions)
+    residual = convolutions[2].residual if outputs else convolutions[0].x
+    operands = on_gpu(convolutions[0].x), weights, biases, residual
+    found = conv._run_bottleneck(*operands, "auto", "ieee")
+    [check] = checks
+    exact = eager(convolutions, residual, torch.float64)
+    for image, rows in check._blocks():
+        torch.testing.assert_close(
+            check._exact(image, rows), exact[image, :, rows].float(), rtol=0, atol=1e-5
+        )
+    assert check.error(found) <= check.allowed()
+    assert check.error(found * 1.02) > check.allowed()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +145,11 @@ def test_errors_say_what_they_got_and_wanted():
         ((weights, biases[::-1]), {}, r"bias1 must be \[4\], got \[8\]"),
         ((weights, biases, x[..., :2]), {}, r"residual must be \[1, 8, 3, 3\], got \[1, 8, 3, 2\]"),
         ((weights, biases, x.float()), {}, "residual must be torch.float16, got torch.float32"),
-        ((weights, biases), {"provider": "cudnn"}, "provider must be one of auto, table, triton"),
+        (
+            (weights, biases),
+            {"provider": "cudnn"},
+            "provider must be one of auto, triton, separate, got 'cudnn'",
+        ),
     ]
     for arguments, options, message in cases:
         with pytest.raises(ValueError, match=message):

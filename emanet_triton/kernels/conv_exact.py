@@ -1,0 +1,106 @@
+"""Whether a provider is as exact as plain PyTorch, by a reference in a higher precision."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emanet_triton.kernels.precision import cuda_fp32
+
+BLOCK_BYTES = 2**26  # of input and output, in the higher precision, that are compared at once
+
+
+@dataclass(frozen=True)
+class Check:
+    """Measures the error of a convolution's output, or of the output of several in a row.
+
+    Attributes:
+        x: [B, C, H, W], float32, float16 or bfloat16.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], or None.
+        out_shape, out_dtype: of the output, whose shape the residual has.
+        stride: of the rows.
+        reach: how many rows of the input above and below a pixel its output depends on.
+        relu: whether the output goes through a ReLU.
+        linear: rows of x in a higher precision → rows of the output before residual and ReLU.
+        plain: the output of plain PyTorch, in the precision of the providers.
+    """
+
+    x: Tensor
+    residual: Tensor | None
+    out_shape: Sequence[int]
+    out_dtype: torch.dtype
+    stride: int
+    reach: int
+    relu: bool
+    linear: Callable[[Tensor], Tensor]
+    plain: Callable[[], Tensor]
+
+    def allowed(self) -> float:
+        """The error that a provider may make: twice plain PyTorch's, and one rounding.
+
+        That is the rounding of the largest value to the dtype of x.
+        """
+        error, largest = self._error(self.plain())
+        return 2 * error + torch.finfo(self.x.dtype).eps / 2 * largest
+
+    def error(self, found: Tensor) -> float:
+        """The largest difference of an output from the exact one; NaN if either has a NaN."""
+        return self._error(found)[0]
+
+    def poison(self) -> None:
+        """Fill with NaN what PyTorch's allocator gives out next for an output.
+
+        A provider that reads its output before writing it then shows NaN. Twice its size, since
+        a provider may allocate something else first.
+        """
+        held = []
+        options = {"dtype": self.out_dtype, "device": self.x.device}
+        with contextlib.suppress(torch.OutOfMemoryError):
+            for _ in range(2):
+                held.append(torch.full(self.out_shape, torch.nan, **options))
+
+    def _error(self, found: Tensor) -> tuple[float, float]:
+        """Largest difference from the exact output, and the exact output's largest magnitude."""
+        error = largest = torch.zeros((), dtype=torch.float64, device=self.x.device)
+        for image, rows in self._blocks():
+            exact = self._exact(image, rows)
+            difference = found[image, :, rows].to(exact.dtype) - exact
+            error = torch.maximum(error, difference.abs_().amax().double())
+            largest = torch.maximum(largest, exact.abs_().amax().double())
+        return error.item(), largest.item()
+
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Images and rows of the output: all of it, in blocks of which each fits into memory."""
+        batch, outputs, height, width = self.out_shape
+        values = (self.stride**2 * self.x.shape[1] + outputs) * width
+        rows_at_once = max(1, BLOCK_BYTES // (values * wider(self.x.dtype).itemsize))
+        for image in range(batch):
+            for begin in range(0, height, rows_at_once):
+                end = min(begin + rows_at_once, height)
+                yield slice(image, image + 1), slice(begin, end)
+
+    def _exact(self, image: slice, rows: slice) -> Tensor:
+        begin = max(0, rows.start * self.stride - self.reach)
+        begin -= begin % self.stride  # the centre of an output row
+        end = (rows.stop - 1) * self.stride + self.reach + 1
+        out = self.linear(self.x[image, :, begin:end].to(wider(self.x.dtype)))
+        above = rows.start - begin // self.stride
+        out = out[:, :, above : above + rows.stop - rows.start]
+        if self.residual is not None:
+            out = out + self.residual[image, :, rows]
+        return out.relu() if self.relu else out
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the reference."""
+    return torch.float64 if dtype == torch.float32 else torch.float32
+
+
+def exact_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
+    """Convolution and bias by plain PyTorch in the dtype of x, which is that of the reference."""
+    padding = dilation * (weight.shape[2] // 2)
+    with cuda_fp32("ieee"):
+        return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding, dilation)
