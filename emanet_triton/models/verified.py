@@ -1,27 +1,33 @@
 """The fused network of a model where it can be relied on, and the model itself elsewhere.
 
 On the CPU the tests stand for it. On a GPU nobody may have run its kernels yet, so there it is
-used only after it has agreed with the plain network on that very device.
+used only after a trial in another process has gone well on that very device, and after it has
+agreed with PyTorch's operations on the model's own weights.
 """
 
+import copy
+import functools
 import warnings
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.errors import first_line
+from emanet_triton.models import trial
+from emanet_triton.models.agreement import disagreement, plain_logits
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import fuse
 
-FP32_ERROR = 1e-4  # relative error of the logits, as the golden tests allow
-HALF_ERROR = 1e-3  # beside twice the error of plain half precision
-
-_KEPT: WeakKeyDictionary[EMANet, tuple[tuple, nn.Module]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[EMANet, tuple[tuple, nn.Module | None]] = WeakKeyDictionary()
 
 
 def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Fuse ``model``; on a GPU return it as it is, with a warning, if the two do not agree.
+    """Fuse ``model``; on a GPU return it as it is, with a warning, if the fused does not work.
+
+    If its own EM attention is what does not work, return a copy that shares its weights and runs
+    the EM attention by PyTorch's operations.
 
     Raises:
         ValueError: as ``fuse``.
@@ -30,17 +36,24 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
     device = next(model.parameters()).device
     if device.type == "cpu":
         return fused
-    try:
-        problem = disagreement(fused, model, dtype)
-    except Exception as error:  # whatever a kernel that does not compile or launch raises
-        problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    problem = _problem("fused", fused, model, dtype)
     if problem is None:
         return fused
-    warnings.warn(
-        f"the fused network does not work on {device} ({problem}); the plain one runs instead",
-        stacklevel=2,
-    )
+    message = f"the fused network does not work on {device} ({problem}); the plain one runs instead"
+    problem = _problem("plain", functools.partial(plain_logits, model, dtype), model, dtype)
+    if problem is not None:
+        message += f", with PyTorch's EM attention, as its own does not work, either ({problem})"
+        model = with_torch_attention(model)
+    warnings.warn(message, stacklevel=2)
     return model
+
+
+def with_torch_attention(model: EMANet) -> EMANet:
+    """A copy that shares all weights and runs the EM attention by PyTorch's operations."""
+    tensors = [*model.parameters(), *model.buffers()]
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied.decode_head.ema_module.backend = "torch"
+    return copied
 
 
 def kept_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -54,30 +67,22 @@ def kept_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
     state = dtype, *((t.data_ptr(), t._version) for t in tensors)
     kept = _KEPT.get(model)
     if kept is None or kept[0] != state:
-        kept = _KEPT[model] = state, verified_fuse(model, dtype)
-    return kept[1]
+        network = verified_fuse(model, dtype)
+        # Not the model itself, which would then never be let go of.
+        kept = _KEPT[model] = state, None if network is model else network
+    return kept[1] or model
 
 
-@torch.inference_mode()
-def disagreement(fused: nn.Module, model: EMANet, dtype: torch.dtype) -> str | None:
-    """What is wrong with the logits of ``fused`` on noise of the protocol's size, if anything.
-
-    In half precision its error may be twice that of the plain network under autocast.
-    """
+def _problem(
+    name: str, network: Callable[[Tensor], Tensor], model: EMANet, dtype: torch.dtype
+) -> str | None:
+    """What is wrong with a network of the model's weights, if anything; the trial comes first."""
     device = next(model.parameters()).device
-    height, width = model.protocol.crop or model.protocol.base_scale[::-1]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, height, width, generator=generator).to(device)
-    with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):
-        want = model(images).double()
-        error = _relative_error(fused(images), want)
-    bound = FP32_ERROR
-    if dtype != torch.float32:
-        with torch.autocast(device.type, dtype):
-            bound = 2 * _relative_error(model(images), want) + HALF_ERROR
-    return None if error <= bound else f"relative error {error:.1e}, expected at most {bound:.1e}"
-
-
-def _relative_error(got: Tensor, want: Tensor) -> float:
-    """Norm of the difference over the norm of what is wanted; not a number if ``got`` is."""
-    return ((got.double() - want).norm() / want.norm()).item()
+    if device.type == "cuda":
+        problem = trial.problem_of(trial.Trial.of(name, model, dtype, device))
+        if problem is not None:
+            return problem
+    try:
+        return disagreement(network, model, dtype)
+    except Exception as error:  # whatever a kernel that does not compile or launch raises
+        return f"{type(error).__name__}: {first_line(error)}"

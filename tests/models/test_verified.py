@@ -1,14 +1,16 @@
 """Where the fused network is relied on, and how long it is kept."""
 
 import gc
+import sys
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
-from emanet_triton.models import verified
+from emanet_triton.models import trial, verified
 from emanet_triton.models.emanet import Architecture, EMANet
-from emanet_triton.models.fused import FusedEMANet, fuse
+from emanet_triton.models.fused import FusedEMANet
 from emanet_triton.models.protocol import Protocol
 
 
@@ -23,17 +25,8 @@ def model():
     return make_model()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_agreement(model, dtype):
-    assert verified.disagreement(fuse(model, dtype=dtype), model, dtype) is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("wrong", [1.1, float("nan")], ids=["a-tenth", "nan"])
-def test_disagreement(model, dtype, wrong):
-    fused = fuse(model, dtype=dtype)
-    fused.decode_head.conv_seg.weight *= wrong
-    assert "relative error" in verified.disagreement(fused, model, dtype)
+class _OnGpu(torch.nn.Parameter):
+    device = torch.device("cuda", 0)
 
 
 class OnGpu(EMANet):
@@ -41,28 +34,117 @@ class OnGpu(EMANet):
 
     def parameters(self, recurse=True):
         first, *rest = super().parameters(recurse)
-        yield torch.nn.Parameter(torch.empty_like(first, device="meta"))
+        yield first.as_subclass(_OnGpu)
         yield from rest
 
 
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (lambda *_: "relative error 0.5", r"does not work on meta \(relative error 0.5\)"),
-        (lambda *_: 1 / 0, r"\(ZeroDivisionError: division by zero\)"),
-    ],
-    ids=["wrong", "fails"],
-)
-def test_on_a_gpu_the_plain_network_runs_where_they_disagree(model, monkeypatch, found, message):
+@pytest.fixture
+def on_gpu(model, monkeypatch):
+    """The model, and the problems that its trials and comparisons find, by network."""
     model.__class__ = OnGpu
-    monkeypatch.setattr(verified, "disagreement", found)
-    with pytest.warns(UserWarning, match=message):
+    problems = {"trial": {}, "comparison": {}}
+    order = []
+
+    def problem_of(asked):
+        order.append(f"trial of {asked.network}")
+        return problems["trial"].get(asked.network)
+
+    def disagreement(network, model, dtype):
+        name = "fused" if isinstance(network, FusedEMANet) else "plain"
+        order.append(f"comparison of {name}")
+        found = problems["comparison"].get(name)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(verified.trial, "problem_of", problem_of)
+    monkeypatch.setattr(verified, "disagreement", disagreement)
+    return model, problems, order
+
+
+def test_on_a_gpu_the_fused_network_runs_where_trial_and_comparison_go_well(on_gpu):
+    model, _, order = on_gpu
+    assert isinstance(verified.verified_fuse(model), FusedEMANet)
+    assert order == ["trial of fused", "comparison of fused"]
+
+
+ABORTED = "its trial was ended by Aborted: illegal access"
+FAILURES = {
+    "trial": ("trial", ABORTED, ABORTED, ["trial of fused"]),
+    "wrong": (
+        "comparison",
+        "relative error 0.5",
+        "relative error 0.5",
+        ["trial of fused", "comparison of fused"],
+    ),
+    "fails": (
+        "comparison",
+        ValueError("no\nregisters"),
+        "ValueError: no",
+        ["trial of fused", "comparison of fused"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("where", "problem", "reason", "seen"), FAILURES.values(), ids=FAILURES)
+def test_on_a_gpu_the_plain_network_runs_elsewhere(on_gpu, where, problem, reason, seen):
+    model, problems, order = on_gpu
+    problems[where]["fused"] = problem
+    with pytest.warns(UserWarning) as warned:
         assert verified.verified_fuse(model) is model
+    assert [str(w.message) for w in warned] == [
+        f"the fused network does not work on cuda:0 ({reason}); the plain one runs instead"
+    ]
+    assert order == [*seen, "trial of plain", "comparison of plain"]
 
 
-def test_on_a_gpu_the_fused_network_runs_where_they_agree(model, monkeypatch):
+@pytest.mark.parametrize("where", ["trial", "comparison"])
+def test_the_plain_network_does_without_an_em_attention_that_does_not_work(on_gpu, where):
+    model, problems, _ = on_gpu
+    problems["trial"]["fused"], problems[where]["plain"] = ABORTED, "relative error 0.5"
+    with pytest.warns(UserWarning) as warned:
+        plain = verified.verified_fuse(model)
+    assert [str(w.message) for w in warned] == [
+        f"the fused network does not work on cuda:0 ({ABORTED}); the plain one runs instead, with "
+        "PyTorch's EM attention, as its own does not work, either (relative error 0.5)"
+    ]
+    assert plain.decode_head.ema_module.backend == "torch"
+    assert model.decode_head.ema_module.backend == "auto"
+
+
+def test_a_copy_with_pytorchs_em_attention_shares_the_weights(model):
+    copied = verified.with_torch_attention(model)
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in copied.state_dict(keep_vars=True).items():
+        assert tensor is state[name]
+    images = torch.randn(1, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(copied(images), model(images))
+
+
+def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
+    """The whole way; the child that tries the plain network lives, and tries it on the CPU."""
     model.__class__ = OnGpu
+    run, codes = (
+        trial.run,
+        iter(["import os; os.abort()", "from emanet_triton.models import trial; trial.main()"]),
+    )
+
+    def on_cpu(asked):
+        return run(replace(asked, device="cpu"), [sys.executable, "-c", next(codes)])
+
+    monkeypatch.setattr(trial, "run", on_cpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(verified, "disagreement", lambda *_: None)
+    trial._cache.cache_clear()
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match=r"does not work on cuda:0 \(its trial was ended by"):
+            assert verified.verified_fuse(model) is model
+        trial._cache.cache_clear()
+
+
+def test_on_the_cpu_nothing_is_tried(model, monkeypatch):
+    monkeypatch.setattr(verified, "_problem", None)
     assert isinstance(verified.verified_fuse(model), FusedEMANet)
 
 
@@ -86,6 +168,15 @@ def test_it_does_not_outlive_the_model():
     del model
     gc.collect()
     assert kept() is None
+
+
+def test_a_model_that_runs_as_it_is_is_let_go_of_too(on_gpu):
+    model, problems, _ = on_gpu
+    problems["trial"]["fused"] = ABORTED
+    with pytest.warns(UserWarning, match="the plain one runs instead"):
+        assert verified.kept_fuse(model) is model
+    assert verified.kept_fuse(model) is model  # without another warning
+    assert verified._KEPT[model][1] is None
 
 
 def test_a_model_of_inference_tensors_runs_as_it_is(model):

@@ -1,0 +1,111 @@
+"""The reference that networks are held against, and what it takes to pass."""
+
+import contextlib
+import copy
+from types import SimpleNamespace
+
+import golden_data
+import pytest
+import torch
+
+from emanet_triton.kernels import em_torch, ops
+from emanet_triton.models import agreement
+from emanet_triton.models.agreement import disagreement, plain_logits, reference_logits
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.fused import fuse
+from emanet_triton.models.protocol import Protocol
+
+SINGLE, BF16 = torch.float32, torch.bfloat16
+by_dtype = pytest.mark.parametrize("dtype", [SINGLE, BF16], ids=["fp32", "bf16"])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    architecture = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
+    return EMANet(architecture, Protocol((64, 32))).eval()
+
+
+@pytest.mark.parametrize("name", golden_data.NAMES[:1])
+def test_the_reference_is_mmsegmentations_network(name):
+    golden, model = golden_data.vectors(name), golden_data.golden_model(name)
+    with torch.inference_mode():
+        got = reference_logits(model, golden_data.normalised(golden["image"]))
+    assert golden_data.relative_error(got, golden["logits"]) < 1e-4
+
+
+@torch.inference_mode()
+def test_the_reference_is_in_the_dtype_of_the_weights(model):
+    images = torch.randn(1, 3, 32, 64)
+    wide = reference_logits(copy.deepcopy(model).double(), images.double())
+    assert wide.dtype == torch.float64
+    assert 0 < golden_data.relative_error(model(images), wide) < 1e-5
+
+
+@by_dtype
+def test_agreement(model, dtype):
+    assert disagreement(fuse(model, dtype=dtype), model, dtype) is None
+    assert disagreement(lambda images: plain_logits(model, dtype, images), model, dtype) is None
+
+
+@by_dtype
+@pytest.mark.parametrize("wrong", [1.1, float("nan")], ids=["a-tenth", "nan"])
+def test_disagreement(model, dtype, wrong):
+    fused = fuse(model, dtype=dtype)
+    fused.decode_head.conv_seg.weight *= wrong
+    assert "relative error" in disagreement(fused, model, dtype)
+
+
+@by_dtype
+@pytest.mark.parametrize("network", ["fused", "plain"])
+def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monkeypatch):
+    """Also where the model itself runs it: the reference does not."""
+
+    @contextlib.contextmanager
+    def wrong_kernels(stem, device):
+        def block(feats, bases, *arguments):
+            out, bases = em_torch.em_attention_block(feats, bases, *arguments[:-1])
+            return 1.1 * out, bases
+
+        yield SimpleNamespace(em_attention_block=block)
+
+    monkeypatch.setattr(ops, "triton_kernels", wrong_kernels)
+    model.decode_head.ema_module.backend = "triton"
+    networks = {
+        "fused": fuse(model, dtype=dtype),
+        "plain": lambda images: plain_logits(model, dtype, images),
+    }
+    assert "relative error" in disagreement(networks[network], model, dtype)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+def failing_in_float64(monkeypatch, error):
+    compute, dtypes = agreement.reference_logits, []
+
+    def logits(model, images):
+        dtypes.append(images.dtype)
+        if images.dtype == torch.float64:
+            raise error
+        return compute(model, images)
+
+    monkeypatch.setattr(agreement, "reference_logits", logits)
+    return dtypes
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_ENGINE], ids=["memory", "engine"])
+def test_the_reference_is_in_float32_where_float64_does_not_run(model, monkeypatch, error):
+    fused = fuse(model)
+    dtypes = failing_in_float64(monkeypatch, error)
+    assert disagreement(fused, model, SINGLE) is None
+    assert dtypes == [torch.float64, SINGLE]
+    fused.decode_head.conv_seg.weight *= 1.1
+    assert "relative error" in disagreement(fused, model, SINGLE)
+
+
+def test_other_errors_of_the_reference_are_errors(model, monkeypatch):
+    failing_in_float64(monkeypatch, RuntimeError("illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        disagreement(fuse(model), model, SINGLE)

@@ -1,0 +1,211 @@
+"""The trial in another process, and every way in which it can end."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from emanet_triton.models import trial
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trial import Trial, Verdict
+
+SMALL = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
+TRIAL = Trial("fused", SMALL, 19, 32, 64, "auto", "float32", "cpu")
+SOUND = Verdict(None)
+
+
+def child(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_of_a_model():
+    model = EMANet(SMALL, Protocol((64, 32))).eval()
+    device = torch.device("cuda", 1)
+    found = Trial.of("fused", model, torch.bfloat16, device)
+    assert found == replace(TRIAL, dtype="bfloat16", device="cuda:1")
+    sliding = Protocol((64, 32), "slide", crop=(33, 35), stride=(17, 17))
+    found = Trial.of("plain", EMANet(SMALL, sliding, 5), torch.float32, device)
+    assert (found.network, found.height, found.width, found.num_classes) == ("plain", 33, 35, 5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [TRIAL, replace(TRIAL, network="plain", dtype="bfloat16")],
+    ids=["fused-fp32", "plain-bf16"],
+)
+def test_a_child_finds_the_network_sound(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where the package cannot be found by chance
+    assert trial.run(asked) == SOUND
+
+
+def test_a_child_finds_what_is_wrong():
+    wrong = (
+        "from emanet_triton.models import trial\n"
+        "fuse = trial.fuse\n"
+        "def doubled(model, **options):\n"
+        "    network = fuse(model, **options)\n"
+        "    network.decode_head.conv_seg.weight *= 2\n"
+        "    return network\n"
+        "trial.fuse = doubled\n"
+        "trial.main()\n"
+    )
+    found = trial.run(TRIAL, child(wrong))
+    assert re.fullmatch(r"relative error \S+, expected at most 1\.0e-04", found.problem)
+    assert found.lasting
+
+
+ENDS = {
+    "dies": (
+        "import os, sys; print('illegal access', file=sys.stderr, flush=True); os.abort()",
+        Verdict("its trial was ended by Aborted: illegal access"),
+    ),
+    "fails": (
+        "raise SystemExit('no such module')",
+        Verdict("its trial failed with exit code 1: no such module"),
+    ),
+    "is-silent": ("", Verdict("its trial gave no verdict", lasting=False)),
+    "prints-garbage": ("print('{')", Verdict("its trial gave no verdict", lasting=False)),
+    "prints-a-list": ("print([1])", Verdict("its trial gave no verdict", lasting=False)),
+    "prints-more": (
+        "print('a library says'); print('{\"problem\": null, \"lasting\": true}')",
+        SOUND,
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "wanted"), ENDS.values(), ids=ENDS)
+def test_how_a_child_may_end(code, wanted):
+    assert trial.run(TRIAL, child(code)) == wanted
+
+
+def test_a_child_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
+    file = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, time\n"
+        "compiler = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(file)!r}, 'w').write(str(compiler.pid))\n"
+        "time.sleep(60)\n"
+    )
+    begin = time.monotonic()
+    found = trial.run(TRIAL, child(code), seconds=2)
+    assert time.monotonic() - begin < 30
+    assert found == Verdict("its trial has not ended after 2 seconds")
+    with contextlib.suppress(FileNotFoundError):  # gone, or waiting to be reaped
+        assert Path(f"/proc/{file.read_text()}/stat").read_text().split()[2] == "Z"
+
+
+def test_a_child_that_cannot_be_started():
+    found = trial.run(TRIAL, ["/no/such/python"])
+    assert found.problem.startswith("its trial cannot be started: ")
+    assert not found.lasting
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (RuntimeError("illegal memory access\nand more"), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), False),
+    ],
+    ids=["kernel", "memory"],
+)
+def test_a_network_that_raises(monkeypatch, error, lasting):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trial, "fuse", fail)
+    first = str(error).splitlines()[0]
+    assert trial.attempt(TRIAL) == Verdict(f"{type(error).__name__}: {first}", lasting)
+
+
+def test_a_device_that_cannot_be_used_tells_nothing():
+    found = trial.attempt(replace(TRIAL, device="cuda:99"))
+    assert not found.lasting
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """A GPU, and children that come to ``verdict``; gives what was tried."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    tried = []
+    monkeypatch.setattr(trial, "run", lambda asked: tried.append(asked) or verdicts[-1])
+    verdicts = [SOUND]
+    trial._cache.cache_clear()
+    yield tried, verdicts
+    trial._cache.cache_clear()
+
+
+ON_GPU = replace(TRIAL, device="cuda:0")
+BROKEN = "its trial was ended by Aborted: illegal access"
+
+
+def forget():
+    """As in another process."""
+    trial._cache.cache_clear()
+
+
+@pytest.mark.parametrize("problem", [None, BROKEN], ids=["sound", "broken"])
+def test_a_verdict_is_kept_on_disk(trials, problem):
+    tried, verdicts = trials
+    verdicts.append(Verdict(problem))
+    assert trial.problem_of(ON_GPU) == problem
+    forget()
+    verdicts.append(Verdict("another verdict"))
+    assert trial.problem_of(ON_GPU) == problem
+    assert trial.problem_of(replace(ON_GPU, device="cuda:1")) == problem  # the same kind of GPU
+    assert tried == [ON_GPU]
+    [path] = Path(os.environ["XDG_CACHE_HOME"]).glob("emanet_triton/*")
+    assert path.name == "trials.json"
+    assert problem is None or BROKEN in json.dumps(json.loads(path.read_text()))
+
+
+def test_a_verdict_that_does_not_last_is_not_kept(trials):
+    tried, verdicts = trials
+    verdicts.append(Verdict("OutOfMemoryError: CUDA out of memory.", lasting=False))
+    assert trial.problem_of(ON_GPU) == "OutOfMemoryError: CUDA out of memory."
+    verdicts.append(SOUND)
+    assert trial.problem_of(ON_GPU) is None
+    assert len(tried) == 2
+
+
+CHANGES = {
+    "network": {"network": "plain"},
+    "architecture": {"architecture": replace(SMALL, num_bases=8)},
+    "classes": {"num_classes": 5},
+    "size": {"width": 65},
+    "backend": {"backend": "torch"},
+    "dtype": {"dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_anything_else_is_tried_anew(trials, change):
+    trial.problem_of(ON_GPU)
+    trial.problem_of(replace(ON_GPU, **change))
+    assert len(trials[0]) == 2
+
+
+@pytest.mark.parametrize("what", ["device", "sources"])
+def test_another_environment_is_tried_anew(trials, monkeypatch, what):
+    trial.problem_of(ON_GPU)
+    forget()
+    if what == "device":
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
+    else:
+        monkeypatch.setattr(trial, "digest", lambda files: "12345678")
+    trial.problem_of(ON_GPU)
+    assert len(trials[0]) == 2
+
+
+def test_kernels_and_models_are_digested(trials, monkeypatch):
+    digested = []
+    monkeypatch.setattr(trial, "digest", lambda files: str(digested.extend(files)))
+    trial.problem_of(ON_GPU)
+    assert {"em_block.py", "conv_triton.py", "fused.py", "trial.py"} <= {f.name for f in digested}
