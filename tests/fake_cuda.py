@@ -1,6 +1,7 @@
 """A stand-in for torch.cuda: a host that launches, a device that works, and graphs of launches."""
 
 import contextlib
+import itertools
 from types import SimpleNamespace
 
 import torch
@@ -16,6 +17,7 @@ class FakeCuda:
         stream: the current one.
         error_mode: of the last recording.
         invalid: whether the end of a recording raises, as CUDA's does after an illegal call.
+        pools: in which PyTorch's allocator is recording.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,8 @@ class FakeCuda:
         self.recording: list | None = None
         self.error_mode = ""
         self.invalid = False
+        self.pools: list = []
+        self.handles = itertools.count(1)
 
     def launch(self, name: str, seconds: float, host_seconds: float = 0.0) -> str:
         """A kernel that takes ``seconds``, and whose launch takes the host ``host_seconds``."""
@@ -51,13 +55,20 @@ class FakeCuda:
     def graph(self, graph, pool=None, capture_error_mode="global"):
         before, self.stream = self.stream, self.new_stream("recording")
         self.error_mode, self.recording = capture_error_mode, []
+        self.pools.append(pool)
         try:
             yield
         finally:
             launches, self.recording = self.recording, None
-            if self.invalid:  # and the stream stays, as in PyTorch
+            if self.invalid:  # the stream stays, and the allocator's pool, as in PyTorch
                 raise RuntimeError("CUDA error: operation failed due to a previous error")
+            self.end_pool(0, pool)
             graph.launches, self.stream = launches, before
+
+    def end_pool(self, device: int, pool: object) -> None:
+        if pool not in self.pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.pools.remove(pool)
 
     def new_graph(self) -> SimpleNamespace:
         graph = SimpleNamespace(launches=[])
@@ -89,6 +100,9 @@ def install(monkeypatch) -> FakeCuda:
         "CUDAGraph": fake.new_graph,
         "graph": fake.graph,
         "Event": fake.new_event,
+        "current_device": lambda: 0,
+        "graph_pool_handle": lambda: (0, next(fake.handles)),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_pool)
     return fake

@@ -6,6 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from emanet_triton.errors import first_line
+from emanet_triton.kernels.memory import is_out_of_memory
+from emanet_triton.kernels.replay import record
+
 MOST_GRAPHS = 24  # the sizes of ms+flip for two sizes of image
 
 Network = Callable[[Tensor], Tensor]
@@ -41,14 +45,19 @@ class GraphedNetwork:
     def _recorded(self, inputs: Tensor) -> Network:
         try:
             return self._record(self.network, inputs)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            size = "x".join(map(str, inputs.shape))
-            warnings.warn(
-                f"no memory is left for a CUDA graph of inputs {size}; they run without",
-                stacklevel=3,
-            )
-            return self.network
+        except (
+            Exception
+        ) as error:  # whatever the driver raises for a launch that cannot be recorded
+            reason = first_line(error)
+            if is_out_of_memory(error):
+                torch.cuda.empty_cache()
+                reason = "no memory is left"
+        size = "x".join(map(str, inputs.shape))
+        warnings.warn(
+            f"inputs {size} run without a CUDA graph, as it cannot be recorded: {reason}",
+            stacklevel=3,
+        )
+        return self.network
 
 
 class CudaRecorder:
@@ -58,15 +67,13 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, network: Network, inputs: Tensor) -> Network:
-        """Record ``network`` on a copy of ``inputs``.
+        """Record ``network``, which has run on inputs of this shape, on a copy of ``inputs``.
 
         Raises:
-            torch.OutOfMemoryError: the copy or what the network needs does not fit.
+            Exception: as ``record``; ``network`` can go on launch by launch.
         """
         held = inputs.clone(memory_format=torch.preserve_format)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = network(held)
+        graph, output = record(lambda: network(held), self._pool)
 
         def replay(inputs: Tensor) -> Tensor:
             held.copy_(inputs)

@@ -1,5 +1,6 @@
 """A call recorded as a CUDA graph, and how long its replay takes: Python and launches left out."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAG
     """Record the launches of ``call``, which has run before, on the current device.
 
     Other threads may use the device meanwhile. If recording fails, the stream that was current
-    is current again.
+    is current again, and memory can be allocated and given back as before.
 
     Args:
         call: launches kernels without waiting for them.
@@ -25,13 +26,26 @@ def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAG
     Returns:
         The graph, and the result of ``call``, which every replay writes anew.
     """
+    pool = pool or torch.cuda.graph_pool_handle()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = call()
-    finally:
-        torch.cuda.set_stream(stream)  # PyTorch leaves its own current if the recording fails
+    except BaseException:
+        _leave(pool, stream)
+        raise
     return graph, result
+
+
+def _leave(pool: object, stream: torch.cuda.Stream) -> None:
+    """Leave a recording that failed.
+
+    If CUDA raises at its end, PyTorch 2.11 leaves its own stream current, and its allocator takes
+    the recording to go on and refuses to empty its cache.
+    """
+    with contextlib.suppress(RuntimeError):  # it has ended properly
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    torch.cuda.set_stream(stream)
 
 
 class Replay(Generic[T]):

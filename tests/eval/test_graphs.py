@@ -1,4 +1,4 @@
-"""When a network is recorded and replayed; the recording itself needs a GPU."""
+"""When a network is recorded and replayed, by stand-ins for the recorder and for the device."""
 
 import pytest
 import torch
@@ -43,10 +43,41 @@ def test_there_is_an_end_to_recording(monkeypatch):
     assert factors(network, 5, 6, 7, 7, 5, 6) == [3, 3, 3, 3, 2, 2]
 
 
-def test_without_memory_for_a_graph_the_network_runs_as_it_is():
-    network = GraphedNetwork(triple, FakeRecorder(torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.warns(UserWarning, match="no memory is left for a CUDA graph of inputs 1x3x4x5"):
+FAILURES = {
+    "memory": (torch.OutOfMemoryError("CUDA out of memory."), "no memory is left"),
+    "memory-of-cuda": (RuntimeError("CUDA error: out of memory"), "no memory is left"),
+    "illegal": (
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\n..."),
+        "CUDA error: operation not permitted when stream is capturing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "reason"), FAILURES.values(), ids=FAILURES)
+def test_the_network_runs_as_it_is_where_it_cannot_be_recorded(error, reason):
+    network = GraphedNetwork(triple, FakeRecorder(error))
+    with pytest.warns(UserWarning) as warned:
         assert factors(network, 5, 5, 5) == [3, 3, 3]
+    assert [str(w.message) for w in warned] == [
+        f"inputs 1x3x4x5 run without a CUDA graph, as it cannot be recorded: {reason}"
+    ]
+
+
+def test_a_recording_lets_other_threads_copy(cuda):
+    network = GraphedNetwork(lambda inputs: cuda.launch("triple", 1e-6) and 3 * inputs)
+    assert factors(network, 5, 5, 5) == [3, 3, 3]
+    assert cuda.error_mode == "thread_local"
+    assert cuda.log == ["triple"] * 3  # launched, and replayed twice
+
+
+def test_after_a_recording_that_fails_the_network_runs_where_it_did(cuda):
+    cuda.invalid = True
+    network = GraphedNetwork(lambda inputs: cuda.launch("triple", 1e-6) and 3 * inputs)
+    with pytest.warns(UserWarning, match="operation failed due to a previous error"):
+        assert factors(network, 5, 5, 5) == [3, 3, 3]
+    assert cuda.log == ["triple"] * 3
+    assert cuda.stream is cuda.default_stream
+    assert cuda.pools == []
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU")

@@ -52,11 +52,19 @@ def test_launches_count_where_nothing_is_recorded(cuda, convolution):
     assert times == pytest.approx([73 * MICRO] * 2, rel=0.2)
 
 
-def test_the_stream_is_put_back_where_recording_fails(cuda, convolution):
+def test_everything_is_put_back_where_recording_fails(cuda, convolution):
     cuda.invalid = True
     with pytest.raises(RuntimeError, match="operation failed due to a previous error"):
         record(convolution)
     assert cuda.stream is cuda.default_stream
+    assert cuda.pools == []
+
+
+def test_everything_is_put_back_where_the_call_fails(cuda):
+    with pytest.raises(ZeroDivisionError):
+        record(lambda: 1 / 0)
+    assert cuda.stream is cuda.default_stream
+    assert cuda.pools == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
