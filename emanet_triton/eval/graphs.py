@@ -45,9 +45,7 @@ class GraphedNetwork:
     def _recorded(self, inputs: Tensor) -> Network:
         try:
             return self._record(self.network, inputs)
-        except (
-            Exception
-        ) as error:  # whatever the driver raises for a launch that cannot be recorded
+        except Exception as error:  # whatever the driver raises for what cannot be recorded
             reason = first_line(error)
             if is_out_of_memory(error):
                 torch.cuda.empty_cache()
