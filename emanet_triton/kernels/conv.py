@@ -225,18 +225,28 @@ def _run_conv_bias_act(
     }
     if len(calls) == 1:
         return calls["torch"]()
-    shape = ConvShape(
-        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype,
-        None if residual is None else residual.dtype, out_dtype, relu,
+    added = None if residual is None else residual.dtype
+    key = _key(
+        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype, added, out_dtype,
+        relu, precision,
     )  # fmt: skip
-    check = Check(
-        x, residual, _out_shape(x, weight, stride), out_dtype, stride,
-        reach=dilation * (weight.shape[2] // 2),
-        relu=relu,
-        linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
-        plain=calls["torch"],
-    )  # fmt: skip
-    return calls[conv_choice.choose(f"{shape}, {precision}", check, calls, "torch")]()
+
+    def make_check() -> Check:
+        return Check(
+            x, residual, _out_shape(x, weight, stride), out_dtype, stride,
+            reach=dilation * (weight.shape[2] // 2),
+            relu=relu,
+            linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
+            plain=calls["torch"],
+        )  # fmt: skip
+
+    return calls[conv_choice.choose(key, x.device, calls, "torch", make_check)]()
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(*values) -> str:
+    """What a convolution is looked up by: the fields of a ``ConvShape``, then the precision."""
+    return f"{ConvShape(*values[:-1])}, {values[-1]}"
 
 
 def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
@@ -290,14 +300,14 @@ def _run_bottleneck(
     if provider == "auto":
         provider = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
-            check = Check(
-                x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
+            make_check = functools.partial(
+                Check, x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
                 linear=lambda rows: _exact_bottleneck(rows, weights, biases),
                 plain=functools.partial(separate, "torch", precision),
             )  # fmt: skip
             planes, outputs = weights[1].shape[0], weights[2].shape[0]
             key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
-            provider = conv_choice.choose(key, check, calls, "separate")
+            provider = conv_choice.choose(key, x.device, calls, "separate", make_check)
     return calls[provider]()
 
 

@@ -26,20 +26,26 @@ ROUNDS = 5  # of about a millisecond each, whose median counts
 Candidates = Mapping[str, Callable[[], Tensor]]
 
 
-def choose(key: str, check: Check, candidates: Candidates, last_resort: str) -> str:
+def choose(
+    key: str,
+    device: torch.device,
+    candidates: Candidates,
+    last_resort: str,
+    make_check: Callable[[], Check],
+) -> str:
     """The provider for a convolution on a CUDA device.
 
     Args:
         key: all that decides the time of the convolution on one device.
-        check: measures the error of its outputs.
+        device: where it runs.
         candidates: {provider: call that computes the convolution}, the default first.
         last_resort: one of them, for where all fail. Nothing is kept then, nor where memory runs
             out; nothing is measured while a CUDA graph is recorded.
+        make_check: what measures the error of its outputs.
     """
-    default, device = next(iter(candidates)), check.x.device
-    if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
+    default, cache = next(iter(candidates)), _cache(device)
+    if cache is None:
         return default
-    cache = _cache(device)
     known = cache.get(key)
     if known in candidates:
         return known
@@ -48,7 +54,7 @@ def choose(key: str, check: Check, candidates: Candidates, last_resort: str) -> 
     watch = MemoryWatch(device)
     try:
         with torch.cuda.device(device):
-            winner = fastest(key, check, candidates)
+            winner = fastest(key, make_check(), candidates)
     except Exception as error:
         if not watch.explains(error):
             raise
@@ -116,7 +122,10 @@ def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
 
 
 @functools.cache
-def _cache(device: torch.device) -> Cache:
+def _cache(device: torch.device) -> Cache | None:
+    """Earlier winners on a device; None where the search is switched off."""
+    if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
+        return None
     folder = Path(__file__).parent
     kernels = digest([*folder.glob("conv*.py"), folder / "tiles.py"])
     return Cache("conv_choice.json", f"{environment(device)}, kernels {kernels}")

@@ -303,7 +303,7 @@ def test_the_winner_computes(nvidia, monkeypatch, dtype, precision, winner, want
             return X
 
         monkeypatch.setitem(conv_providers.CONVOLUTIONS, name, compute)
-    monkeypatch.setattr(conv_choice, "choose", lambda key, check, calls, last_resort: winner)
+    monkeypatch.setattr(conv_choice, "choose", lambda *_: winner)
     operands = on_gpu(X.to(dtype)), W.to(dtype), B.to(dtype)
     conv._run_conv_bias_act(*operands, None, 1, 1, True, dtype, "auto", precision)
     assert called == [wanted]
@@ -314,7 +314,7 @@ def keys(monkeypatch):
     """What convolutions on a GPU are looked up by; plain PyTorch computes them."""
     found = []
 
-    def choose(key, check, calls, last_resort):
+    def choose(key, device, calls, last_resort, make_check):
         found.append(key)
         return last_resort
 

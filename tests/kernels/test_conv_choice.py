@@ -7,6 +7,7 @@ import torch
 from emanet_triton.kernels import conv_choice
 from emanet_triton.kernels.conv_exact import Check
 
+CPU = torch.device("cpu")
 KEY = "a convolution"
 ONES = torch.ones(1, 1, 1, 3)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
@@ -57,7 +58,7 @@ def gpu(monkeypatch, tmp_path):
 
 def choose(key=KEY, check=None, **candidates):
     candidates = candidates or {"cudnn": Call(), "torch": Call(), "triton": Call()}
-    return conv_choice.choose(key, check or make_check(), candidates, "torch")
+    return conv_choice.choose(key, CPU, candidates, "torch", lambda: check or make_check())
 
 
 def cache_file(tmp_path):
@@ -99,10 +100,14 @@ def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatc
 
 
 def test_the_search_can_be_switched_off(gpu, monkeypatch, tmp_path):
+    choose(cudnn=Call(), triton=Call())
+    conv_choice._cache.cache_clear()
     monkeypatch.setenv("EMANET_TRITON_CONV_SEARCH", "0")
+    kept = cache_file(tmp_path).read_text()
     assert choose() == "cudnn"
-    assert not gpu
-    assert not cache_file(tmp_path).exists()
+    assert choose(key="another convolution") == "cudnn"
+    assert cache_file(tmp_path).read_text() == kept
+    assert gpu == ["cudnn", "triton"]
 
 
 def test_nothing_is_measured_while_a_graph_is_recorded(gpu, monkeypatch):
