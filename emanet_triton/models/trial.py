@@ -2,8 +2,8 @@
 
 A kernel that accesses memory it should not ends every later call of its process, so the trial must
 not run in the user's. Its verdict is kept in ``$XDG_CACHE_HOME/emanet_triton/trials.json``. The
-child is ``python -m emanet_triton.models.trial``: a ``Trial`` as JSON on its input, the verdict as
-JSON on the last line of its output.
+child is ``python -m emanet_triton.models.trial_child``: a ``Trial`` as JSON on its input, the
+verdict as JSON on the last line of its output.
 """
 
 import functools
@@ -17,18 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from emanet_triton.errors import first_line
 from emanet_triton.kernels.cache import Cache, digest, environment
-from emanet_triton.kernels.memory import MemoryWatch
-from emanet_triton.models.agreement import disagreement, input_size, plain_logits
+from emanet_triton.models.agreement import input_size
 from emanet_triton.models.emanet import Architecture, EMANet
-from emanet_triton.models.fused import fuse
-from emanet_triton.models.protocol import Protocol
 
-SECONDS = 600  # a first trial compiles kernels and measures convolutions: about two minutes
+SECONDS = 600  # enough to compile all kernels and to measure all convolutions
 SOUND = "sound"
+FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -107,13 +103,13 @@ def run(trial: Trial, command: Sequence[str] | None = None, seconds: float = SEC
 
     Args:
         trial: what to try.
-        command: of the child; this module by default.
+        command: of the child; ``trial_child`` by default.
         seconds: until it is ended.
     """
     paths = os.environ.get("PYTHONPATH", ""), str(_PACKAGE.parent)
     try:
         child = subprocess.Popen(
-            command or [sys.executable, "-m", "emanet_triton.models.trial"],
+            command or [sys.executable, "-m", "emanet_triton.models.trial_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -138,54 +134,12 @@ def run(trial: Trial, command: Sequence[str] | None = None, seconds: float = SEC
 def _verdict(code: int, output: str, errors: str) -> Verdict:
     last_words = (errors.strip().splitlines() or ["no message"])[-1]
     if code < 0:
-        return Verdict(f"its trial was ended by {signal.strsignal(-code)}: {last_words}")
+        reason = f"its trial was ended by {signal.strsignal(-code)}: {last_words}"
+        return Verdict(reason, lasting=-code not in FROM_OUTSIDE)
     if code > 0:
-        return Verdict(f"its trial failed with exit code {code}: {last_words}")
+        reason = f"its trial failed with exit code {code}: {last_words}"
+        return Verdict(reason, lasting=False)
     try:
         return Verdict(**json.loads(output.strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
         return Verdict("its trial gave no verdict", lasting=False)
-
-
-def main() -> None:
-    """Make the trial that is asked for on standard input."""
-    asked = json.load(sys.stdin)
-    sizes = asked["architecture"]
-    architecture = Architecture(**sizes | {"blocks": tuple(sizes["blocks"])})
-    print(json.dumps(asdict(attempt(Trial(**asked | {"architecture": architecture})))))
-
-
-def attempt(trial: Trial) -> Verdict:
-    """Make a trial in this process."""
-    device, dtype = torch.device(trial.device), getattr(torch, trial.dtype)
-    try:
-        watch = MemoryWatch(device)
-        model = _generated(trial).to(device)
-    except Exception as error:  # the device cannot be used: nothing is learned of the network
-        return Verdict(f"{type(error).__name__}: {first_line(error)}", lasting=False)
-    try:
-        plain = functools.partial(plain_logits, model, dtype)
-        network = fuse(model, dtype=dtype) if trial.network == "fused" else plain
-        return Verdict(disagreement(network, model, dtype))
-    except Exception as error:  # whatever a kernel that does not compile or launch raises
-        lasting = not watch.explains(error)
-        return Verdict(f"{type(error).__name__}: {first_line(error)}", lasting)
-
-
-def _generated(trial: Trial) -> EMANet:
-    """A model whose batch norms know the statistics of noise: activations keep their size."""
-    torch.manual_seed(0)
-    protocol = Protocol((trial.width, trial.height))
-    model = EMANet(trial.architecture, protocol, trial.num_classes)
-    model.decode_head.ema_module.backend = "torch"
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the first batch alone
-    with torch.no_grad():
-        model(torch.randn(2, 3, 129, 129))
-    model.decode_head.ema_module.backend = trial.backend
-    return model.eval()
-
-
-if __name__ == "__main__":
-    main()

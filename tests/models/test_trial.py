@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emanet_triton.models import trial
+from emanet_triton.models import trial, trial_child
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.trial import Trial, Verdict
@@ -48,14 +48,14 @@ def test_a_child_finds_the_network_sound(asked, monkeypatch, tmp_path):
 
 def test_a_child_finds_what_is_wrong():
     wrong = (
-        "from emanet_triton.models import trial\n"
-        "fuse = trial.fuse\n"
+        "from emanet_triton.models import trial_child\n"
+        "fuse = trial_child.fuse\n"
         "def doubled(model, **options):\n"
         "    network = fuse(model, **options)\n"
         "    network.decode_head.conv_seg.weight *= 2\n"
         "    return network\n"
-        "trial.fuse = doubled\n"
-        "trial.main()\n"
+        "trial_child.fuse = doubled\n"
+        "trial_child.main()\n"
     )
     found = trial.run(TRIAL, child(wrong))
     assert re.fullmatch(r"relative error \S+, expected at most 1\.0e-04", found.problem)
@@ -67,9 +67,13 @@ ENDS = {
         "import os, sys; print('illegal access', file=sys.stderr, flush=True); os.abort()",
         Verdict("its trial was ended by Aborted: illegal access"),
     ),
+    "is-killed": (
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        Verdict("its trial was ended by Killed: no message", lasting=False),
+    ),
     "fails": (
         "raise SystemExit('no such module')",
-        Verdict("its trial failed with exit code 1: no such module"),
+        Verdict("its trial failed with exit code 1: no such module", lasting=False),
     ),
     "is-silent": ("", Verdict("its trial gave no verdict", lasting=False)),
     "prints-garbage": ("print('{')", Verdict("its trial gave no verdict", lasting=False)),
@@ -120,13 +124,13 @@ def test_a_network_that_raises(monkeypatch, error, lasting):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(trial, "fuse", fail)
+    monkeypatch.setattr(trial_child, "fuse", fail)
     first = str(error).splitlines()[0]
-    assert trial.attempt(TRIAL) == Verdict(f"{type(error).__name__}: {first}", lasting)
+    assert trial_child.attempt(TRIAL) == Verdict(f"{type(error).__name__}: {first}", lasting)
 
 
 def test_a_device_that_cannot_be_used_tells_nothing():
-    found = trial.attempt(replace(TRIAL, device="cuda:99"))
+    found = trial_child.attempt(replace(TRIAL, device="cuda:99"))
     assert not found.lasting
 
 
@@ -208,4 +212,6 @@ def test_kernels_and_models_are_digested(trials, monkeypatch):
     digested = []
     monkeypatch.setattr(trial, "digest", lambda files: str(digested.extend(files)))
     trial.problem_of(ON_GPU)
-    assert {"em_block.py", "conv_triton.py", "fused.py", "trial.py"} <= {f.name for f in digested}
+    assert {"em_block.py", "conv_triton.py", "fused.py", "trial_child.py"} <= {
+        f.name for f in digested
+    }

@@ -127,7 +127,9 @@ def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
     model.__class__ = OnGpu
     run, codes = (
         trial.run,
-        iter(["import os; os.abort()", "from emanet_triton.models import trial; trial.main()"]),
+        iter(
+            ["import os; os.abort()", "from emanet_triton.models.trial_child import main; main()"]
+        ),
     )
 
     def on_cpu(asked):
