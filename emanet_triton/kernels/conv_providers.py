@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.errors import first_line
 from emanet_triton.kernels.device import triton_kernels
 from emanet_triton.kernels.memory import MemoryWatch, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
@@ -79,7 +80,8 @@ def cudnn_conv(
         _REFUSED.add(shape)
         sizes = f"{list(x.shape)} with {list(weight.shape)} and dilation {dilation}"
         warnings.warn(
-            f"cuDNN has no fused convolution of {x.dtype} {sizes}, so PyTorch's is used: {error}",
+            f"cuDNN has no fused convolution of {x.dtype} {sizes}, so PyTorch's is used: "
+            f"{first_line(error)}",
             stacklevel=2,
         )
     return out.to(out_dtype, memory_format=_NHWC)

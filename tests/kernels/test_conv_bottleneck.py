@@ -99,9 +99,9 @@ def test_the_fused_kernel_is_checked_against_higher_precision(outputs, monkeypat
     checks = []
 
     def choose(key, device, calls, last_resort, make_check):
-        checks.append(make_check())
-        assert list(calls) == ["separate", "triton"]
-        return "triton"
+        if list(calls) == ["separate", "triton"]:  # and not one of the three convolutions
+            checks.append(make_check())
+        return last_resort
 
     monkeypatch.setattr(conv_choice, "choose", choose)
     monkeypatch.setattr(conv_exact, "BLOCK_BYTES", 1)
