@@ -139,8 +139,8 @@ def compiled(results: Results) -> str:
     stacks = sum(int(row["stack"]) > 0 for row in rows)
     spills = f"{stacks} use a stack" if stacks else "none uses a stack: no register spills"
     said = (
-        f"{len(rows)} uses of {len({row['kernel'] for row in rows})} kernels, compiled for "
-        f"{len(targets)} targets by Triton {', '.join(sorted({r['triton'] for r in rows}))}; "
+        f"{len(rows)} compilations of {len({row['kernel'] for row in rows})} kernels for "
+        f"{len(targets)} targets by Triton {' and '.join(sorted({r['triton'] for r in rows}))}; "
         f"{spills}. Of each kernel's configurations the most registers of a thread, the most "
         "shared memory of a program, and the tensor-core instruction with its fewest and most "
         f"occurrences. Each is in {results.link('compiled.csv')}."

@@ -16,9 +16,39 @@ from emanet_triton.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 COMPILED = [
-    ["em_e_step", "sm_90", "bf16", "a", "b", "200", "0", "1024", "HGMMA", "4", "0", "3.6"],
-    ["em_e_step", "sm_90", "bf16", "c", "d", "150", "0", "2048", "HGMMA", "8", "0", "3.6"],
-    ["em_e_step", "gfx942", "bf16", "e", "f", "90", "0", "16", "", "0", "0", "3.6"],
+    [
+        "em_e_step",
+        "sm_90",
+        "bf16",
+        "a",
+        "b",
+        "200",
+        "0",
+        "1024",
+        "HGMMA",
+        "4",
+        "0",
+        "16",
+        "16",
+        "3.6",
+    ],
+    [
+        "em_e_step",
+        "sm_90",
+        "bf16",
+        "c",
+        "d",
+        "150",
+        "0",
+        "2048",
+        "HGMMA",
+        "8",
+        "0",
+        "16",
+        "16",
+        "3.6",
+    ],
+    ["em_e_step", "gfx942", "bf16", "e", "f", "90", "0", "16", "", "0", "0", "16", "16", "3.6"],
 ]
 
 
@@ -136,7 +166,7 @@ def test_who_was_not_there_is_said(folder):
 def test_the_worst_of_each_kernel(folder):
     folder.measured()
     text = block(folder, "compiled")
-    assert "3 uses of 1 kernels, compiled for 2 targets by Triton 3.6; none uses a stack" in text
+    assert "3 compilations of 1 kernels for 2 targets by Triton 3.6; none uses a stack" in text
     assert line(text, "em_e_step")[2:] == ["200 regs, 2 KiB, 4–8 HGMMA", "90 regs, 16 B"]
 
 
