@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from device import DEVICE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ ATOL = {torch.float32: 1e-6, torch.float16: 2**-12, torch.bfloat16: 2**-9}
 
 @dataclass(frozen=True)
 class Convolution:
-    """Operands of one convolution, made from a fixed seed."""
+    """Operands of one convolution, made from a fixed seed, on one device."""
 
     x: Tensor
     weight: Tensor
@@ -33,8 +34,8 @@ class Convolution:
         return {"stride": self.stride, "dilation": self.dilation, "relu": self.relu}
 
     def eager(self, dtype: torch.dtype) -> Tensor:
-        """Plain PyTorch, one operation after another, in one dtype."""
-        x, weight, bias, residual = (t if t is None else t.to(dtype) for t in self.operands)
+        """Plain PyTorch, one operation after another, in one dtype, on the CPU."""
+        x, weight, bias, residual = (t if t is None else t.cpu().to(dtype) for t in self.operands)
         padding = self.dilation * (weight.shape[2] // 2)
         out = F.conv2d(x, weight, None, self.stride, padding, self.dilation)
         out = out + bias[:, None, None]
@@ -52,6 +53,7 @@ def make(
     residual: bool | torch.dtype = False,
     relu: bool = True,
     dtype: torch.dtype = torch.float16,
+    device: str = DEVICE,
 ) -> Convolution:
     """x of this shape, [B, C, H, W], and all that belongs to it; outputs of ordinary size.
 
@@ -60,7 +62,7 @@ def make(
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator).to(device)
 
     batch, channels, height, width = shape
     x = normal(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -72,9 +74,9 @@ def make(
 
 
 def assert_close_to_eager(found: Tensor, exact: Tensor, eager: Tensor) -> None:
-    """At most twice the error of plain PyTorch against float64, and a little."""
+    """At most twice the error of plain PyTorch against float64, and a little; both on the CPU."""
     assert found.shape == exact.shape
-    error = (found.double() - exact).abs().max().item()
+    error = (found.cpu().double() - exact).abs().max().item()
     allowed = 2 * (eager.double() - exact).abs().max().item() + ATOL[found.dtype]
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 

@@ -1,14 +1,14 @@
 """Inputs and the tolerance that the tests of EM attention and of its block share."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
+from device import DEVICE
 from torch import Tensor
 from torch.nn import functional as F
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# bfloat16 is wrong in Triton's interpreter, so it is tested on a GPU only.
-DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE == "cuda" else ())
+from emanet_triton.kernels.precision import cuda_fp32
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Case:
         return tuple((g * w).to(DEVICE, dtype) for g, w in zip(gains, weights, strict=True))
 
 
+def common_case(batch: int = 1, layout: str = "last", stages: int = 3) -> Case:
+    """The sizes of every test that needs no others, since a GPU compiles kernels anew for others.
+
+    Positions of several tiles and splits, bases and channels of less than a tile.
+    """
+    return Case(batch, 48, (9, 37), 7, layout, stages)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -90,6 +98,11 @@ def eager_block(
     mid_weight, mid_bias, out_weight, out_bias = weights
     recon, mu = eager_em_attention(mid_weight @ feats + mid_bias[:, None], mu, num_stages)
     return F.relu(feats + out_weight @ F.relu(recon) + out_bias[:, None]), mu
+
+
+def plain_products(precision: str) -> contextlib.AbstractContextManager:
+    """Plain PyTorch's products of float32 on a GPU: for every kind of TF32 those in TF32."""
+    return cuda_fp32("ieee" if precision == "ieee" else "tf32")
 
 
 def assert_as_exact(got: Tensor, plain: Tensor, exact: Tensor) -> None:

@@ -6,7 +6,10 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fresh allocations hold NaN, so that an element which nobody wrote shows."""
+    """Fresh memory holds NaN or the largest integer: an element that nobody wrote shows.
+
+    It only warns of operations that are not deterministic, since a GPU has some.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,13 +1,15 @@
 import pytest
 import torch
 from conv_reference import assert_close_to_eager, make
+from device import DEVICE, DTYPES, HALF, only_on, tiles_of
 from torch import nn
 
 from emanet_triton.kernels import conv, conv_triton
 
-HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
+FP16, BF16, SINGLE = torch.float16, torch.bfloat16, torch.float32
+PLACES = {"triton": DEVICE, "torch": "cpu"}
 
-# Shapes that take the row tiles of sm_90, then shapes that take its pointers.
+# Shapes that take row tiles where there are any, then shapes that take its pointers.
 ROWS = {
     "3x3": ((1, 64, 3, 128), 64, 3, {"residual": True}),
     "partial-row": ((1, 64, 4, 104), 72, 3, {"dilation": 2, "residual": SINGLE}),
@@ -36,17 +38,6 @@ def by_id(shapes):
     return [pytest.param(*case, id=name) for name, case in shapes.items()]
 
 
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What a kernel leaves unwritten is NaN."""
-    new_empty = torch.Tensor.new_empty
-
-    def nan(*args, **kwargs):
-        return new_empty(*args, **kwargs).fill_(torch.nan)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", nan)
-
-
 @pytest.fixture
 def launched(monkeypatch):
     """The tiles of the kernels that are launched."""
@@ -61,7 +52,7 @@ def launched(monkeypatch):
     return tiles
 
 
-def check_triton(case, out_dtype, arch):
+def check_triton(case, out_dtype, arch=None):
     found = conv_triton.conv_bias_act(
         *case.operands, case.stride, case.dilation, case.relu, out_dtype, "ieee", arch
     )
@@ -71,49 +62,56 @@ def check_triton(case, out_dtype, arch):
     assert_close_to_eager(found, case.eager(torch.float64), eager)
 
 
+@only_on("sm_90", "sm_100")
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(ROWS))
 def test_row_tiles(shape, outputs, kernel, options, launched):
-    check_triton(make(shape, outputs, kernel, **options), HALF, "sm_90")
+    check_triton(make(shape, outputs, kernel, dtype=HALF, **options), HALF)
     assert [tile.kernel for tile in launched] == ["conv_rows"]
 
 
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
 def test_pointers(shape, outputs, kernel, options, launched):
-    check_triton(make(shape, outputs, kernel, **options), HALF, "sm_90")
+    check_triton(make(shape, outputs, kernel, dtype=HALF, **options), HALF)
     assert [tile.kernel for tile in launched] == ["conv_pointers"]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
+@pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_90", "sm_100", "gfx942"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_architecture(arch, dtype):
     check_triton(make((1, 64, 2, 103), 72, 3, residual=True, dtype=dtype), dtype, arch)
 
 
+@only_on("sm_90")
 def test_the_widest_tile(launched, monkeypatch):
     monkeypatch.setattr("emanet_triton.kernels.conv_tiles._WIDE_PIXELS", 1)
-    check_triton(make((1, 64, 2, 120), 264, 3, residual=True), HALF, "sm_90")
+    check_triton(make((1, 64, 2, 120), 264, 3, residual=True), FP16)
     assert launched[0].meta["BLOCK_O"] == 256
 
 
-@pytest.mark.parametrize("provider", ["triton", "torch"])
+@pytest.mark.parametrize("provider", PLACES)
 def test_a_convolution_may_be_split_at_its_input_channels(provider):
-    whole = make((1, 128, 5, 9), 32, 3, residual=True)
+    whole = make((1, 128, 5, 9), 32, 3, residual=True, device=PLACES[provider])
     x, weight, bias, residual = whole.operands
     first = conv.conv_bias_act(
-        x[:, :64], weight[:, :64], torch.zeros(32), relu=False, out_dtype=SINGLE, provider=provider
+        x[:, :64],
+        weight[:, :64],
+        torch.zeros_like(bias),
+        relu=False,
+        out_dtype=SINGLE,
+        provider=provider,
     )
     assert first.dtype == SINGLE
     found = conv.conv_bias_act(
         x[:, 64:], weight[:, 64:], bias, first + residual.float(), provider=provider
     )
-    assert found.dtype == HALF
-    assert_close_to_eager(found, whole.eager(torch.float64), whole.eager(HALF))
+    assert found.dtype == FP16
+    assert_close_to_eager(found, whole.eager(torch.float64), whole.eager(FP16))
 
 
-@pytest.mark.parametrize("dtype", [HALF, BF16, SINGLE], ids=str)
+@pytest.mark.parametrize("dtype", [FP16, BF16, SINGLE], ids=str)
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
 def test_torch(shape, outputs, kernel, options, dtype):
-    case = make(shape, outputs, kernel, dtype=dtype, **options)
+    case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
     before = [operand if operand is None else operand.clone() for operand in case.operands]
     found = conv.conv_bias_act(*case.operands, **case.options, provider="torch")
     assert found.dtype == dtype
@@ -123,9 +121,9 @@ def test_torch(shape, outputs, kernel, options, dtype):
         assert operand is old is None or torch.equal(operand, old)
 
 
-@pytest.mark.parametrize("provider", ["triton", "torch"])
+@pytest.mark.parametrize("provider", PLACES)
 def test_any_memory_layout(provider):
-    case = make((2, 20, 6, 5), 24, 3, residual=True)
+    case = make((2, 20, 6, 5), 24, 3, residual=True, device=PLACES[provider])
     expected = conv.conv_bias_act(*case.operands, provider=provider)
     x, weight, bias, residual = case.operands
     strided = (t.repeat_interleave(2, dim=-1)[..., ::2] for t in (x.contiguous(), weight, bias))
@@ -133,12 +131,12 @@ def test_any_memory_layout(provider):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("provider", ["triton", "torch"])
+@pytest.mark.parametrize("provider", PLACES)
 def test_nan_and_infinity_reach_the_output(provider):
-    case = make((1, 64, 3, 120), 64, 3)
+    case = make((1, 64, 3, 120), 64, 3, device=PLACES[provider])
     case.x[0, 5, 1, 60] = torch.nan
     case.bias[7] = torch.inf
-    found = conv.conv_bias_act(*case.operands, provider=provider)
+    found = conv.conv_bias_act(*case.operands, provider=provider).cpu()
     is_nan = case.eager(SINGLE).isnan()
     assert torch.equal(found.isnan(), is_nan)
     assert torch.equal(found.isinf(), case.eager(SINGLE).isinf())
@@ -196,7 +194,7 @@ B = torch.zeros(4)
         ((X, W, B), {"dilation": 0}, "dilation must be at least 1, got 0"),
         (
             (X, W, B),
-            {"out_dtype": HALF},
+            {"out_dtype": FP16},
             "out_dtype must be torch.float32, got torch.float16",
         ),
         ((X, W, B), {"provider": "cuda"}, "provider must be one of auto, cudnn, .*, got 'cuda'"),
@@ -217,11 +215,20 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch):
 
 def test_unaligned_images_take_pointers(launched):
     case = make((1, 64, 2, 128), 64, 3)
-    memory = torch.zeros(case.x.numel() + 1, dtype=HALF)
+    memory = case.x.new_zeros(case.x.numel() + 1)
     x = memory[1:].as_strided(case.x.shape, case.x.stride()).copy_(case.x)
     found = conv.conv_bias_act(x, case.weight, case.bias, provider="triton")
     assert [tile.kernel for tile in launched] == ["conv_pointers"]
-    assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(FP16))
+
+
+@pytest.mark.skipif(DEVICE != "cuda" or not torch.version.cuda, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [FP16, BF16, SINGLE], ids=str)
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
+def test_cudnn_on_a_gpu(shape, outputs, kernel, options, dtype):
+    case = make(shape, outputs, kernel, dtype=dtype, **options)
+    found = conv.conv_bias_act(*case.operands, **case.options, provider="cudnn")
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(dtype))
 
 
 class Layer(nn.Module):
@@ -262,5 +269,5 @@ def test_compile_and_export(provider):
 @pytest.mark.parametrize("shape", [(2, 16, 5, 6), (1, 1, 1, 1)], ids=str)
 def test_opcheck(provider, shape):
     case = make(shape, 8, 3, stride=2, residual=SINGLE)
-    arguments = (*case.operands, 2, 1, True, HALF, provider, "ieee")
+    arguments = (*case.operands, 2, 1, True, FP16, provider, "ieee")
     torch.library.opcheck(torch.ops.emanet_triton.conv_bias_act, arguments)

@@ -31,7 +31,7 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
         monkeypatch.setattr(conv_cpu, "has_onednn", lambda _: False)
     elif not conv_cpu.has_onednn(dtype):
         pytest.skip(f"oneDNN does not convolve in {dtype} here")
-    case = make(shape, outputs, kernel, dtype=dtype, **options)
+    case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
     exact, eager = case.eager(torch.float64), case.eager(dtype)
     residual = case.residual
     if residual is not None:
@@ -44,7 +44,7 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
 
 
 def test_operators_are_registered_in_full():
-    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32)
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
     geometry = case.x, case.weight, case.bias, 1, 1, True
     torch.library.opcheck(torch.ops.emanet_triton.conv_cpu, geometry)
     residual = case.residual.contiguous(memory_format=NHWC)
@@ -52,7 +52,7 @@ def test_operators_are_registered_in_full():
 
 
 def test_a_residual_of_another_layout_is_read_only():
-    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32)
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
     before = case.residual.clone()
     got = conv_bias_act_(case.x, case.weight, case.bias, case.residual)
     in_place = case.residual.contiguous(memory_format=NHWC)
@@ -62,6 +62,6 @@ def test_a_residual_of_another_layout_is_read_only():
 
 
 def test_wrong_residual():
-    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32)
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
     with pytest.raises(ValueError, match=r"like x, got torch\.bfloat16"):
         conv_bias_act_(case.x, case.weight, case.bias, case.residual.bfloat16())

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
-from em_cases import Case, channels_first
+from em_cases import Case, channels_first, common_case
 from torch import nn
 
 from emanet_triton.kernels import reference
 from emanet_triton.kernels.ops import em_attention, em_attention_block
 
-CASE = Case(2, 8, (3, 5), 3)
+CASE = common_case(2)
 BACKENDS = ("triton", "torch")
 
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("layout", ["last", "first", "sliced"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, layout):
-    feats, bases, *weights = arguments(Case(2, 8, (3, 5), 3, layout))
+    feats, bases, *weights = arguments(common_case(2, layout))
     ops = torch.ops.emanet_triton
     torch.library.opcheck(ops.em_attention, (feats, bases, 2, backend, "ieee"))
     torch.library.opcheck(ops.em_attention_block, (feats, bases, *weights, 2, backend, "ieee"))
@@ -49,15 +49,15 @@ def test_compiles_as_one_graph_with_dynamic_sizes(backend):
     torch._dynamo.reset()
     model = Block(backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for batch, sizes in ((2, (3, 5)), (3, (4, 7)), (2, (5, 3))):
-        feats = Case(batch, 8, sizes, 3, "nchw").feats(torch.float32)
+    for batch, sizes in ((2, (9, 37)), (3, (13, 29)), (2, (37, 9))):
+        feats = Case(batch, CASE.channels, sizes, CASE.bases, "nchw").feats(torch.float32)
         torch.testing.assert_close(compiled(feats), model(feats))
 
 
 def test_inductor_with_channels_last_features():
     torch._dynamo.reset()
     model = Block("auto")
-    feats = Case(2, 8, (3, 5), 3, "channels_last").feats(torch.float32)
+    feats = common_case(2, "channels_last").feats(torch.float32)
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(feats), model(feats))
 
@@ -65,10 +65,10 @@ def test_inductor_with_channels_last_features():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_exports_with_dynamic_batch_and_size(backend):
     model = Block(backend)
-    feats = Case(2, 8, (3, 5), 3, "nchw").feats(torch.float32)
+    feats = common_case(2, "nchw").feats(torch.float32)
     auto = torch.export.Dim.AUTO
     program = torch.export.export(model, (feats,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
-    other = Case(5, 8, (4, 7), 3, "nchw").feats(torch.float32)
+    other = Case(5, CASE.channels, (13, 29), CASE.bases, "nchw").feats(torch.float32)
     torch.testing.assert_close(program.module()(other), model(other))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from device import DEVICE, DTYPES, HALF
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,25 +36,21 @@ BACKENDS_AND_CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """Fresh allocations hold NaN or the largest integer."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def make_taps(views: int, taps: int, n_out: int, positions: int, seed: int) -> Taps:
+def make_taps(
+    views: int, taps: int, n_out: int, positions: int, seed: int, device: str = DEVICE
+) -> Taps:
     """Random taps, of weights that sum to one; every other output lacks the last tap."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(positions, (views, taps, n_out), generator=generator)
     weight = torch.rand(index.shape, generator=generator)
     if taps > 1:
         weight[:, -1, ::2] = 0
-    return Taps(index.int(), weight / weight.sum(1, keepdim=True))
+    return Taps(index.int().to(device), (weight / weight.sum(1, keepdim=True)).to(device))
 
 
-def make_problem(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Taps, Taps]:
+def make_problem(
+    name: str, dtype: torch.dtype = torch.float32, device: str = DEVICE
+) -> tuple[Tensor, Taps, Taps]:
     """Logits, rows and columns of a case; an offset of each add up to at most P - 1."""
     batch, classes, positions, (height, width), views, (row_taps, column_taps) = (
         CASES | TORCH_CASES
@@ -61,8 +58,9 @@ def make_problem(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor,
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(batch, classes, positions, generator=generator)
     half = (positions + 1) // 2
-    rows = make_taps(views, row_taps, height, half, 1)
-    return logits.to(dtype), rows, make_taps(views, column_taps, width, positions - half + 1, 2)
+    rows = make_taps(views, row_taps, height, half, 1, device)
+    columns = make_taps(views, column_taps, width, positions - half + 1, 2, device)
+    return logits.to(device, dtype), rows, columns
 
 
 def spread(logits: Tensor, rows: Taps, columns: Taps) -> Tensor:
@@ -86,7 +84,7 @@ def assert_labels(got: Tensor, want: Tensor) -> None:
         assert not got.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize(("backend", "name"), BACKENDS_AND_CASES)
 def test_against_float64(backend, name, dtype):
     logits, rows, columns = make_problem(name, dtype)
@@ -105,7 +103,7 @@ def test_against_float64(backend, name, dtype):
 def test_autocast_changes_nothing(backend):
     arguments = make_problem("views")
     want = resample_probabilities(*arguments, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         got = resample_probabilities(*arguments, backend=backend)
     assert torch.equal(got[1], want[1])
 
@@ -117,7 +115,7 @@ def test_confusion(backend):
     generator = torch.Generator().manual_seed(3)
     targets = torch.randint(20, labels.shape, generator=generator).to(torch.uint8)
     targets[targets == 19] = 255
-    got = resample_confusion(logits, rows, columns, targets, backend=backend)
+    got = resample_confusion(logits, rows, columns, targets.to(DEVICE), backend=backend).cpu()
     want = torch.zeros(19, 19, dtype=torch.int64)
     for target, label in zip(targets.flatten().tolist(), labels.flatten().tolist(), strict=True):
         if target != 255:
@@ -130,14 +128,14 @@ def test_confusion(backend):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_everything_ignored(backend):
     logits, rows, columns = make_problem("views")
-    targets = torch.full((2, 3, 33), 255, dtype=torch.uint8)
+    targets = torch.full((2, 3, 33), 255, dtype=torch.uint8, device=DEVICE)
     assert not resample_confusion(logits, rows, columns, targets, backend=backend).any()
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_what_is_no_class_is_counted_last(backend):
-    targets = torch.tensor([19, 254, 3, 4, 255], dtype=torch.uint8)
-    labels = torch.tensor([0, 5, 19, 6, 77], dtype=torch.uint8)
+    targets = torch.tensor([19, 254, 3, 4, 255], dtype=torch.uint8, device=DEVICE)
+    labels = torch.tensor([0, 5, 19, 6, 77], dtype=torch.uint8, device=DEVICE)
     counts = confusion_counts(targets, labels, 19, backend=backend)
     assert counts[-1] == 3
     assert counts[4 * 19 + 6] == 1
@@ -147,10 +145,11 @@ def test_what_is_no_class_is_counted_last(backend):
 @pytest.mark.parametrize("views", [1, 2], ids=["single", "two-views"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_the_first_of_equal_classes(backend, views):
-    logits = torch.zeros(1, 19, 6)
+    logits = torch.zeros(1, 19, 6, device=DEVICE)
     logits[:, [4, 7, 18], 2:] = 1
     rows = Taps(torch.tensor([[[0, 2]]] * views).int(), torch.ones(views, 1, 2))
     columns = Taps(torch.tensor([[[0, 1, 1]]] * views).int(), torch.ones(views, 1, 3))
+    rows, columns = (Taps(*(t.to(DEVICE) for t in axis)) for axis in (rows, columns))
     labels = resample_labels(logits, rows, columns, backend=backend)
     assert labels.tolist() == [[[0, 0, 0], [4, 4, 4]]]
 
@@ -159,13 +158,14 @@ def test_the_first_of_equal_classes(backend, views):
 def test_large_logits_keep_finite_probabilities(backend):
     logits, rows, columns = make_problem("row")
     labels, got = resample_probabilities(1e4 * logits, rows, columns, backend=backend)
-    torch.testing.assert_close(got.sum(1), torch.ones(1, 1, 70))
+    torch.testing.assert_close(got.sum(1), torch.ones(1, 1, 70, device=DEVICE))
     assert_labels(labels, spread(1e4 * logits.double(), rows, columns).softmax(2).mean(0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_any_strides(backend):
-    logits, rows, columns = make_problem("views")
+def test_any_strides(backend, dtype):
+    logits, rows, columns = make_problem("views", dtype)
     want = resample_labels(logits, rows, columns, backend=backend)
     strided = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     taps = [Taps(*(t.mT.contiguous().mT for t in axis)) for axis in (rows, columns)]
@@ -224,7 +224,7 @@ def test_threads_do_not_change_results(three_threads, monkeypatch):
 def test_operators_are_registered_well(name, backend):
     logits, rows, columns = make_problem("column")
     if name == "confusion_counts":
-        arguments = (*torch.zeros(2, 1, 18, 1, dtype=torch.uint8), 19)
+        arguments = (*torch.zeros(2, 1, 18, 1, dtype=torch.uint8, device=DEVICE), 19)
     else:
         arguments = logits, *rows, *columns
     operator = getattr(torch.ops.emanet_triton, name).default
@@ -244,12 +244,12 @@ def test_compiles_into_one_graph(backend):
 
 def changed(**changes) -> tuple:
     """The arguments of a good call with some of them replaced."""
-    logits, rows, columns = make_problem("row")
+    logits, rows, columns = make_problem("row", device="cpu")
     good = {"logits": logits, "rows": rows, "columns": columns}
     return tuple((good | changes).values())
 
 
-GOOD_ROWS = make_problem("row")[1]
+GOOD_ROWS = make_problem("row", device="cpu")[1]
 BAD = {
     "two-dimensional": ({"logits": torch.zeros(19, 30)}, r"logits must be \[B, C, P\] and not"),
     "empty": ({"logits": torch.zeros(1, 19, 0)}, r"not empty, got \[1, 19, 0\]"),
@@ -258,7 +258,7 @@ BAD = {
     "flat-taps": ({"rows": Taps(torch.zeros(2).int(), torch.ones(2))}, r"rows.index must be \[V"),
     "unequal": ({"rows": Taps(GOOD_ROWS.index, torch.ones(1, 2, 3))}, "rows.weight must have one"),
     "double": ({"rows": Taps(GOOD_ROWS.index, GOOD_ROWS.weight.double())}, "rows must be int32"),
-    "views": ({"rows": make_taps(2, 2, 4, 3, 0)}, "one number of views, got 2 and 1"),
+    "views": ({"rows": make_taps(2, 2, 4, 3, 0, "cpu")}, "one number of views, got 2 and 1"),
     "device": ({"logits": torch.zeros(1, 19, 30, device="meta")}, "must be on meta like logits"),
 }
 

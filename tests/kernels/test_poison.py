@@ -1,0 +1,66 @@
+"""The tests of kernels get poisoned memory: an element that no kernel writes shows."""
+
+import pytest
+import torch
+from conv_reference import make
+from device import DEVICE
+from em_cases import common_case
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from emanet_triton.kernels.conv import bottleneck, conv_bias_act
+from emanet_triton.kernels.ops import em_attention, em_attention_block
+from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch):
+    """A launch does nothing."""
+    for launches in (JITFunction, InterpretedFunction):
+        monkeypatch.setattr(launches, "run", lambda *_, **__: None)
+
+
+def convolution():
+    return conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, provider="triton")
+
+
+def whole_bottleneck():
+    steps = [make((1, 64, 3, 3), 64, kernel) for kernel in (1, 3, 1)]
+    weights, biases = [s.weight for s in steps], [s.bias for s in steps]
+    return bottleneck(steps[0].x, weights, biases, provider="triton")
+
+
+def attention():
+    case = common_case()
+    arguments = case.feats(torch.float32), case.initial_bases(torch.float32)
+    return em_attention(*arguments, backend="triton")[0]
+
+
+def block():
+    case = common_case()
+    inputs = (case.feats, case.initial_bases)
+    arguments = (*(f(torch.float32) for f in inputs), *case.weights(torch.float32))
+    return em_attention_block(*arguments, backend="triton")[0]
+
+
+def resampling():
+    taps = Taps(
+        torch.zeros(1, 1, 9, dtype=torch.int32, device=DEVICE), torch.ones(1, 1, 9, device=DEVICE)
+    )
+    return torch.ones(1, 19, 4, device=DEVICE), taps, taps
+
+
+def probabilities():
+    return resample_probabilities(*resampling(), backend="triton")[1]
+
+
+OUTPUTS = [convolution, whole_bottleneck, attention, block, probabilities]
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: output.__name__)
+def test_values_are_nan(output):
+    assert output().isnan().all()
+
+
+def test_labels_are_255():
+    assert (resample_labels(*resampling(), backend="triton") == 255).all()
