@@ -1,0 +1,141 @@
+"""The kernels' tests as they would run on a GPU, without one: what they launch, and where."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+KERNELS = TESTS / "kernels"
+ROOT = TESTS.parent
+# Compiling takes minutes, and this file would start itself.
+LEFT_OUT = ("test_compiled.py", "test_native.py")
+BACKENDS = "tests/models/test_head_backends.py"
+FULL_SIZE = f"--deselect={BACKENDS}::test_golden_logits"  # whose networks are slow to make
+NOTHING = {"kernels": [], "elsewhere": [], "outcome": "", "error": ""}
+
+
+def record(folder: Path, *arguments: str) -> tuple[dict, dict]:
+    """What tests do in the interpreter, and what they do where the meta device stands for a GPU."""
+    files, processes = [], []
+    for interpret in "10":
+        files.append(folder / f"{interpret}.json")
+        environment = {**os.environ, "TRITON_INTERPRET": interpret, "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, TESTS)))
+        options = ("-q", "--tb=no", "-p", "no:cacheprovider", "-p", "launch_recorder")
+        command = (sys.executable, "-m", "pytest", *options, "--record", str(files[-1]), *arguments)
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, text=True))
+    for process, file in zip(processes, files, strict=True):
+        output, _ = process.communicate()
+        assert file.exists(), output
+    return tuple(by_name(json.loads(file.read_text())) for file in files)
+
+
+def by_name(tests: dict[str, dict]) -> dict[str, dict]:
+    """A test that a GPU runs in bfloat16 instead of float16 gets its name in the interpreter."""
+    names = {name: name.replace("bfloat16", "float16") for name in tests}
+    return {name if names[name] in tests else names[name]: test for name, test in tests.items()}
+
+
+def problems(interpreted: dict, native: dict) -> list[str]:
+    """What would go wrong on a GPU, line by line, in the tests that it does not skip."""
+    found = []
+    for name in interpreted | native:
+        here, there = interpreted.get(name, NOTHING), native.get(name, NOTHING)
+        if there["outcome"] == "skipped":
+            continue
+        missing = sorted(set(here["kernels"]) - set(there["kernels"]))
+        if missing:
+            found.append(f"{name}: does not launch {', '.join(missing)}")
+        if there["elsewhere"]:
+            kernels = ", ".join(sorted(set(there["elsewhere"])))
+            found.append(f"{name}: launches {kernels} with a tensor of another device")
+        if there["outcome"] == "failed" and not lacks_values(there["error"]):
+            found.append(f"{name}: {there['error']}")
+    return found
+
+
+def lacks_values(error: str) -> bool:
+    """Whether a test failed because meta tensors have no values."""
+    return error.startswith("NotImplementedError") or (
+        error.startswith("AssertionError") and "'device'" not in error
+    )
+
+
+def kernels_of(tests: dict) -> set[str]:
+    return {kernel for test in tests.values() for kernel in test["kernels"]}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    files = [str(file) for file in KERNELS.glob("test_*.py") if file.name not in LEFT_OUT]
+    return record(tmp_path_factory.mktemp("recorded"), *sorted(files), BACKENDS, FULL_SIZE)
+
+
+def test_on_a_gpu_the_same_kernels_get_tensors_of_the_gpu(recorded):
+    assert problems(*recorded) == []
+    interpreted, native = recorded
+    assert kernels_of(interpreted) == kernels_of(native)
+    assert len(kernels_of(native)) > 10
+
+
+def test_a_gpu_does_not_spend_its_time_on_compiling(recorded):
+    _, native = recorded
+    assert sum(test["compiled"] for test in native.values()) <= 350
+
+
+def test_a_gpu_skips_what_only_others_can_run(recorded):
+    interpreted, native = recorded
+    skipped = {
+        test["error"]
+        for name, test in native.items()
+        if test["outcome"] == "skipped" != interpreted.get(name, NOTHING)["outcome"]
+    }
+    assert skipped == {
+        f"Skipped: needs a GPU of {arch}, and this one is of sm_90" for arch in ("sm_100", "gfx942")
+    }
+
+
+ON_THE_CPU = """
+import pytest, torch
+from device import DEVICE
+from emanet_triton.kernels import conv_triton
+from emanet_triton.kernels.conv import conv_bias_act
+from emanet_triton.kernels.resample import confusion_counts
+
+X, W, B = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)
+PLACED = [t.to(DEVICE) for t in (X, W, B)]
+
+def test_operator():
+    conv_bias_act(X, W, B, provider="triton")
+
+def test_launcher():
+    conv_triton.conv_bias_act(X, W, B, None, 1, 1, True, X.dtype, "ieee", "sm_90")
+
+def test_comparison():
+    torch.testing.assert_close(conv_bias_act(*PLACED, provider="triton"), 2 * X)
+
+def test_equality():
+    assert torch.equal(conv_bias_act(*PLACED, provider="triton"), 2 * X)
+
+def test_right():
+    assert conv_bias_act(*PLACED, provider="triton").item() == 2
+"""
+
+
+def test_tensors_on_the_cpu_are_found(tmp_path):
+    file = tmp_path / "test_on_the_cpu.py"
+    file.write_text(ON_THE_CPU)
+    found = problems(*record(tmp_path, str(file)))
+    assert [line.partition("::")[2] for line in found] == [
+        "test_operator: does not launch conv_pointers",
+        "test_operator: ValueError: provider 'triton' needs tensors on a GPU, or "
+        "TRITON_INTERPRET=1 set in the environment before triton is imported; got tensors on cpu",
+        "test_launcher: launches conv_pointers with a tensor of another device",
+        "test_comparison: AssertionError: The values for attribute 'device' do not match: "
+        "meta != cpu.",
+        "test_equality: RuntimeError: torch.equal of tensors on meta and cpu",
+    ]
