@@ -2,9 +2,12 @@
 
     python demo/train.py > demo/train.log
 
-Twenty minutes on one CPU core. The same seed gives the same weights on the same machine and
-versions. ``--no-reconstruction`` trains the same network, from the same initial weights and on
-the same batches, without the EM attention's reconstruction throughout.
+Twenty minutes on one CPU core; replaces the weights that come with the package. The same seed
+gives the same weights on the same machine and versions. ``--no-reconstruction`` trains the same
+network, from the same initial weights and on the same batches, without the EM attention's
+reconstruction throughout, and writes no weights. A trial of a few seconds:
+
+    python demo/train.py --steps 2 --scenes 2 --held-out 2 --out trial.pth
 
 The last lines of the log say what the reconstruction is worth: set to zero, which also takes away
 what later layers expect of its mean, and set to that mean, which takes away only its differences.
@@ -23,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.eval.cityscapes import CLASSES, IGNORE, to_train_ids
-from emanet_triton.eval.inference import normalise, segment
+from emanet_triton.eval.inference import segment
+from emanet_triton.eval.inputs import normalise
 from emanet_triton.eval.metric import Scores, confusion_matrix, scores
 from emanet_triton.eval.scenes import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
 from emanet_triton.models.emanet import EMANet
@@ -96,6 +100,7 @@ def ablate(model: EMANet, images: Tensor, labels: Tensor) -> dict[str, float]:
 
 def class_weights(labels: Tensor, power: float) -> Tensor:
     counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(CLASSES)]
+    counts.clamp_(min=1)  # a few scenes lack some classes
     weights = (counts / counts.sum()) ** -power
     return weights / weights.mean()
 
@@ -138,7 +143,7 @@ def loss_of(
     return main + recipe.auxiliary_weight * auxiliary
 
 
-def train(recipe: Recipe, reconstruction: bool) -> tuple[EMANet, Tensor, Tensor]:
+def train(recipe: Recipe, reconstruction: bool, num_held_out: int) -> tuple[EMANet, Tensor, Tensor]:
     """Train, logging to stdout; also returns the held-out images and labels."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
@@ -147,7 +152,7 @@ def train(recipe: Recipe, reconstruction: bool) -> tuple[EMANet, Tensor, Tensor]
         model.decode_head.fixed_reconstruction = torch.zeros(1)
     start = time.perf_counter()
     images, labels = load_scenes(TRAIN_SEEDS[: recipe.scenes])
-    held_out = load_scenes(VAL_SEEDS[:DEMO_COUNT])
+    held_out = load_scenes(VAL_SEEDS[:num_held_out])
     print(f"scenes {len(images)} + {len(held_out[0])}  {time.perf_counter() - start:.0f} s")
     weight = class_weights(labels, recipe.class_balance)
     optimizer = torch.optim.AdamW(
@@ -195,10 +200,18 @@ def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -
     print(f"{path.name}: {path.stat().st_size} bytes")
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=positive, default=Recipe.steps)
+    parser.add_argument("--scenes", type=positive, default=Recipe.scenes, help="to train on")
+    parser.add_argument("--held-out", type=positive, default=DEMO_COUNT, help="scenes to evaluate")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument(
         "--no-reconstruction", action="store_true", help="an ablation; writes no checkpoint"
@@ -207,9 +220,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.use_deterministic_algorithms(True)
-    recipe = Recipe(seed=arguments.seed, steps=arguments.steps)
+    recipe = Recipe(arguments.seed, arguments.scenes, arguments.steps)
     print(f"{MODEL.architecture}\n{recipe}\ntorch {torch.__version__}, OpenCV {cv2.__version__}")
-    model, images, labels = train(recipe, not arguments.no_reconstruction)
+    model, images, labels = train(recipe, not arguments.no_reconstruction, arguments.held_out)
     result = evaluate(model, images, labels)
     for c, iou in zip(CLASSES, result.iou, strict=True):
         print(f"{c.name:14s} {iou:6.2f}")
