@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: demo test test-versions lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -10,6 +10,10 @@ demo: .venv/installed
 # Install the dev extra, check style, run every test: two processes of one thread each.
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tests with the oldest PyTorch, with what pip takes and with the newest, each in its own venv.
+test-versions:
+	$(PYTHON) tools/test_versions.py $(TESTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -20,7 +24,7 @@ gpu-check:
 	PYTHONPATH=. $(PYTHON) -m emanet_triton.bench gpu-check --out $(or $(OUT),gpu-check)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venvs build *.egg-info
 
 # The markers are written last, so that an interrupted install is done again.
 .venv/installed: pyproject.toml

@@ -1,0 +1,215 @@
+"""Every script, every command that a page or a docstring names and every target of make runs."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_eval
+
+from emanet_triton.models import zoo
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = sorted(ROOT.glob("*.md"))
+BUILT = ("build", "dist", "__pycache__")
+
+# A quick run of each: arguments, in which {name} is a path of the fixture "paths".
+RUNS = {
+    "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
+    "emanet_triton.eval.scenes": "{new}/scenes --count 1",
+    "emanet_triton.convert": "{weights} {new}/weights.safetensors",
+    "emanet_triton.kernels.cost": "--batch 8 --positions 32768",
+    "emanet_triton.bench": "em --tiny --rounds 1 --providers torch",
+    "emanet_triton.bench em": "--tiny --rounds 1 --providers torch --csv {new}/em.csv",
+    "emanet_triton.bench compare": "{results}/em_cpu.csv {results}/em_cpu.csv",
+    "emanet_triton.bench report": "--check --results {results} --readme {root}/README.md",
+    "emanet_triton.bench gpu-check": "--out {new}/gpu-check",
+    "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
+}
+REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
+# Those that another test runs.
+ELSEWHERE = {
+    "emanet_triton.kernels.compiled": "tests/kernels/test_compiled.py",
+    "demo/train.py": "tests/test_train.py",
+    "tools/test_versions.py": "tests/test_versions.py",
+}
+
+# What make runs in a fresh clone.
+INSTALL = [
+    "python3 -m venv .venv",
+    "python -m pip install --quiet --upgrade pip",
+    "python -m pip install --quiet --editable .",
+]
+INSTALL_DEV = [*INSTALL, "python -m pip install --quiet --editable .[dev]"]
+LINT = ["ruff check .", "ruff format --check ."]
+TEST = [*INSTALL_DEV, *LINT, "python -m pytest -n 2 --dist loadfile"]
+TARGETS = {
+    "demo": [*INSTALL, "python -m emanet_triton.eval"],
+    "test": TEST,
+    "test-versions": ["python3 tools/test_versions.py"],
+    "lint": [*INSTALL_DEV, *LINT],
+    "gpu-check": ["python3 -m emanet_triton.bench gpu-check --out gpu-check"],
+    "clean": [],
+}
+
+
+def visible(ending: str = "") -> Iterator[Path]:
+    """Files of the repository with this end of their names, none in a hidden or built folder."""
+    for folder, inner, files in os.walk(ROOT):
+        inner[:] = (name for name in inner if name[0] != "." and name not in BUILT)
+        yield from (Path(folder, name) for name in files if name.endswith(ending))
+
+
+def is_script(path: Path) -> bool:
+    """Whether a Python file does something when it is run."""
+    tests = (node.test for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
+    return any("__name__" in ast.unparse(test) for test in tests) or path.name == "__main__.py"
+
+
+def name_of(path: Path) -> str:
+    """Its module within the package; elsewhere its path."""
+    relative = path.relative_to(ROOT)
+    if relative.parts[0] != "emanet_triton":
+        return relative.as_posix()
+    return ".".join(relative.with_suffix("").parts).removesuffix(".__main__")
+
+
+def commands(text: str) -> set[str]:
+    """Modules that a text runs with python -m, each with its subcommand if it has one."""
+    found = re.findall(r"-m\s+(emanet_triton[\w.]*\w)(?: ([a-z][a-z-]*)(?![\w./=]))?", text)
+    return {" ".join(filter(None, parts)) for parts in found}
+
+
+def test_every_script_is_run():
+    scripts = {name_of(path) for path in visible(".py") if is_script(path)}
+    assert "demo/train.py" in scripts
+    assert scripts - set(RUNS) - set(ELSEWHERE) == set()
+
+
+def test_every_command_of_a_page_or_of_the_code_is_run():
+    code = [path for path in visible(".py") if not path.is_relative_to(ROOT / "tests")]
+    texts = [*PAGES, ROOT / "Makefile", *code]
+    named = set().union(*(commands(path.read_text()) for path in texts))
+    assert "emanet_triton.bench compare" in named
+    assert named - set(RUNS) - set(ELSEWHERE) == set()
+
+
+def test_what_counts_as_a_script_and_as_a_command(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("if __name__ == '__main__':\n    print()\n")
+    assert is_script(script)
+    script.write_text("print(__name__)\n")
+    assert not is_script(script)
+    text = "`python -m\nemanet_triton.a.b`, -m emanet_triton.c check x.csv, -m emanet_triton.d --x"
+    assert commands(text) == {"emanet_triton.a.b", "emanet_triton.c check", "emanet_triton.d"}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_another_test_runs_it(name):
+    assert name.rpartition("/")[2] in (ROOT / ELSEWHERE[name]).read_text()
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scripts")
+    return {
+        "root": ROOT,
+        "results": RESULTS,
+        "weights": zoo._WEIGHTS / zoo.ZOO[zoo.DEMO].file,
+        "city": tiny_eval.write_cityscapes(folder / "city", count=2),
+        "tiny": tiny_eval.write_checkpoint(folder),
+        "new": folder,
+    }
+
+
+def stamps() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in visible()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_runs_and_leaves_the_repository_alone(name, paths):
+    module, *subcommand = name.split()
+    start = [str(ROOT / module)] if module.endswith(".py") else ["-m", module]
+    arguments = RUNS[name].format(**paths).split()
+    own = {name: str(paths["new"]) for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME")}
+    offline = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **own, **offline, "PYTHONPATH": search, "CUDA_VISIBLE_DEVICES": ""}
+    before = stamps()
+    done = subprocess.run(
+        [sys.executable, *start, *subcommand, *arguments],
+        cwd=paths["new"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (2 if name in REFUSED else 0), done.stderr
+    assert done.stdout or name in REFUSED or name.endswith("scenes")
+    assert stamps() == before
+
+
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >> calls
+case "$*" in
+    "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/ruff" ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A fresh clone's Makefile, with a python3 that only notes what it is asked to do."""
+    for name in ("Makefile", "pyproject.toml", ".ci/run"):
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
+        copy.chmod(0o755)
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(STUB)
+    python.chmod(0o755)
+    return tmp_path
+
+
+def calls_of(clone, *command) -> list[str]:
+    """What a command asks python and ruff to do."""
+    calls = clone / "calls"
+    calls.write_text("")
+    search = os.pathsep.join([str(clone / "bin"), os.environ["PATH"]])
+    subprocess.run(command, cwd=clone, check=True, env={"PATH": search})
+    return calls.read_text().splitlines()
+
+
+def test_every_target_is_listed():
+    text = (ROOT / "Makefile").read_text()
+    assert set(re.findall(r"^([a-z][\w-]*):", text, re.MULTILINE)) == set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make(clone, target):
+    assert calls_of(clone, "make", target) == TARGETS[target]
+
+
+def test_continuous_integration(clone):
+    assert calls_of(clone, str(clone / ".ci" / "run")) == TEST
+
+
+def test_make_installs_once_and_after_an_interruption_again(clone):
+    calls_of(clone, "make", "test")
+    assert calls_of(clone, "make", "test") == TEST[len(INSTALL_DEV) :]
+    (clone / ".venv" / "installed").unlink()
+    assert calls_of(clone, "make", "demo") == TARGETS["demo"]
+    calls_of(clone, "make", "clean")
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_names_targets_that_exist(page):
+    named = re.findall(r"(?:^    |`)make ([a-z][\w-]*)", page.read_text(), re.MULTILINE)
+    assert named
+    assert set(named) <= set(TARGETS)

@@ -1,0 +1,100 @@
+"""Run the tests with the oldest PyTorch, with what pip takes today, and with the newest one.
+
+    python tools/test_versions.py [ARGUMENTS OF PYTEST]
+
+Each has a virtual environment of its own under ``.venvs``. Prints one line for each at the end.
+Exit code 1 where a test failed or where one could not be installed.
+"""
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / ".venvs"
+INSTALLED = "import torch, triton; print(f'torch {torch.__version__}, Triton {triton.__version__}')"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment.
+
+    Attributes:
+        name: of its folder.
+        packages: what pip is asked for beside this package.
+        variables: of the environment in which pip runs.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+ENVIRONMENTS = (
+    # The interpreter of Triton 3.6 needs NumPy before 2.4.
+    Environment("oldest", ("torch==2.11.*", "torchvision==0.26.*", "numpy<2.4")),
+    Environment("pip", ("torch", "torchvision")),
+    # Without the constraints of a machine, which may hold PyTorch back.
+    Environment(
+        "newest", ("torch", "torchvision"), {"PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""}
+    ),
+)
+
+
+def main(arguments: list[str]) -> int:
+    lines, failed = [], False
+    for environment in ENVIRONMENTS:
+        try:
+            line, passed = run(environment, arguments)
+        except subprocess.CalledProcessError as error:
+            line, passed = f"not installed: {' '.join(map(str, error.cmd))}", False
+        lines.append(f"{environment.name}: {line}")
+        failed |= not passed
+    print("", *lines, sep="\n")
+    return 1 if failed else 0
+
+
+def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
+    """Install an environment and run the tests in it.
+
+    Returns:
+        Its line without its name, and whether all tests passed.
+
+    Raises:
+        CalledProcessError: it could not be installed.
+    """
+    folder = FOLDER / environment.name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = (python, "-m", "pip", "install", "--quiet", "--upgrade")
+    variables = os.environ | environment.variables
+    subprocess.run(
+        [*pip, *environment.packages, "--editable", f"{ROOT}[dev]"], check=True, env=variables
+    )
+    results = folder / "results.xml"
+    results.unlink(missing_ok=True)
+    pytest = (python, "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={results}")
+    code = subprocess.run(
+        [*pytest, *arguments], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ).returncode
+    versions = subprocess.check_output([python, "-c", INSTALLED], text=True).strip()
+    return f"{versions}: {counted(results)}", code == 0
+
+
+def counted(results: Path) -> str:
+    """How many tests passed and failed, from a file of pytest's."""
+    if not results.exists():
+        return "pytest did not end"
+    suite = ET.parse(results).getroot().find("testsuite")
+    total, skipped, *bad = (
+        int(suite.get(name)) for name in ("tests", "skipped", "failures", "errors")
+    )
+    return f"{total - skipped - sum(bad)} passed, {sum(bad)} failed"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
