@@ -35,7 +35,9 @@ REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
 # Those that another test runs.
 ELSEWHERE = {
     "emanet_triton.kernels.compiled": "tests/kernels/test_compiled.py",
+    "emanet_triton.models.trial_child": "tests/models/test_trial.py",
     "demo/train.py": "tests/test_train.py",
+    "tests/small_gpu.py": "tests/kernels/test_launch.py",
     "tools/test_versions.py": "tests/test_versions.py",
 }
 
@@ -111,7 +113,8 @@ def test_what_counts_as_a_script_and_as_a_command(tmp_path):
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_another_test_runs_it(name):
-    assert name.rpartition("/")[2] in (ROOT / ELSEWHERE[name]).read_text()
+    short = Path(name).name if "/" in name else name.rpartition(".")[2]
+    assert short in (ROOT / ELSEWHERE[name]).read_text()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.errors import first_line
-from emanet_triton.kernels.memory import is_out_of_memory
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.kernels.replay import record
 
 MOST_GRAPHS = 24  # the sizes of ms+flip for two sizes of image

@@ -18,7 +18,7 @@ from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.eval.views import Size, logits_grid, num_windows, view_sizes
-from emanet_triton.kernels.memory import MemoryWatch, is_out_of_memory
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
 from emanet_triton.models.emanet import EMANet

@@ -53,7 +53,14 @@ CONVOLUTIONS = (
 BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
 
 CLASSES = (19, 64)
-VIEWS = {"single": (1, False), "views": (12, False), "probabilities": (12, True)}
+# How many views, whether probabilities are wanted, positions of the logits.
+RESAMPLINGS = {
+    "single": (1, False, 32768),
+    "views": (12, False, 32768),
+    "probabilities": (12, True, 32768),
+    "wide-views": (12, False, 2**27),  # offsets need 64 bits
+    "wide-probabilities": (12, True, 2**27),
+}
 
 
 class Launch(Protocol):
@@ -180,8 +187,8 @@ class ResampleLaunch:
     kernels: None = None
 
     def run(self) -> None:
-        views, probabilities = VIEWS[self.note]
-        logits = torch.empty(1, self.classes, 32768, dtype=DTYPES[self.dtype], device="meta")
+        views, probabilities, positions = RESAMPLINGS[self.note]
+        logits = torch.empty(1, self.classes, positions, dtype=DTYPES[self.dtype], device="meta")
         tables = [
             torch.empty(views, 3, n_out, dtype=kind, device="meta")
             for n_out in (1024, 2048)
@@ -216,7 +223,7 @@ def groups(everything: bool) -> list[Group]:
             launches += [BottleneckLaunch(arch, dtype, *channels) for channels in BOTTLENECKS]
         found.append(Group(tuple(launches), every_use=(arch, dtype) == ("sm_90", "bf16")))
     for arch in ARCHS:
-        labels = (ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, VIEWS))
+        labels = (ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS))
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CLASSES))))
     return found
 

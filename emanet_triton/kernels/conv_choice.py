@@ -18,7 +18,7 @@ from torch import Tensor
 from emanet_triton.errors import first_line
 from emanet_triton.kernels.cache import Cache, digest, environment
 from emanet_triton.kernels.conv_exact import Check
-from emanet_triton.kernels.memory import MemoryWatch, is_out_of_memory
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
 
 ROUNDS = 5  # of about a millisecond each, whose median counts

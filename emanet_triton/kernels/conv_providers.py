@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from emanet_triton.errors import first_line
 from emanet_triton.kernels.device import triton_kernels
-from emanet_triton.kernels.memory import MemoryWatch, is_refused
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
 
 _NHWC = torch.channels_last

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels import reference
-from emanet_triton.kernels.memory import is_out_of_memory, is_refused
+from emanet_triton.kernels.out_of_memory import is_out_of_memory, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol

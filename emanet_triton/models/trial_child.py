@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emanet_triton.errors import first_line
-from emanet_triton.kernels.memory import MemoryWatch
+from emanet_triton.kernels.out_of_memory import MemoryWatch
 from emanet_triton.models.agreement import disagreement, plain_logits
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.fused import fuse

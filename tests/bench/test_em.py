@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from device import DEVICE
 
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.options import Selection
@@ -64,7 +65,7 @@ def test_three_way_tolerance():
 
 @pytest.mark.parametrize("operation", em.FLOORS)
 def test_providers_agree(operation):
-    problem = em.make_problem(2, (3, 7), 16, 5)
+    problem = em.make_problem(2, (3, 7), 16, 5, device=DEVICE)
     results = [em.provide(p, operation, lambda: problem)() for p in ("mmseg", "torch", "triton")]
     for plain, *ours in zip(*results, strict=True):
         for own in ours:

@@ -11,7 +11,7 @@ from emanet_triton.eval import inference, reference
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import resize_image
 from emanet_triton.eval.metric import confusion_matrix
-from emanet_triton.kernels.memory import MemoryWatch
+from emanet_triton.kernels.out_of_memory import MemoryWatch
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 

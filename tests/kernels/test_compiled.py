@@ -78,8 +78,8 @@ def test_gates(rows):
 
 
 def test_every_use_of_the_resampling_kernels_compiles(rows):
-    # three dtypes, two numbers of classes, three ways; and two confusion matrices
-    wanted = dict.fromkeys(compiled.TARGETS, 3 * 2 * 3 + 2)
+    # three dtypes, two numbers of classes, five ways; and two confusion matrices
+    wanted = dict.fromkeys(compiled.TARGETS, 3 * 2 * 5 + 2)
     assert Counter(row["target"] for row in resampling(rows)) == wanted
 
 
@@ -160,8 +160,24 @@ def test_a_gate_that_fails(changes, message):
         {"load": "4", "full_load": "4"},
         {"load": "2", "constants": "C=512 NCHW"},
         {"load": "2", "constants": "C=3 OUT=32 residual=none"},
+        {
+            "kernel": "em_m_step",
+            "dtype": "fp32",
+            "configuration": "PRECISION=tf32 num_warps=8",
+            "load": "4",
+        },
     ],
-    ids=["half", "all_of_the_memory", "fp32_in_full", "no_product", "waits", "tile", "nchw", "rgb"],
+    ids=[
+        "half",
+        "all_of_the_memory",
+        "fp32_in_full",
+        "no_product",
+        "waits",
+        "tile",
+        "nchw",
+        "rgb",
+        "tf32",
+    ],
 )
 def test_gates_that_hold(changes):
     assert compiled.problems([row(**changes)]) == []

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conv_reference import Convolution, assert_close_to_eager, make, on_gpu
-from device import HALF, tiles_of
+from device import DEVICE, HALF, tiles_of
 from torch import nn
 
 from emanet_triton.kernels import conv, conv_bottleneck, conv_choice, conv_exact
@@ -9,14 +9,14 @@ from emanet_triton.kernels import conv, conv_bottleneck, conv_choice, conv_exact
 FP16, SINGLE = torch.float16, torch.float32
 
 
-def chain(shape, planes, outputs=None, dtype=FP16) -> list[Convolution]:
+def chain(shape, planes, outputs=None, dtype=FP16, device=DEVICE) -> list[Convolution]:
     """The three convolutions of a bottleneck; the first has its input."""
     batch, channels, height, width = shape
     wide = (batch, planes, height, width)
     return [
-        make(shape, planes, 1, dtype=dtype),
-        make(wide, planes, 3, dtype=dtype),
-        make(wide, outputs or channels, 1, dtype=dtype, residual=True),
+        make(shape, planes, 1, dtype=dtype, device=device),
+        make(wide, planes, 3, dtype=dtype, device=device),
+        make(wide, outputs or channels, 1, dtype=dtype, residual=True, device=device),
     ]
 
 
@@ -100,7 +100,7 @@ def test_the_fused_kernel_is_checked_against_higher_precision(outputs, monkeypat
 
     monkeypatch.setattr(conv_choice, "choose", choose)
     monkeypatch.setattr(conv_exact, "BLOCK_BYTES", 1)
-    convolutions = chain((2, 128, 5, 7), 64, outputs)
+    convolutions = chain((2, 128, 5, 7), 64, outputs, device="cpu")
     weights, biases = parameters(convolutions)
     residual = convolutions[2].residual if outputs else convolutions[0].x
     operands = on_gpu(convolutions[0].x), weights, biases, residual

@@ -6,7 +6,7 @@ from device import DEVICE, DTYPES, HALF
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emanet_triton.kernels import resample_torch
+from emanet_triton.kernels import resample_torch, resample_triton
 from emanet_triton.kernels.resample import (
     Taps,
     confusion_counts,
@@ -123,6 +123,30 @@ def test_confusion(backend):
     assert got.dtype == torch.int64
     assert torch.equal(got[:-1].view(19, 19), want)
     assert got[-1] == 0
+
+
+def test_confusion_of_more_pairs_than_a_histogram_has_bins():
+    generator = torch.Generator().manual_seed(3)
+    targets, labels = torch.randint(70, (2, 5000), generator=generator).to(DEVICE, torch.uint8)
+    targets[targets == 69] = 255
+    got = confusion_counts(targets, labels, 64, backend="triton")
+    assert torch.equal(got, confusion_counts(targets, labels, 64, backend="torch"))
+    assert (got > 0).sum() > 2000
+
+
+@pytest.mark.parametrize("class_axis", [0, 1], ids=["classes-first", "classes-last"])
+@pytest.mark.parametrize("most_offsets", [2**31, 1], ids=["32-bit", "64-bit"])
+@pytest.mark.parametrize("name", ["views", "64-classes"])
+def test_every_form_of_the_kernel_computes_the_same(name, most_offsets, class_axis, monkeypatch):
+    arguments = make_problem(name)
+    monkeypatch.setattr(resample_triton, "CLASS_AXIS", class_axis)
+    monkeypatch.setattr(resample_triton, "MOST_OFFSETS", most_offsets)
+    alone = resample_labels(*arguments, backend="triton")
+    labels, probabilities = resample_probabilities(*arguments, backend="triton")
+    _, want = resample_probabilities(*arguments, backend="torch")
+    assert_labels(alone, want)
+    assert_labels(labels, want)
+    assert (probabilities - want).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

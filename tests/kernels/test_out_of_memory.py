@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from emanet_triton.kernels import memory
-from emanet_triton.kernels.memory import MemoryWatch, is_out_of_memory, is_refused
+from emanet_triton.kernels import out_of_memory
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory, is_refused
 
 GPU = torch.device("cuda", 0)
 GIGABYTE = 2**30
@@ -86,6 +86,6 @@ def test_a_refusal_after_a_failed_allocation_is_a_lack_of_memory(device):
 
 
 def test_a_refusal_where_nothing_is_left_for_the_libraries_is_a_lack_of_memory(device):
-    device["free"] = memory.SPARE_BYTES - 1
+    device["free"] = out_of_memory.SPARE_BYTES - 1
     assert MemoryWatch(GPU).explains(REFUSED["get"])
     assert not MemoryWatch(GPU).explains(OTHER["shape"])
