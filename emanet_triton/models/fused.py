@@ -81,6 +81,8 @@ class FusedEMANet(nn.Module):
 class FusedConv(nn.Module):
     """A convolution with bias, then residual and ReLU, by the fastest means there is for it.
 
+    Its attribute ``provider`` is that of ``conv_bias_act``, "auto" unless it is set.
+
     Args:
         weight: [O, C, k, k], in the dtype of the input.
         bias: [O], in that dtype.
@@ -102,6 +104,7 @@ class FusedConv(nn.Module):
         out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.provider = "auto"
         self.stride, self.dilation, self.relu = stride, dilation, relu
         self.out_dtype = out_dtype or weight.dtype
         self.channels_last = channels_last
@@ -126,7 +129,9 @@ class FusedConv(nn.Module):
         one_dtype = self.out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
         if x.device.type == "cpu" and one_dtype:
             return conv_cpu.conv_bias_act_(*arguments, **options)
-        return conv_bias_act(*arguments, **options, out_dtype=self.out_dtype)
+        return conv_bias_act(
+            *arguments, **options, out_dtype=self.out_dtype, provider=self.provider
+        )
 
     def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         padding = self.dilation * (self.weight.shape[2] // 2)
@@ -141,10 +146,15 @@ class FusedConv(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
-    """A residual block: three convolutions, or one operator on a GPU where that exists."""
+    """A residual block: three convolutions, or one operator on a GPU where that exists.
+
+    Its attribute ``provider`` is that of the operator, "auto" unless it is set; where
+    ``has_operator`` is set to False, the three convolutions run by providers of their own.
+    """
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, channels_last: bool) -> None:
         super().__init__()
+        self.provider = "auto"
         self.conv1 = _fused(block.conv1, block.bn1, dtype, channels_last)
         self.conv2 = _fused(block.conv2, block.bn2, dtype, channels_last)
         self.conv3 = _fused(block.conv3, block.bn3, dtype, channels_last)
@@ -162,7 +172,7 @@ class FusedBottleneck(nn.Module):
         convs = self.conv1, self.conv2, self.conv3
         if x.device.type != "cpu" and self.has_operator:
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
-            return bottleneck(x, weights, biases, self._identity(x))
+            return bottleneck(x, weights, biases, self._identity(x), provider=self.provider)
         out = self.conv2(self.conv1(x))
         return self.conv3(out, self._identity(x))  # the largest comes last and becomes the output
 

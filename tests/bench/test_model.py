@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.networks import make_network, make_protocol
+from emanet_triton.bench.networks import architecture, make_network, make_protocol
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
+from emanet_triton.bench.walk import Recorder
 from emanet_triton.eval.inference import segment
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.fused import fuse
 
 SIZE = 40, 64
+OPERATORS = "conv_bias_act", "bottleneck"  # with a provider
 
 
 def problem(mode="slide", resident=False):
@@ -92,6 +96,30 @@ def test_forecasts_are_of_the_resident_cases():
     predicted = {name: forecast for name, forecast in found.items() if forecast}
     assert predicted == {n: {"fused-bf16": ms} for n, ms in model.PREDICTED_MS.items()}
     assert len(predicted) == 4
+
+
+@pytest.mark.parametrize("provider", ["cudnn", "triton"])
+def test_all_convolutions_by_one_provider(provider):
+    with torch.device("meta"):
+        network = EMANet(architecture("r50"), make_protocol("whole", SIZE)).eval()
+    fused = fuse(network, dtype=torch.bfloat16)
+    fused.decode_head.backend = "triton"
+    model.set_provider(fused, provider)
+    with torch.inference_mode(), Recorder() as recorder:
+        fused(torch.empty(1, 3, *SIZE, device="meta"))
+    calls = {name: [c for c in recorder.calls if c.name == name] for name in OPERATORS}
+    assert {call["provider"] for own in calls.values() for call in own} == {provider}
+    planes = sorted(call["weights"][1].shape[0] for call in calls["bottleneck"])
+    assert planes == ([64, 64, 128] if provider == "triton" else [])
+
+
+def test_one_provider_has_to_be_asked_for():
+    host, *_ = model.cases(Selection(device="cuda"))
+    assert not {"cudnn-bf16", "triton-bf16"} & set(host.providers)
+    asked = Selection(device="cuda", providers=("cudnn-bf16", "triton-bf16"))
+    host, *_ = model.cases(asked)
+    assert {"cudnn-bf16", "triton-bf16"} <= set(host.providers)
+    assert model.bound("cudnn-bf16", {"plain-bf16": 0.01}) == 0.02 + model.LABELS_BOUND
 
 
 def test_a_tiny_run(tmp_path):

@@ -34,14 +34,16 @@ from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.eval.views import view_sizes
+from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.resample import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import fuse
+from emanet_triton.models.fused import FusedBottleneck, FusedConv, FusedEMANet, fuse
 from emanet_triton.models.protocol import Protocol
 
 MODES = ("whole", "slide")
 LABELS_BOUND = 1e-3  # share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
+ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; has to be asked for
 
 # Milliseconds of "fused-bf16" as a graph, by the case. Forecast of a review of commit 54dbbc2,
 # H100, nothing measured.
@@ -164,7 +166,7 @@ def _case(
         providers=selection.pick(
             {n: functools.partial(PROVIDERS[n], problem) for n in names},
             "plain-fp32",
-            COMPILED if selection.short else (),
+            (*ONE_PROVIDER, *(COMPILED if selection.short else ())),
         ),
         baseline="plain-fp32",
         error=lambda got: (got.cpu() != want()).double().mean().item(),
@@ -221,13 +223,29 @@ def _like_weights(x: Tensor, model: EMANet) -> Tensor:
     return x.to(weight.dtype).contiguous(memory_format=layout)
 
 
-def fused(problem: Problem, dtype: str) -> Call:
-    """Ours: the fused network, and labels from tap tables."""
+def fused(problem: Problem, dtype: str, provider: str = "auto") -> Call:
+    """Ours: the fused network, and labels from tap tables; convolutions by one provider or auto."""
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
+    if provider != "auto":
+        set_provider(model, provider)
     if problem.resident:
         return without_gradients(resident_labels, model, problem.inputs(), problem)
     predictor = Predictor(model, problem.protocol, ms_flip=problem.ms_flip, cuda_graphs=True)
     return without_gradients(lambda: torch.stack(list(predictor([problem.image]))).cpu())
+
+
+def set_provider(model: FusedEMANet, provider: str) -> None:
+    """Have all convolutions run by "cudnn", or by "triton", with bottlenecks in one where it can.
+
+    What cuDNN cannot fuse runs by PyTorch's convolution, which is cuDNN's too.
+    """
+    for module in model.modules():
+        if isinstance(module, FusedConv):
+            module.provider = provider
+        elif isinstance(module, FusedBottleneck):
+            planes = module.conv2.weight.shape[0]
+            module.has_operator &= provider == "triton" and planes in BOTTLENECK_PLANES
+            module.provider = provider
 
 
 def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tensor:
@@ -259,9 +277,11 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "compiled-bf16": lambda problem: plain(problem, "bf16", "compiled"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),
     "fused-bf16": lambda problem: fused(problem, "bf16"),
+    "cudnn-bf16": lambda problem: fused(problem, "bf16", "cudnn"),
+    "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
     "mmsegmentation": mmsegmentation,
     "onnxruntime": lambda problem: runtime(problem, runtimes.onnxruntime),
     "tensorrt": lambda problem: runtime(problem, runtimes.tensorrt),
 }
-GPU_ONLY = ("compiled-bf16",)
+GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
 HOST_ONLY = ("mmsegmentation",)  # its labels are always the host's
