@@ -66,7 +66,12 @@ def _run(options: Namespace) -> int:
         until=options.repeat_until,
     )
     names = options.suites or list(SUITES)
-    cases = [case for name in names for case in SUITES[name](selection)]
+    cases = [
+        case
+        for name in names
+        for case in SUITES[name](selection)
+        if not options.cases or any(text in case.name for text in options.cases)
+    ]
     _check_selected(cases, selection, names)
     for path in filter(None, (options.csv, options.json)):
         check_writable(path)  # it would show only after the first case
@@ -110,7 +115,9 @@ def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequenc
     if unknown:
         raise InputError(f"--providers: {', '.join(unknown)}: not of {where} on {selection.device}")
     if not cases:
-        raise InputError(f"nothing to run: no case of {where} is of the sizes and dtypes given")
+        raise InputError(
+            f"nothing to run: no case of {where} is of the sizes, dtypes and names given"
+        )
 
 
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:

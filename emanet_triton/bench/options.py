@@ -82,8 +82,8 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         description="Time EMANet and its parts against their peers. Without arguments: a short "
         "selection for the device found.",
         epilog="also: report [--check], which rebuilds README's tables from results; "
-        "compare A.csv B.csv, which says what got faster or slower; gpu-check [--out DIR], which "
-        "does all that needs a GPU",
+        "compare A.csv B.csv, which says what got faster or slower; gpu-check --stage "
+        "run|profile|rows, which does all that needs a GPU",
     )
     parser.add_argument(
         "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all, short"
@@ -98,6 +98,9 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     )
     what.add_argument("--batches", nargs="+", type=_count, default=[], metavar="N")
     what.add_argument("--networks", nargs="+", choices=NETWORKS, default=[])
+    what.add_argument(
+        "--cases", nargs="+", default=[], metavar="TEXT", help="whose name holds one of these"
+    )
     what.add_argument("--tiny", action="store_true", help="smallest cases: whether all runs")
 
     how = parser.add_argument_group("how long")

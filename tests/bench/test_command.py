@@ -72,6 +72,17 @@ def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, c
     assert "noise" in printed
 
 
+def test_cases_by_a_part_of_their_names(fake_suite, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    given = ["em", "--tiny", "--threads", "1", "--csv", str(path), "--cases"]
+    assert command.main([*given, "irs", "none"]) == 0
+    assert {row.case for row in read_rows(path)} == {"first"}
+    assert command.main([*given, "none"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: nothing to run: no case of suite em is of the sizes, dtypes and names given\n"
+    )
+
+
 def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys):
     real = run.measure
 
