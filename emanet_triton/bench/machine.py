@@ -70,7 +70,7 @@ def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> M
         driver=driver_version() if cuda else "",
         torch=torch.__version__,
         triton=_triton_version(),
-        commit=_commit(),
+        commit=commit(),
         date=datetime.date.today().isoformat(),
         copy_gb_s=2 * copied / min(_copy_seconds(device, copied)) / 1e9,
         matmul_tflop_s={n: 2 * size**3 / min(seconds) / 1e12 for n, seconds in rates.items()},
@@ -115,7 +115,8 @@ def _triton_version() -> str:
     return triton.__version__
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of this package's repository, or "unknown"."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     where = Path(__file__).parent
     try:

@@ -53,16 +53,27 @@ def figures(compiled: CompiledKernel) -> Figures:
 
 def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
     """Registers, bytes of stack, the tensor-core instructions and sm_90's waits for them."""
+    # Disassembling takes its time.
+    options = ("-sass",) if "mma." in compiled.asm["ptx"] else ()
+    dump = dumped(compiled.asm["cubin"], *options)
+    waits = dump.count("WARPGROUP.DEPBAR")
+    return *resources(dump), TENSOR_CORE.findall(dump), waits
+
+
+def dumped(cubin: bytes, *options: str) -> str:
+    """What cuobjdump says of the resources of a kernel, and by options more."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage"]
-        if "mma." in compiled.asm["ptx"]:  # disassembling takes its time
-            command.append("-sass")
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", *options]
         done = subprocess.run([*command, file.name], check=True, capture_output=True, text=True)
-    registers, stack = (int(re.search(rf"{n}:(\d+)", done.stdout)[1]) for n in ("REG", "STACK"))
-    waits = done.stdout.count("WARPGROUP.DEPBAR")
-    return registers, stack, TENSOR_CORE.findall(done.stdout), waits
+    return done.stdout
+
+
+def resources(dump: str) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, from what cuobjdump says."""
+    registers, stack = (int(re.search(rf"{n}:(\d+)", dump)[1]) for n in ("REG", "STACK"))
+    return registers, stack
 
 
 def _read_amd(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
