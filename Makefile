@@ -19,9 +19,11 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Everything that needs a GPU, in eight minutes, with what $(PYTHON) has: OUT=FOLDER for its files.
+# Everything that needs a GPU, a stage of nine minutes at a time, with what $(PYTHON) has. STAGE is
+# run, profile or rows, OUT a folder for its files; docs/gpu.md says more.
 gpu-check:
-	PYTHONPATH=. $(PYTHON) -m emanet_triton.bench gpu-check --out $(or $(OUT),gpu-check)
+	PYTHONPATH=. $(PYTHON) -m emanet_triton.bench gpu-check --stage $(or $(STAGE),run) \
+		--out $(or $(OUT),gpu-check)
 
 clean:
 	rm -rf .venv .venvs build *.egg-info

@@ -1,24 +1,38 @@
-"""``gpu-check`` with steps that pass, fail and hang; what the real steps are."""
+"""``gpu-check``: steps that pass, fail, hang and are cut; what a killed run leaves behind."""
 
+import json
 import re
+import signal
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from example_rows import row, without_times
+from gpu_check_steps import HANGS, python, stage, writes
 
 from emanet_triton.bench import gpu_check
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.gpu_check import Step, run_steps
-from emanet_triton.bench.options import NETWORKS, Selection, parse
-from emanet_triton.bench.rows import write_csv
-from emanet_triton.bench.suites import SUITES
+from emanet_triton.bench.gpu_check.steps import Step
+from emanet_triton.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 
-def python(name, code, seconds=30.0, rows=None):
-    return Step(name, [sys.executable, "-c", code], seconds, rows)
+# Runs a stage of two steps: the first ends, the second writes a file and goes on.
+RUNS = """
+import sys
+from gpu_check_steps import python, writes
+from emanet_triton.bench import __main__ as bench, gpu_check
+from emanet_triton.bench.gpu_check import steps
+steps.KEEP_EVERY = 0.2
+gpu_check.make_plan = lambda stage, way: [
+    writes("first", "a.txt", "of the first"),
+    writes("second", "b.txt", "of the second", "print('goes on', flush=True); time.sleep(60)"),
+]
+sys.exit(bench.main(["gpu-check", "--rehearse", "--out", sys.argv[1]]))
+"""
 
 
 def results(text):
@@ -27,34 +41,47 @@ def results(text):
     return {cells[0]: cells[1] for cells in lines if len(cells) > 2}
 
 
-HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+def members(path):
+    """The files of an archive, by name."""
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read().decode(errors="replace") for m in tar}
 
 
 def test_what_fails_or_hangs_ends_alone(tmp_path, capsys):
     steps = [
         python("first", "print('of the first')"),
-        python("wrong", "raise SystemExit(3)"),
+        python("wrong", "print('its reason'); raise SystemExit(3)"),
         python("crash", "import os; os.abort()"),
         python("slow", "import time; time.sleep(60)", seconds=1),
         python("hang", HANGS, seconds=2),
-        python("last", "pass"),
+        Step("missing", ["/none"], 30, needs="no-such-program"),
+        Step("unstartable", ["/none"], 30),
+        python("last", "pass", seconds=200),  # so that no step has more than its own time
     ]
-    start = time.monotonic()
-    assert run_steps(steps, tmp_path / "out", 60, grace=1) == 1
-    assert time.monotonic() - start < 30
+    begin = time.monotonic()
+    assert stage(tmp_path).run(steps, 100, grace=1) == 1
+    assert time.monotonic() - begin < 30
     out = capsys.readouterr().out
     found = results(out)
-    assert {name: found[name] for name in ("first", "wrong", "crash", "slow", "hang", "last")} == {
+    assert {step.name: found[step.name] for step in steps} == {
         "first": "passed",
         "wrong": "failed: exit code 3",
         "crash": "failed: signal SIGABRT",
         "slow": "failed: not done after 1 s",
         "hang": "failed: not done after 2 s, and hung",
+        "missing": "absent: there is no no-such-program here",
+        "unstartable": "failed: cannot be started: No such file or directory",
         "last": "passed",
     }
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert "of the first" in log
-    assert log.endswith(out)
+    assert "  wrong: its reason\n" in out
+    assert (tmp_path / "out" / "summary.txt").read_text() == out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "gpu-check-run.tar",
+        "summary.txt",
+    ]
+    packed = members(tmp_path / "out" / "gpu-check-run.tar")
+    assert packed["00-first/log.txt"].endswith("of the first\n")
+    assert packed["01-wrong/log.txt"].endswith("its reason\n")
 
 
 def test_what_a_step_leaves_behind_ends_with_it(tmp_path):
@@ -64,7 +91,7 @@ def test_what_a_step_leaves_behind_ends_with_it(tmp_path):
         f"child = subprocess.Popen([sys.executable, '-c', {HANGS!r}]); "
         f"pathlib.Path({str(file)!r}).write_text(str(child.pid))"
     )
-    assert run_steps([python("parent", code)], tmp_path, 60) == 0
+    assert stage(tmp_path).run([python("parent", code)], 60) == 0
     status = Path("/proc") / file.read_text() / "stat"
     for _ in range(50):
         if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -73,77 +100,153 @@ def test_what_a_step_leaves_behind_ends_with_it(tmp_path):
     pytest.fail("the child still runs")
 
 
-def test_a_stopped_suite_keeps_its_rows_and_the_summary_shows_them(tmp_path, capsys):
-    path = tmp_path / "em.csv"
-    mmseg = row("em", "block", "mmseg", 4.0)
-    wrong = without_times(mmseg, "graph", "failed: error 1")
-    write_csv(path, [mmseg, row("em", "block", "triton", 2.0, 2.0), wrong])
-    assert run_steps([python("em", "pass", rows=path)], tmp_path, 60) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"em +passed +\d+ +2 of 3 +triton 2\.00–2\.00", out)
-    assert out.endswith("em: block: graph failed: error 1\n")
-
-
-def test_half_a_file_is_no_crash(tmp_path, capsys):
-    path = tmp_path / "em.csv"
-    path.write_text("suite,case\nem")
-    assert run_steps([python("em", "pass", rows=path)], tmp_path, 60) == 0
-    assert "0 of 0" in capsys.readouterr().out
-
-
 def test_without_time_nothing_is_started(tmp_path, capsys):
-    assert run_steps([python("first", "pass")], tmp_path, 5) == 1
-    assert "not started: no time left" in capsys.readouterr().out
+    steps = [python("first", "import time; time.sleep(2)", 2), python("second", "pass", 5)]
+    assert stage(tmp_path).run(steps, 3.5, grace=2) == 1
+    assert results(capsys.readouterr().out)["second"] == "not started: no time left"
 
 
-def test_children_run_natively(tmp_path, monkeypatch):
+def test_a_step_has_what_those_before_left_but_not_what_those_after_need(tmp_path, capsys):
+    steps = [
+        python("short", "pass", 20),
+        python("long", "import time; time.sleep(60)", 1),
+        python("last", "import time; time.sleep(4)", 5),
+    ]
+    begin = time.monotonic()
+    assert stage(tmp_path).run(steps, 10, grace=1) == 1
+    found = results(capsys.readouterr().out)
+    assert found["last"] == "passed"
+    limit = int(re.fullmatch(r"failed: not done after (\d+) s", found["long"])[1])
+    assert 1 < limit <= 4  # of 10 without the grace, its own and the last one's
+    assert time.monotonic() - begin < 11
+
+
+def test_children_run_natively_and_keep_their_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    code = "import os; assert 'TRITON_INTERPRET' not in os.environ"
-    assert run_steps([python("first", code)], tmp_path, 60) == 0
+    code = (
+        "import os, pathlib; assert 'TRITON_INTERPRET' not in os.environ; "
+        "kernel = pathlib.Path(os.environ['TRITON_CACHE_DIR']) / 'abc' / 'kernel.cubin'; "
+        "kernel.parent.mkdir(); kernel.write_text('compiled'); "
+        "choice = pathlib.Path(os.environ['XDG_CACHE_HOME']) / 'emanet_triton' / 'choice.json'; "
+        "choice.parent.mkdir(); choice.write_text('{}')"
+    )
+    made = stage(tmp_path)
+    assert made.run([python("first", code)], 60) == 0
+    with (
+        tarfile.open(tmp_path / "out" / "gpu-check-run.tar") as tar,
+        tarfile.open(fileobj=tar.extractfile("triton_cache.tar.xz")) as inner,
+    ):
+        assert {"triton/abc/kernel.cubin", "xdg/emanet_triton/choice.json"} < set(inner.getnames())
+
+
+@pytest.mark.parametrize(("hits", "told"), [(0, True), (3, False)])
+def test_a_carried_cache_without_a_hit_is_told(tmp_path, capsys, hits, told):
+    entry = tmp_path / "cache" / "ABC"
+    entry.mkdir(parents=True)
+    (entry / "other.cubin").write_text("x")
+    warm = {"arch": "sm_90", "planned": 9, "distinct": 5, "hits": hits, "compiled": 5 - hits}
+    warm |= {"failed": [], "launchers": "", "seconds": 1.0}
+    step = writes("warm", "warm.json", json.dumps(warm))
+    assert stage(tmp_path, tmp_path / "cache").run([step], 60) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "kernels carried: 1" in lines
+    missed = "none of them was a hit: they are of another Triton or Python, or of other kernels"
+    assert (missed in lines) == told
+
+
+def test_a_summary_that_fails_does_not_end_the_run(tmp_path, capsys):
+    step = writes("warm", "warm.json", '{"of another": "form"}')
+    assert stage(tmp_path).run([step, python("last", "pass")], 60) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["no summary: KeyError: 'failed'", "warm: passed", "last: passed"]
+
+
+def start(tmp_path):
+    """A run whose second step goes on, once the archive has that step's file."""
+    command = [sys.executable, "-c", RUNS, str(tmp_path / "out")]
+    paths = f"{ROOT}:{Path(__file__).parent}"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    path = tmp_path / "out" / "gpu-check-run.tar"
+    for _ in range(400):
+        if path.exists() and "goes on" in members(path).get("01-second/log.txt", ""):
+            return process, path
+        time.sleep(0.1)
+    process.kill()
+    pytest.fail("the second step has not begun")
+
+
+def test_a_killed_run_leaves_what_there_is(tmp_path):
+    process, path = start(tmp_path)
+    process.kill()
+    process.wait()
+    packed = members(path)
+    assert packed["00-first/a.txt"] == "of the first"
+    assert packed["01-second/b.txt"] == "of the second"
+    assert results((tmp_path / "out" / "summary.txt").read_text())["first"] == "passed"
+    for status in Path("/proc").glob("[0-9]*/cmdline"):  # its step has nobody to end it
+        if str(tmp_path).encode() in status.read_bytes():
+            subprocess.run(["kill", "-9", status.parent.name], check=True)
+
+
+def test_ctrl_c_ends_the_step_and_prints_the_summary(tmp_path):
+    process, path = start(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    found = results(out)
+    assert (found["first"], found["second"]) == ("passed", "interrupted")
+    assert (tmp_path / "out" / "summary.txt").read_text() == out
+    packed = members(path)
+    assert packed["01-second/b.txt"] == "of the second"
+    assert packed["01-second/log.txt"].endswith("KeyboardInterrupt\n")
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["gpu-check"]) == 2
-    assert capsys.readouterr().err == "error: gpu-check needs a GPU, and PyTorch finds none here\n"
-    assert main(["gpu-check", "--what"]) == 2
+    assert capsys.readouterr().err == (
+        "error: gpu-check needs a GPU, and PyTorch finds none here; --rehearse does without\n"
+    )
 
 
-def test_a_folder_that_cannot_be_written():
-    with pytest.raises(gpu_check.InputError, match="/proc/none: cannot be written"):
-        run_steps([], Path("/proc/none"), 1)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "all"], r"argument --stage: invalid choice: 'all' \(choose from .*\)"),
+        (
+            ["--processes", "0"],
+            "argument --processes: expected a whole number of at least 1, got '0'",
+        ),
+        (["--out", "/proc/none"], "/proc/none: cannot be written: No such file or directory"),
+        (["--triton-cache", "/none"], "--triton-cache /none: there is no such file or folder"),
+        (
+            ["--triton-cache", __file__],
+            f"--triton-cache {__file__}: cannot be read: file could not be opened successfully:",
+        ),
+        (
+            ["--triton-cache", str(Path(__file__).parent)],
+            f"--triton-cache {Path(__file__).parent}: holds no compiled kernels",
+        ),
+    ],
+    ids=["stage", "processes", "folder", "no cache", "no archive", "no kernels"],
+)
+def test_bad_input_ends_with_one_message(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(gpu_check, "make_plan", lambda stage, way: [])
+    given = ["gpu-check", "--rehearse", "--out", str(tmp_path), *arguments]
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: {message}", line)
 
 
-@pytest.mark.parametrize("has_pytest", [True, False])
-def test_the_steps_fit_and_name_what_exists(tmp_path, monkeypatch, has_pytest):
-    if not has_pytest:
-        monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
-    steps = gpu_check.gpu_steps(tmp_path)
-    assert gpu_check.SECONDS < 480
-    assert len({step.rows for step in steps if step.rows}) + 1 <= 8  # files, with the log
-    assert steps[0].name.startswith("correct")
-    for step in steps:
-        if "pytest" in step.command:
-            assert has_pytest
-            files = [part for part in step.command if part.endswith(".py")]
-            assert files
-            assert all(Path(file).is_file() for file in files)
-        else:
-            _check_suite_arguments(list(step.command[3:]))
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="out: cannot be written: File exists"):
+        stage(tmp_path)
 
 
-def _check_suite_arguments(arguments):
-    """They parse, and name providers that a case of the suite on a GPU has."""
-    options = parse(arguments, list(SUITES))
-    assert set(options.networks) <= set(NETWORKS)
-    for suite in options.suites:
-        selection = Selection(
-            "cuda",
-            sizes=tuple(options.sizes),
-            dtypes=tuple(options.dtypes),
-            networks=tuple(options.networks),
-            providers=tuple(options.providers),
-        )
-        names = {name for case in SUITES[suite](selection) for name in case.providers}
-        assert names
-        assert set(options.providers) <= names
+def test_make_runs_a_stage():
+    command = ["make", "-n", "gpu-check", "STAGE=rows", "OUT=here", "PYTHON=py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = " ".join(done.stdout.replace("\\\n", "").split())
+    assert command == "PYTHONPATH=. py -m emanet_triton.bench gpu-check --stage rows --out here"

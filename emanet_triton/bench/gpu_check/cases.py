@@ -1,0 +1,209 @@
+"""Cases of correctness: a call of an operator beside float64 and plain PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from emanet_triton.bench.gpu_check.compared import Compared, close, equal, poisoned
+from emanet_triton.bench.machine import DTYPES
+from emanet_triton.bench.networks import make_protocol
+from emanet_triton.bench.options import Size
+from emanet_triton.bench.suites import em, post
+from emanet_triton.bench.walk import OperatorCall, Recorder
+from emanet_triton.eval.taps import tap_tables
+from emanet_triton.kernels import ops
+from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.kernels.resample import IGNORE, confusion_counts, resample_probabilities
+
+Run = Callable[[], tuple[Tensor, ...]]  # returns the outputs
+
+
+class Case(Protocol):
+    """One problem, picklable.
+
+    Attributes:
+        name: what it is called.
+    """
+
+    name: str
+
+    def calls(self) -> list[OperatorCall]:
+        """The calls of operators that it makes, on the meta device."""
+
+    def runner(self, device: str) -> Run:
+        """The call, with inputs on a device."""
+
+    def compare(self, device: str) -> list[Compared]:
+        """Run it on a device; every output as it compares."""
+
+
+def recorded(function: Callable[[], object]) -> list[OperatorCall]:
+    """The operator calls that a function makes."""
+    with torch.inference_mode(), Recorder() as recorder:
+        function()
+    return list(recorder.calls)
+
+
+@dataclass(frozen=True)
+class EmCase:
+    """EM attention or its block.
+
+    Attributes:
+        operation: "attention" or "block".
+        batch, size, channels, bases: of the features [B, C, H, W], size being (H, W), and K.
+        dtype: "bf16", "fp16" or "fp32".
+        precision: of products of float32.
+        layout: "channels-last" or "nchw".
+    """
+
+    operation: str
+    batch: int
+    size: Size
+    channels: int = 512
+    bases: int = 64
+    dtype: str = "bf16"
+    precision: str = "ieee"
+    layout: str = "channels-last"
+
+    @property
+    def name(self) -> str:
+        height, width = self.size
+        precision = f" {self.precision}" if self.dtype == "fp32" else ""
+        sizes = f"B={self.batch} C={self.channels} K={self.bases} H={height} W={width}"
+        return f"{self.operation} {sizes} {self.dtype}{precision} {self.layout}"
+
+    def calls(self) -> list[OperatorCall]:
+        options = {"dtype": DTYPES[self.dtype], "device": "meta"}
+        shape = self.batch, self.channels, *self.size
+        feats = torch.empty(shape, memory_format=em.LAYOUTS[self.layout], **options)
+        weight = torch.empty(self.channels, self.channels, **options)
+        bases = torch.empty(1, self.channels, self.bases, **options)
+        vector = torch.empty(self.channels, **options)
+        return recorded(lambda: self._run(feats, bases, weight, vector, weight, vector))
+
+    def _run(self, feats: Tensor, bases: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        options = {"backend": "triton", "precision": self.precision}
+        if self.operation == "attention":
+            return ops.em_attention(feats, bases, **options)
+        return ops.em_attention_block(feats, bases, *weights, **options)
+
+    def runner(self, device: str) -> Run:
+        arguments = self._problem(device).block_arguments()
+        return lambda: self._run(*arguments)
+
+    def _problem(self, device: str) -> em.Problem:
+        return em.make_problem(
+            *(self.batch, self.size, self.channels, self.bases),
+            dtype=DTYPES[self.dtype],
+            device=device,
+            memory_format=em.LAYOUTS[self.layout],
+        )
+
+    def compare(self, device: str) -> list[Compared]:
+        problem = self._problem(device)
+        arguments = problem.block_arguments()
+        got = poisoned(lambda: self._run(*arguments), device)
+        plain = self._plain(problem)
+        compared = []
+        for image in sorted({0, self.batch - 1}):
+            want = em.float64(self.operation, problem, image)
+            for output, g, p, w in zip(("out", "bases"), got, plain, want, strict=True):
+                mine, theirs = (t[image].reshape(w[0].shape) for t in (g, p))
+                name = f"{output} of image {image}"
+                compared.append(close(name, mine, w[0], theirs, DTYPES[self.dtype]))
+        return compared
+
+    def _plain(self, problem: em.Problem) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), cuda_fp32("tf32" if self.precision == "tf32" else "ieee"):
+            if self.operation == "attention":
+                return em.mmseg_attention(problem.feats, problem.bases)
+            return em.mmseg_block(problem)
+
+
+@dataclass(frozen=True)
+class LabelsCase:
+    """Labels, or probabilities too, of one image of (height, width)."""
+
+    mode: str
+    ms_flip: bool
+    size: Size
+    dtype: str
+    probabilities: bool = False
+    tiny: bool = False
+
+    @property
+    def name(self) -> str:
+        what = "probabilities" if self.probabilities else "labels"
+        views = " ms+flip" if self.ms_flip else ""
+        return f"{what} {self.mode}{views} {self.size[0]}x{self.size[1]} {self.dtype}"
+
+    def calls(self) -> list[OperatorCall]:
+        return recorded(lambda: self._run(self._problem("meta")))
+
+    def _problem(self, device: str) -> post.Problem:
+        protocol = make_protocol(self.mode, self.size, self.tiny)
+        return post.make_problem(
+            protocol, self.ms_flip, self.size[::-1], DTYPES[self.dtype], device
+        )
+
+    def _run(self, problem: post.Problem) -> tuple[Tensor, ...]:
+        if not self.probabilities:
+            return (problem.taps("triton"),)
+        tables = tap_tables(problem.protocol, problem.size, self.ms_flip, problem.packed.device)
+        return resample_probabilities(problem.packed, *tables, backend="triton")
+
+    def runner(self, device: str) -> Run:
+        problem = self._problem(device)
+        return lambda: self._run(problem)
+
+    @torch.inference_mode()
+    def compare(self, device: str) -> list[Compared]:
+        problem = self._problem(device)
+        got = poisoned(lambda: self._run(problem), device)
+        compared = [equal("labels", got[0], *post.clear_labels(problem))]
+        if self.probabilities:
+            want, plain = (problem.probabilities(t) for t in (torch.float64, torch.float32))
+            compared.append(close("probabilities", got[1], want, plain, torch.float32))
+        return compared
+
+
+@dataclass(frozen=True)
+class ConfusionCase:
+    """Counts of an image's pairs of a target and a label, of which some are no class."""
+
+    size: Size
+    classes: int
+
+    @property
+    def name(self) -> str:
+        return f"confusion {self.size[0]}x{self.size[1]} classes={self.classes}"
+
+    def calls(self) -> list[OperatorCall]:
+        image = torch.empty(1, *self.size, dtype=torch.uint8, device="meta")
+        return recorded(lambda: confusion_counts(image, image, self.classes, backend="triton"))
+
+    def runner(self, device: str) -> Run:
+        arguments = *(image.to(device) for image in self._images()), self.classes
+        return lambda: (confusion_counts(*arguments, backend="triton"),)
+
+    def compare(self, device: str) -> list[Compared]:
+        (got,) = poisoned(self.runner(device), device)
+        return [equal("counts", got, self._counts(*self._images()).to(device))]
+
+    def _images(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shape, high = (1, *self.size), self.classes + 2
+        targets, labels = (
+            torch.randint(high, shape, dtype=torch.uint8, generator=generator) for _ in range(2)
+        )
+        targets[targets == high - 1] = IGNORE
+        return targets, labels
+
+    def _counts(self, targets: Tensor, labels: Tensor) -> Tensor:
+        c = self.classes
+        known = (targets < c) & (labels < c)
+        pairs = torch.where(known, targets.long() * c + labels, c * c)[targets != IGNORE]
+        return torch.bincount(pairs, minlength=c * c + 1)

@@ -1,0 +1,126 @@
+"""An output held against the exact one: how far it is off, and where first."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from emanet_triton.bench.clocks import poison
+from emanet_triton.bench.rows import PASSED
+
+SHOWN = 5  # wrong elements of an output
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One wrong element."""
+
+    index: list[int]
+    got: float
+    want: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of an output.
+
+    Attributes:
+        output: its name.
+        error: the largest difference; None if that is not a number.
+        bound: the largest that passes.
+        wrong: how many elements are further off than that, or not numbers.
+        elements: how many there are.
+        first: the first of the wrong ones.
+    """
+
+    output: str
+    error: float | None
+    bound: float
+    wrong: int
+    elements: int
+    first: list[Wrong]
+
+    def __str__(self) -> str:
+        """What is wrong with it."""
+        at = self.first[0]
+        return (
+            f"{self.output}: {self.wrong} of {self.elements} wrong, the first at "
+            f"{at.index}: got {at.got:.6g}, want {at.want:.6g}, bound {self.bound:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a case of correctness.
+
+    Attributes:
+        family, case: what was checked.
+        gate: "passed", "absent: why" or "failed: why".
+        seconds: that it took.
+        outputs: each as compared.
+    """
+
+    family: str
+    case: str
+    gate: str
+    seconds: float = 0.0
+    outputs: tuple[Compared, ...] = ()
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+
+def gate_of(outputs: list[Compared]) -> str:
+    """Whether all outputs are right, or what is wrong with the first that is not."""
+    wrong = [str(compared) for compared in outputs if compared.wrong]
+    return f"failed: {wrong[0]}" if wrong else PASSED
+
+
+def close(output: str, got: Tensor, want: Tensor, plain: Tensor, dtype: torch.dtype) -> Compared:
+    """Three-way: at most twice plain PyTorch's error, and one rounding of the largest value.
+
+    Args:
+        output: its name.
+        got: of the kernels.
+        want: in float64.
+        plain: what plain PyTorch makes in ``dtype``.
+        dtype: of the inputs.
+    """
+    largest = want.abs().max().item()
+    allowed = (plain.double() - want).abs().max().item()
+    bound = 2 * allowed + torch.finfo(dtype).eps / 2 * largest
+    difference = (got.double() - want).abs()
+    return _compared(output, got, want, ~(difference <= bound), difference, bound)
+
+
+def equal(output: str, got: Tensor, want: Tensor, counts: Tensor | None = None) -> Compared:
+    """To the last bit, where ``counts`` is true if it is given."""
+    difference = (got.double() - want.double()).abs()
+    if counts is not None:
+        difference = difference * counts
+    return _compared(output, got, want, difference != 0, difference, 0.0)
+
+
+def _compared(
+    output: str, got: Tensor, want: Tensor, wrong: Tensor, difference: Tensor, bound: float
+) -> Compared:
+    error = difference.max().item()
+    places = wrong.flatten().nonzero()[:SHOWN, 0]
+    indices = torch.stack(torch.unravel_index(places, wrong.shape), 1).tolist()
+    first = [Wrong(index, got[*index].item(), want[*index].item()) for index in indices]
+    finite = error if error == error else None
+    return Compared(output, finite, bound, int(wrong.sum()), wrong.numel(), first)
+
+
+def poisoned(run: Callable[[], tuple[Tensor, ...]], device: str) -> tuple[Tensor, ...]:
+    """What ``run`` returns the second time: the memory of its first results is filled with NaN.
+
+    PyTorch's allocator nearly always gives the same memory out again, so that an element which
+    nobody writes is not a number.
+    """
+    results = run()
+    poison(results, device)
+    del results
+    return run()

@@ -1,0 +1,98 @@
+"""A step: every family of kernels against float64 on the GPU, at the networks' shapes.
+
+Each family runs in a process of its own. Where a case ends it, the next case gets a new one.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from emanet_triton.bench.gpu_check import own
+from emanet_triton.bench.gpu_check.cases import Case
+from emanet_triton.bench.gpu_check.compared import Finding, gate_of
+from emanet_triton.bench.gpu_check.families import FAMILIES
+from emanet_triton.bench.gpu_check.lanes import run_lanes
+from emanet_triton.bench.gpu_check.meta import Gpu
+from emanet_triton.bench.measure import Lost, Watch, describe
+
+AT_ONCE = 6  # processes, which share one GPU
+SILENCE = 45  # seconds: a case takes one or two
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run families of cases: 1 where one failed, else 0."""
+    made = own.parser("correct", __doc__)
+    made.add_argument("families", nargs="+", choices=list(FAMILIES), metavar="FAMILY")
+    options = made.parse_args(arguments)
+    gpu = Gpu.of_arch(options.arch) if options.rehearse else Gpu.here()
+    cases = {name: FAMILIES[name](gpu, options.tiny) for name in options.families}
+    findings: list[Finding] = []
+
+    def found(finding: Finding) -> None:
+        findings.append(finding)
+        report(options.out / own.CORRECT, finding)
+
+    if options.rehearse:
+        for family, own_cases in cases.items():
+            for case in own_cases:
+                found(Finding(family, case.name, f"absent: {own.REHEARSAL}"))
+    else:
+        run_families(cases, own.DEVICE, found)
+    return 1 if any(finding.gate.startswith("failed") for finding in findings) else 0
+
+
+def report(path: Path, finding: Finding) -> None:
+    """Add a finding to a file; print it unless all is well."""
+    own.append_json(path, finding.as_dict())
+    if finding.gate.startswith("failed"):
+        print(f"{finding.family}: {finding.case}: {finding.gate}", flush=True)
+
+
+def run_families(cases: dict[str, list[Case]], device: str, found) -> None:
+    """Check the cases of all families; ``found`` gets each finding.
+
+    Args:
+        cases: family → its cases.
+        device: where they run.
+        found: takes a ``Finding``.
+    """
+    lanes = [
+        [functools.partial(check, family, case, device) for case in own_cases]
+        for family, own_cases in cases.items()
+    ]
+
+    def done(job: functools.partial, result: object) -> None:
+        family, case, _ = job.args
+        if isinstance(result, Lost):
+            result = Finding(family, case.name, f"failed: {result.reason}")
+        found(result)
+
+    run_lanes(lanes, min(AT_ONCE, len(lanes)), SILENCE, done)
+
+
+def check(family: str, case: Case, device: str, watch: Watch) -> Finding:
+    """What comes of a case in this process.
+
+    Raises:
+        Lost: it has broken this process.
+    """
+    watch.begins(case.name)
+    begin = time.monotonic()
+    try:
+        outputs = case.compare(device)
+    except Exception as error:  # a case that breaks is not the end of its family
+        if watch.is_lost(error):
+            raise Lost(case.name, describe(error)) from error
+        outputs, gate = [], f"failed: {describe(error)}"
+    else:
+        gate = gate_of(outputs)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return Finding(family, case.name, gate, time.monotonic() - begin, tuple(outputs))
+
+
+if __name__ == "__main__":
+    own.run_main(main)

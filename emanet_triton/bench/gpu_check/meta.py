@@ -1,0 +1,245 @@
+"""Operator calls made on tensors without data: which kernels they launch, and compiling those.
+
+The operators' own launchers run on the meta device, under a driver that names a GPU and launches
+nothing, so that Triton looks up, or writes, the very cache entries that the real launches look up.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from emanet_triton.bench.measure import describe
+from emanet_triton.bench.walk import OperatorCall
+from emanet_triton.kernels import (
+    conv_bottleneck,
+    conv_tiles,
+    conv_triton,
+    em_attention,
+    em_block,
+    resample_triton,
+)
+from emanet_triton.kernels.compiled import TARGETS, Compiler
+from emanet_triton.kernels.device import architecture
+from emanet_triton.kernels.tiles import Tile
+
+
+class Gpu(NamedTuple):
+    """A GPU that kernels are compiled for.
+
+    Attributes:
+        arch: the tile table that serves it.
+        target: as Triton names it.
+    """
+
+    arch: str
+    target: GPUTarget
+
+    @classmethod
+    def of_arch(cls, arch: str) -> "Gpu":
+        return cls(arch, TARGETS[arch])
+
+    @classmethod
+    def here(cls) -> "Gpu":
+        """The one that PyTorch finds."""
+        arch = architecture(torch.device("cuda"))
+        if torch.version.hip:
+            return cls.of_arch(arch)
+        major, minor = torch.cuda.get_device_capability()
+        return cls(arch, GPUTarget("cuda", 10 * major + minor, 32))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A call of an operator by Triton's kernels.
+
+    Attributes:
+        call: which.
+        tile: of a convolution, in the place of the one that the table has for it.
+    """
+
+    call: OperatorCall
+    tile: Tile | None = None
+
+
+class KernelKey(NamedTuple):
+    """A kernel as compiled for some arguments: its name, and what Triton keeps it under."""
+
+    name: str
+    key: str
+
+
+class Compiled(NamedTuple):
+    """What came of compiling a kernel.
+
+    Attributes:
+        kernel: its name.
+        hit: whether it was in Triton's cache.
+        seconds: that it took.
+        error: why it does not compile; empty if it does.
+    """
+
+    kernel: str
+    hit: bool
+    seconds: float
+    error: str = ""
+
+
+class _Driver(Compiler):
+    """Of a GPU whose number the tables need not know."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__(gpu.arch)
+        self._target = gpu.target
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+def kernels_of(launch: Launch, gpu: Gpu) -> list[KernelKey]:
+    """The kernels that a call launches, in order; nothing is compiled."""
+    found: list[KernelKey] = []
+
+    def note(*, key: str, fn: object, **_: object) -> bool:
+        found.append(KernelKey(fn.name, str(key)))
+        return True  # so that Triton goes no further
+
+    with _compile_only(gpu), mock.patch.object(triton.knobs.runtime, "jit_cache_hook", note):
+        run_on_meta(launch, gpu.arch)
+    return found
+
+
+def compile_kernels(
+    launch: Launch, gpu: Gpu, wanted: Collection[KernelKey] | None = None
+) -> tuple[list[Compiled], list[CompiledKernel]]:
+    """Compile the kernels that a call launches, or find them in Triton's cache.
+
+    Args:
+        launch: the call.
+        gpu: what for.
+        wanted: those of its kernels that matter; all unless given.
+
+    Returns:
+        What came of each, and those that are compiled now.
+    """
+    results: list[Compiled] = []
+    kernels: list[CompiledKernel] = []
+    hits: list[bool] = []
+    run = JITFunction.run
+
+    def skip(*, key: str, fn: object, **_: object) -> bool:
+        return wanted is not None and (fn.name, str(key)) not in wanted
+
+    def compile_one(self, *args, grid, warmup, **kwargs) -> None:
+        begin = time.perf_counter()
+        hits.clear()
+        try:
+            kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        except Exception as error:  # whatever the compiler raises
+            results.append(Compiled(self.__name__, False, 0.0, describe(error)))
+            return
+        if hits:  # else it is not wanted, or an earlier launch had it
+            seconds = time.perf_counter() - begin
+            results.append(Compiled(self.__name__, hits[0], seconds))
+            kernels.append(kernel)
+
+    def listen(*, cache_hit: bool, **_: object) -> None:
+        hits.append(cache_hit)
+
+    with (
+        _compile_only(gpu, compile_one),
+        mock.patch.object(triton.knobs.runtime, "jit_cache_hook", skip),
+        mock.patch.object(triton.knobs.compilation, "listener", listen),
+    ):
+        run_on_meta(launch, gpu.arch)
+    return results, kernels
+
+
+def run_on_meta(launch: Launch, arch: str) -> None:
+    """Run the launcher of a call's kernels on tensors without data."""
+    with tile_of_convolutions(launch.tile):
+        LAUNCHERS[launch.call.name](launch.call.values(), arch)
+
+
+def has_kernel(call: OperatorCall) -> bool:
+    """Whether there is a kernel for it: not for a bottleneck of other planes, or in float32."""
+    if call.name != "bottleneck":
+        return call.name in LAUNCHERS
+    x, planes = call["x"], call["weights"][1].shape[0]
+    return x.dtype != torch.float32 and planes in conv_tiles.BOTTLENECK_PLANES
+
+
+@contextlib.contextmanager
+def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterator[None]:
+    """Within, launches go to ``run``, or end where Triton would launch."""
+    original = JITFunction.run
+
+    def without_launch(self, *args, grid, warmup, **kwargs) -> object:
+        return original(self, *args, grid=grid, warmup=True, **kwargs)
+
+    hip = "a version" if gpu.target.backend == "hip" else None
+    with (
+        mock.patch.object(triton.runtime.driver, "_active", _Driver(gpu)),
+        mock.patch.object(JITFunction, "run", run or without_launch),
+        mock.patch.object(torch.version, "hip", hip),
+    ):
+        yield
+
+
+def tile_of_convolutions(tile: Tile | None) -> contextlib.AbstractContextManager:
+    """Within, convolutions run with this tile, if there is one."""
+    if tile is None:
+        return contextlib.nullcontext()
+    return mock.patch.object(conv_tiles, "tile", lambda *arguments: tile)
+
+
+def _conv(values: list, arch: str) -> None:
+    *given, _provider, precision = values
+    conv_triton.conv_bias_act(*given, precision, arch)
+
+
+def _bottleneck(values: list, arch: str) -> None:
+    conv_bottleneck.bottleneck(*values[:4], arch)
+
+
+def _em_attention(values: list, arch: str) -> None:
+    *given, _backend, precision = values
+    with mock.patch.object(em_attention, "architecture", lambda device: arch):
+        em_attention.em_attention(*given, precision)
+
+
+def _em_block(values: list, arch: str) -> None:
+    *given, _backend, precision = values
+    with mock.patch.object(em_attention, "architecture", lambda device: arch):
+        em_block.em_attention_block(*given, precision)
+
+
+def _labels(values: list, arch: str) -> None:
+    resample_triton.resample(values[0], values[1:5], probabilities=False)
+
+
+def _probabilities(values: list, arch: str) -> None:
+    resample_triton.resample(values[0], values[1:5], probabilities=True)
+
+
+def _confusion(values: list, arch: str) -> None:
+    resample_triton.confusion(*values[:3])
+
+
+LAUNCHERS: dict[str, Callable[[list, str], None]] = {
+    "conv_bias_act": _conv,
+    "bottleneck": _bottleneck,
+    "em_attention": _em_attention,
+    "em_attention_block": _em_block,
+    "resample_labels": _labels,
+    "resample_probabilities": _probabilities,
+    "confusion_counts": _confusion,
+}

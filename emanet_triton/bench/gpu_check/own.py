@@ -1,0 +1,101 @@
+"""What the steps' own commands share: options, files of rows."""
+
+import argparse
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from emanet_triton.bench.options import Parser
+from emanet_triton.errors import InputError
+from emanet_triton.files import write_whole
+from emanet_triton.kernels.tiles import ARCHS
+
+DEVICE = "cuda"  # where the steps measure
+REHEARSAL = "rehearsal: nothing was measured"  # in the place of a device, or of a result
+# Files of the steps, of which the summary tells.
+CORRECT, WARM, SWEEP = "correct.jsonl", "warm.json", "sweep.csv"
+HOST, VERSIONS = "host.csv", "versions.json"
+
+
+def parser(module: str, description: str) -> Parser:
+    """Of a step's command."""
+    made = Parser(prog=f"python -m emanet_triton.bench.gpu_check.{module}", description=description)
+    made.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for its files")
+    made.add_argument("--tiny", action="store_true", help="little of everything: whether it runs")
+    made.add_argument("--rehearse", action="store_true", help="without a GPU: nothing is measured")
+    made.add_argument("--arch", choices=ARCHS, default="sm_90", help="of a rehearsal")
+    return made
+
+
+def add_processes(made: Parser) -> None:
+    """The option of commands that run in several processes."""
+    made.add_argument("--processes", type=_count, default=os.cpu_count(), metavar="N")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def run_main(main: Callable[[Sequence[str]], int]) -> None:
+    """Run a step's command as a program, and exit."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is in the files", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows of the same columns as a CSV file."""
+    rows, text = list(rows), io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of such a file; none if it is missing."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_json(path: Path, value: object) -> None:
+    """Add a line of JSON to a file."""
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The lines of such a file, but for a last one that was cut off; none if it is missing."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """What a file of JSON holds; nothing where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

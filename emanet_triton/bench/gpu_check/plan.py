@@ -1,0 +1,195 @@
+"""The steps of each stage, those that are wanted most first."""
+
+import importlib.util
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from emanet_triton.bench.gpu_check.own import REHEARSAL
+from emanet_triton.bench.gpu_check.steps import OUT, Step
+
+SECONDS = 540  # of a stage
+REHEARSAL_SECONDS = 3600  # of a rehearsal, whose time costs nothing
+ROOT = Path(__file__).parents[3]
+BENCH = (sys.executable, "-m", "emanet_triton.bench")
+OWN = f"{BENCH[2]}.gpu_check."
+SILENCE = "45"  # seconds after which a suite gives a provider up
+NCU_SECTIONS = (
+    "SpeedOfLight",
+    "ComputeWorkloadAnalysis",
+    "MemoryWorkloadAnalysis",
+    "WarpStateStats",
+    "Occupancy",
+    "LaunchStats",
+)
+FAMILIES = (
+    *("em-block", "conv-rows", "conv-pointers", "bottleneck"),
+    *("em-attention", "labels", "confusion", "cudnn"),
+)
+
+
+class Way(NamedTuple):
+    """How a stage runs.
+
+    Attributes:
+        rehearse: without a GPU: nothing is measured.
+        tiny: the smallest of everything.
+        arch: of the kernels in a rehearsal.
+        processes: that compile at once.
+    """
+
+    rehearse: bool
+    tiny: bool
+    arch: str
+    processes: int
+
+
+def make_plan(stage: str, way: Way) -> list[Step]:
+    """The steps of "run", "profile" or "rows"."""
+    return [
+        _own(way, "versions", "", 15, rehearse=False),
+        *STAGES[stage](way),
+        _own(way, "versions-after", "", 10, module="versions", rehearse=False),
+    ]
+
+
+def _run(way: Way) -> list[Step]:
+    """Does it run, and how fast?"""
+    model = "plain-bf16 cudnn-bf16 triton-bf16 fused-bf16"
+    conv = "torch cudnn cudnn-benchmark triton separate"
+    return [
+        _warm(way, 50),
+        _own(way, "correct", " ".join(FAMILIES), 90),
+        _suite(
+            *(way, "model", "model", 95),
+            f"--networks r50 --cases from=device --providers {model} --seconds 2 --rounds 9",
+        ),
+        _suite(
+            *(way, "conv", "conv", 85),
+            f"--networks r50 --dtypes bf16 --providers {conv} --seconds 0.2 --rounds 5",
+        ),
+        _suite(
+            *(way, "em", "em", 20),
+            "--sizes 1024x2048 --batches 1 8 --dtypes bf16 --seconds 0.5 "
+            "--providers mmseg torch triton",
+        ),
+        _suite(way, "post", "post", 25, "--dtypes bf16 --seconds 0.5 --providers plain triton"),
+        _own(way, "trace", "", 45),
+        _sanitizer(way, "memcheck", 25),
+        _sanitizer(way, "racecheck", 25),
+        _tests(way, 30),
+    ]
+
+
+def _profile(way: Way) -> list[Step]:
+    """Where does the time go?"""
+    return [
+        _warm(way, 75, "--sweep"),
+        _own(way, "sweep", "", 190),
+        _own(way, "host", "", 45),
+        _ncu(way, 120),
+        _own(way, "trace", "", 60),
+    ]
+
+
+def _rows(way: Way) -> list[Step]:
+    """Rows for ``benchmarks/results``, and predictions to look at."""
+    model = "plain-fp32 plain-bf16 fused-fp32 fused-bf16"
+    return [
+        _warm(way, 50),
+        _own(way, "correct", "chosen", 30),
+        _suite(
+            *(way, "model", "model_gpu", 135),
+            "--cases 'whole 1024x2048' 'slide 1024x2048' --seconds 2 --rounds 9 "
+            f"--providers {model}",
+        ),
+        _suite(
+            *(way, "conv", "conv_gpu", 75),
+            "--networks r50 --dtypes bf16 --seconds 0.3 --rounds 7 "
+            "--providers torch cudnn cudnn-benchmark separate triton",
+        ),
+        _suite(
+            *(way, "em", "em_gpu", 40),
+            "--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1",
+        ),
+        _suite(way, "post", "post_gpu", 30, "--seconds 0.5 --providers plain torch triton"),
+        _suite(way, "eval", "eval_gpu", 40, "--networks r50 --rounds 3"),
+        _suite(way, "scale", "scale_gpu", 25, "--rounds 3 --seconds 2"),
+        _suite(way, "train-mem", "train_mem_gpu", 20, "--networks r50 --rounds 3 --seconds 2"),
+        _pictures(way, 30),
+        _suite(
+            *(way, "model", "compiled_peer", 25),
+            "--networks r50 --cases 'whole 1024x2048 from=device' --providers compiled-bf16 "
+            "--seconds 1 --rounds 3",
+        ),
+    ]
+
+
+STAGES: dict[str, Callable[[Way], list[Step]]] = {"run": _run, "profile": _profile, "rows": _rows}
+
+
+def _own(
+    way: Way, name: str, given: str, seconds: float, *, module: str = "", rehearse: bool = True
+) -> Step:
+    """A step of this package's own; ``rehearse``: whether it differs in a rehearsal."""
+    arguments = [*shlex.split(given), "--out", OUT]
+    if rehearse and way.rehearse:
+        arguments += ["--rehearse", "--arch", way.arch]
+    arguments += ["--tiny"] if way.tiny else []
+    return Step(name, [sys.executable, "-m", OWN + (module or name), *arguments], seconds)
+
+
+def _warm(way: Way, seconds: float, given: str = "") -> Step:
+    """A rehearsal may be on a machine of few cores, and has the time."""
+    seconds = REHEARSAL_SECONDS if way.rehearse else seconds
+    return _own(way, "warm", f"{given} --processes {way.processes}".strip(), seconds)
+
+
+def _suite(way: Way, suite: str, name: str, seconds: float, given: str) -> Step:
+    """A suite of the benchmark; its rows are ``NAME.csv``."""
+    arguments = ["--tiny", "--rounds", "3"] if way.tiny else shlex.split(given)
+    command = [OWN + "rehearsal"] if way.rehearse else [BENCH[2]]
+    command = [*BENCH[:2], *command, suite, "--device", "cuda", *arguments]
+    command += ["--silence", SILENCE, "--csv", f"{OUT}/{name}.csv"]
+    return Step(name, command, seconds)
+
+
+def _tool(way: Way, name: str, command: Sequence[str], seconds: float, needs: str) -> Step:
+    """Needs a program that may not be there, and is not part of a rehearsal."""
+    return Step(name, command, seconds, needs, REHEARSAL if way.rehearse else "")
+
+
+def _sanitizer(way: Way, tool: str, seconds: float) -> Step:
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
+    command += [sys.executable, "-m", f"{OWN}single"]
+    # Else PyTorch's tensors share allocations, and the tool takes one for a part of the other.
+    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", *command]
+    return _tool(way, tool, command, seconds, "compute-sanitizer")
+
+
+def _ncu(way: Way, seconds: float) -> Step:
+    sections = [part for section in NCU_SECTIONS for part in ("--section", section)]
+    command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", *sections]
+    command += ["--csv", "--page", "raw", "--log-file", f"{OUT}/ncu.csv"]
+    command += [sys.executable, "-m", f"{OWN}single", "--large"]
+    return _tool(way, "ncu", command, seconds, "ncu")
+
+
+def _pictures(way: Way, seconds: float) -> Step:
+    """The shipped demonstration on two of its scenes, with what it predicts."""
+    command = [sys.executable, "-m", "emanet_triton.eval", "--device", "cuda", "--limit", "2"]
+    command += ["--save-predictions", f"{OUT}/predictions", "--save-overlays", f"{OUT}/overlays"]
+    return Step("pictures", command, seconds, absent=REHEARSAL if way.rehearse else "")
+
+
+def _tests(way: Way, seconds: float) -> Step:
+    """The tests of the kernels, without those that only compile."""
+    folder = ROOT / "tests" / "kernels"
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    command += ["--ignore", str(folder / "test_compiled.py"), str(folder)]
+    command += ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    step = _tool(way, "tests", [sys.executable, *command], seconds, "pytest")
+    return step if folder.is_dir() else replace(step, absent="there are no tests here")

@@ -1,0 +1,66 @@
+"""A suite's command without a GPU: its real cases as rows, in which nothing is measured.
+
+    python -m emanet_triton.bench.gpu_check.rehearsal SUITE ...
+
+takes the arguments of ``python -m emanet_triton.bench``.
+"""
+
+import datetime
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from unittest import mock
+
+import torch
+
+from emanet_triton.bench import __main__ as bench
+from emanet_triton.bench.case import Case
+from emanet_triton.bench.gpu_check.own import REHEARSAL
+from emanet_triton.bench.machine import Machine, commit
+from emanet_triton.bench.measure import failed_row
+from emanet_triton.bench.memory import Cases
+from emanet_triton.bench.rows import Row
+
+
+class Nowhere:
+    """In the place of a GPU: every provider of a case is absent."""
+
+    def __init__(self, *_: object) -> None:
+        """Needs nothing."""
+
+    def machine(self, dtypes: Iterable[str]) -> Machine:
+        return Machine(
+            device=REHEARSAL,
+            threads=None,
+            driver="",
+            torch=torch.__version__,
+            triton="",
+            commit=commit(),
+            date=datetime.date.today().isoformat(),
+            copy_gb_s=math.nan,
+            matmul_tflop_s={},
+            noise=math.nan,
+        )
+
+    def measure(
+        self, cases: Cases, case: Case, machine: Machine, found: Callable[[Row], None]
+    ) -> None:
+        for provider in case.providers:
+            found(replace(failed_row(case, provider, machine, ""), gate=f"absent: {REHEARSAL}"))
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """As the benchmark's, with ``Nowhere`` in the place of the GPU."""
+    with (
+        mock.patch.object(bench, "check_device", lambda device: None),
+        mock.patch.object(bench, "Elsewhere", Nowhere),
+    ):
+        return bench.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""Each kernel once, for a tool that watches the process: a sanitizer, or a profiler."""
+
+from collections.abc import Sequence
+
+import torch
+
+from emanet_triton.bench.gpu_check import own
+from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase
+from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase
+from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
+from emanet_triton.bench.gpu_check.meta import has_kernel
+from emanet_triton.bench.gpu_check.sweep import dominant
+from emanet_triton.models.emanet import logits_size
+
+CONVOLUTIONS = 4  # of the costliest, at the networks' sizes
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run every case; with ``--large`` twice, the second time within the profiler's range."""
+    made = own.parser("single", __doc__)
+    made.add_argument("--large", action="store_true", help="at the networks' sizes")
+    options = made.parse_args(arguments)
+    for case in large_cases() if options.large else small_cases():
+        print(case.name, flush=True)
+        if not options.rehearse:
+            _run(case, options.large)
+    return 0
+
+
+def large_cases() -> list[Case]:
+    """About ten kernels as the networks launch them."""
+    found: list[Case] = [ConvCase(call) for call, _ in dominant(False)[:CONVOLUTIONS]]
+    calls = network_calls(["r50"], MODES)
+    block = next(call for call in calls if call.name == "bottleneck" and has_kernel(call))
+    found.append(BottleneckCase(block.but(provider="triton")))
+    found.append(EmCase("block", 1, logits_size(*SIZE)))
+    return [*found, *(LabelsCase(mode, False, SIZE, "bf16") for mode in MODES)]
+
+
+def _run(case: Case, profiled: bool) -> None:
+    run = case.runner(own.DEVICE)
+    run()
+    torch.cuda.synchronize()
+    if profiled:
+        torch.cuda.profiler.start()
+        run()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
+if __name__ == "__main__":
+    own.run_main(main)

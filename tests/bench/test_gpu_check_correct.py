@@ -1,0 +1,185 @@
+"""Families of correctness, on the CPU in Triton's interpreter: what is planted is found."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from gpu_check_cases import Breaks
+
+from emanet_triton.bench.gpu_check import correct, own
+from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase, recorded
+from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
+from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
+from emanet_triton.bench.gpu_check.families import SMALL, small_cases
+from emanet_triton.bench.measure import Watch
+from emanet_triton.kernels import conv_triton, em_block, resample_triton
+from emanet_triton.kernels.conv import conv_bias_act
+
+
+def conv_call(provider="triton", precision="ieee", dtype=torch.float16, residual=True):
+    """With a residual in a part of a larger tensor, as the head has it."""
+    options = {"dtype": dtype, "device": "meta", "memory_format": torch.channels_last}
+    weight, bias = torch.empty(16, 16, 3, 3, **options), torch.empty(16, device="meta")
+    added = torch.empty(2, 32, 5, 7, **options)[:, 16:] if residual else None
+    x = torch.empty(2, 16, 5, 7, **options)
+    given = {"provider": provider, "precision": precision}
+    (call,) = recorded(lambda: conv_bias_act(x, weight, bias, added, **given))
+    return call
+
+
+def bottleneck_call():
+    (case,) = (case for case in small_cases() if isinstance(case, BottleneckCase))
+    return with_dtype(case.call, torch.float16)
+
+
+CASES = {
+    "conv": ConvCase(conv_call()),
+    "conv tf32x3": ConvCase(conv_call(precision="tf32x3", dtype=torch.float32)),
+    "conv auto": ConvCase(conv_call("auto", residual=False)),
+    "bottleneck": BottleneckCase(bottleneck_call()),
+    "em block": EmCase("block", 2, (3, 5), 16, 5, dtype="fp16"),
+    "em attention": EmCase("attention", 1, (3, 5), 16, 5, "fp32", "tf32", layout="nchw"),
+    "labels": LabelsCase("slide", False, SMALL, "fp16", tiny=True),
+    "probabilities": LabelsCase("whole", False, SMALL, "bf16", True, tiny=True),
+    "confusion": ConfusionCase(SMALL, 19),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_right_passes(name):
+    finding = correct.check("family", CASES[name], "cpu", Watch())
+    assert (finding.family, finding.case, finding.gate) == ("family", CASES[name].name, "passed")
+    assert all(compared.error <= compared.bound for compared in finding.outputs)
+    assert all(compared.elements and not compared.wrong for compared in finding.outputs)
+
+
+def spoilt(function, spoil):
+    """A launcher whose first output is changed."""
+
+    def run(*arguments, **options):
+        result = function(*arguments, **options)
+        spoil(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    return run
+
+
+def off(index, value):
+    """Changes one element, and one after it."""
+
+    def spoil(out):
+        out[index] = value
+        out[(*(side - 1 for side in out.shape),)] = value
+
+    return spoil
+
+
+PLANTED = {  # case: module, function, index of an element, its value
+    "conv": (conv_triton, "conv_bias_act", (1, 3, 2, 4), 100.0),
+    "em block": (em_block, "em_attention_block", (1, 7, 3), -50.0),
+    "labels": (resample_triton, "resample", (0, 11, 5), 200),
+    "confusion": (resample_triton, "confusion", (40,), 7),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_is_found_where_it_is(name, monkeypatch, tmp_path, capsys):
+    module, function, index, value = PLANTED[name]
+    monkeypatch.setattr(module, function, spoilt(getattr(module, function), off(index, value)))
+    finding = correct.check("family", CASES[name], "cpu", Watch())
+    number = next(i for i, compared in enumerate(finding.outputs) if compared.wrong)
+    bad = finding.outputs[number]
+    assert bad.wrong == 2
+    place = list(index) if name != "em block" else [3, 7]  # of [C, N]: channel, position
+    assert bad.first[0].index == place
+    assert bad.first[0].got == value
+    assert abs(bad.first[0].got - bad.first[0].want) > bad.bound
+    path = tmp_path / own.CORRECT
+    correct.report(path, finding)
+    assert capsys.readouterr().out == f"family: {finding.case}: {finding.gate}\n"
+    (line,) = own.read_json_lines(path)
+    assert line["outputs"][number]["first"][0]["index"] == place
+    assert f"wrong, the first at {place}: got {value:.6g}, want " in finding.gate
+
+
+def test_what_nobody_writes_is_found(monkeypatch):
+    """The second run gets the memory of the first, which is filled with NaN."""
+    held = torch.empty(2, 16, 5, 7, dtype=torch.float16)
+    run = conv_triton.conv_bias_act
+
+    def leaves_one_out(*arguments):
+        out = run(*arguments)
+        out[0, 0, 0, 0] = held[0, 0, 0, 0]
+        return held.copy_(out)
+
+    held.zero_()
+    monkeypatch.setattr(conv_triton, "conv_bias_act", leaves_one_out)
+    finding = correct.check("family", CASES["conv"], "cpu", Watch())
+    assert finding.gate.startswith(
+        "failed: out: 1 of 1120 wrong, the first at [0, 0, 0, 0]: got nan"
+    )
+    assert finding.outputs[0].error is None
+    assert json.loads(json.dumps(finding.as_dict()))["outputs"][0]["wrong"] == 1
+
+
+def test_the_bound_is_three_way():
+    want = torch.tensor([1.0, 256.0], dtype=torch.float64)
+    plain = torch.tensor([1.5, 256.0])
+    rounding = 256 * torch.finfo(torch.bfloat16).eps / 2
+    assert close("out", plain, want, plain, torch.bfloat16).bound == 2 * 0.5 + rounding
+    far = torch.tensor([1.0, 259.0])
+    compared = close("out", far, want, plain, torch.bfloat16)
+    assert (compared.wrong, compared.first[0].index, compared.error) == (1, [1], 3.0)
+    assert gate_of([compared]) == (
+        "failed: out: 1 of 2 wrong, the first at [1]: got 259, want 256, bound 2"
+    )
+
+
+def test_labels_count_where_they_are_clear():
+    got, want = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 5, 4]])
+    counts = torch.tensor([[True, False, True]])
+    compared = equal("labels", got, want, counts)
+    assert (compared.wrong, compared.first[0].index) == (1, [0, 2])
+    assert equal("labels", got, want, counts & (got < 3)).wrong == 0
+
+
+def test_a_case_that_breaks_its_process_ends_alone(monkeypatch):
+    monkeypatch.setattr(correct, "SILENCE", 5.0)
+    names = "right", "aborts", "raises", "sticky", "hangs", "wrong"
+    cases = {"one": [Breaks(name) for name in names], "other": [Breaks("right")]}
+    found = {}
+    correct.run_families(cases, "cpu", lambda f: found.setdefault((f.family, f.case), f.gate))
+    assert found == {
+        ("one", "right"): "passed",
+        ("one", "aborts"): "failed: its process ended by SIGABRT",
+        ("one", "raises"): "failed: ValueError: no such thing",
+        ("one", "sticky"): (
+            "failed: RuntimeError: CUDA error: an illegal memory access was encountered"
+        ),
+        ("one", "hangs"): "failed: hung: no sign of life for 5 s",
+        ("one", "wrong"): (
+            "failed: out: 6 of 6 wrong, the first at [0, 0]: got 0, want 1, bound 0"
+        ),
+        ("other", "right"): "passed",
+    }
+
+
+def test_a_failed_case_is_exit_code_1(monkeypatch, tmp_path):
+    cases = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    monkeypatch.setattr(correct, "FAMILIES", {"some": lambda gpu, tiny: cases})
+    monkeypatch.setattr(correct.Gpu, "here", lambda: None)
+
+    def run(gates):
+        def families(given, device, found):
+            for case, gate in zip(given["some"], gates, strict=True):
+                found(correct.Finding("some", case.name, gate))
+
+        monkeypatch.setattr(correct, "run_families", families)
+        return correct.main(["some", "--out", str(tmp_path)])
+
+    assert run(["passed", "absent: x"]) == 0
+    assert run(["passed", "failed: x"]) == 1
+    assert [line["gate"] for line in own.read_json_lines(tmp_path / own.CORRECT)] == [
+        *("passed", "absent: x", "passed", "failed: x")
+    ]

@@ -1,0 +1,262 @@
+"""The parts of gpu-check that need neither a GPU nor a compiler: archive, caches, traces, lanes."""
+
+import functools
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from gpu_check_cases import job
+
+from emanet_triton.bench.gpu_check import host, lanes, own, rehearsal, single, trace, versions
+from emanet_triton.bench.gpu_check.archive import Archive
+from emanet_triton.bench.gpu_check.caches import NAME, Caches
+from emanet_triton.bench.gpu_check.own import REHEARSAL
+from emanet_triton.bench.measure import Lost
+from emanet_triton.bench.rows import read_rows
+
+BENCH_TESTS = Path(__file__).parent
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_an_archive_holds_the_last_of_every_file(tmp_path):
+    folder = tmp_path / "steps"
+    (folder / "00-first").mkdir(parents=True)
+    archive = Archive(tmp_path / "a.tar", folder)
+    (folder / "00-first" / "rows.csv").write_text("one")
+    archive.update()
+    assert members(archive.path) == {"00-first/rows.csv": b"one"}
+    written = archive.path.stat().st_mtime_ns
+    archive.update()
+    assert archive.path.stat().st_mtime_ns == written
+    (folder / "00-first" / "rows.csv").write_text("one and two")
+    (folder / "00-first" / ".rows.csv.1.tmp").write_text("half of")
+    archive.update()
+    assert members(archive.path) == {"00-first/rows.csv": b"one and two"}
+
+
+def test_a_large_text_is_compressed(tmp_path):
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    (folder / "trace.json").write_text("x" * 200_000)
+    (folder / "small.json").write_text("{}")
+    Archive(tmp_path / "a.tar", folder).update()
+    found = members(tmp_path / "a.tar")
+    assert set(found) == {"trace.json.gz", "small.json"}
+    assert gzip.decompress(found["trace.json.gz"]) == b"x" * 200_000
+    assert (tmp_path / "a.tar").stat().st_size < 20_000
+
+
+def test_what_is_too_much_is_left_out_the_largest_first(tmp_path):
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    for name, size in (("a.bin", 60_000), ("b.bin", 30_000), ("c.bin", 20_000)):
+        (folder / name).write_bytes(os.urandom(size))
+    archive = Archive(tmp_path / "a.tar", folder, limit=100_000)
+    archive.update()
+    assert set(members(archive.path)) == {"b.bin", "c.bin"}
+    assert archive.left_out == ["a.bin (0.1 MB)"]
+    assert archive.path.stat().st_size <= 100_000
+
+
+def test_an_archive_that_cannot_be_written_is_no_end(tmp_path):
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    (folder / "a.csv").write_text("a")
+    archive = Archive(tmp_path / "none" / "a.tar", folder)
+    archive.update()
+    assert archive.problem == (
+        f"{tmp_path}/none/a.tar: cannot be written: No such file or directory"
+    )
+
+
+def cache_of_one_kernel(folder):
+    """As Triton writes it, from a place that is not there any more."""
+    entry = folder / "ABC"
+    entry.mkdir(parents=True)
+    names = "kernel.cubin", "kernel.json", "kernel.llir"
+    for name in names:
+        (entry / name).write_text(name)
+    group = {"child_paths": {name: f"/elsewhere/ABC/{name}" for name in names}}
+    (entry / "__grp__kernel.json").write_text(json.dumps(group))
+    (entry / "__triton_launcher.so").write_text("a launcher")
+    return folder
+
+
+def carried(caches):
+    """The files that Triton finds in a group."""
+    group = json.loads((caches.triton / "ABC" / "__grp__kernel.json").read_text())
+    return group["child_paths"]
+
+
+@pytest.mark.parametrize("given", ["folder", "archive", "stage", "unpacked"])
+def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
+    here = Caches(tmp_path / "here")
+    here.fill(cache_of_one_kernel(tmp_path / "triton's"))
+    findings = here.package / "emanet_triton"
+    findings.mkdir()
+    (findings / "conv_choice.json").write_text("{}")
+    here.pack(tmp_path / NAME)
+    with tarfile.open(tmp_path / "stage.tar", "w") as tar:
+        tar.add(tmp_path / NAME, NAME)
+    with tarfile.open(tmp_path / NAME) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    path = {"folder": tmp_path / "triton's", "archive": tmp_path / NAME}
+    path |= {"stage": tmp_path / "stage.tar", "unpacked": tmp_path / "unpacked"}
+    there = Caches(tmp_path / "there")
+    there.fill(path[given])
+    assert there.count() == 1
+    found = carried(there)
+    assert set(found) == {"kernel.cubin", "kernel.json"}  # and not what the binary is made of
+    assert all(Path(file).parent == there.triton / "ABC" for file in found.values())
+    assert (there.triton / "ABC" / "__triton_launcher.so").exists()
+    if given != "folder":
+        assert (there.package / "emanet_triton" / "conv_choice.json").exists()
+        assert there.made_with().startswith("python 3.")
+
+
+def test_kernels_of_a_trace(tmp_path):
+    def kernel(name, microseconds, grid, shared=0):
+        given = {"grid": grid, "block": [256, 1, 1], "registers per thread": 96}
+        given["shared memory"] = shared
+        return {"cat": "kernel", "name": name, "dur": microseconds, "args": given}
+
+    events = [
+        kernel("conv_rows", 30.0, [512, 1, 1], 196_608),
+        {"cat": "cpu_op", "name": "aten::add", "dur": 5.0},
+        kernel("em_reduce", 4.0, [64, 1, 1]),
+        kernel("conv_rows", 32.5, [512, 1, 1], 196_608),
+        {"name": "process_name", "ph": "M"},
+    ]
+    found = trace.kernels_of({"traceEvents": events})
+    assert [list(row.values()) for row in found] == [
+        ["conv_rows", 2, 62.5, "512x1x1", "256x1x1", 96, 196_608],
+        ["em_reduce", 1, 4.0, "64x1x1", "256x1x1", 96, 0],
+    ]
+
+
+def test_a_network_that_cannot_be_traced_is_not_the_end(tmp_path, monkeypatch, capsys):
+    def fail(network, mode, tiny, path):
+        if mode == "slide":
+            raise RuntimeError("no profiler\nhere")
+        print(path.name)
+
+    monkeypatch.setattr(trace, "_trace", fail)
+    assert trace.main(["--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        *("r50_whole", "r50_slide: failed: RuntimeError: no profiler", "r101_whole")
+    ]
+
+
+def jobs(*names):
+    return [functools.partial(job, name) for name in names]
+
+
+def test_a_lane_goes_on_in_a_new_process():
+    found = {}
+    lanes.run_lanes(
+        [jobs("a", "aborts", "b", "c"), jobs("d")],
+        2,
+        30,
+        lambda job, result: found.setdefault(job.args[0], result),
+    )
+    assert isinstance(found["aborts"], Lost)
+    assert found["aborts"].reason == "its process ended by SIGABRT"
+    pids = {name: found[name][1] for name in "abcd"}
+    assert pids["b"] == pids["c"]
+    assert len(set(pids.values())) == 3
+    assert all(found[name][2] for name in "abcd")  # else Ctrl-C would look like a failure
+
+
+def test_lanes_share_jobs():
+    shared, found = iter(jobs(*"abcdef")), []
+    lanes.run_lanes([shared] * 2, 2, 30, lambda job, result: found.append(result[0]))
+    assert sorted(found) == list("abcdef")
+
+
+def test_ctrl_c_ends_lanes_and_reports_nothing_wrong():
+    code = (
+        "import functools, gpu_check_cases as t\n"
+        "from emanet_triton.bench.gpu_check.lanes import run_lanes\n"
+        "if __name__ == '__main__':\n"
+        "    jobs = [functools.partial(t.job, name) for name in ('a', 'sleeps')]\n"
+        "    run_lanes([jobs], 1, 60, lambda job, result: print(result, flush=True))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{BENCH_TESTS}:{BENCH_TESTS.parents[1]}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        process_group=0,
+    )
+    assert process.stdout.readline().startswith("('a'")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert out == ""
+    assert process.returncode != 0
+
+
+def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
+    path = tmp_path / "em.csv"
+    selected = ["--device", "cuda", "--sizes", "1024x2048", "--batches", "1", "--dtypes", "bf16"]
+    assert rehearsal.main(["em", *selected, "--csv", str(path)]) == 0
+    rows = read_rows(path)
+    assert {row.case.split()[0] for row in rows} == {"attention", "block"}
+    assert {row.gate for row in rows} == {f"absent: {REHEARSAL}"}
+    assert {row.device for row in rows} == {REHEARSAL}
+    for row in rows:
+        assert row.p50_ms is row.cold_ms is row.host_us is row.floor_ms is row.ratio is None
+    assert {row.predicted_ms for row in rows if row.provider == "triton"} == {"", "0.2-0.23"}
+
+
+def test_a_rehearsal_of_the_host_names_every_provider(tmp_path, capsys):
+    assert host.main(["--rehearse", "--out", str(tmp_path)]) == 0
+    rows = own.read_table(tmp_path / own.HOST)
+    assert {row["gate"] for row in rows} == {f"absent: {REHEARSAL}"}
+    assert {row["host_us"] for row in rows} == {""}
+    last = [row["case"].split()[-1] for row in rows]
+    assert {"auto", "cudnn", "cudnn-benchmark", "triton", "torch", "separate"} <= set(last)
+    assert len({row["case"] for row in rows}) == len(rows) == 3 * 5 + 3 + 4
+
+
+@pytest.mark.parametrize("large", [[], ["--large"]], ids=["small", "large"])
+def test_a_single_run_names_every_kind_of_kernel(large, capsys):
+    assert single.main(["--rehearse", *large]) == 0
+    names = capsys.readouterr().out.splitlines()
+    kinds = {name.split()[0] for name in names}
+    assert {"3x3", "bottleneck", "block", "labels"} <= kinds
+    assert len(names) == 8
+
+
+def test_versions_without_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert versions.main(["--out", str(tmp_path)]) == 0
+    found = own.read_json(tmp_path / own.VERSIONS)
+    assert found["nvidia-smi"] == "absent"
+    assert found["tools"] == dict.fromkeys(versions.TOOLS, "absent")
+    assert found["commit"] == "unknown"  # git is not on the path, either
+    assert found["torch"] and found["python"]
+
+
+def test_what_nvidia_smi_says(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    answer = ", ".join(str(i) for i in range(len(versions.QUERY.split(","))))
+    program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert versions.versions()["nvidia-smi"]["clocks.sm"] == "3"
+    program.write_text("#!/bin/sh\necho 'no device'; exit 9\n")
+    assert versions.versions()["nvidia-smi"] == "failed: no device"

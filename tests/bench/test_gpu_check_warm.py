@@ -1,0 +1,93 @@
+"""Kernels are compiled ahead, really, and found again; a rehearsal from end to end.
+
+Triton's interpreter is on in these tests, so all that compiles runs in processes without it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {
+    *("conv_rows", "conv_pointers", "conv_bottleneck", "em_e_step", "em_m_step", "em_reduce"),
+    *("em_reconstruct", "em_project", "em_fold", "em_normalise", "em_epilogue"),
+    *("resample_kernel", "confusion_kernel"),
+}
+
+
+def run(*arguments, cache):
+    """A process that compiles into a folder of its own."""
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_planned_launches_have_the_keys_of_real_ones(tmp_path):
+    done = run(Path(__file__).with_name("gpu_check_keys.py"), cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *lines, found = done.stdout.splitlines()
+    assert {name for line in lines for name in line.split()[1:]} == KERNELS
+    assert found == "found again: conv_rows 90"
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """What a rehearsal of the stage profile prints, and its archive."""
+    out = tmp_path_factory.mktemp("rehearsal")
+    return rehearse("profile", out), out / "gpu-check-profile.tar"
+
+
+def rehearse(stage, out, *arguments):
+    given = ["--stage", stage, "--rehearse", "--tiny", "--out", str(out), "--processes", "2"]
+    done = run("-m", "emanet_triton.bench", "gpu-check", *given, *arguments, cache=out / "unused")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (out / "unused").exists()
+    return done.stdout
+
+
+def warmed(path):
+    """What the step warm of an archive says."""
+    with tarfile.open(path) as tar:
+        return json.load(tar.extractfile("01-warm/warm.json"))
+
+
+def test_a_rehearsal_compiles_packs_and_prints_a_summary(rehearsal):
+    text, path = rehearsal
+    lines = text.splitlines()
+    assert len(lines) <= 60
+    assert re.fullmatch(
+        r"gpu-check --stage profile, rehearsal: nothing was measured: 6 of 7 steps passed, \d+ s",
+        lines[0],
+    )
+    warm = warmed(path)
+    assert (warm["arch"], warm["hits"], warm["failed"]) == ("sm_90", 0, [])
+    assert warm["compiled"] == warm["distinct"] >= len(KERNELS)
+    assert warm["planned"] > warm["distinct"]
+    with (
+        tarfile.open(path) as tar,
+        tarfile.open(fileobj=tar.extractfile("triton_cache.tar.xz")) as packed,
+    ):
+        names = tar.getnames()
+        binaries = [name for name in packed.getnames() if name.endswith(".cubin")]
+    assert {Path(name).stem for name in binaries} == KERNELS
+    assert len(binaries) == warm["distinct"]
+    for name in ("02-sweep/sweep.csv", "03-host/host.csv", "00-versions/versions.json"):
+        assert name in names
+    assert "04-ncu/log.txt" not in names
+
+
+def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):
+    _, path = rehearsal
+    text = rehearse("run", tmp_path, "--triton-cache", str(path))
+    warm = warmed(tmp_path / "gpu-check-run.tar")
+    assert (warm["hits"], warm["compiled"], warm["failed"]) == (warm["distinct"], 0, [])
+    assert warm["distinct"] >= len(KERNELS)
+    assert re.search(r"^kernels carried: \d+, made with python 3\.\S+, triton \S+$", text, re.M)
+    assert "none of them was a hit" not in text
