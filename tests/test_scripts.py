@@ -15,7 +15,7 @@ from emanet_triton.models import zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = sorted(ROOT.glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BUILT = ("build", "dist", "__pycache__")
 
 # A quick run of each: arguments, in which {name} is a path of the fixture "paths".
@@ -39,7 +39,20 @@ ELSEWHERE = {
     "demo/train.py": "tests/test_train.py",
     "tests/small_gpu.py": "tests/kernels/test_launch.py",
     "tools/test_versions.py": "tests/test_versions.py",
+    "tests/bench/gpu_check_keys.py": "tests/bench/test_gpu_check_warm.py",
+    "emanet_triton.bench.gpu_check": "tests/bench/test_gpu_check.py",
 }
+for _step, _test in {
+    "correct": "measures",
+    "host": "measures",
+    "rehearsal": "parts",
+    "single": "measures",
+    "sweep": "measures",
+    "trace": "measures",
+    "versions": "parts",
+    "warm": "warm",
+}.items():
+    ELSEWHERE[f"emanet_triton.bench.gpu_check.{_step}"] = f"tests/bench/test_gpu_check_{_test}.py"
 
 # What make runs in a fresh clone.
 INSTALL = [
@@ -55,7 +68,7 @@ TARGETS = {
     "test": TEST,
     "test-versions": ["python3 tools/test_versions.py"],
     "lint": [*INSTALL_DEV, *LINT],
-    "gpu-check": ["python3 -m emanet_triton.bench gpu-check --out gpu-check"],
+    "gpu-check": ["python3 -m emanet_triton.bench gpu-check --stage run --out gpu-check"],
     "clean": [],
 }
 

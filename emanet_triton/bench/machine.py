@@ -16,6 +16,8 @@ from emanet_triton.kernels.device import HAS_TRITON
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEGABYTE = 1e6
+ROOT = Path(__file__).parents[2]  # of the repository
+COMMIT = "COMMIT"
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,14 @@ def _triton_version() -> str:
 
 
 def commit() -> str:
-    """Of this package's repository, or "unknown"."""
+    """Of this package's repository, or "unknown".
+
+    Where the repository was copied without its history, the file ``COMMIT`` in its root says it.
+    """
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    where = Path(__file__).parent
     try:
-        return subprocess.check_output(
-            command, cwd=where, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+        said = subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        file = ROOT / COMMIT
+        said = file.read_text() if file.is_file() else "unknown"
+    return said.strip()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from emanet_triton.bench.machine import check_device, cpu_name, measure_machine
+from emanet_triton.bench import machine as of_machine
+from emanet_triton.bench.machine import check_device, commit, cpu_name, measure_machine
 from emanet_triton.errors import InputError
 
 
@@ -22,3 +23,13 @@ def test_the_machine_is_named_and_measured():
 def test_a_missing_gpu_is_said():
     with pytest.raises(InputError, match="PyTorch finds no GPU"):
         check_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("54dbbc2-dirty\n", "54dbbc2-dirty"), (None, "unknown")]
+)
+def test_the_commit_of_a_copy_without_history(written, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_machine, "ROOT", tmp_path)
+    if written:
+        (tmp_path / "COMMIT").write_text(written)
+    assert commit() == said

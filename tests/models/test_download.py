@@ -63,9 +63,9 @@ class Server:
             handler.send_header("Content-Range", f"bytes {start}-{end}/{len(self.body)}")
         if self.declared_length:
             handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
         body = body[: self.close_after]
-        self.requests.append((asked, len(body)))
+        self.requests.append((asked, len(body)))  # before the client hears of it
+        handler.end_headers()
         with suppress(ConnectionError):  # the client may have gone
             handler.wfile.write(body)
 
