@@ -71,7 +71,11 @@ class CudaRecorder:
             Exception: as ``record``; ``network`` can go on launch by launch.
         """
         held = inputs.clone(memory_format=torch.preserve_format)
-        graph, output = record(lambda: network(held), self._pool)
+        try:
+            graph, output = record(lambda: network(held), self._pool)
+        except BaseException:
+            self._pool = torch.cuda.graph_pool_handle()  # the other one may be of no more use
+            raise
 
         def replay(inputs: Tensor) -> Tensor:
             held.copy_(inputs)

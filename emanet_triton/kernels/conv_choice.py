@@ -22,6 +22,7 @@ from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
 
 ROUNDS = 5  # of about a millisecond each, whose median counts
+GAIN = 0.02  # by which a candidate must be faster than those before it: less is noise
 
 Candidates = Mapping[str, Callable[[], Tensor]]
 
@@ -72,7 +73,8 @@ def choose(
 def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
     """The candidate of the least time among those that run and are as exact as they should be.
 
-    Each of the others is left out with a warning. Arguments as in ``choose``.
+    Of about equal ones it is the first. One that does not run or is not as exact is left out with
+    a warning. Arguments as in ``choose``.
 
     Raises:
         RuntimeError: memory ran out.
@@ -98,7 +100,11 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
             warnings.warn(
                 f"provider {name} is left out for {key}: {first_line(error)}", stacklevel=3
             )
-    return min(times, key=times.__getitem__) if times else None
+    winner = None
+    for name, seconds in times.items():
+        if winner is None or seconds < (1 - GAIN) * times[winner]:
+            winner = name
+    return winner
 
 
 def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:

@@ -102,5 +102,5 @@ def wider(dtype: torch.dtype) -> torch.dtype:
 def exact_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
     """Convolution and bias by plain PyTorch in the dtype of x, which is that of the reference."""
     padding = dilation * (weight.shape[2] // 2)
-    with cuda_fp32("ieee"):
+    with cuda_fp32("ieee"), torch.autocast(x.device.type, enabled=False):
         return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding, dilation)

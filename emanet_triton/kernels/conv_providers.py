@@ -127,19 +127,27 @@ def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
         raise
 
 
-def cudnn_benchmark_conv(*arguments) -> Tensor:
-    """``cudnn_conv`` with the engine that cuDNN finds the fastest at the first call of a shape."""
+def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
+    """By the engine that cuDNN finds the fastest at the first call of a shape in a process.
+
+    PyTorch keeps one engine for a shape and some settings, whether it was measured or not. So the
+    settings here differ from those of ``cudnn_conv``: ``deterministic`` for a plain convolution;
+    for a fused one, which ignores it, the TF32 setting, which means nothing in half precision.
+    In float32 there is nothing to tell two fused ones apart, and none is used.
+    """
     with _cudnn_benchmark():
-        return cudnn_conv(*arguments)
+        if x.dtype == torch.float32:
+            return torch_conv(x, *arguments)
+        other = "ieee" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32"
+        with cuda_fp32(other):
+            return cudnn_conv(x, *arguments)
 
 
 @contextlib.contextmanager
 def _cudnn_benchmark() -> Iterator[None]:
     """PyTorch's settings of the process, put back at the end.
 
-    PyTorch keeps one engine for a shape and the setting ``deterministic``, whether it was measured
-    or not: by that setting these engines and those of ``cudnn_conv`` are kept apart. Nothing can
-    be measured while a CUDA graph is recorded, but an engine that is kept can be used.
+    Nothing can be measured while a CUDA graph is recorded, but an engine that is kept can be used.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic

@@ -17,10 +17,11 @@ def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAG
     """Record the launches of ``call``, which has run before, on the current device.
 
     Other threads may use the device meanwhile. If recording fails, the stream that was current
-    is current again, and memory can be allocated and given back as before.
+    is current again, and memory and random numbers can be had as before.
 
     Args:
-        call: launches kernels without waiting for them.
+        call: launches kernels without waiting for them. The tensors that they read must stay as
+            long as the graph.
         pool: memory to share with other graphs, from ``torch.cuda.graph_pool_handle``.
 
     Returns:
@@ -40,12 +41,17 @@ def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAG
 def _leave(pool: object, stream: torch.cuda.Stream) -> None:
     """Leave a recording that failed.
 
-    If CUDA raises at its end, PyTorch 2.11 leaves its own stream current, and its allocator takes
-    the recording to go on and refuses to empty its cache.
+    If CUDA raises at its end, PyTorch 2.11 leaves its own stream current, and its allocator and
+    its generator of random numbers take the recording to go on.
     """
+    device = torch.cuda.current_device()
     with contextlib.suppress(RuntimeError):  # it has ended properly
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
     torch.cuda.set_stream(stream)
+    with contextlib.suppress(RuntimeError, IndexError):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 class Replay(Generic[T]):
@@ -63,6 +69,7 @@ class Replay(Generic[T]):
             call()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph, self._result = record(call)
+        self._call = call  # holds the tensors that the graph reads
 
     def __call__(self) -> T:
         """The result of the call, held by the graph: the next replay writes there again."""

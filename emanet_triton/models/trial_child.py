@@ -2,7 +2,10 @@
 
 import functools
 import json
+import os
 import sys
+import threading
+import time
 from dataclasses import asdict
 
 import torch
@@ -19,6 +22,7 @@ from emanet_triton.models.trial import Trial, Verdict
 
 def main() -> None:
     """Make the trial that is asked for on standard input."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     asked = json.load(sys.stdin)
     sizes = asked["architecture"]
     architecture = Architecture(**sizes | {"blocks": tuple(sizes["blocks"])})
@@ -40,6 +44,13 @@ def attempt(trial: Trial) -> Verdict:
     except Exception as error:  # whatever a kernel that does not compile or launch raises
         lasting = not watch.explains(error)
         return Verdict(f"{type(error).__name__}: {first_line(error)}", lasting)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, which may be killed: the GPU would stay busy."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _generated(trial: Trial) -> EMANet:

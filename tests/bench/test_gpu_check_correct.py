@@ -136,6 +136,19 @@ def test_the_bound_is_three_way():
     )
 
 
+def test_the_bound_in_tf32_allows_operands_that_are_cut_off():
+    want, plain = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
+    bounds = [
+        close("out", plain, want.double(), plain, dtype, precision).bound
+        for dtype, precision in (
+            (torch.float32, "tf32"),
+            (torch.float32, "tf32x3"),
+            (torch.bfloat16, "tf32"),
+        )
+    ]
+    assert [round(bound, 1) for bound in bounds] == [2.0, 1.0, 1.0]
+
+
 def test_labels_count_where_they_are_clear():
     got, want = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 5, 4]])
     counts = torch.tensor([[True, False, True]])

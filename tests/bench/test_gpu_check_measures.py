@@ -178,6 +178,12 @@ def test_families_of_another_vendor():
     assert FAMILIES["cudnn"](SM_90, True)
 
 
+def test_the_family_of_cudnn_has_both_of_its_operators():
+    residuals = {case.call["residual"] is not None for case in FAMILIES["cudnn"](SM_90, False)}
+    assert residuals == {False, True}
+    assert all(case.call["relu"] for case in FAMILIES["cudnn"](SM_90, False))
+
+
 def test_a_gpu_is_named_as_triton_names_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
     monkeypatch.setattr(meta, "architecture", lambda device: "sm_80")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emanet_triton.eval import graphs
-from emanet_triton.eval.graphs import GraphedNetwork
+from emanet_triton.eval.graphs import CudaRecorder, GraphedNetwork
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -78,6 +78,24 @@ def test_after_a_recording_that_fails_the_network_runs_where_it_did(cuda):
     assert cuda.log == ["triple"] * 3
     assert cuda.stream is cuda.default_stream
     assert cuda.pools == []
+
+
+def test_after_a_recording_that_fails_the_next_one_gets_other_memory(cuda, monkeypatch):
+    used = []
+
+    def graph(*arguments, pool, **options):
+        used.append(pool)
+        return cuda.graph(*arguments, pool, **options)
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    recorder = CudaRecorder()
+    cuda.invalid = True
+    with pytest.raises(RuntimeError, match="operation failed"):
+        recorder(lambda inputs: inputs, torch.zeros(1))
+    cuda.invalid = False
+    recorder(lambda inputs: inputs, torch.zeros(1))
+    recorder(lambda inputs: inputs, torch.zeros(1))
+    assert used[0] != used[1] == used[2]
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU")

@@ -9,6 +9,7 @@ from conv_reference import assert_close_to_eager, on_gpu
 from torch import nn
 
 from emanet_triton.kernels import conv, conv_choice, conv_providers
+from emanet_triton.kernels.precision import cuda_fp32
 
 # A pretended GPU computes on the CPU.
 make = functools.partial(conv_reference.make, device="cpu")
@@ -257,20 +258,51 @@ def test_no_engine_for_lack_of_memory(refusing_cudnn, monkeypatch, short, wanted
     assert not conv_providers._REFUSED
 
 
+class Settings:
+    """What cuDNN's engines are looked up by, at each of its fused or plain convolutions."""
+
+    def __init__(self, monkeypatch):
+        self.fused, self.plain = [], []
+        fake_cudnn(monkeypatch)
+        for module, name, noted in (
+            (torch, "cudnn_convolution_relu", self.fused),
+            (conv_providers, "torch_conv", self.plain),
+        ):
+            monkeypatch.setattr(module, name, self.noting(getattr(module, name), noted))
+
+    def noting(self, function, noted):
+        def run(*args):
+            cudnn = torch.backends.cudnn
+            noted.append((cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision))
+            return function(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("ambient", ["ieee", "tf32"])
 @pytest.mark.parametrize("recording", [False, True], ids=["eager", "recording"])
-def test_cudnn_measures_its_engines_only_where_asked(monkeypatch, recording):
-    fake_cudnn(monkeypatch)
-    fused, settings = torch.cudnn_convolution_relu, []
-
-    def relu(*args):
-        settings.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic))
-        return fused(*args)
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+def test_cudnn_measures_its_fused_engines_only_where_asked(monkeypatch, recording, ambient):
+    """PyTorch looks them up by the TF32 setting, but not by whether they shall be deterministic."""
+    settings = Settings(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
     case = make((1, 8, 5, 5), 4, 3)
-    for provider in ("cudnn", "cudnn-benchmark", "cudnn"):
-        found = conv.conv_bias_act(*case.operands, provider=provider)
-        assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
-    usual = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
-    assert settings == [usual, (not recording, True), usual]
+    with cuda_fp32(ambient):
+        for provider in ("cudnn", "cudnn-benchmark", "cudnn"):
+            found = conv.conv_bias_act(*case.operands, provider=provider)
+            assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
+    usual = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, ambient
+    other = {"ieee": "tf32", "tf32": "ieee"}[ambient]
+    assert settings.fused == [usual, (not recording, True, other), usual]
+    assert settings.plain == []
+
+
+def test_in_float32_cudnn_measures_plain_engines(monkeypatch):
+    settings = Settings(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    case = make((1, 8, 5, 5), 4, 3, dtype=SINGLE)
+    found = conv.conv_bias_act(*case.operands, provider="cudnn-benchmark")
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(SINGLE))
+    assert settings.fused == []
+    [(benchmark, deterministic, _)] = settings.plain
+    assert benchmark
+    assert deterministic

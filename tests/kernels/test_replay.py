@@ -1,5 +1,8 @@
 """Recording and timing of CUDA graphs, by a stand-in for the device; and on one if there is one."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -7,6 +10,26 @@ from emanet_triton.kernels import replay
 from emanet_triton.kernels.replay import Replay, record, replay_seconds, seconds_on_device
 
 MICRO = 1e-6
+
+
+class Weights:
+    """What a launch reads."""
+
+
+def test_what_a_graph_reads_stays_as_long_as_the_graph(cuda):
+    weights = Weights()
+    alive = weakref.ref(weights)
+
+    def launch(weights=weights):
+        return cuda.launch(type(weights).__name__, MICRO)
+
+    run = Replay(launch)
+    del weights, launch
+    gc.collect()
+    assert alive() is not None
+    del run
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The trial in another process, and every way in which it can end."""
 
-import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -102,8 +102,47 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     found = trial.run(TRIAL, child(code), seconds=2)
     assert time.monotonic() - begin < 30
     assert found == Verdict("its trial has not ended after 2 seconds")
-    with contextlib.suppress(FileNotFoundError):  # gone, or waiting to be reaped
-        assert Path(f"/proc/{file.read_text()}/stat").read_text().split()[2] == "Z"
+    wait_until_gone(file.read_text())
+
+
+def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
+    """Which can end nothing that it has started."""
+    file = tmp_path / "pid"
+    waits = (
+        "import os, time\n"
+        "from emanet_triton.models import trial_child\n"
+        "def attempt(trial):\n"
+        f"    open({str(file)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "trial_child.attempt = attempt\n"
+        "trial_child.main()\n"
+    )
+    tries = f"import test_trial as t; t.trial.run(t.TRIAL, t.child({waits!r}))"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    parent = subprocess.Popen(child(tries), env=os.environ | {"PYTHONPATH": paths})
+    wait_until(lambda: file.exists() and file.read_text())
+    parent.kill()
+    parent.wait()
+    wait_until_gone(file.read_text())
+
+
+def wait_until_gone(process):
+    """Gone, or waiting to be reaped."""
+
+    def is_gone():
+        try:
+            return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
+        except FileNotFoundError:
+            return True
+
+    wait_until(is_gone)
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_child_that_cannot_be_started():

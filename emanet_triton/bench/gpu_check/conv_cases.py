@@ -39,7 +39,7 @@ class ConvCase:
         (got,) = poisoned(self._runner(arguments, self.call["provider"]), device)
         (plain,) = self._runner(arguments, "torch")()
         want = torch.cat([self._exact(*arguments, image) for image in range(len(got))])
-        return [close("out", got, want, plain, arguments[0].dtype)]
+        return [close("out", got, want, plain, arguments[0].dtype, self.call["precision"])]
 
     def inputs(self, device: str) -> tuple[Tensor | None, ...]:
         x, weight, bias, residual, *_ = self.call.values(device)

@@ -5,7 +5,7 @@ Each family runs in a process of its own. Where a case ends it, the next case ge
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.measure import Lost, Watch, describe
 
 AT_ONCE = 6  # processes, which share one GPU
+MANY = 100  # cases of a family, which two processes share
 SILENCE = 45  # seconds: a case takes one or two
 
 
@@ -59,10 +60,10 @@ def run_families(cases: dict[str, list[Case]], device: str, found) -> None:
         device: where they run.
         found: takes a ``Finding``.
     """
-    lanes = [
-        [functools.partial(check, family, case, device) for case in own_cases]
-        for family, own_cases in cases.items()
-    ]
+    lanes: list[Iterator[functools.partial]] = []
+    for family, own_cases in cases.items():
+        jobs = iter([functools.partial(check, family, case, device) for case in own_cases])
+        lanes += [jobs] * (2 if len(own_cases) > MANY else 1)
 
     def done(job: functools.partial, result: object) -> None:
         family, case, _ = job.args

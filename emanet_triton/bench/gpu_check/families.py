@@ -17,9 +17,8 @@ from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, w
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.options import Size
-from emanet_triton.bench.walk import OperatorCall, TensorSpec, walk
+from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv import bottleneck, conv_bias_act
-from emanet_triton.kernels.conv_providers import can_fuse
 from emanet_triton.kernels.tiles import PRECISIONS
 from emanet_triton.models.emanet import logits_size
 
@@ -197,20 +196,26 @@ def _by_cudnn(gpu: Gpu, tiny: bool) -> list[Case]:
 
 
 def _can_fuse(call: OperatorCall) -> bool:
-    residual = call["residual"]
-    empty = residual.empty() if isinstance(residual, TensorSpec) else None
-    return call["out_dtype"] == call["x"].dtype and can_fuse(call["x"].empty(), empty, call["relu"])
+    """As ``conv_providers.can_fuse``, of a residual that is not the input."""
+    dtypes = {tensor.dtype for tensor in (call["x"], call["residual"]) if tensor}
+    return call["relu"] and {call["out_dtype"]} == dtypes
+
+
+def _chosen_half(gpu: Gpu, tiny: bool) -> list[Case]:
+    """Whatever the networks choose for each of their convolutions in bfloat16."""
+    calls = small_calls() if tiny else network_calls(["r50"], MODES)
+    found = [ConvCase(call) for call in convolutions(calls, "auto")]
+    own = {case.call: case for case in _bottlenecks(gpu, tiny, "auto")}
+    return found + [case for call, case in own.items() if call["x"].dtype == torch.bfloat16]
 
 
 def _chosen(gpu: Gpu, tiny: bool) -> list[Case]:
-    """Whatever the networks choose for each of their convolutions."""
-    calls = small_calls() if tiny else network_calls(["r50"], MODES)
-    found = [ConvCase(call) for call in convolutions(calls, "auto")]
+    """The same, and of R50 in float32."""
+    found = _chosen_half(gpu, tiny)
     if not tiny:
         single = convolutions(network_calls(["r50"], ["whole"], "fp32"), "auto")
         found += [ConvCase(call) for call in single]
-    own = {case.call: case for case in _bottlenecks(gpu, tiny, "auto")}
-    return found + [case for call, case in own.items() if call["x"].dtype == torch.bfloat16]
+    return found
 
 
 FAMILIES: Families = {
@@ -223,4 +228,5 @@ FAMILIES: Families = {
     "confusion": lambda gpu, tiny: _confusion(tiny),
     "cudnn": _by_cudnn,
     "chosen": _chosen,
+    "chosen-half": _chosen_half,
 }

@@ -53,13 +53,13 @@ def cases(selection: Selection) -> Iterator[Case]:
         wanted = [own for name, own in uses.items() if _is_wanted(selection, name)]
         if selection.quick and not selection.cuda:
             wanted = [_heaviest(uses["r50-whole"], QUICK_LAYERS)]
-        for layer in dict.fromkeys(itertools.chain.from_iterable(wanted)):
-            yield _case(selection, layer, counted(uses, layer))
         if selection.cuda and not selection.tiny and dtype != "fp32":
             blocks = {name: conv_bottleneck.blocks(own) for name, own in calls.items()}
-            wanted = [own for name, own in blocks.items() if _is_wanted(selection, name)]
-            for block in dict.fromkeys(itertools.chain.from_iterable(wanted)):
+            found = [own for name, own in blocks.items() if _is_wanted(selection, name)]
+            for block in dict.fromkeys(itertools.chain.from_iterable(found)):
                 yield conv_bottleneck.make_case(selection, block, counted(blocks, block))
+        for layer in dict.fromkeys(itertools.chain.from_iterable(wanted)):
+            yield _case(selection, layer, counted(uses, layer))
 
 
 def counted(uses: dict[str, Counter], what: object) -> str:

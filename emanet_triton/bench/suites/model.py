@@ -275,10 +275,10 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "plain-bf16": lambda problem: plain(problem, "bf16"),
     "compiled-fp32": lambda problem: plain(problem, "fp32", "compiled"),
     "compiled-bf16": lambda problem: plain(problem, "bf16", "compiled"),
-    "fused-fp32": lambda problem: fused(problem, "fp32"),
-    "fused-bf16": lambda problem: fused(problem, "bf16"),
     "cudnn-bf16": lambda problem: fused(problem, "bf16", "cudnn"),
     "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
+    "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
+    "fused-bf16": lambda problem: fused(problem, "bf16"),
     "mmsegmentation": mmsegmentation,
     "onnxruntime": lambda problem: runtime(problem, runtimes.onnxruntime),
     "tensorrt": lambda problem: runtime(problem, runtimes.tensorrt),
