@@ -5,6 +5,7 @@ nobody has tried, may refuse one all the same.
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ BLOCKS = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
 
 # For each device, what replaces a tile that did not fit.
 _REPLACEMENTS: dict[tuple[torch.device, Tile], Tile] = {}
+_LOCK = threading.Lock()  # of writing them
 
 
 class TileReplaced(Exception):  # noqa: N818 (the operator starts again: it is not an error)
@@ -95,12 +97,13 @@ def _replace(tile: Tile, device: torch.device, error: triton.OutOfResources) -> 
     replacement = smaller(tile)
     if replacement is None:
         raise error
-    known = {(d, t.kernel) for d, t in _REPLACEMENTS}
-    if (device, tile.kernel) not in known:
+    with _LOCK:
+        is_first = (device, tile.kernel) not in {(d, t.kernel) for d, t in _REPLACEMENTS}
+        _REPLACEMENTS[device, tile] = replacement
+    if is_first:
         warnings.warn(
             f"{tile.kernel} does not fit {device} with its usual tile: it needs {error.required} "
             f"of {error.name}, {error.limit} are there; a smaller tile runs in its place, more "
             "slowly",
             stacklevel=2,
         )
-    _REPLACEMENTS[device, tile] = replacement

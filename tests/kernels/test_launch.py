@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import triton
 
 from emanet_triton.kernels import conv_tiles, launch, tiles
 from emanet_triton.kernels.tiles import Tile
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 SMALL_GPU = Path(__file__).parents[1] / "small_gpu.py"
 CPU = torch.device("cpu")
@@ -65,6 +68,26 @@ def test_the_next_smaller_tile_is_taken_once_and_remembered():
     assert (tile.num_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
     assert operator(kernel) == tile  # a second warning would be an error
     assert kernel.launched == [((4,), 32, 32, 1)] * 2
+
+
+def test_a_warning_that_is_an_error_does_not_keep_the_tile():
+    kernel = Kernel(2048)
+    with pytest.raises(UserWarning, match="does not fit cpu"):
+        operator(kernel)
+    assert operator(kernel).num_stages == 1
+
+
+def test_threads_replace_tiles_at_the_same_time():
+    tiles_ = [Tile(f"kernel {i}", "sm_90", "bf16", TILE.meta, 8, 9) for i in range(200)]
+    error = triton.OutOfResources(2, 1, "shared memory")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with pytest.warns(UserWarning, match="does not fit"), ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda tile: launch._replace(tile, CPU, error), tiles_ * 2))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(launch.fitting(tile, CPU).num_stages == 8 for tile in tiles_)
 
 
 def test_another_device_keeps_its_tile():
