@@ -23,8 +23,11 @@ from emanet_triton.kernels.replay import record, seconds_on_device
 
 ROUNDS = 5  # of about a millisecond each, whose median counts
 GAIN = 0.02  # by which a candidate must be faster than those before it: less is noise
+GAINS = {"cudnn-benchmark": 0.05}  # of one that has to be paid for: its search in every process
 
 Candidates = Mapping[str, Callable[[], Tensor]]
+
+_HOPELESS: set[tuple[torch.device, str]] = set()  # for which no candidate was left
 
 
 def choose(
@@ -40,8 +43,9 @@ def choose(
         key: all that decides the time of the convolution on one device.
         device: where it runs.
         candidates: {provider: call that computes the convolution}, the default first.
-        last_resort: one of them, for where all fail. Nothing is kept then, nor where memory runs
-            out; nothing is measured while a CUDA graph is recorded.
+        last_resort: one of them, for where all fail: this process then goes on with it. On disk
+            nothing is kept then, nor where memory runs out; nothing is measured while a CUDA
+            graph is recorded.
         make_check: what measures the error of its outputs.
     """
     default, cache = next(iter(candidates)), _cache(device)
@@ -50,6 +54,8 @@ def choose(
     known = cache.get(key)
     if known in candidates:
         return known
+    if (device, key) in _HOPELESS:
+        return last_resort
     if torch.cuda.is_current_stream_capturing():
         return default
     watch = MemoryWatch(device)
@@ -64,6 +70,7 @@ def choose(
         )
         return default
     if winner is None:
+        _HOPELESS.add((device, key))
         warnings.warn(f"no provider is left for {key}, so {last_resort} it is", stacklevel=2)
         return last_resort
     cache.put(key, winner)
@@ -102,7 +109,7 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
             )
     winner = None
     for name, seconds in times.items():
-        if winner is None or seconds < (1 - GAIN) * times[winner]:
+        if winner is None or seconds < (1 - GAINS.get(name, GAIN)) * times[winner]:
             winner = name
     return winner
 

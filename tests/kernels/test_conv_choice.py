@@ -51,6 +51,7 @@ def gpu(monkeypatch, tmp_path):
         return -len(timed)
 
     monkeypatch.setattr(conv_choice, "_seconds", seconds)
+    monkeypatch.setattr(conv_choice, "_HOPELESS", set())
     conv_choice._cache.cache_clear()
     yield timed
     conv_choice._cache.cache_clear()
@@ -175,8 +176,25 @@ def test_the_last_resort_where_all_fail(gpu, tmp_path):
     broken = Call(error=RuntimeError("no registers"))
     with pytest.warns(UserWarning, match="left out|left for") as warned:
         assert choose(cudnn=broken, torch=broken, triton=broken) == "torch"
+        assert choose() == "torch"  # without another search
     assert str(warned[-1].message) == f"no provider is left for {KEY}, so torch it is"
+    assert len(warned) == 4
     assert not cache_file(tmp_path).exists()
+
+
+def test_where_all_fail_a_graph_records_the_last_resort(gpu, monkeypatch):
+    broken = Call(error=RuntimeError("no registers"))
+    with pytest.warns(UserWarning, match="left out|left for"):
+        choose(cudnn=broken, torch=broken)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose() == "torch"
+
+
+@pytest.mark.parametrize(("faster", "winner"), [(0.04, "cudnn"), (0.06, "cudnn-benchmark")])
+def test_a_search_in_every_process_has_to_pay(gpu, monkeypatch, faster, winner):
+    seconds = {"cudnn": 1.0, "cudnn-benchmark": 1 - faster, "triton": 0.99}
+    monkeypatch.setattr(conv_choice, "_seconds", lambda name, key, run: seconds[name])
+    assert choose(**dict.fromkeys(seconds, Call())) == winner
 
 
 def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):
