@@ -22,10 +22,13 @@ class Cache:
     Args:
         name: of the file in ``cache_folder()``: {environment: {key: finding}}, all strings.
         environment: what the findings depend on beside their keys.
+
+    Attributes:
+        path: of the file.
     """
 
     def __init__(self, name: str, environment: str) -> None:
-        self._path = cache_folder() / name
+        self.path = cache_folder() / name
         self._environment = environment
         self._findings = self._read().get(environment, {})
 
@@ -38,18 +41,18 @@ class Cache:
         self._findings = content.get(self._environment, {}) | self._findings
         content[self._environment] = self._findings
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, json.dumps(content, indent=1, sort_keys=True).encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
         except OSError as error:
             warnings.warn(
-                f"{self._path}: cannot be written, so the next process has to find out again "
+                f"{self.path}: cannot be written, so the next process has to find out again "
                 f"what this one has: {error}",
                 stacklevel=2,
             )
 
     def _read(self) -> dict[str, dict[str, str]]:
         try:
-            content = json.loads(self._path.read_text())
+            content = json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -62,7 +65,7 @@ class Cache:
 
     def _ignore(self, reason: str) -> dict[str, dict[str, str]]:
         warnings.warn(
-            f"{self._path}: ignored, and replaced when there is something to keep: {reason}",
+            f"{self.path}: ignored, and replaced when there is something to keep: {reason}",
             stacklevel=2,
         )
         return {}

@@ -39,7 +39,10 @@ class MemoryWatch:
             return False
         if self._failed_allocations() > self._failures:
             return True
-        free, _ = torch.cuda.mem_get_info(self._device)
+        try:
+            free, _ = torch.cuda.mem_get_info(self._device)
+        except RuntimeError:  # the context is lost: the error says more
+            return False
         return free < SPARE_BYTES
 
     def _failed_allocations(self) -> int:

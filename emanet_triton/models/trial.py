@@ -85,7 +85,9 @@ def problem_of(trial: Trial) -> str | None:
     cache = _cache(torch.device(trial.device))
     known = cache.get(trial.key)
     if known is not None:
-        return None if known == SOUND else known
+        if known == SOUND:
+            return None
+        return f"{known}; found earlier: to have it tried again, delete {cache.path}"
     verdict = run(trial)
     if verdict.lasting:
         cache.put(trial.key, verdict.problem or SOUND)

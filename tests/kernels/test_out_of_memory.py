@@ -77,6 +77,14 @@ def test_a_refusal_without_a_failed_allocation_is_no_lack_of_memory(device):
     assert not MemoryWatch(GPU).explains(REFUSED["get"])
 
 
+def test_a_refusal_of_a_lost_context_is_no_lack_of_memory(device, monkeypatch):
+    def fail(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    assert not MemoryWatch(GPU).explains(REFUSED["get"])
+
+
 def test_a_refusal_after_a_failed_allocation_is_a_lack_of_memory(device):
     watch = MemoryWatch(GPU)
     device["num_ooms"] += 1  # cuDNN asked for a workspace, and PyTorch passed over the failure

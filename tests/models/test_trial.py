@@ -201,11 +201,12 @@ def test_a_verdict_is_kept_on_disk(trials, problem):
     assert trial.problem_of(ON_GPU) == problem
     forget()
     verdicts.append(Verdict("another verdict"))
-    assert trial.problem_of(ON_GPU) == problem
-    assert trial.problem_of(replace(ON_GPU, device="cuda:1")) == problem  # the same kind of GPU
-    assert tried == [ON_GPU]
     [path] = Path(os.environ["XDG_CACHE_HOME"]).glob("emanet_triton/*")
     assert path.name == "trials.json"
+    kept = problem and f"{problem}; found earlier: to have it tried again, delete {path}"
+    assert trial.problem_of(ON_GPU) == kept
+    assert trial.problem_of(replace(ON_GPU, device="cuda:1")) == kept  # the same kind of GPU
+    assert tried == [ON_GPU]
     assert problem is None or BROKEN in json.dumps(json.loads(path.read_text()))
 
 
