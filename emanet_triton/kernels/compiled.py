@@ -11,13 +11,17 @@ target and can do nothing else, so that each kernel is compiled exactly as it wo
 
 import argparse
 import csv
+import functools
+import io
 import multiprocessing
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 from unittest import mock
 
 import torch
@@ -25,6 +29,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import write_whole
 from emanet_triton.kernels.compiled_code import Figures, figures
 from emanet_triton.kernels.compiled_launches import Group, Launch, groups
 
@@ -49,24 +55,33 @@ KEY = (*COLUMNS[:5], "triton")
 SEEN = ("3.6", "3.7", "3.8", "3.9")
 
 
-def compile_group(group: Group) -> list[dict[str, str]]:
+class Compiled(NamedTuple):
+    """Rows of what compiles, and messages about what does not."""
+
+    rows: list[dict[str, str]]
+    failures: list[str]
+
+
+def compile_group(group: Group) -> Compiled:
     """Run the launchers of a group: a row for each of their kernels of interest."""
-    rows, tiles = {}, set()
+    rows, failures, seen, tiles = [], [], set(), set()
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = self.__name__
         key = _key(kernel, launch, kwargs)
-        done = key in rows if group.every_use else key[:4] in tiles
+        done = key in seen if group.every_use else key[:4] in tiles
         if done or not (launch.kernels is None or kernel in launch.kernels):
             return
+        seen.add(key)
+        tiles.add(key[:4])
         try:
             compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        except Exception as error:
-            raise RuntimeError(f"does not compile: {key}: {error}") from error
-        tiles.add(key[:4])
+        except Exception as error:  # whatever a compiler may raise
+            failures.append(f"{', '.join(key)}: does not compile: {first_line(error)}")
+            return
         values = *key, *map(str, figures(compiled)), triton.__version__
-        rows[key] = dict(zip(COLUMNS, values, strict=True))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
 
     for launch in group.launches:
         triton.runtime.driver.set_active(Compiler(launch.arch))
@@ -76,7 +91,7 @@ def compile_group(group: Group) -> list[dict[str, str]]:
             mock.patch.object(torch.version, "hip", hip),
         ):
             launch.run()
-    return list(rows.values())
+    return Compiled(rows, failures)
 
 
 class Compiler:
@@ -108,16 +123,16 @@ def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int | 
     return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
-def compile_all(everything: bool, processes: int) -> list[dict[str, str]]:
-    """Rows of every shipped configuration, sorted; each process compiles a group at a time."""
+def compile_all(everything: bool, processes: int) -> Compiled:
+    """Every shipped configuration, sorted; each process compiles a group at a time."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
-        rows = {
-            tuple(row[name] for name in KEY): row
-            for found in pool.map(compile_group, groups(everything))
-            for row in found
-        }
-    return [rows[key] for key in sorted(rows)]
+    # Ctrl-C ends the processes without a word, and this one answers.
+    end = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(processes, context, initializer=end) as pool:
+        done = list(pool.map(compile_group, groups(everything)))
+    rows = {tuple(row[name] for name in KEY): row for found in done for row in found.rows}
+    failures = [failure for found in done for failure in found.failures]
+    return Compiled([rows[key] for key in sorted(rows)], failures)
 
 
 def problems(rows: Iterable[dict[str, str]]) -> list[str]:
@@ -152,7 +167,7 @@ def does_not_fit(rows: Iterable[dict[str, str]]) -> list[str]:
 
 def is_seen(version: str) -> bool:
     """Whether a version of Triton is one with which every gate has held."""
-    return version.rpartition(".")[0] in SEEN
+    return ".".join(re.split(r"\D", version)[:2]) in SEEN
 
 
 def uses_tensor_cores(row: dict[str, str]) -> bool:
@@ -178,18 +193,37 @@ def loads_are_contiguous(row: dict[str, str]) -> bool:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that ``--write`` wrote."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Rows of a table that ``--write`` wrote.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table: {first_line(error)}") from None
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row.values() for row in rows):
+        raise InputError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
+    return rows
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write rows to a table; its rows of other versions of Triton stay."""
+    """Write rows to a table; its rows of other versions of Triton stay.
+
+    Raises:
+        InputError: what is there is no table, or it cannot be written.
+    """
     earlier = read_table(path) if path.exists() else []
     versions = {row["triton"] for row in rows}
     rows = rows + [row for row in earlier if row["triton"] not in versions]
-    with path.open("w", newline="") as file:
-        _write(file, sorted(rows, key=lambda row: [row[name] for name in KEY]))
+    text = io.StringIO()
+    _write(text, sorted(rows, key=lambda row: [row[name] for name in KEY]))
+    try:
+        write_whole(path, text.getvalue().encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _write(file: TextIO, rows: list[dict[str, str]]) -> None:
@@ -198,7 +232,18 @@ def _write(file: TextIO, rows: list[dict[str, str]]) -> None:
     writer.writerows(rows)
 
 
-def main() -> None:
+def main() -> int:
+    """0 if every gate holds, 1 if not, 2 for bad input."""
+    try:
+        return _run(_options())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: Triton keeps what it has compiled", file=sys.stderr)
+    return 2
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--write",
@@ -210,20 +255,26 @@ def main() -> None:
         "--shipped-only", action="store_true", help="each tile once, in its commonest use"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def _run(options: argparse.Namespace) -> int:
     if triton.knobs.runtime.interpret:
-        print("error: nothing is compiled while TRITON_INTERPRET is set", file=sys.stderr)
-        raise SystemExit(2)
-    rows = compile_all(not options.shipped_only, options.processes)
-    found = problems(rows)
+        raise InputError("nothing is compiled while TRITON_INTERPRET is set")
+    if options.processes < 1:
+        raise InputError(f"--processes: expected at least 1, got {options.processes}")
+    if options.write:
+        write_table(options.write, [])  # before the minutes that follow
+    rows, failures = compile_all(not options.shipped_only, options.processes)
     if options.write:
         write_table(options.write, rows)
     else:
         _write(sys.stdout, rows)
-    for problem in found:
+    for problem in (*failures, *problems(rows)):
         print(problem, file=sys.stderr)
-    raise SystemExit(1 if found and is_seen(triton.__version__) else 0)
+    failures += problems(rows) if is_seen(triton.__version__) else does_not_fit(rows)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,14 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import triton
+from triton.runtime.jit import JITFunction
 
 from emanet_triton.kernels import compiled, conv_tiles, tiles
+from emanet_triton.kernels.compiled_launches import Group
 
 pytestmark = pytest.mark.timeout(1800)  # minutes of compiling, more on a busy machine
 
@@ -56,7 +59,9 @@ def use(row):
 def rows(pytestconfig, tmp_path_factory):
     """What compiles now; Triton's cache lies in pytest's, so that a second run is quick."""
     path = tmp_path_factory.mktemp("compiled") / "rows.csv"
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(pytestconfig.cache.mkdir("triton"))}
+    environment = dict(os.environ)
+    if cache := getattr(pytestconfig, "cache", None):  # pytest may run without
+        environment["TRITON_CACHE_DIR"] = str(cache.mkdir("triton"))
     environment.pop("TRITON_INTERPRET", None)
     command = (*COMMAND, "--shipped-only", "--write", str(path))
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -193,6 +198,8 @@ def test_nothing_is_compiled_under_the_interpreter():
 def test_only_versions_that_held_every_gate_are_seen():
     assert compiled.is_seen("3.6.0")
     assert compiled.is_seen("3.9.1")
+    assert compiled.is_seen("3.8.0+git.1")
+    assert not compiled.is_seen("weird")
     assert not compiled.is_seen("3.10.0")
     assert not compiled.is_seen("4.0.0+git123")
 
@@ -202,6 +209,76 @@ def test_of_an_unseen_version_only_what_does_not_fit_counts():
     assert len(compiled.problems(rows)) == 3
     [problem] = compiled.does_not_fit(rows)
     assert "of shared memory, over 232448" in problem
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command with what it would have compiled, by a version of Triton."""
+
+    def run(*arguments, rows=(), failures=(), version="3.9.0"):
+        done = compiled.Compiled(list(rows), list(failures))
+        monkeypatch.setattr(compiled, "compile_all", lambda *_: done)
+        monkeypatch.setattr(sys, "argv", ["compiled", *map(str, arguments)])
+        monkeypatch.setattr(triton, "__version__", version)
+        monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+        return compiled.main()
+
+    return run
+
+
+SPILLS, TOO_LARGE = row(stack="8"), row(shared="232449")
+
+
+@pytest.mark.parametrize(
+    ("version", "rows", "failures", "code"),
+    [
+        ("3.9.0", [row()], [], 0),
+        ("3.9.0", [SPILLS], [], 1),
+        ("9.0.0", [SPILLS], [], 0),
+        ("9.0.0", [TOO_LARGE], [], 1),
+        ("9.0.0", [], ["does not compile"], 1),
+    ],
+    ids=["sound", "spills", "unseen spills", "unseen does not fit", "does not compile"],
+)
+def test_the_command_fails_for(command, capsys, version, rows, failures, code):
+    assert command(rows=rows, failures=failures, version=version) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said == [*failures, *compiled.problems(rows)]
+
+
+def test_bad_input_ends_before_anything_is_compiled(command, capsys, monkeypatch, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    columns = ", ".join(compiled.COLUMNS)
+    for arguments, message in (
+        (["--processes", 0], "--processes: expected at least 1, got 0"),
+        (["--write", tmp_path / "no" / "x.csv"], f"{tmp_path}/no/x.csv: cannot be written: "),
+        (["--write", tmp_path], f"{tmp_path}: cannot be read as a table: [Errno 21] Is a dir"),
+        (["--write", other], f"{other}: expected a table with the columns {columns}"),
+    ):
+        assert command(*arguments, rows=[row()]) == 2
+        output = capsys.readouterr()
+        assert output.err.startswith(f"error: {message}")
+        assert output.out == ""
+    assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_a_kernel_that_does_not_compile_is_named_and_the_others_go_on(monkeypatch):
+    def run(kernel, *_, **__):
+        if kernel.__name__ == "wrong":
+            raise ValueError("no registers\nptxas says more")
+
+    def launch():
+        for name in ("wrong", "wrong", "right"):
+            JITFunction.run(SimpleNamespace(__name__=name), grid=(1,), warmup=False, num_warps=4)
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    monkeypatch.setattr(triton.runtime.driver, "set_active", lambda driver: None)
+    monkeypatch.setattr(compiled, "figures", lambda code: [0] * len(compiled.Figures._fields))
+    of_both = SimpleNamespace(arch="sm_90", dtype="bf16", kernels=None, note="", run=launch)
+    rows, failures = compiled.compile_group(Group((of_both,)))
+    assert failures == ["wrong, sm_90, bf16, num_warps=4, : does not compile: no registers"]
+    assert [row["kernel"] for row in rows] == ["right"]
 
 
 def test_a_run_leaves_the_rows_of_other_versions(tmp_path):
