@@ -96,6 +96,10 @@ def test_peers_are_compiled_if_asked_for_and_at_one_case():
     assert all(list(case.providers) == ["mmseg", "mmseg-compiled"] for case in asked)
 
 
+def test_graph_replays_are_timed():
+    assert all(case.graph for case in em.cases(Selection(device="cuda")))
+
+
 def test_sizes_are_of_images():
     names = [case.name for case in em.cases(Selection(sizes=((769, 769),)))]
     assert len(names) == 4

@@ -58,6 +58,10 @@ def test_ms_flip_is_compiled_on_a_cpu_only_if_that_is_asked_for():
     assert "plain-compiled" in on_a_gpu.providers
 
 
+def test_graph_replays_are_timed():
+    assert all(case.graph for case in post.cases(Selection(device="cuda")))
+
+
 def test_on_a_gpu_logits_are_of_the_networks_dtype_too():
     found = {case.name: case.predicted_ms for case in post.cases(Selection(device="cuda"))}
     assert list(found) == [
