@@ -6,13 +6,16 @@ from torch import nn
 from emanet_triton.bench.options import Size
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.zoo import DEMO, ZOO
 
 BLOCKS = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}
 TINY = {"base_channels": 8, "ema_channels": 16, "num_bases": 5, "head_channels": 16}
 
 
 def architecture(network: str, tiny: bool = False) -> Architecture:
-    """Of "r50" or "r101"; tiny has the same layers of few channels."""
+    """Of "r50", "r101" or the demonstration; tiny has the same layers of few channels."""
+    if network == DEMO:
+        return ZOO[DEMO].architecture
     return Architecture(BLOCKS[network], **(TINY if tiny else {}))
 
 

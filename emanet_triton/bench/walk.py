@@ -108,7 +108,7 @@ def walk(
     """What the fused network and the labels after it call for some images, and how often.
 
     Args:
-        network: "r50" or "r101".
+        network: "r50", "r101" or the demonstration's name.
         mode: "whole", or "slide" with the published models' windows of 769x769.
         size: (height, width) of the images in pixels.
         batch: images at once.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emanet_triton.bench.gpu_check import plan
+from emanet_triton.bench.gpu_check.families import FAMILIES
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.gpu_check.plan import SECONDS, STAGES, Way, make_plan
 from emanet_triton.bench.gpu_check.steps import GRACE, OUT
@@ -51,7 +52,7 @@ def test_the_suites_of_a_stage_exist(stage, tiny):
         for step in make_plan(stage, GPU._replace(tiny=tiny))
         if step.command[2] == "emanet_triton.bench"
     ]
-    assert len(found) == {"run": 4, "profile": 0, "rows": 8}[stage]
+    assert len(found) == {"run": 4, "profile": 0, "rows": 7}[stage]
     for step in found:
         check_suite(list(step.command[3:]), step.name)
 
@@ -101,6 +102,21 @@ def test_the_commands_of_a_stage_parse(stage, rehearse, only_parse):
         (given,) = parsed.value.args
         if rehearse and module.__name__.endswith((".warm", ".correct", ".sweep", ".host")):
             assert given.rehearse
+
+
+def test_a_run_checks_every_family():
+    correct, choose = (
+        next(step for step in make_plan("run", GPU) if step.name == name)
+        for name in ("correct", "choose")
+    )
+    named = {part for step in (correct, choose) for part in step.command} & set(FAMILIES)
+    assert named == set(FAMILIES) - {"chosen"}
+    assert "chosen" in next(s for s in make_plan("rows", GPU) if s.name == "correct").command
+
+
+def test_only_a_sweep_compiles_its_tiles():
+    swept = [stage for stage in STAGES if "--sweep" in make_plan(stage, GPU)[1].command]
+    assert swept == ["profile"]
 
 
 def test_results_are_named_as_the_report_reads_them():

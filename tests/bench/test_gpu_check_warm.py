@@ -91,3 +91,26 @@ def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):
     assert warm["distinct"] >= len(KERNELS)
     assert re.search(r"^kernels carried: \d+, made with python 3\.\S+, triton \S+$", text, re.M)
     assert "none of them was a hit" not in text
+
+
+# Prints the calls by Triton's kernels that a stage makes and the warm-up does not plan.
+UNPLANNED = """
+from emanet_triton.bench.gpu_check import families, meta
+gpu = meta.Gpu.of_arch("sm_90")
+planned = {launch.call for launch in families.launches(gpu, tiny=False)}
+half = families.network_calls(["r50", "r101"], ["whole", "slide"])
+single = families.network_calls(["emanet_demo"], ["whole"], "fp32", (256, 512))
+wanted = [call.but(provider="triton") for call in half]
+wanted += families.convolutions(single, "triton", "tf32x3")
+wanted += [call for call in single if call.name != "conv_bias_act"]
+missing = [call for call in wanted if meta.has_kernel(call) and call not in planned]
+print(len(wanted), missing)
+"""
+
+
+def test_what_the_networks_launch_is_planned(tmp_path):
+    done = run("-c", UNPLANNED, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    count, missing = done.stdout.split(maxsplit=1)
+    assert int(count) > 80
+    assert missing == "[]\n"

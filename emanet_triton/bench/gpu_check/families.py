@@ -21,6 +21,7 @@ from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv import bottleneck, conv_bias_act
 from emanet_triton.kernels.tiles import PRECISIONS
 from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.zoo import DEMO, ZOO
 
 SIZE: Size = (1024, 2048)
 SCALED: tuple[Size, ...] = ((512, 1024), SIZE, (2048, 4096))  # of the suite scale
@@ -109,8 +110,9 @@ def _by_triton(call: OperatorCall) -> OperatorCall:
 
 def _suite_calls() -> list[OperatorCall]:
     calls = network_calls(list(BLOCKS), MODES)
-    for size in SCALED:
-        single = network_calls(["r50"], ["whole"], "fp32", size)
+    demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
+    for network, size in (demo, *(("r50", size) for size in SCALED)):
+        single = network_calls([network], ["whole"], "fp32", size)
         calls += [call for call in single if call.name != "conv_bias_act"]
         calls += convolutions(single, "triton", "tf32x3")
     for size in ((512, 1024), WINDOW):  # training

@@ -106,31 +106,26 @@ def _rows(way: Way) -> list[Step]:
     model = "plain-fp32 plain-bf16 fused-fp32 fused-bf16"
     return [
         _warm(way, 50),
-        _own(way, "correct", "chosen", 30),
+        _own(way, "correct", "chosen", 75),  # tiles may have changed: the search happens again
         _suite(
-            *(way, "model", "model_gpu", 135),
+            *(way, "model", "model_gpu", 115),
             "--cases 'whole 1024x2048' 'slide 1024x2048' --seconds 2 --rounds 9 "
             f"--providers {model}",
         ),
         _suite(
-            *(way, "conv", "conv_gpu", 75),
+            *(way, "conv", "conv_gpu", 65),
             "--networks r50 --dtypes bf16 --seconds 0.3 --rounds 7 "
             "--providers torch cudnn cudnn-benchmark separate triton",
         ),
         _suite(
-            *(way, "em", "em_gpu", 40),
+            *(way, "em", "em_gpu", 35),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1",
         ),
-        _suite(way, "post", "post_gpu", 30, "--seconds 0.5 --providers plain torch triton"),
-        _suite(way, "eval", "eval_gpu", 40, "--networks r50 --rounds 3"),
-        _suite(way, "scale", "scale_gpu", 25, "--rounds 3 --seconds 2"),
-        _suite(way, "train-mem", "train_mem_gpu", 20, "--networks r50 --rounds 3 --seconds 2"),
-        _pictures(way, 30),
-        _suite(
-            *(way, "model", "compiled_peer", 25),
-            "--networks r50 --cases 'whole 1024x2048 from=device' --providers compiled-bf16 "
-            "--seconds 1 --rounds 3",
-        ),
+        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain torch triton"),
+        _suite(way, "eval", "eval_gpu", 60, "--networks r50 --rounds 3"),
+        _suite(way, "scale", "scale_gpu", 20, "--rounds 3 --seconds 2"),
+        _suite(way, "train-mem", "train_mem_gpu", 15, "--networks r50 --rounds 3 --seconds 2"),
+        _pictures(way, 35),
     ]
 
 

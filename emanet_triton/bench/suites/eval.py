@@ -131,7 +131,8 @@ def _demonstration(count: int) -> Problem:
 def _generated(network: str, size: Size, count: int) -> Problem:
     """Scenes of (height, width), and a network with generated weights; deleted at exit."""
     folder = _temporary_folder()
-    for i in range(count):
+
+    def write(i: int) -> None:
         image, labels = generate_scene(i, *size)
         for tree, kind, pixels in (
             ("leftImg8bit", "leftImg8bit", image),
@@ -140,6 +141,9 @@ def _generated(network: str, size: Size, count: int) -> Problem:
             path = folder / tree / "val" / "synthetic" / f"synthetic_000000_{i:06d}_{kind}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(write, range(count)))
     name, checkpoint = PUBLISHED.format(network), folder / "network.pth"
     model = make_network(network, ZOO[name].protocol)
     torch.save({"meta": {}, "state_dict": model.state_dict()}, checkpoint)
