@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 from gpu_check_cases import job
 
-from emanet_triton.bench.gpu_check import host, lanes, own, rehearsal, single, trace, versions
+from emanet_triton.bench.gpu_check import (
+    host,
+    lanes,
+    own,
+    rehearsal,
+    single,
+    trace,
+    versions,
+    warm,
+)
 from emanet_triton.bench.gpu_check.archive import Archive
 from emanet_triton.bench.gpu_check.caches import NAME, Caches
 from emanet_triton.bench.gpu_check.own import REHEARSAL
@@ -260,3 +269,14 @@ def test_what_nvidia_smi_says(tmp_path, monkeypatch):
     assert versions.versions()["nvidia-smi"]["clocks.sm"] == "3"
     program.write_text("#!/bin/sh\necho 'no device'; exit 9\n")
     assert versions.versions()["nvidia-smi"] == "failed: no device"
+
+
+def test_every_process_of_a_warm_up_takes_the_next_kernel(monkeypatch):
+    called = []
+    monkeypatch.setattr(warm, "run_lanes", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(warm, "plan", lambda wanted, gpu, warmed: [("launch", ["key"])] * 5)
+    warm.warm([], None, 3, warm.Warmed("sm_90"))
+    ((lanes, processes, _, _),) = called
+    assert processes == len(lanes) == 3
+    assert len(set(map(id, lanes))) == 1
+    assert len(list(lanes[0])) == 5

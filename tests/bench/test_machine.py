@@ -33,3 +33,8 @@ def test_the_commit_of_a_copy_without_history(written, said, tmp_path, monkeypat
     if written:
         (tmp_path / "COMMIT").write_text(written)
     assert commit() == said
+
+
+def test_the_commit_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
