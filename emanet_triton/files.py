@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -13,12 +14,13 @@ def cache_folder() -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``path``, then put it in its place.
 
-    Nobody ever reads half of it.
+    Nobody ever reads half of it, also where several threads or processes write it at once.
 
     Raises:
         OSError: the file cannot be written; what stood at ``path`` still does.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = f"{os.getpid()}.{threading.get_ident()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

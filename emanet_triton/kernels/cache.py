@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import re
+import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from emanet_triton.kernels.device import HAS_TRITON
 class Cache:
     """Findings of one environment, in a JSON file that other environments share.
 
-    A file that cannot be read or written is warned about and done without.
+    A file that cannot be read or written is warned about and done without. Threads may share it.
 
     Args:
         name: of the file in ``cache_folder()``: {environment: {key: finding}}, all strings.
@@ -26,6 +27,8 @@ class Cache:
     Attributes:
         path: of the file.
     """
+
+    _changes = threading.Lock()  # one for all files: a change is short and rare
 
     def __init__(self, name: str, environment: str) -> None:
         self.path = cache_folder() / name
@@ -36,26 +39,27 @@ class Cache:
         return self._findings.get(key)
 
     def put(self, key: str, finding: str) -> None:
-        self._findings[key] = finding
-        content = self._read()  # other processes may have added to it
-        self._findings = content.get(self._environment, {}) | self._findings
-        content[self._environment] = self._findings
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
-        except OSError as error:
-            warnings.warn(
-                f"{self.path}: cannot be written, so the next process has to find out again "
-                f"what this one has: {error}",
-                stacklevel=2,
-            )
+        with self._changes:
+            self._findings[key] = finding
+            content = self._read()  # other processes may have added to it
+            self._findings = content.get(self._environment, {}) | self._findings
+            content[self._environment] = self._findings
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
+            except OSError as error:
+                warnings.warn(
+                    f"{self.path}: cannot be written, so the next process has to find out again "
+                    f"what this one has: {error}",
+                    stacklevel=2,
+                )
 
     def _read(self) -> dict[str, dict[str, str]]:
         try:
             content = json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # the last: it is nested too deeply
             return self._ignore(str(error))
         is_table = isinstance(content, dict) and all(
             isinstance(findings, dict) and all(isinstance(f, str) for f in findings.values())

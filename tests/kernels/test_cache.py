@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,25 @@ def test_two_processes_keep_what_both_found(path):
     assert [p.name for p in path.parent.iterdir()] == ["cache.json"]
 
 
+def test_two_threads_keep_what_both_found(path, monkeypatch):
+    one, two = Cache("cache.json", "here"), Cache("cache.json", "here")
+    read = Cache._read
+
+    def slow(self):
+        found = read(self)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(Cache, "_read", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Cache.put, (one, two), "ab", ("cudnn", "triton")))
+    assert json.loads(path.read_text()) == {"here": {"a": "cudnn", "b": "triton"}}
+
+
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"here": 1}', '{"here": {"key": 1}}', "\x00"],
+    ["", "{", "[]", '{"here": 1}', '{"here": {"key": 1}}', "\x00", "[" * 100_000],
+    ids=["empty", "half", "list", "number", "number-inside", "not-text", "deep"],
 )
 def test_a_broken_file_is_ignored_and_replaced(path, content):
     path.parent.mkdir()
