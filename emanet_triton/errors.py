@@ -13,3 +13,9 @@ def first_line(error: BaseException) -> str:
     """What an error says, without the explanations that compilers and drivers add."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def describe(error: BaseException) -> str:
+    """Type and first line of an error."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

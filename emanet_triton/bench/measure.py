@@ -24,6 +24,7 @@ from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.memory import CudaPeak
 from emanet_triton.bench.method import FEWEST_ROUNDS, Method, Statistics, ratio
 from emanet_triton.bench.rows import PASSED, Row
+from emanet_triton.errors import describe
 
 Times = Mapping[str, list[Timed]]
 EARLY_SECONDS = 1.0  # after which the row of a provider alone is of the times that there are
@@ -102,12 +103,6 @@ def measure(
 def failed_row(case: Case, provider: str, machine: Machine, reason: str) -> Row:
     """The row of a provider that could not be measured."""
     return _row(case, provider, _Tried(f"failed: {reason}"), {}, machine)
-
-
-def describe(error: Exception) -> str:
-    """Type and first line of an error."""
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 class _Broken(Exception):  # noqa: N818 (its cause is the error)

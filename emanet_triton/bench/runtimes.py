@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emanet_triton.bench.case import Absent
 from emanet_triton.bench.peers import mmseg_network
+from emanet_triton.errors import describe
 from emanet_triton.models.emanet import EMANet
 
 # From a network and an example of its inputs, on the same device, to what runs it.
@@ -30,7 +31,7 @@ def import_peer(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package built for another PyTorch may raise anything
-        raise Absent(f"{type(error).__name__}: {error}".splitlines()[0]) from None
+        raise Absent(describe(error)) from None
 
 
 class LogitsOnly(nn.Module):

@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from emanet_triton.bench.interrupts import no_interrupts
-from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import Row
+from emanet_triton.errors import describe
 from emanet_triton.kernels.precision import cuda_fp32
 
 Work = Callable[[Watch], object]  # of a module's functions: it is pickled

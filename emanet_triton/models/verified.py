@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from emanet_triton.errors import first_line
+from emanet_triton.errors import describe
 from emanet_triton.models import trial
 from emanet_triton.models.agreement import disagreement, plain_logits
 from emanet_triton.models.emanet import EMANet
@@ -85,4 +85,4 @@ def _problem(
     try:
         return disagreement(network, model, dtype)
     except Exception as error:  # whatever a kernel that does not compile or launch raises
-        return f"{type(error).__name__}: {first_line(error)}"
+        return describe(error)
