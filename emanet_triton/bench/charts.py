@@ -66,9 +66,8 @@ def _short_names(machines: Sequence[tuple[str, int | None]]) -> Iterator[str]:
     """cpu2 for two threads, h200 for NVIDIA H200; a number where two have one name."""
     seen: dict[str, int] = {}
     for device, threads in machines:
-        name = (
-            f"cpu{threads}" if threads else re.sub(r"[^a-z0-9]+", "-", device.split()[-1].lower())
-        )
+        last_word = device.rpartition(" ")[2].lower()
+        name = f"cpu{threads}" if threads else re.sub(r"[^a-z0-9]+", "-", last_word)
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name}_{seen[name]}"
 

@@ -2,34 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tabulate import tabulate
 
 from emanet_triton.bench.options import Parser
-from emanet_triton.bench.rows import PASSED, Row, read_rows
+from emanet_triton.bench.rows import PASSED, Key, Row, read_rows
 from emanet_triton.errors import InputError
 
 LEAST = 0.01  # relative change that two processes of one program may show
 VERSIONS = ("driver", "torch", "triton")
-
-
-class Key(NamedTuple):
-    """What two rows must share to be compared."""
-
-    suite: str
-    case: str
-    provider: str
-    device: str
-    dtype: str
-    threads: int | None
-
-    @classmethod
-    def of(cls, row: Row) -> "Key":
-        return cls(*(getattr(row, name) for name in cls._fields))
-
-    def __str__(self) -> str:
-        return f"{self.suite}: {self.case}: {self.provider}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,12 +60,7 @@ def verdict(a: Row, b: Row) -> str:
 
 
 def _by_key(path: Path) -> dict[Key, Row]:
-    rows: dict[Key, Row] = {}
-    for row in read_rows(path):
-        key = Key.of(row)
-        if key in rows:
-            raise InputError(f"{path}: expected one row for each provider, {key} is there twice")
-        rows[key] = row
+    rows = {Key.of(row): row for row in read_rows(path)}
     if not rows:
         raise InputError(f"{path}: expected rows, there are none")
     return rows

@@ -3,7 +3,6 @@
 A block stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; NAME is one of ``BLOCKS``.
 """
 
-import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,14 +10,16 @@ from pathlib import Path
 
 from emanet_triton.bench.blocks import BLOCKS, Results
 from emanet_triton.bench.charts import charts_of, digest_of
+from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.options import Parser
 from emanet_triton.bench.plots import has_matplotlib, write_plots
-from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.rows import Row, read_csv, read_rows, read_text
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
 
 COMPILED = "compiled.csv"
+COMPILED_NUMBERS = ("registers", "stack", "shared", "count")  # of its columns, those reported
 BEGIN, END = re.compile(r"<!-- bench:(.*?) -->\n"), "<!-- /bench -->"
 
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE")
     options = parser.parse_args(arguments)
-    before = _read(options.readme)
+    before = read_text(options.readme)
     results = read_results(options.results, options.readme)
     after = rebuilt(options.readme, before, results)
     if options.check:
@@ -59,13 +60,13 @@ def read_results(folder: Path, readme: Path) -> Results:
     """Every CSV file of a folder, in the order of their names.
 
     Raises:
-        InputError: no such folder, or a file that is not as it should be.
+        InputError: no such folder, or a file that is not as it should be or of a rehearsal.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of results, there is none")
     link = Path(os.path.relpath(folder.resolve(), readme.resolve().parent)).as_posix()
     paths = [path for path in sorted(folder.glob("*.csv")) if path.name != COMPILED]
-    files = {path.name: read_rows(path) for path in paths}
+    files = {path.name: _read_measured(path) for path in paths}
     return Results(link, files, _read_compiled(folder / COMPILED))
 
 
@@ -92,13 +93,22 @@ def rebuilt(readme: Path, text: str, results: Results) -> str:
     return "".join([*parts, text[position:]])
 
 
+def _read_measured(path: Path) -> list[Row]:
+    rows = read_rows(path)
+    if any(row.device == REHEARSAL for row in rows):
+        raise InputError(f"{path}: expected measured rows, these are of a rehearsal")
+    return rows
+
+
 def _read_compiled(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    reader = csv.DictReader(_read(path).splitlines())
-    if reader.fieldnames != list(COMPILED_COLUMNS):
-        raise InputError(f"{path}, line 1: expected the columns {','.join(COMPILED_COLUMNS)}")
-    return list(reader)
+    found = read_csv(path, COMPILED_COLUMNS)
+    for where, row in found:
+        for name in COMPILED_NUMBERS:
+            if not row[name].isdecimal():
+                raise InputError(f"{where}: {name} must be a whole number, got {row[name]!r}")
+    return [row for _, row in found]
 
 
 def _stale_blocks(readme: Path, before: str, after: str) -> Iterator[str]:
@@ -119,7 +129,7 @@ def _stale_charts(folder: Path, results: Results) -> Iterator[str]:
         path = folder / f"{chart.name}.svg"
         if not path.exists():
             yield f"{path}: is missing"
-        elif digest_of(_read(path)) != chart.digest:
+        elif digest_of(read_text(path)) != chart.digest:
             yield f"{path}: was drawn from other figures"
     for path in _superfluous(folder, results):
         yield f"{path}: there are no figures for it"
@@ -129,15 +139,7 @@ def _superfluous(folder: Path, results: Results) -> list[Path]:
     """Charts of earlier results."""
     names = {f"{chart.name}.svg" for chart in charts_of(results.rows)}
     paths = [path for path in sorted(folder.glob("*.svg")) if path.name not in names]
-    return [path for path in paths if digest_of(_read(path))]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+    return [path for path in paths if digest_of(read_text(path))]
 
 
 def _write(path: Path, text: str) -> None:

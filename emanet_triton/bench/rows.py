@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
@@ -74,6 +76,24 @@ class Row:
     noise: float | None = None
 
 
+class Key(NamedTuple):
+    """What no two rows of a file share, and two rows that are compared do."""
+
+    suite: str
+    case: str
+    provider: str
+    device: str
+    dtype: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, row: Row) -> "Key":
+        return cls(*(getattr(row, name) for name in cls._fields))
+
+    def __str__(self) -> str:
+        return f"{self.suite}: {self.case}: {self.provider}"
+
+
 COLUMNS = tuple(field.name for field in fields(Row))
 _WHOLE = {"rounds", "threads"}
 _TEXT = {field.name for field in fields(Row) if field.type is str}
@@ -86,6 +106,9 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    for parent in path.parents:
+        if parent.is_file():
+            raise InputError(f"{path}: {parent} is a file, expected a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -130,49 +153,97 @@ def _write(path: Path, text: str) -> None:
 def read_rows(path: Path) -> list[Row]:
     """Read what ``write_csv`` or, by the suffix .json, ``write_json`` wrote.
 
+    A number that is not finite counts as not measured.
+
     Raises:
-        InputError: a file that cannot be read or is not such a file; it names the line.
+        InputError: a file that cannot be read or is not such a file; it names the line. Also a row
+            that passed without a time, and a second row of one provider at a case.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise InputError(f"{path}: cannot be read: {reason}") from None
-    return _from_json(path, text) if path.suffix == ".json" else _from_csv(path, text)
+    read = _read_json if path.suffix == ".json" else read_csv
+    rows: dict[Key, Row] = {}
+    for where, values in read(path, COLUMNS):
+        row = Row(*(_value(where, *pair) for pair in values.items()))
+        _check(where, row)
+        key = Key.of(row)
+        if key in rows:
+            raise InputError(f"{where}: expected one row for each provider, {key} is there twice")
+        rows[key] = row
+    return list(rows.values())
 
 
-def _from_csv(path: Path, text: str) -> list[Row]:
-    reader = csv.reader(text.splitlines())
-    header = next(reader, [])
-    if header != list(COLUMNS):
-        raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
+def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Read a table: for every line where it stands, for messages, and its values by column.
+
+    Raises:
+        InputError: a file that cannot be read or has other columns; it names the line.
+    """
+    reader = csv.reader(read_text(path).splitlines())
     rows = []
-    for values in reader:
-        where = f"{path}, line {reader.line_num}"
-        if len(values) != len(COLUMNS):
-            raise InputError(f"{where}: expected {len(COLUMNS)} values, got {len(values)}")
-        rows.append(_row(where, values))
+    try:
+        _check_columns(f"{path}, line 1", next(reader, []), columns)
+        for values in reader:
+            where = f"{path}, line {reader.line_num}"
+            if len(values) != len(columns):
+                raise InputError(f"{where}: expected {len(columns)} values, got {len(values)}")
+            rows.append((where, dict(zip(columns, values, strict=True))))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
     return rows
 
 
-def _from_json(path: Path, text: str) -> list[Row]:
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        content = json.loads(text)
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+
+
+def _read_json(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
+    try:
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}: expected a list of rows, it is nested too deeply") from None
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list of rows")
     rows = []
     for number, item in enumerate(content, 1):
         where = f"{path}, row {number}"
-        if not isinstance(item, dict) or list(item) != list(COLUMNS):
-            raise InputError(f"{where}: expected an object of {', '.join(COLUMNS)}")
-        rows.append(_row(where, ["" if value is None else value for value in item.values()]))
+        if not isinstance(item, dict):
+            raise InputError(f"{where}: expected an object, got {item!r}")
+        _check_columns(where, list(item), columns)
+        rows.append((where, {name: "" if v is None else v for name, v in item.items()}))
     return rows
 
 
-def _row(where: str, values: Sequence[object]) -> Row:
-    return Row(*(_value(where, *pair) for pair in zip(COLUMNS, values, strict=True)))
+def _check_columns(where: str, found: Sequence[str], columns: Sequence[str]) -> None:
+    """Say what is wrong with a header."""
+    if list(found) == list(columns):
+        return
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise InputError(f"{where}: missing columns: {', '.join(missing)}")
+    unknown = [name for name in found if name not in columns]
+    if unknown:
+        raise InputError(f"{where}: unknown columns: {', '.join(unknown)}")
+    raise InputError(f"{where}: expected the columns in the order {', '.join(columns)}")
+
+
+def _check(where: str, row: Row) -> None:
+    """Whether what belongs together is there."""
+    for name in ("p20_ms", "p50_ms", "p80_ms"):
+        value = getattr(row, name)
+        if row.gate == PASSED and not (value and value > 0):
+            raise InputError(f"{where}: {name} must be a number above 0 where the gate is passed")
+    if row.ratio is not None and None in (row.ratio_p20, row.ratio_p80):
+        raise InputError(f"{where}: ratio_p20 and ratio_p80 must be numbers where ratio is one")
 
 
 def _value(where: str, column: str, value: object) -> str | float | int | None:
@@ -181,9 +252,11 @@ def _value(where: str, column: str, value: object) -> str | float | int | None:
     if value == "":
         return None
     try:
-        return int(value) if column in _WHOLE else float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: {column} must be a number, got {value!r}") from None
+        number = int(value) if column in _WHOLE else float(value)
+        return number if math.isfinite(number) else None
+    except (TypeError, ValueError, OverflowError):
+        kind = "a whole number" if column in _WHOLE else "a number"
+        raise InputError(f"{where}: {column} must be {kind}, got {value!r}") from None
 
 
 def _text(value: object) -> str:

@@ -107,7 +107,7 @@ def test_the_flag_of_the_same_name_and_json(tmp_path):
     ("text", "message"),
     [
         (None, "b.csv: cannot be read"),
-        ("a,b\n", "b.csv, line 1: expected the columns suite,case"),
+        ("a,b\n", "b.csv, line 1: missing columns: suite, case, "),
         (",".join(COLUMNS) + "\n", "b.csv: expected rows, there are none"),
         (",".join(COLUMNS) + "\nem,block\n", "b.csv, line 2: expected 33 values, got 2"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from example_rows import cpu_rows, gpu_rows
 
 from emanet_triton.bench import blocks, charts, plots
 from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.rows import write_csv
 from emanet_triton.kernels.compiled import COLUMNS
 from emanet_triton.models.zoo import ZOO
@@ -256,14 +258,38 @@ def test_bad_readmes(folder, capsys, text, message):
     assert message in capsys.readouterr().err
 
 
+def test_rows_of_a_rehearsal_are_refused(folder, capsys):
+    write_csv(folder.results / "em_gpu.csv", [replace(gpu_rows()[0], device=REHEARSAL)])
+    before = folder.readme.read_text()
+    assert folder.report() == 2
+    path = folder.results / "em_gpu.csv"
+    message = f"error: {path}: expected measured rows, these are of a rehearsal\n"
+    assert capsys.readouterr().err == message
+    assert folder.readme.read_text() == before
+
+
+def test_a_compilation_without_a_number(folder, capsys):
+    lines = [COLUMNS, COMPILED[0], [*COMPILED[0][:5], "many", *COMPILED[0][6:]]]
+    path = folder.results / "compiled.csv"
+    path.write_text("".join(",".join(values) + "\n" for values in lines))
+    assert folder.report() == 2
+    message = f"error: {path}, line 3: registers must be a whole number, got 'many'\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_machine_without_a_name(folder):
+    rows = [replace(row, device="") for row in gpu_rows()]
+    assert [chart.name for chart in charts.charts_of(rows)] == ["ratios_em_", "ratios_model_"]
+
+
 def test_bad_results_and_arguments(folder, capsys):
     (folder.results / "x.csv").write_text("a,b\n")
     assert folder.report("--check") == 2
-    assert "x.csv, line 1: expected the columns suite,case" in capsys.readouterr().err
+    assert "x.csv, line 1: missing columns: suite, case, " in capsys.readouterr().err
     (folder.results / "x.csv").unlink()
     (folder.results / "compiled.csv").write_text("a,b\n")
     assert folder.report("--check") == 2
-    assert "compiled.csv, line 1: expected the columns kernel," in capsys.readouterr().err
+    assert "compiled.csv, line 1: missing columns: kernel, " in capsys.readouterr().err
     assert main(["report", "--results", str(folder.results / "none")]) == 2
     assert folder.report("--what") == 2
     folder.readme.unlink()
