@@ -5,6 +5,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -73,8 +74,9 @@ def _run(options: Namespace) -> int:
         if not options.cases or any(text in case.name for text in options.cases)
     ]
     _check_selected(cases, selection, names)
-    for path in filter(None, (options.csv, options.json)):
-        check_writable(path)  # it would show only after the first case
+    for option in ("csv", "json"):
+        if path := getattr(options, option):
+            _check_output(f"--{option}", path)  # it would show only after the first case
     if selection.threads:
         torch.set_num_threads(selection.threads)
     with contextlib.closing(_place(selection, method, options)) as place:
@@ -108,16 +110,24 @@ def _selection(options: Namespace) -> Selection:
     )
 
 
+def _check_output(option: str, path: Path) -> None:
+    try:
+        check_writable(path)
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None
+
+
 def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequence[str]) -> None:
-    known = {name for case in cases for name in case.providers}
-    unknown = [name for name in selection.providers if name not in known]
     where = f"{'suite' if len(suites) == 1 else 'suites'} {', '.join(suites)}"
-    if unknown:
-        raise InputError(f"--providers: {', '.join(unknown)}: not of {where} on {selection.device}")
     if not cases:
         raise InputError(
-            f"nothing to run: no case of {where} is of the sizes, dtypes and names given"
+            f"nothing to run: no case of {where} fits --sizes, --batches, --dtypes, --networks "
+            "and --cases"
         )
+    known = {name for case in cases for name in case.providers}
+    unknown = [name for name in selection.providers if name not in known]
+    if unknown:
+        raise InputError(f"--providers: {', '.join(unknown)}: not of {where} on {selection.device}")
 
 
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:

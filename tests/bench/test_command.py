@@ -43,7 +43,11 @@ def fake_suite(monkeypatch):
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
         (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
         (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not of suite em"),
-        (["em", "--tiny", "--csv", "/proc/none/x.csv"], "/proc/none/x.csv: cannot be written"),
+        (["em", "--tiny", "--csv", "/proc/none/x"], "error: --csv /proc/none/x: cannot be written"),
+        (
+            ["em", "--tiny", "--json", "/proc/version/a/x.json"],
+            "error: --json /proc/version/a/x.json: /proc/version is a file, expected a folder",
+        ),
         (["em", "--what"], "error: unrecognized arguments: --what"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -77,9 +81,10 @@ def test_cases_by_a_part_of_their_names(fake_suite, tmp_path, capsys):
     given = ["em", "--tiny", "--threads", "1", "--csv", str(path), "--cases"]
     assert command.main([*given, "irs", "none"]) == 0
     assert {row.case for row in read_rows(path)} == {"first"}
-    assert command.main([*given, "none"]) == 2
+    assert command.main([*given, "none", "--providers", "plain"]) == 2
     assert capsys.readouterr().err.endswith(
-        "error: nothing to run: no case of suite em is of the sizes, dtypes and names given\n"
+        "error: nothing to run: no case of suite em fits --sizes, --batches, --dtypes, "
+        "--networks and --cases\n"
     )
 
 
