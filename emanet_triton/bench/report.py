@@ -13,13 +13,14 @@ from emanet_triton.bench.charts import charts_of, digest_of
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.options import Parser
 from emanet_triton.bench.plots import has_matplotlib, write_plots
-from emanet_triton.bench.rows import Row, read_csv, read_rows, read_text
+from emanet_triton.bench.rows import PASSED, Key, Row, read_csv, read_rows, read_text
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
 
 COMPILED = "compiled.csv"
 COMPILED_NUMBERS = ("registers", "stack", "shared", "count")  # of its columns, those reported
+CASES = {"eval": r"images=\d+( |$)", "scale": r"\d+x\d+ \S+$"}  # of what sizes are read from
 BEGIN, END = re.compile(r"<!-- bench:(.*?) -->\n"), "<!-- /bench -->"
 
 
@@ -97,6 +98,11 @@ def _read_measured(path: Path) -> list[Row]:
     rows = read_rows(path)
     if any(row.device == REHEARSAL for row in rows):
         raise InputError(f"{path}: expected measured rows, these are of a rehearsal")
+    for row in rows:
+        if not re.search(CASES.get(row.suite, ""), row.case):
+            raise InputError(f"{path}: {Key.of(row)}: the case must match {CASES[row.suite]}")
+        if row.suite == "conv" and row.gate == PASSED and row.floor_ms is None:
+            raise InputError(f"{path}: {Key.of(row)}: floor_ms must be a number")
     return rows
 
 

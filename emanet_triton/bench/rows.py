@@ -253,10 +253,14 @@ def _value(where: str, column: str, value: object) -> str | float | int | None:
         return None
     try:
         number = int(value) if column in _WHOLE else float(value)
-        return number if math.isfinite(number) else None
+        if not math.isfinite(number):
+            return None
     except (TypeError, ValueError, OverflowError):
+        number = -1
+    if number < 0:
         kind = "a whole number" if column in _WHOLE else "a number"
-        raise InputError(f"{where}: {column} must be {kind}, got {value!r}") from None
+        raise InputError(f"{where}: {column} must be {kind} of at least 0, got {value!r}")
+    return number
 
 
 def _text(value: object) -> str:

@@ -277,6 +277,23 @@ def test_a_compilation_without_a_number(folder, capsys):
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize(
+    ("suite", "columns", "message"),
+    [
+        ("scale", {"case": "large"}, r"large: mmseg: the case must match \d+x\d+ \S+$"),
+        ("eval", {"case": "all"}, r"all: evaluation: the case must match images=\d+( |$)"),
+        ("conv", {"case": "one", "floor_ms": None}, "one: torch: floor_ms must be a number"),
+    ],
+    ids=["scale", "eval", "conv"],
+)
+def test_rows_that_the_report_cannot_use(folder, capsys, suite, columns, message):
+    row = next(row for row in cpu_rows() if row.suite == suite)
+    path = folder.results / "x.csv"
+    write_csv(path, [replace(row, **columns)])
+    assert folder.report() == 2
+    assert capsys.readouterr().err == f"error: {path}: {suite}: {message}\n"
+
+
 def test_a_machine_without_a_name(folder):
     rows = [replace(row, device="") for row in gpu_rows()]
     assert [chart.name for chart in charts.charts_of(rows)] == ["ratios_em_", "ratios_model_"]

@@ -79,11 +79,15 @@ BAD_FILES = {
     "short.csv": (f"{HEADER}em,block\n", ", line 2: expected 33 values, got 2"),
     "number.csv": (
         HEADER + line(error="low"),
-        ", line 2: error must be a number, got 'low'",
+        ", line 2: error must be a number of at least 0, got 'low'",
     ),
     "whole.csv": (
         HEADER + line(threads=2.5),
-        ", line 2: threads must be a whole number, got '2.5'",
+        ", line 2: threads must be a whole number of at least 0, got '2.5'",
+    ),
+    "negative.csv": (
+        HEADER + line(peak_mb=-1),
+        ", line 2: peak_mb must be a number of at least 0, got '-1'",
     ),
     "no-time.csv": (HEADER + line(p50_ms=""), f", line 2: p50_ms {NO_TIME}"),
     "nan.csv": (HEADER + line(p80_ms="nan"), f", line 2: p80_ms {NO_TIME}"),
@@ -109,7 +113,7 @@ BAD_FILES = {
     "columns.json": (WRONG_KEY, ", row 1: unknown columns: more"),
     "infinite.json": (
         json.dumps([asdict(PLAIN) | {"rounds": math.inf}]),
-        ", row 1: rounds must be a whole number, got inf",
+        ", row 1: rounds must be a whole number of at least 0, got inf",
     ),
 }
 
