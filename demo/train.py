@@ -14,6 +14,7 @@ what later layers expect of its mean, and set to that mean, which takes away onl
 """
 
 import argparse
+import io
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -25,11 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import CLASSES, IGNORE, to_train_ids
 from emanet_triton.eval.inference import segment
 from emanet_triton.eval.inputs import normalise
 from emanet_triton.eval.metric import Scores, confusion_matrix, scores
+from emanet_triton.eval.outputs import require_writable
 from emanet_triton.eval.scenes import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
+from emanet_triton.files import write_whole
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.zoo import DEMO, ZOO
 
@@ -195,8 +199,9 @@ def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -
         "figures": figures,
     }
     weights = OrderedDict((key, value.contiguous()) for key, value in model.state_dict().items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"meta": meta, "state_dict": weights}, path)
+    content = io.BytesIO()
+    torch.save({"meta": meta, "state_dict": weights}, content)
+    write_whole(path, content.getvalue())
     print(f"{path.name}: {path.stat().st_size} bytes")
 
 
@@ -217,6 +222,11 @@ def main() -> None:
         "--no-reconstruction", action="store_true", help="an ablation; writes no checkpoint"
     )
     arguments = parser.parse_args()
+    if not arguments.no_reconstruction:
+        try:
+            require_writable(arguments.out)
+        except InputError as error:
+            parser.error(f"--out {error}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.use_deterministic_algorithms(True)

@@ -1,6 +1,7 @@
 """``demo/train.py``, two steps of it: what it prints last and what it writes."""
 
 import hashlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,29 @@ def test_the_ablation_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("trained and evaluated without reconstruction")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_given_as_the_file(tmp_path):
+    done = train(tmp_path, "--out", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    message = f"--out {tmp_path}: expected a file to write, this is a folder"
+    assert done.stderr.splitlines()[-1] == f"train.py: error: {message}"
+
+
+def test_a_write_that_fails_leaves_the_earlier_weights(tmp_path, monkeypatch):
+    def no_space(self, data):
+        self.touch()
+        raise OSError("No space left on device")
+
+    script = runpy.run_path(str(SCRIPT))
+    path = tmp_path / "trial.pth"
+    path.write_bytes(b"earlier")
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(OSError, match="No space left on device"):
+        script["save"](create_model(zoo.DEMO), script["Recipe"](), path, {})
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("trial.pth", b"earlier")
+    ]
 
 
 def test_a_number_that_is_none(tmp_path):
