@@ -88,8 +88,14 @@ def demo_dataset() -> Path:
     root = cache / f"scenes-v{VERSION}"
     if root.is_dir():
         return root
-    _make_folder(cache)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{root.name}-", dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{root.name}-", dir=cache))
+    except OSError as error:
+        raise InputError(
+            f"{cache}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that "
+            "can be"
+        ) from error
     try:
         write_scenes(temporary, "val", DEMO_COUNT)
         temporary.rename(root)

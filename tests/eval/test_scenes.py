@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import subprocess
 import sys
@@ -131,11 +132,25 @@ def test_demo_dataset_made_twice_at_once(small_demo, monkeypatch):
     assert len(find_samples(other)) == 2
 
 
+UNWRITABLE = "{}/emanet_triton: cannot be written ({}); set XDG_CACHE_HOME to a folder that can be"
+
+
 def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"file/emanet_triton: cannot be made \(Not a directory\)"):
+    with pytest.raises(InputError) as caught:
         scenes.demo_dataset()
+    assert str(caught.value) == UNWRITABLE.format(tmp_path / "file", "Not a directory")
+
+
+def test_cache_that_cannot_be_written(small_demo, monkeypatch):
+    def refused(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(scenes.tempfile, "mkdtemp", refused)
+    with pytest.raises(InputError) as caught:
+        scenes.demo_dataset()
+    assert str(caught.value) == UNWRITABLE.format(small_demo.parent, "Permission denied")
 
 
 def _command_line(*arguments: object) -> subprocess.CompletedProcess:
