@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from emanet_triton.errors import first_line
+from emanet_triton.errors import describe
 from emanet_triton.kernels.out_of_memory import MemoryWatch
 from emanet_triton.models.agreement import disagreement, plain_logits
 from emanet_triton.models.emanet import Architecture, EMANet
@@ -36,14 +36,14 @@ def attempt(trial: Trial) -> Verdict:
         watch = MemoryWatch(device)
         model = _generated(trial).to(device)
     except Exception as error:  # the device cannot be used: nothing is learned of the network
-        return Verdict(f"{type(error).__name__}: {first_line(error)}", lasting=False)
+        return Verdict(describe(error), lasting=False)
     try:
         plain = functools.partial(plain_logits, model, dtype)
         network = fuse(model, dtype=dtype) if trial.network == "fused" else plain
         return Verdict(disagreement(network, model, dtype))
     except Exception as error:  # whatever a kernel that does not compile or launch raises
         lasting = not watch.explains(error)
-        return Verdict(f"{type(error).__name__}: {first_line(error)}", lasting)
+        return Verdict(describe(error), lasting)
 
 
 def _end_with(parent: int) -> None:
