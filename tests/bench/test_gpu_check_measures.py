@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
 
 from emanet_triton.bench.gpu_check import correct, host, meta, own, single, sweep, trace
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase, with_dtype
@@ -12,7 +13,7 @@ from emanet_triton.bench.gpu_check.families import FAMILIES, small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch
-from emanet_triton.kernels import conv_tiles, conv_triton
+from emanet_triton.kernels import conv_tiles, conv_triton, launch
 from emanet_triton.kernels.launch import TileReplaced
 
 SM_90 = Gpu.of_arch("sm_90")
@@ -89,6 +90,28 @@ def test_a_tile_that_does_not_fit_is_absent(candidate, monkeypatch):
     monkeypatch.setattr(conv_triton, "launch", refuse)
     row = sweep.time_tile(candidate, SM_90, Watch())
     assert row.gate == "absent: it does not fit: it needs 300000 of shared memory"
+
+
+def test_a_tile_that_was_refused_once_is_tried_again(candidate, monkeypatch):
+    """Another shape may take it; a smaller tile must not run under its name."""
+    asked = []
+
+    class Kernel:
+        def __getitem__(self, programs):
+            return self.refuse
+
+        def refuse(self, *arguments, num_stages, **options):
+            asked.append(num_stages)
+            raise triton.OutOfResources(300_000, 200_000, "shared memory")
+
+    sweep._problem(candidate.launch.call)
+    monkeypatch.setattr(launch, "_REPLACEMENTS", {})
+    for kernel in ("conv_rows", "conv_pointers"):
+        monkeypatch.setattr(conv_triton, kernel, Kernel())
+    with pytest.warns(UserWarning, match="does not fit"):
+        gates = [sweep.time_tile(candidate, SM_90, Watch()).gate for _ in range(2)]
+    assert all(gate.startswith("absent: it does not fit: out of resource") for gate in gates)
+    assert asked == [candidate.launch.tile.num_stages] * 2
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["goes on", "dead"])

@@ -194,11 +194,17 @@ def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterato
         yield
 
 
-def tile_of_convolutions(tile: Tile | None) -> contextlib.AbstractContextManager:
-    """Within, convolutions run with this tile, if there is one."""
+@contextlib.contextmanager
+def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
+    """Within, convolutions run with exactly this tile, if there is one, and with no smaller one."""
     if tile is None:
-        return contextlib.nullcontext()
-    return mock.patch.object(conv_tiles, "tile", lambda *arguments: tile)
+        yield
+        return
+    with (
+        mock.patch.object(conv_tiles, "tile", lambda *arguments: tile),
+        mock.patch.object(conv_triton, "fitting", lambda tile, device: tile),
+    ):
+        yield
 
 
 def _conv(values: list, arch: str) -> None:

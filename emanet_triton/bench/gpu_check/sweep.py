@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from unittest import mock
 
 import torch
+import triton
 from torch import Tensor
 
 from emanet_triton.bench.gpu_check import meta, own
@@ -226,8 +227,8 @@ def time_tile(candidate: Candidate, gpu: Gpu, watch: Watch) -> Swept:
     watch.begins(row.tile)
     try:
         _fill_in(row, candidate.launch, gpu)
-    except TileReplaced as error:
-        row.gate = f"absent: it does not fit: {error.__cause__}"
+    except (TileReplaced, triton.OutOfResources) as error:
+        row.gate = f"absent: it does not fit: {error.__cause__ or error}"
     except Exception as error:  # whatever a tile does wrong
         if watch.is_lost(error):
             raise Lost(row.tile, describe(error)) from error
