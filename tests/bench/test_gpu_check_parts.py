@@ -193,6 +193,23 @@ def test_lanes_share_jobs():
     assert sorted(found) == list("abcdef")
 
 
+def test_what_goes_wrong_outside_a_job_ends_its_lane_and_is_raised():
+    def done(job, result):
+        found.append(job.args[0])
+        if job.args[0] == "b":
+            raise OSError(28, "No space left on device")
+
+    found = []
+    with pytest.raises(OSError, match="No space left on device"):
+        lanes.run_lanes([jobs(*"abc"), jobs(*"de")], 1, 30, done)
+    assert found == list("abde")
+
+
+def test_a_job_that_cannot_be_sent_is_raised():
+    with pytest.raises(Exception, match="pickle"):
+        lanes.run_lanes([[lambda watch: None]], 1, 30, lambda job, result: None)
+
+
 def test_ctrl_c_ends_lanes_and_reports_nothing_wrong():
     code = (
         "import functools, gpu_check_cases as t\n"
@@ -213,7 +230,7 @@ def test_ctrl_c_ends_lanes_and_reports_nothing_wrong():
     assert process.stdout.readline().startswith("('a'")
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=120)
     assert out == ""
     assert process.returncode != 0
 

@@ -22,23 +22,36 @@ def run_lanes(lanes: Sequence[Iterable[Work]], processes: int, silence: float, d
         processes: lanes at once.
         silence: seconds without a sign of life after which a process is given up.
         done: gets every job and its result, or the ``Lost``; one call at a time.
+
+    Raises:
+        Exception: the first one outside a job, such as one of ``done``. It ends its lane; the
+            other lanes are run to their ends.
     """
     waiting, lock, stopped = iter(lanes), threading.Lock(), threading.Event()
     active: set[Workers] = set()
+    errors: list[Exception] = []
 
     def serve() -> None:
         # Inherited by the processes: Ctrl-C is for this one, which ends them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for lane in waiting:  # the next of a list iterator: one step for all threads
-            with contextlib.closing(Workers(silence)) as workers:
-                active.add(workers)
-                for job in lane:
-                    result = _result(workers, job)
-                    with lock:
-                        if stopped.is_set():
-                            return
-                        done(job, result)
-                active.remove(workers)
+            try:
+                run_lane(lane)
+            except Exception as error:
+                errors.append(error)
+
+    def run_lane(lane: Iterable[Work]) -> None:
+        with contextlib.closing(Workers(silence)) as workers:
+            active.add(workers)
+            for job in lane:
+                if stopped.is_set():
+                    return
+                result = _result(workers, job)
+                with lock:
+                    if stopped.is_set():
+                        return
+                    done(job, result)
+            active.remove(workers)
 
     resource_tracker.ensure_running()  # when a thread starts it, that thread unblocks signals
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
@@ -51,6 +64,8 @@ def run_lanes(lanes: Sequence[Iterable[Work]], processes: int, silence: float, d
         stopped.set()
         for workers in list(active):
             workers.close()
+    if errors:
+        raise errors[0]
 
 
 def _result(workers: Workers, job: Work) -> object:
