@@ -222,7 +222,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
         (["--triton-cache", "/none"], "--triton-cache /none: there is no such file or folder"),
         (
             ["--triton-cache", __file__],
-            f"--triton-cache {__file__}: cannot be read: file could not be opened successfully:",
+            f"--triton-cache {__file__}: expected a folder of Triton's, or the tar of a stage",
         ),
         (
             ["--triton-cache", str(Path(__file__).parent)],

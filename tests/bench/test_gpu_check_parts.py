@@ -29,6 +29,7 @@ from emanet_triton.bench.gpu_check.caches import NAME, Caches
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.measure import Lost
 from emanet_triton.bench.rows import read_rows
+from emanet_triton.errors import InputError
 
 BENCH_TESTS = Path(__file__).parent
 
@@ -132,6 +133,55 @@ def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
     if given != "folder":
         assert (there.package / "emanet_triton" / "conv_choice.json").exists()
         assert there.made_with().startswith("python 3.")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"child_paths": null}', '{"child_paths": {"kern', "[" * 100_000],
+    ids=["list", "null", "half", "deep"],
+)  # fmt: skip
+def test_a_bad_group_of_a_cache_is_left_out(tmp_path, content):
+    group = cache_of_one_kernel(tmp_path / "triton's") / "ABC" / "__grp__kernel.json"
+    group.write_text(content)
+    caches = Caches(tmp_path / "there")
+    caches.fill(tmp_path / "triton's")
+    assert caches.count() == 1
+    assert not list(caches.triton.glob("*/__grp__*"))
+
+
+def test_half_of_what_a_cache_was_made_with(tmp_path):
+    caches = Caches(tmp_path / "there")
+    caches.fill(cache_of_one_kernel(tmp_path / "triton's"))
+    (caches.folder / "made_with.json").write_text('{"python": "3.1')
+    assert caches.made_with() == ""
+
+
+def test_a_folder_with_the_name_of_the_cache_is_no_cache(tmp_path):
+    with tarfile.open(tmp_path / "stage.tar", "w") as tar:
+        folder = tarfile.TarInfo(NAME)
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    with pytest.raises(InputError, match=f"^--triton-cache {tmp_path}/stage.tar: holds no"):
+        Caches(tmp_path / "there").fill(tmp_path / "stage.tar")
+
+
+def test_a_cache_that_cannot_be_packed_leaves_the_last_one(tmp_path, monkeypatch):
+    caches = Caches(tmp_path / "here")
+    caches.fill(cache_of_one_kernel(tmp_path / "triton's"))
+    (tmp_path / NAME).write_bytes(b"the last one")
+    gone = caches.triton / "gone.cubin"
+    monkeypatch.setattr(Caches, "_files", lambda self: [caches.triton / "ABC", gone])
+    with pytest.raises(FileNotFoundError):
+        caches.pack(tmp_path / NAME)
+    assert (tmp_path / NAME).read_bytes() == b"the last one"
+
+
+def test_a_finding_of_the_package_changes_the_state_of_a_cache(tmp_path):
+    caches = Caches(tmp_path / "here")
+    caches.fill(cache_of_one_kernel(tmp_path / "triton's"))
+    before = caches.state()
+    (caches.package / "emanet_triton").mkdir()
+    (caches.package / "emanet_triton" / "conv_choice.json").write_text("{}")
+    assert caches.state() != before
 
 
 def test_kernels_of_a_trace(tmp_path):

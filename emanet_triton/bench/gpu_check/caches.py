@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from emanet_triton.bench.gpu_check.own import read_json
 from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import write_whole
 
 NAME = "triton_cache.tar.xz"
 TRITON, PACKAGE = "triton", "xdg"  # folders in it
@@ -69,22 +71,34 @@ class Caches:
         if not self.count():
             raise InputError(f"--triton-cache {given}: holds no compiled kernels")
 
+    def state(self) -> tuple[int, int]:
+        """Changes whenever ``pack`` would write something else."""
+        times = [path.stat().st_mtime_ns for path in self._files()]
+        return len(times), max(times, default=0)
+
     def pack(self, path: Path) -> None:
-        """Write an archive of the kernels, of their launchers and of this package's findings."""
-        with tarfile.open(path, "w:xz", preset=QUICK) as tar:
-            for file in [*_kept(self.triton), *self.package.glob("emanet_triton/*.json")]:
+        """Write an archive of the kernels, of their launchers and of this package's findings.
+
+        Raises:
+            OSError: it cannot be written, or a file has just been removed.
+        """
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:xz", preset=QUICK) as tar:
+            for file in self._files():
                 tar.add(file, file.relative_to(self.folder).as_posix())
             content = json.dumps({"python": platform.python_version(), "triton": _version()})
             info = tarfile.TarInfo(MADE_WITH)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content.encode()))
+        write_whole(path, buffer.getvalue())
 
     def made_with(self) -> str:
-        """The versions that an archive was packed with; empty if there was none."""
-        path = self.folder / MADE_WITH
-        if not path.exists():
-            return ""
-        return ", ".join(f"{name} {value}" for name, value in json.loads(path.read_text()).items())
+        """The versions that an archive was packed with; empty if it does not say."""
+        made = read_json(self.folder / MADE_WITH)
+        return ", ".join(f"{name} {value}" for name, value in made.items())
+
+    def _files(self) -> list[Path]:
+        return [*_kept(self.triton), *self.package.glob("emanet_triton/*.json")]
 
 
 def _version() -> str:
@@ -108,7 +122,7 @@ def _unpack(path: Path, folder: Path) -> None:
     """An archive of ``pack``, or one that holds such a one."""
     try:
         with tarfile.open(path) as tar:
-            inner = [name for name in tar.getnames() if Path(name).name == NAME]
+            inner = [m for m in tar.getmembers() if Path(m.name).name == NAME and m.isfile()]
             if not inner:
                 tar.extractall(folder, filter="data")
                 return
@@ -116,15 +130,18 @@ def _unpack(path: Path, folder: Path) -> None:
                 packed.extractall(folder, filter="data")
     except FileNotFoundError:
         raise InputError(f"--triton-cache {path}: there is no such file or folder") from None
+    except tarfile.ReadError:
+        raise InputError(
+            f"--triton-cache {path}: expected a folder of Triton's, or the tar of a stage"
+        ) from None
     except (OSError, tarfile.TarError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"--triton-cache {path}: cannot be read: {first_line(error)}") from None
 
 
 def _move_group(group: Path) -> None:
     """Triton keeps the full paths of a kernel's files: name those that are here."""
-    try:
-        names = json.loads(group.read_text())["child_paths"]
-    except (ValueError, KeyError):  # it was being written when it was packed
+    names = read_json(group).get("child_paths")
+    if not isinstance(names, dict):  # it was being written when it was packed
         group.unlink()
         return
     here = {name: str(group.with_name(name)) for name in names if group.with_name(name).exists()}

@@ -94,8 +94,9 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_json(path: Path) -> dict:
-    """What a file of JSON holds; nothing where there is none, or half of one."""
+    """The object in a file of JSON; an empty one where there is none, or half of one."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
