@@ -7,11 +7,13 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emanet_triton.bench.gpu_check.caches import NAME
 from emanet_triton.files import write_whole
 
 LIMIT = 15_000_000  # bytes
 LARGE = 100_000  # bytes of a text from which it is compressed
 TEXTS = (".csv", ".json", ".jsonl", ".txt")
+RESULTS = "_gpu.csv"  # the end of the names of rows for benchmarks/results: never compressed
 BLOCK = 512  # bytes, of which a tar file consists
 
 
@@ -24,7 +26,8 @@ class Archive:
     Attributes:
         path: of the tar file.
         folder: whose files it holds; but for hidden ones.
-        limit: its bytes at most. What is too much is left out, the largest files first.
+        limit: its bytes at most. What is too much is left out, the largest files first, but the
+            compiled kernels last.
         left_out: names of those.
         problem: why the last update could not be written, if so.
     """
@@ -61,7 +64,7 @@ class Archive:
         return changed
 
     def _packed(self) -> bytes:
-        members = sorted(self._members.values(), key=lambda member: len(member[2]))
+        members = sorted(self._members.values(), key=lambda m: (m[1] != NAME, len(m[2])))
         self.left_out = []
         buffer, size = io.BytesIO(), 20 * BLOCK  # of the end
         with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -77,8 +80,8 @@ class Archive:
 
 
 def _content(path: Path, folder: Path) -> tuple[str, bytes]:
-    """Name and bytes of a member; a large text is compressed."""
+    """Name and bytes of a member; a large text is compressed, unless it is rows for the README."""
     name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-    if len(content) > LARGE and path.suffix in TEXTS:
+    if len(content) > LARGE and path.suffix in TEXTS and not name.endswith(RESULTS):
         return f"{name}.gz", gzip.compress(content, mtime=0)
     return name, content
