@@ -182,6 +182,7 @@ def test_a_failed_case_is_exit_code_1(monkeypatch, tmp_path):
     cases = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
     monkeypatch.setattr(correct, "FAMILIES", {"some": lambda gpu, tiny: cases})
     monkeypatch.setattr(correct.Gpu, "here", lambda: None)
+    monkeypatch.setattr(own, "DEVICE", "cpu")
 
     def run(gates):
         def families(given, device, found):

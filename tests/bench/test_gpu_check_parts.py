@@ -212,6 +212,7 @@ def test_a_network_that_cannot_be_traced_is_not_the_end(tmp_path, monkeypatch, c
         print(path.name)
 
     monkeypatch.setattr(trace, "_trace", fail)
+    monkeypatch.setattr(own, "DEVICE", "cpu")
     assert trace.main(["--out", str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         *("r50_whole", "r50_slide: failed: RuntimeError: no profiler", "r101_whole")
@@ -288,7 +289,7 @@ def test_ctrl_c_ends_lanes_and_reports_nothing_wrong():
 
 def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
     path = tmp_path / "em.csv"
-    selected = ["--device", "cuda", "--sizes", "1024x2048", "--batches", "1", "--dtypes", "bf16"]
+    selected = ["--device", "cpu", "--sizes", "1024x2048", "--batches", "1", "--dtypes", "bf16"]
     assert rehearsal.main(["em", *selected, "--csv", str(path)]) == 0
     rows = read_rows(path)
     assert {row.case.split()[0] for row in rows} == {"attention", "block"}

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from emanet_triton.bench.options import Parser
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
@@ -22,9 +24,29 @@ CORRECT, WARM, SWEEP = "correct.jsonl", "warm.json", "sweep.csv"
 HOST, VERSIONS = "host.csv", "versions.json"
 
 
-def parser(module: str, description: str) -> Parser:
+class StepParser(Parser):
+    """Of a step's command; ``measures``: it needs a GPU, unless it is rehearsed."""
+
+    measures = True
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As argparse does.
+
+        Raises:
+            InputError: bad arguments, no GPU, or a folder that cannot be made.
+        """
+        options = super().parse_args(arguments)
+        if self.measures and not options.rehearse:
+            check_gpu(self.prog)
+        make_folder(options.out)
+        return options
+
+
+def parser(module: str, description: str, *, measures: bool = True) -> StepParser:
     """Of a step's command."""
-    made = Parser(prog=f"python -m emanet_triton.bench.gpu_check.{module}", description=description)
+    prog = f"python -m emanet_triton.bench.gpu_check.{module}"
+    made = StepParser(prog=prog, description=description)
+    made.measures = measures
     made.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for its files")
     made.add_argument("--tiny", action="store_true", help="little of everything: whether it runs")
     made.add_argument("--rehearse", action="store_true", help="without a GPU: nothing is measured")
@@ -32,9 +54,38 @@ def parser(module: str, description: str) -> Parser:
     return made
 
 
+def check_gpu(command: str) -> None:
+    """Raises InputError where there is no GPU, and the steps measure on one."""
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"{command} needs a GPU, and PyTorch finds none here; --rehearse does without"
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of ``--out``.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--out {path}: is a file, expected a folder") from None
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be made: {error.strerror}") from None
+
+
 def add_processes(made: Parser) -> None:
     """The option of commands that run in several processes."""
-    made.add_argument("--processes", type=_count, default=os.cpu_count(), metavar="N")
+    made.add_argument("--processes", type=_count, default=cores(), metavar="N")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # a container may have fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _count(text: str) -> int:

@@ -2,7 +2,7 @@
 
     python -m emanet_triton.bench.gpu_check.rehearsal SUITE ...
 
-takes the arguments of ``python -m emanet_triton.bench``.
+takes the arguments of ``python -m emanet_triton.bench``; the device is always "cuda".
 """
 
 import datetime
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         mock.patch.object(bench, "check_device", lambda device: None),
         mock.patch.object(bench, "Elsewhere", Nowhere),
     ):
-        return bench.main(arguments)
+        return bench.main([*arguments, "--device", "cuda"])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ TOOLS = ("nvidia-smi", "ncu", "compute-sanitizer", "gcc")
 
 def main(arguments: Sequence[str]) -> int:
     """Write what there is to ``versions.json``."""
-    options = own.parser("versions", __doc__).parse_args(arguments)
+    options = own.parser("versions", __doc__, measures=False).parse_args(arguments)
     found = versions()
     (options.out / own.VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
