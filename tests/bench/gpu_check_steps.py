@@ -5,7 +5,7 @@ import sys
 from emanet_triton.bench.gpu_check import Stage
 from emanet_triton.bench.gpu_check.steps import Step
 
-HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
 
 
 def python(name, code, seconds=30.0, **options):
@@ -19,8 +19,7 @@ def writes(name, file, text, then="pass"):
     return python(name, f"{code}; {then}")
 
 
-def stage(folder, given=None):
+def stage(folder, given=None, work="work"):
     """A stage in a folder of its own: its files are in ``folder/out``."""
-    work = folder / "work"
-    work.mkdir(parents=True)
-    return Stage("the stage", work, folder / "out", "gpu-check-run.tar", given)
+    (folder / work).mkdir(parents=True)
+    return Stage("the stage", folder / work, folder / "out", "run", given)

@@ -1,6 +1,8 @@
 """``gpu-check``: steps that pass, fail, hang and are cut; what a killed run leaves behind."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,21 +18,27 @@ from gpu_check_steps import HANGS, python, stage, writes
 
 from emanet_triton.bench import gpu_check
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.gpu_check.steps import Step
+from emanet_triton.bench.gpu_check import steps
+from emanet_triton.bench.gpu_check.caches import NAME
+from emanet_triton.bench.gpu_check.endings import as_ctrl_c
+from emanet_triton.bench.gpu_check.steps import Runner, Step
 from emanet_triton.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
-# Runs a stage of two steps: the first ends, the second writes a file and goes on.
+# Runs a stage of two steps: the first ends, the second writes a file and a kernel, and goes on.
 RUNS = """
 import sys
 from gpu_check_steps import python, writes
 from emanet_triton.bench import __main__ as bench, gpu_check
 from emanet_triton.bench.gpu_check import steps
-steps.KEEP_EVERY = 0.2
+steps.KEEP_EVERY, gpu_check.PACK_EVERY = 0.2, 0
+kernel = "os.environ['TRITON_CACHE_DIR'] + '/abc/kernel.cubin'"
+then = f"import os; os.mkdir(os.path.dirname({kernel})); open({kernel}, 'w').close(); "
+then += "print('goes on', flush=True); time.sleep(600)"
 gpu_check.make_plan = lambda stage, way: [
     writes("first", "a.txt", "of the first"),
-    writes("second", "b.txt", "of the second", "print('goes on', flush=True); time.sleep(60)"),
+    writes("second", "b.txt", "of the second", then),
 ]
 sys.exit(bench.main(["gpu-check", "--rehearse", "--out", sys.argv[1]]))
 """
@@ -48,22 +57,23 @@ def members(path):
 
 
 def test_what_fails_or_hangs_ends_alone(tmp_path, capsys):
-    steps = [
+    planned = [
         python("first", "print('of the first')"),
         python("wrong", "print('its reason'); raise SystemExit(3)"),
         python("crash", "import os; os.abort()"),
-        python("slow", "import time; time.sleep(60)", seconds=1),
-        python("hang", HANGS, seconds=2),
+        Step("slow", ["sleep", "600"], seconds=1),
+        Step("hang", ["sh", "-c", "trap '' INT; sleep 600"], seconds=2),
         Step("missing", ["/none"], 30, needs="no-such-program"),
         Step("unstartable", ["/none"], 30),
-        python("last", "pass", seconds=200),  # so that no step has more than its own time
+        python("last", "pass", seconds=600),  # so that no step has more than its own time
     ]
     begin = time.monotonic()
-    assert stage(tmp_path).run(steps, 100, grace=1) == 1
-    assert time.monotonic() - begin < 30
+    assert stage(tmp_path).run(planned, 400, grace=1) == 1
+    assert time.monotonic() - begin < 200
     out = capsys.readouterr().out
+    assert re.match(r"the stage: 2 passed, 1 absent, 5 failed, \d+ s\n", out)
     found = results(out)
-    assert {step.name: found[step.name] for step in steps} == {
+    assert {step.name: found[step.name] for step in planned} == {
         "first": "passed",
         "wrong": "failed: exit code 3",
         "crash": "failed: signal SIGABRT",
@@ -74,10 +84,10 @@ def test_what_fails_or_hangs_ends_alone(tmp_path, capsys):
         "last": "passed",
     }
     assert "  wrong: its reason\n" in out
-    assert (tmp_path / "out" / "summary.txt").read_text() == out
+    assert (tmp_path / "out" / "summary-run.txt").read_text() == out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "gpu-check-run.tar",
-        "summary.txt",
+        "summary-run.txt",
     ]
     packed = members(tmp_path / "out" / "gpu-check-run.tar")
     assert packed["00-first/log.txt"].endswith("of the first\n")
@@ -93,7 +103,7 @@ def test_what_a_step_leaves_behind_ends_with_it(tmp_path):
     )
     assert stage(tmp_path).run([python("parent", code)], 60) == 0
     status = Path("/proc") / file.read_text() / "stat"
-    for _ in range(50):
+    for _ in range(600):
         if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.1)
@@ -101,24 +111,24 @@ def test_what_a_step_leaves_behind_ends_with_it(tmp_path):
 
 
 def test_without_time_nothing_is_started(tmp_path, capsys):
-    steps = [python("first", "import time; time.sleep(2)", 2), python("second", "pass", 5)]
-    assert stage(tmp_path).run(steps, 3.5, grace=2) == 1
+    planned = [python("first", "import time; time.sleep(2)", 2), python("second", "pass", 5)]
+    assert stage(tmp_path).run(planned, 3.5, grace=2) == 1
     assert results(capsys.readouterr().out)["second"] == "not started: no time left"
 
 
-def test_a_step_has_what_those_before_left_but_not_what_those_after_need(tmp_path, capsys):
-    steps = [
-        python("short", "pass", 20),
-        python("long", "import time; time.sleep(60)", 1),
-        python("last", "import time; time.sleep(4)", 5),
-    ]
-    begin = time.monotonic()
-    assert stage(tmp_path).run(steps, 10, grace=1) == 1
-    found = results(capsys.readouterr().out)
-    assert found["last"] == "passed"
-    limit = int(re.fullmatch(r"failed: not done after (\d+) s", found["long"])[1])
-    assert 1 < limit <= 4  # of 10 without the grace, its own and the last one's
-    assert time.monotonic() - begin < 11
+def test_a_step_has_what_those_before_left_but_not_what_those_after_need(tmp_path, monkeypatch):
+    now, limits = [0.0], []
+
+    def result(self, step, folder, limit):
+        limits.append(limit)
+        now[0] += 0.5 if step.name == "short" else limit
+        return "passed"
+
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Runner, "_result", result)
+    runner = Runner(tmp_path, {}, lambda: 0, lambda: None, lambda outcomes: None, 10, grace=1)
+    runner.run([python("short", "", 20), python("long", "", 1), python("last", "", 5)])
+    assert limits == [9, 3.5, 5]
 
 
 def test_children_run_natively_and_keep_their_kernels(tmp_path, monkeypatch):
@@ -162,44 +172,74 @@ def test_a_summary_that_fails_does_not_end_the_run(tmp_path, capsys):
 
 
 def start(tmp_path):
-    """A run whose second step goes on, once the archive has that step's file."""
+    """A run whose second step goes on, once the archive has all that this step writes."""
     command = [sys.executable, "-c", RUNS, str(tmp_path / "out")]
     paths = f"{ROOT}:{Path(__file__).parent}"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     path = tmp_path / "out" / "gpu-check-run.tar"
-    for _ in range(400):
-        if path.exists() and "goes on" in members(path).get("01-second/log.txt", ""):
+    for _ in range(1200):
+        found = members(path) if path.exists() else {}
+        if "goes on" in found.get("01-second/log.txt", "") and "triton_cache.tar.xz" in found:
             return process, path
         time.sleep(0.1)
     process.kill()
-    pytest.fail("the second step has not begun")
+    pytest.fail("the second step has not begun, or is not kept")
 
 
-def test_a_killed_run_leaves_what_there_is(tmp_path):
+def is_running(folder):
+    """Whether a process has a path in this folder among its arguments."""
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if str(folder).encode() in arguments.read_bytes():
+                return True
+    return False
+
+
+def test_a_killed_run_leaves_what_there_is_and_no_step(tmp_path):
     process, path = start(tmp_path)
     process.kill()
     process.wait()
     packed = members(path)
     assert packed["00-first/a.txt"] == "of the first"
     assert packed["01-second/b.txt"] == "of the second"
-    assert results((tmp_path / "out" / "summary.txt").read_text())["first"] == "passed"
-    for status in Path("/proc").glob("[0-9]*/cmdline"):  # its step has nobody to end it
-        if str(tmp_path).encode() in status.read_bytes():
-            subprocess.run(["kill", "-9", status.parent.name], check=True)
+    assert results(packed["summary-run.txt"])["first"] == "passed"
+    assert (tmp_path / "out" / "summary-run.txt").read_text() == packed["summary-run.txt"]
+    with tarfile.open(path) as tar, tarfile.open(fileobj=tar.extractfile(NAME)) as inner:
+        assert "triton/abc/kernel.cubin" in inner.getnames()
+    for _ in range(600):
+        if not is_running(tmp_path):
+            return
+        time.sleep(0.1)
+    pytest.fail("the step still runs")
 
 
-def test_ctrl_c_ends_the_step_and_prints_the_summary(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=str)
+def test_ctrl_c_ends_the_step_and_prints_the_summary(tmp_path, number):
     process, path = start(tmp_path)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     found = results(out)
     assert (found["first"], found["second"]) == ("passed", "interrupted")
-    assert (tmp_path / "out" / "summary.txt").read_text() == out
+    assert (tmp_path / "out" / "summary-run.txt").read_text() == out
     packed = members(path)
     assert packed["01-second/b.txt"] == "of the second"
     assert packed["01-second/log.txt"].endswith("KeyboardInterrupt\n")
+    assert packed["summary-run.txt"] == out
+
+
+def test_a_run_that_ignores_a_hangup_goes_on():
+    """As nohup starts it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with as_ctrl_c():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # nothing, while the run ends
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
@@ -218,7 +258,8 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
             ["--processes", "0"],
             "argument --processes: expected a whole number of at least 1, got '0'",
         ),
-        (["--out", "/proc/none"], "/proc/none: cannot be written: No such file or directory"),
+        (["--out", "/proc/none"], "--out /proc/none: cannot be made: No such file or directory"),
+        (["--out", __file__], f"--out {__file__}: is a file, expected a folder"),
         (["--triton-cache", "/none"], "--triton-cache /none: there is no such file or folder"),
         (
             ["--triton-cache", __file__],
@@ -229,7 +270,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
             f"--triton-cache {Path(__file__).parent}: holds no compiled kernels",
         ),
     ],
-    ids=["stage", "processes", "folder", "no cache", "no archive", "no kernels"],
+    ids=["stage", "processes", "folder", "file", "no cache", "no archive", "no kernels"],
 )
 def test_bad_input_ends_with_one_message(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(gpu_check, "make_plan", lambda stage, way: [])
@@ -239,10 +280,17 @@ def test_bad_input_ends_with_one_message(tmp_path, capsys, monkeypatch, argument
     assert re.fullmatch(f"error: {message}", line)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(InputError, match="out: cannot be written: File exists"):
-        stage(tmp_path)
+def test_a_folder_serves_a_stage_once(tmp_path):
+    stage(tmp_path)  # another run, which has just begun
+    refused = "out: holds files of a stage run already; give another folder$"
+    with pytest.raises(InputError, match=refused):
+        stage(tmp_path, work="second")
+    (tmp_path / "out" / "summary-run.txt").rename(tmp_path / "out" / "summary-rows.txt")
+    (tmp_path / "out" / "gpu-check-run.tar").write_text("of a run before")
+    with pytest.raises(InputError, match=refused):
+        stage(tmp_path, work="third")
+    (tmp_path / "out" / "gpu-check-run.tar").rename(tmp_path / "out" / "gpu-check-rows.tar")
+    stage(tmp_path, work="fourth")
 
 
 def test_make_runs_a_stage():

@@ -14,11 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from emanet_triton.bench.gpu_check.archive import Archive
 from emanet_triton.bench.gpu_check.caches import NAME, Caches
-from emanet_triton.bench.gpu_check.own import REHEARSAL, WARM, add_processes, read_json
+from emanet_triton.bench.gpu_check.endings import as_ctrl_c
+from emanet_triton.bench.gpu_check.own import (
+    REHEARSAL,
+    WARM,
+    add_processes,
+    check_gpu,
+    make_folder,
+    read_json,
+)
 from emanet_triton.bench.gpu_check.plan import (
     REHEARSAL_SECONDS,
     ROOT,
@@ -36,7 +42,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.tiles import ARCHS
 
-SUMMARY = "summary.txt"
+PACK_EVERY = 60.0  # seconds after which the kernels of a running step are packed
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,19 +50,17 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         InputError: bad arguments, no GPU, or a folder or a cache that is not as it should be.
+        KeyboardInterrupt: by Ctrl-C, a hangup or SIGTERM; the files hold what there was.
     """
     options = _options(arguments)
-    if not options.rehearse and not torch.cuda.is_available():
-        raise InputError(
-            "gpu-check needs a GPU, and PyTorch finds none here; --rehearse does without"
-        )
+    if not options.rehearse:
+        check_gpu("gpu-check")
     way = Way(options.rehearse, options.tiny, options.arch, options.processes)
     title = f"gpu-check --stage {options.stage}"
     title += f", {REHEARSAL}" if options.rehearse else ""
     steps = make_plan(options.stage, way)
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        name = f"gpu-check-{options.stage}.tar"
-        stage = Stage(title, Path(work), options.out, name, options.triton_cache)
+    with as_ctrl_c(), tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
+        stage = Stage(title, Path(work), options.out, options.stage, options.triton_cache)
         return stage.run(steps, 2 * REHEARSAL_SECONDS if options.rehearse else SECONDS)
 
 
@@ -87,11 +91,12 @@ class Stage:
         title: first line of the summary.
         work: an empty folder, for what the steps write.
         out: the folder of the archive and of the summary.
-        name: of the archive.
+        name: of the stage.
         given: what ``Caches.fill`` takes.
 
     Raises:
-        InputError: the folder cannot be written, or there are no kernels in ``given``.
+        InputError: ``out`` cannot be written or has files of this stage, or there are no kernels
+            in ``given``.
     """
 
     title: str
@@ -109,14 +114,25 @@ class Stage:
         self.caches = Caches(self.work / "caches")
         self.caches.fill(self.given)
         self.carried = self.caches.count()
-        self.archive = Archive(self.out / self.name, files)
-        self._packed = 0
-        self._begin = time.monotonic()
+        self.archive = Archive(self.out / f"gpu-check-{self.name}.tar", files)
+        self._summary_name = f"summary-{self.name}.txt"
+        self._packed = 0, 0
+        self._begin = self._packed_at = time.monotonic()
+        self._claim()
+
+    def _claim(self) -> None:
+        """Make the folder and the summary, which nobody may have made before."""
+        make_folder(self.out)
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out / SUMMARY, b"")
+            if self.archive.path.exists():
+                raise FileExistsError
+            (self.out / self._summary_name).open("x").close()
+        except FileExistsError:
+            raise InputError(
+                f"--out {self.out}: holds files of a stage {self.name} already; give another folder"
+            ) from None
         except OSError as error:
-            raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+            raise InputError(f"--out {self.out}: cannot be written: {error.strerror}") from None
 
     def run(self, steps: Sequence[Step], seconds: float, grace: float = GRACE) -> int:
         """Run the steps, then print the summary: 1 where one failed, else 0.
@@ -130,7 +146,7 @@ class Stage:
             work=self.archive.folder,
             environment=environment(ROOT, self.caches.triton, self.caches.package),
             count=self.caches.count,
-            keep=self.archive.update,
+            keep=self._keep,
             finished=self._finished,
             seconds=seconds,
             grace=grace,
@@ -138,24 +154,40 @@ class Stage:
         try:
             runner.run(steps)
         finally:
-            self._finished(runner.outcomes)
-            print(self._summary(runner.outcomes))
+            text = self._finished(runner.outcomes)
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                print(text, flush=True)
         return 1 if any(outcome.failed for outcome in runner.outcomes) else 0
 
-    def _finished(self, outcomes: Sequence[Outcome]) -> None:
-        """Keep all that there is after a step."""
-        count = self.caches.count()
+    def _keep(self) -> None:
+        """Keep what a running step has written so far."""
+        if time.monotonic() - self._packed_at >= PACK_EVERY:
+            self._pack()
+        self.archive.update()
+
+    def _finished(self, outcomes: Sequence[Outcome]) -> str:
+        """Keep all that there is after a step; the summary so far."""
+        self._pack()
+        self.archive.update()
+        text = self._summary(outcomes)
         with contextlib.suppress(OSError):  # the run is worth more than its files
-            if count != self._packed:
+            for folder in (self.archive.folder, self.out):
+                write_whole(folder / self._summary_name, f"{text}\n".encode())
+        self.archive.update()
+        return text
+
+    def _pack(self) -> None:
+        """Pack the compiled kernels, if there are new ones."""
+        with contextlib.suppress(OSError):  # a step has just removed one, or the disk is full
+            state = self.caches.state()
+            if state != self._packed:
                 self.caches.pack(self.archive.folder / NAME)
-                self._packed = count
-            self.archive.update()
-            write_whole(self.out / SUMMARY, f"{self._summary(outcomes)}\n".encode())
+                self._packed = state
+        self._packed_at = time.monotonic()
 
     def _summary(self, outcomes: Sequence[Outcome]) -> str:
-        passed = sum(outcome.result == PASSED for outcome in outcomes)
         took = time.monotonic() - self._begin
-        title = f"{self.title}: {passed} of {len(outcomes)} steps passed, {took:.0f} s"
+        title = f"{self.title}: {_counts(outcomes)}, {took:.0f} s"
         try:
             return summarise(title, outcomes, self._notes(outcomes))
         except Exception as error:  # half a file, of whatever form
@@ -178,6 +210,14 @@ class Stage:
                     "kernels"
                 )
         return notes
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    """How many steps passed, were absent and failed."""
+    passed = sum(outcome.result == PASSED for outcome in outcomes)
+    failed = sum(outcome.failed for outcome in outcomes)
+    others = {"absent": len(outcomes) - passed - failed, "failed": failed}
+    return ", ".join([f"{passed} passed", *(f"{n} {name}" for name, n in others.items() if n)])
 
 
 def all_missed(outcomes: Sequence[Outcome]) -> bool:

@@ -1,5 +1,6 @@
 """Commands one after the other within a time: each in a process of its own that ends with it."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emanet_triton.bench.gpu_check.endings import guard
 from emanet_triton.bench.rows import PASSED
 
 GRACE = 8.0  # seconds that a step has to write what it has, after its time
@@ -99,7 +101,8 @@ class Runner:
             folder = self.work / f"{number:02}-{step.name}"
             self._run(step, folder, min(left, step.seconds + max(0.0, spare)))
             self.finished(self.outcomes)
-            print(f"{step.name}: {self.outcomes[-1].result}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                print(f"{step.name}: {self.outcomes[-1].result}", file=sys.stderr, flush=True)
 
     def _run(self, step: Step, folder: Path, limit: float) -> None:
         if absent := why_absent(step):
@@ -118,7 +121,7 @@ class Runner:
 
     def _result(self, step: Step, folder: Path, limit: float) -> str:
         command = [part.replace(OUT, str(folder)) for part in step.command]
-        with (folder / LOG).open("w") as log:
+        with guard() as ends_with_us, (folder / LOG).open("w") as log:
             log.write(f"{' '.join(command)}\n")
             log.flush()
             try:
@@ -132,10 +135,11 @@ class Runner:
                 )
             except OSError as error:
                 return f"failed: cannot be started: {error.strerror}"
-        try:
-            code = self._wait(process, limit)
-        finally:
-            hung = self._end(process)
+            try:
+                ends_with_us(process.pid)
+                code = self._wait(process, limit)
+            finally:
+                hung = self._end(process)
         if code is None:
             return f"failed: not done after {limit:.0f} s" + (", and hung" if hung else "")
         return PASSED if code == 0 else f"failed: {_describe(code)}"
