@@ -101,7 +101,7 @@ def outcomes(tmp_path):
 
 def test_every_finding_is_there(outcomes):
     text = summarise("the title", outcomes, ["a note", ""])
-    lines = text.splitlines()
+    lines = text.replace("\n    ", " ").splitlines()  # without the wrapping
     assert lines[0] == "the title"
     assert "a note" in lines
     for expected in (
@@ -113,21 +113,21 @@ def test_every_finding_is_there(outcomes):
         r"model +passed +12 +3 of 4",
         r"correct: conv-rows 0 of 12, em-block 1 of 1, labels 0 of 1",
         r"  labels: slide: failed: labels: 1 of 960 wrong, the first at \[0, 1, 2\]",
-        r"  \.\.\. and 5 more in correct\.jsonl",
+        r"  \.\.\. and 7 more in correct\.jsonl",
         r"  model: r50 whole 1024x2048 from=device: triton-bf16 failed: error 1 above 0\.1",
         r"r50 whole 1024x2048 from=device +12 +7 +- +6\.5 +153\.8 +6-6\.6 +1\.03x",
         r"em block B=1 N=32768 bf16 channels-last +0\.43 +0\.5 +3 +0\.2-0\.23 +2\.00x",
         r"post whole 1024x2048 bf16 +0\.05 +- +9",
         r"3x3 C=512 +128x256x64 +0\.4 +128x128x64 +0\.3 +50%",
-        r"absent \(there is no ncu here\): ncu",
-        r"absent \(No module named 'x'\): tensorrt",
+        r"absent \(there is no ncu here\): steps ncu",
+        r"absent \(No module named 'x'\): providers tensorrt",
     ):
         assert any(re.fullmatch(expected, line.rstrip()) for line in lines), expected
 
 
 def test_the_ten_layers_furthest_from_the_floor(outcomes):
     text = summarise("", outcomes)
-    found = re.findall(r"^3x3 C=(\d+) O=64 .* bf16 +(\w+) .*$", text, re.MULTILINE)
+    found = re.findall(r"^3x3 C=(\d+) O=64 H=64 relu +(\w+) .*$", text, re.MULTILINE)
     assert found == [(str(n), "cudnn") for n in range(12, 2, -1)]
     (line,) = (line for line in text.splitlines() if line.startswith("3x3 C=12 "))
     assert line.split()[-7:] == ["1.2", "0.2", "0.1", "12", "2.4", "1.8-2.2", "1.20x"]
@@ -148,6 +148,44 @@ def test_at_most_sixty_lines_of_some_width(outcomes, tmp_path):
     assert max(map(len, lines)) == WIDTH
     assert re.fullmatch(r"\.\.\. and \d+ lines more", lines[-1])
     assert sum(len(line) + 1 for line in lines) < 12_000
+
+
+def test_all_families_are_shown(tmp_path):
+    names = [f"a-family-of-{n}" for n in range(12)]
+    for name in names:
+        (tmp_path / "correct").mkdir(exist_ok=True)
+        finding = Finding(name, "case", "absent: rehearsal")
+        own.append_json(tmp_path / "correct" / own.CORRECT, finding.as_dict())
+    text = summarise("", [outcome(tmp_path, "correct")])
+    assert set(re.findall(r"(a-family-of-\d+) 0 of 1", text)) == set(names)
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_rehearsal_shows_forecasts_and_what_is_absent(tmp_path):
+    step = outcome(tmp_path, "conv")
+    forecast = replace(conv_rows()[-1], predicted_ms="1.8-2.2")
+    unmeasured = without_times(forecast, "triton", "absent: rehearsal")
+    write_csv(tmp_path / "conv" / "conv.csv", [unmeasured])
+    skipped = outcome(tmp_path, "memcheck", "absent: rehearsal")
+    lines = summarise("", [step, skipped]).splitlines()
+    assert any(line.startswith("convolutions with a forecast ") for line in lines)
+    assert not any(line.startswith("furthest") for line in lines)
+    assert lines[-1] == "absent (rehearsal): steps memcheck; providers triton"
+
+
+def test_the_widest_tables_fit(tmp_path):
+    name = "1x1 C=512 O=2048 H=97 W=97 stride=1 dilation=1 residual relu B=8 bf16 r101-whole=12"
+    step = outcome(tmp_path, "all")
+    layer = row("conv", name, "cudnn-benchmark", 0.1234, cold_ms=0.1234, **ON_GPU)
+    layer = with_floor(replace(layer, predicted_ms="0.065-0.075"), 0.01234, 90.0)
+    write_csv(tmp_path / "all" / "conv.csv", [layer, replace(layer, provider="triton")])
+    tile = {"shape": f"{name} triton", "floor_share": 0.5, "ms": 0.1234, "cold_ms": 1.0}
+    tile |= {"tile": "128x256x64 warps=8 stages=4", "shipped": True}
+    own.write_table(tmp_path / "all" / own.SWEEP, [tile])
+    lines = summarise("", [step]).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert not any(line.startswith("    ") for line in lines)  # none is wrapped
+    assert any(re.search(r"residual relu B=8 +128x256x64 w8 s4 +0\.1234 ", line) for line in lines)
 
 
 def test_nothing_at_all():

@@ -2,18 +2,18 @@
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from tabulate import tabulate
 
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.steps import LOG, Outcome
 from emanet_triton.bench.rows import PASSED, Row, read_rows
 from emanet_triton.errors import InputError
 
-LINES, WIDTH = 60, 170  # at most
-WRONG, LAYERS, OTHERS, ABSENT = 8, 10, 6, 4  # lines of a kind, at most
+LINES, WIDTH = 60, 120  # at most
+PARTS = 3  # lines that a long one is wrapped into, at most
+WRONG, LAYERS, OTHERS, ABSENT = 6, 10, 6, 4  # entries of a kind, at most
 NETWORKS = {  # providers of the suite model, as the table names them
     "plain-fp32": "plain fp32",
     "plain-bf16": "plain",
@@ -22,7 +22,8 @@ NETWORKS = {  # providers of the suite model, as the table names them
     "fused-fp32": "chosen fp32",
     "fused-bf16": "chosen",
 }
-USES = re.compile(r" r\d+-\w+=\d+")  # at the end of a convolution's name
+# In a convolution's name: what most of the networks' have, and what follows from the rest.
+USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|triton|r\d+-\w+=\d+)(?= |$)")
 
 
 def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()) -> str:
@@ -44,10 +45,22 @@ def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()
     lines += _sweep(outcomes)
     lines += _host(outcomes)
     lines += _absent(outcomes, rows)
-    lines = [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines if line]
+    lines = [part for line in lines for part in _wrapped(line)]
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], f"... and {len(lines) - LINES + 1} lines more"]
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as lines of the width; none of an empty one."""
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        subsequent_indent="    ",
+        max_lines=PARTS,
+        placeholder=" ...",
+        break_on_hyphens=False,
+    )
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -192,12 +205,13 @@ def _layers(rows: Sequence[Row]) -> list[str]:
         if row.p50_ms and (row.case not in best or row.p50_ms < best[row.case].p50_ms):
             best[row.case] = row
     chosen = sorted(best.values(), key=lambda row: -(row.x_floor or 0))
+    title = "furthest from the floor" if chosen else "convolutions with a forecast"
     chosen = chosen or [row for row in own_rows if row.predicted_ms]
     forecasts = {row.case: row.predicted_ms for row in own_rows if row.provider == "triton"}
     triton = {row.case: row.p50_ms for row in own_rows if row.provider == "triton"}
     lines = [
         [
-            USES.sub("", row.case), row.provider if row.p50_ms else "-",
+            USUAL.sub("", row.case), row.provider if row.p50_ms else "-",
             _ms(row.p50_ms), _ms(row.cold_ms), _ms(row.floor_ms), _ms(row.x_floor),
             _ms(triton.get(row.case)), forecasts.get(row.case, ""),
             factor(triton.get(row.case), forecasts.get(row.case, "")),
@@ -205,7 +219,7 @@ def _layers(rows: Sequence[Row]) -> list[str]:
         for row in chosen[:LAYERS]
     ]  # fmt: skip
     columns = ["fastest", "ms", "cold", "floor", "x floor", "Triton", "predicted", "factor"]
-    return _table(lines, ["furthest from the floor", *columns])
+    return _table(lines, [title, *columns])
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
@@ -233,11 +247,14 @@ def _sweep(outcomes: Sequence[Outcome]) -> list[str]:
         best = min(timed, key=lambda row: float(row["ms"]), default=None)
         share = f"{float(best['floor_share']):.0%}" if best and best["floor_share"] else "-"
         times = [_ms(float(row["ms"]) if row and row["ms"] else None) for row in (shipped, best)]
-        lines.append(
-            [shape, shipped["tile"], times[0], best["tile"] if best else "-", times[1], share]
-        )
+        tiles = [_short_tile(row["tile"]) if row else "-" for row in (shipped, best)]
+        lines.append([USUAL.sub("", shape), tiles[0], times[0], tiles[1], times[1], share])
     columns = ["shipped tile", "ms", "best tile", "ms", "of the floor"]
     return _table(lines, [f"sweep of {len(swept)} tiles", *columns])
+
+
+def _short_tile(tile: str) -> str:
+    return tile.replace("warps=", "w").replace("stages=", "s")
 
 
 def _host(outcomes: Sequence[Outcome]) -> list[str]:
@@ -253,19 +270,26 @@ def _host(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _absent(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[str]:
     """What did not run, with the reason, each reason once."""
-    found: dict[str, dict[str, None]] = {}
-    pairs = [(outcome.step.name, outcome.result) for outcome in outcomes]
-    pairs += [(row.provider, row.gate) for row in rows]
-    for name, result in pairs:
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    each = [("steps", outcome.step.name, outcome.result) for outcome in outcomes]
+    each += [("providers", row.provider, row.gate) for row in rows]
+    for kind, name, result in each:
         if result.startswith("absent: "):
-            found.setdefault(result.removeprefix("absent: "), {})[name] = None
-    return [f"absent ({reason}): {', '.join(names)}" for reason, names in found.items()][:ABSENT]
+            kinds = found.setdefault(result.removeprefix("absent: "), {})
+            kinds.setdefault(kind, {})[name] = None
+    lines = []
+    for reason, kinds in found.items():
+        said = "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items())
+        lines.append(f"absent ({reason}): {said}")
+    return lines[:ABSENT]
 
 
 def _table(lines: list[list[str]], columns: list[str]) -> list[str]:
     if not lines:
         return []
-    return tabulate(lines, columns, tablefmt="plain", disable_numparse=True).splitlines()
+    lines = [columns, *lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _ms(value: float | None) -> str:
