@@ -20,10 +20,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 # Everything that needs a GPU, a stage of nine minutes at a time, with what $(PYTHON) has. STAGE is
-# run, profile or rows, OUT a folder for its files; docs/gpu.md says more.
+# run, profile or rows, OUT a folder for its files, ARGS more options; docs/gpu.md says more.
 gpu-check:
 	PYTHONPATH=. $(PYTHON) -m emanet_triton.bench gpu-check --stage $(or $(STAGE),run) \
-		--out $(or $(OUT),gpu-check)
+		--out $(or $(OUT),gpu-check) $(ARGS)
 
 clean:
 	rm -rf .venv .venvs build *.egg-info

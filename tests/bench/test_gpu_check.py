@@ -294,7 +294,9 @@ def test_a_folder_serves_a_stage_once(tmp_path):
 
 
 def test_make_runs_a_stage():
-    command = ["make", "-n", "gpu-check", "STAGE=rows", "OUT=here", "PYTHON=py"]
+    command = ["make", "-n", "gpu-check", "STAGE=rows", "OUT=here", "PYTHON=py", "ARGS=--tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     command = " ".join(done.stdout.replace("\\\n", "").split())
-    assert command == "PYTHONPATH=. py -m emanet_triton.bench gpu-check --stage rows --out here"
+    assert command == (
+        "PYTHONPATH=. py -m emanet_triton.bench gpu-check --stage rows --out here --tiny"
+    )

@@ -147,6 +147,14 @@ def test_the_kernel_tests_run_where_they_are(tmp_path, monkeypatch, has_tests):
     assert all(Path(file).exists() == has_tests for file in ignored)
 
 
+def test_the_commands_of_the_page_can_be_copied():
+    text = (plan.ROOT / "docs" / "gpu.md").read_text()
+    given = re.findall(r"^    (?:make|python -m \S+) (gpu-check.*)$", text, re.MULTILINE)
+    assert len(given) == 3
+    assert not re.search(r"^    \.\.\.", text, re.MULTILINE)
+    assert "summary.txt" not in text
+
+
 def test_the_page_for_a_gpu_names_what_exists():
     text = (plan.ROOT / "docs" / "gpu.md").read_text()
     assert len(text.splitlines()) <= 200
