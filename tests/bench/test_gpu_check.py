@@ -149,6 +149,18 @@ def test_children_run_natively_and_keep_their_kernels(tmp_path, monkeypatch):
         assert {"triton/abc/kernel.cubin", "xdg/emanet_triton/choice.json"} < set(inner.getnames())
 
 
+def test_the_kernels_of_a_long_step_are_packed_once_a_minute(tmp_path):
+    made = stage(tmp_path)
+    (made.caches.triton / "abc").mkdir()
+    (made.caches.triton / "abc" / "kernel.cubin").write_text("compiled")
+    made._keep()
+    assert not (made.archive.folder / NAME).exists()
+    made._packed_at -= gpu_check.PACK_EVERY
+    made._keep()
+    assert (made.archive.folder / NAME).exists()
+    assert gpu_check.PACK_EVERY == 60
+
+
 @pytest.mark.parametrize(("hits", "told"), [(0, True), (3, False)])
 def test_a_carried_cache_without_a_hit_is_told(tmp_path, capsys, hits, told):
     entry = tmp_path / "cache" / "ABC"
