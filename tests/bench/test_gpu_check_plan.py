@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_the_commands_of_the_page_can_be_copied():
     assert len(given) == 3
     assert not re.search(r"^    \.\.\.", text, re.MULTILINE)
     assert "summary.txt" not in text
+
+
+def test_the_page_times_torch_compile():
+    text = (plan.ROOT / "docs" / "gpu.md").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^    python -m emanet_triton.bench (model .*)$", text, re.MULTILINE)
+    given = parse(shlex.split(command), list(SUITES))
+    selection = Selection("cuda", networks=("r50",), providers=tuple(given.providers))
+    (case,) = (c for c in model.cases(selection) if any(t in c.name for t in given.cases))
+    assert set(given.providers) < set(case.providers)
 
 
 def test_the_page_for_a_gpu_names_what_exists():

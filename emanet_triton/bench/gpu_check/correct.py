@@ -16,7 +16,8 @@ from emanet_triton.bench.gpu_check.compared import Finding, gate_of
 from emanet_triton.bench.gpu_check.families import FAMILIES
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu
-from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.measure import Lost, Watch
+from emanet_triton.errors import describe
 
 AT_ONCE = 6  # processes, which share one GPU
 MANY = 100  # cases of a family, which two processes share

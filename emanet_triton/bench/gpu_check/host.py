@@ -14,8 +14,9 @@ from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import has_kernel
-from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import PASSED
+from emanet_triton.errors import describe
 from emanet_triton.kernels.conv import BOTTLENECK_PROVIDERS, PROVIDERS
 from emanet_triton.models.emanet import logits_size
 

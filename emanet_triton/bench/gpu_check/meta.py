@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from emanet_triton.bench.measure import describe
 from emanet_triton.bench.walk import OperatorCall
+from emanet_triton.errors import describe
 from emanet_triton.kernels import (
     conv_bottleneck,
     conv_tiles,

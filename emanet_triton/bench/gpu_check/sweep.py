@@ -19,11 +19,12 @@ from emanet_triton.bench.gpu_check.families import MODES, separate, small_calls
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.machine import Machine, measure_machine
-from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.bench.suites.conv_layers import Layer, layers
 from emanet_triton.bench.walk import OperatorCall, walk
+from emanet_triton.errors import describe
 from emanet_triton.kernels import compiled_code, conv_tiles, conv_triton
 from emanet_triton.kernels.cost import Cost
 from emanet_triton.kernels.launch import TileReplaced

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from emanet_triton.bench.gpu_check import own
-from emanet_triton.bench.measure import describe
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.suites import model
+from emanet_triton.errors import describe
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.replay import Replay
 

@@ -16,7 +16,8 @@ from emanet_triton.bench.gpu_check.families import launches
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Compiled, Gpu, KernelKey, Launch
 from emanet_triton.bench.gpu_check.sweep import swept_launches
-from emanet_triton.bench.measure import Lost, Watch, describe
+from emanet_triton.bench.measure import Lost, Watch
+from emanet_triton.errors import describe
 
 SILENCE = 60  # seconds: a kernel takes about one
 
