@@ -26,6 +26,7 @@ RUNS = {
     "emanet_triton.kernels.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers torch",
     "emanet_triton.bench em": "--tiny --rounds 1 --providers torch --csv {new}/em.csv",
+    "emanet_triton.bench model": "--tiny --rounds 1 --providers plain-fp32",
     "emanet_triton.bench compare": "{results}/em_cpu.csv {results}/em_cpu.csv",
     "emanet_triton.bench report": "--check --results {results} --readme {root}/README.md",
     "emanet_triton.bench gpu-check": "--out {new}/gpu-check",

@@ -306,7 +306,8 @@ def test_a_folder_serves_a_stage_once(tmp_path):
 
 
 def test_make_runs_a_stage():
-    command = ["make", "-n", "gpu-check", "STAGE=rows", "OUT=here", "PYTHON=py", "ARGS=--tiny"]
+    made = "STAGE=rows OUT=here PYTHON=py ARGS=--tiny"
+    command = ["make", "--no-print-directory", "-n", "gpu-check", *made.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     command = " ".join(done.stdout.replace("\\\n", "").split())
     assert command == (
