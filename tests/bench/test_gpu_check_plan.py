@@ -115,6 +115,14 @@ def test_a_run_checks_every_family():
     assert "chosen" in next(s for s in make_plan("rows", GPU) if s.name == "correct").command
 
 
+def test_a_run_waits_for_no_compiler_but_tritons():
+    """``torch.compile`` would take the seconds of the step."""
+    (em,) = (step for step in make_plan("run", GPU) if step.name == "em")
+    given = parse(list(em.command[3:]), list(SUITES))
+    assert given.providers
+    assert not any("compiled" in name for name in given.providers)
+
+
 def test_only_a_sweep_compiles_its_tiles():
     swept = [stage for stage in STAGES if "--sweep" in make_plan(stage, GPU)[1].command]
     assert swept == ["profile"]
