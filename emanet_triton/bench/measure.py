@@ -27,7 +27,7 @@ from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.errors import describe
 
 Times = Mapping[str, list[Timed]]
-EARLY_SECONDS = 1.0  # after which the row of a provider alone is of the times that there are
+EARLY_SECONDS = 1.0  # after which the early row of a provider gets no further times
 
 
 class Lost(Exception):  # noqa: N818 (it says what happened to the process)

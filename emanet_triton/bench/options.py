@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     what.add_argument("--batches", nargs="+", type=_count, default=[], metavar="N")
     what.add_argument("--networks", nargs="+", choices=NETWORKS, default=[])
     what.add_argument(
-        "--cases", nargs="+", default=[], metavar="TEXT", help="whose name holds one of these"
+        "--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name contains a TEXT"
     )
     what.add_argument("--tiny", action="store_true", help="smallest cases: whether all runs")
 
@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         type=_positive,
         default=900,
         metavar="S",
-        help="on a GPU: end a provider that gives no sign of life for so long (default: 900)",
+        help="on a GPU: end a provider after S seconds without a sign of life (default: 900)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE")

@@ -93,8 +93,8 @@ def demo_dataset() -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=f"{root.name}-", dir=cache))
     except OSError as error:
         raise InputError(
-            f"{cache}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that "
-            "can be"
+            f"{cache}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to a writable "
+            "folder"
         ) from error
     try:
         write_scenes(temporary, "val", DEMO_COUNT)

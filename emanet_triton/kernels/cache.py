@@ -49,8 +49,8 @@ class Cache:
                 write_whole(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
             except OSError as error:
                 warnings.warn(
-                    f"{self.path}: cannot be written, so the next process has to find out again "
-                    f"what this one has: {error}",
+                    f"{self.path}: cannot be written, so the next process repeats the work: "
+                    f"{error}",
                     stacklevel=2,
                 )
 

@@ -182,8 +182,8 @@ def loads_are_contiguous(row: dict[str, str]) -> bool:
     """Whether a thread can load 16 bytes at once.
 
     It cannot where interpolation gathers, in NCHW features whose number of positions is odd, or
-    where an image has three channels. Nor can it for a TF32 product of sm_90 and sm_100, which
-    takes both operands along the summed axis, where memory is contiguous along the other one.
+    where an image has three channels. Nor can it for a TF32 product on sm_90 and sm_100:
+    the product reads its operands along the summed axis, and memory is contiguous along the other.
     """
     narrow = {"resample_kernel"}
     if row["target"] in ("sm_90", "sm_100") and "PRECISION=tf32 " in row["configuration"]:

@@ -26,9 +26,9 @@ class Figures(NamedTuple):
         shared: bytes of a program.
         tensor_core, count: the commonest tensor-core instruction, and how many there are.
         waits: for tensor-core instructions, on sm_90.
-        load, full_load: bytes that a thread loads at once where that is the least compared with
-            what the tile would allow, and what it would allow. Scalars do not count, nor do tiles
-            that a descriptor loads.
+        load, full_load: of the load with the smallest ``load / full_load``: the bytes that a
+            thread loads at once, and the bytes that the tile would allow. Scalars and tiles that
+            a descriptor loads do not count.
     """
 
     registers: int

@@ -2,7 +2,7 @@
 
 The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.json``, by device, versions and
 the sources of the kernels. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then the
-default computes everything, cuDNN.
+first candidate computes everything, on an NVIDIA GPU cuDNN.
 """
 
 import functools
@@ -66,12 +66,12 @@ def choose(
         if not watch.explains(error):
             raise
         warnings.warn(
-            f"no memory to measure {key}, so {default} it is: {first_line(error)}", stacklevel=2
+            f"no memory to measure {key}; {default} is used: {first_line(error)}", stacklevel=2
         )
         return default
     if winner is None:
         _HOPELESS.add((device, key))
-        warnings.warn(f"no provider is left for {key}, so {last_resort} it is", stacklevel=2)
+        warnings.warn(f"no provider is left for {key}; {last_resort} is used", stacklevel=2)
         return last_resort
     cache.put(key, winner)
     return winner

@@ -102,8 +102,7 @@ def _replace(tile: Tile, device: torch.device, error: triton.OutOfResources) -> 
         _REPLACEMENTS[device, tile] = replacement
     if is_first:
         warnings.warn(
-            f"{tile.kernel} does not fit {device} with its usual tile: it needs {error.required} "
-            f"of {error.name}, {error.limit} are there; a smaller tile runs in its place, more "
-            "slowly",
+            f"{tile.kernel} does not fit {device} with its usual tile: {error.name} required "
+            f"{error.required}, available {error.limit}; a smaller, slower tile runs instead",
             stacklevel=2,
         )

@@ -15,9 +15,10 @@ def cuda_fp32(precision: str) -> Iterator[None]:
     """Within, cuDNN's operations and matrix products are ``"ieee"`` or ``"tf32"``.
 
     PyTorch lets cuDNN round to TF32 unless told otherwise. It has an old and a new interface for
-    this, and raises where their settings differ, so both are set here. They are settings of the
-    process, put back at the end; only a setting of cuDNN's that was never made is afterwards the
-    one that PyTorch showed for it, as after ``torch.backends.cudnn.flags``.
+    this, and raises where their settings differ, so both are set here. The
+    settings belong to the process, and the end restores them. One difference stays, as with
+    ``torch.backends.cudnn.flags``: a cuDNN setting that nobody had set then holds the value that
+    PyTorch showed for the setting before.
     """
     if _is_set(precision):
         yield
@@ -81,7 +82,8 @@ def _own(setting: Any, *parents: Any) -> str:
 def _legacy() -> tuple[bool, str]:
     """cuDNN's ``allow_tf32`` and the matrix products' precision in the old interface.
 
-    They can be read only where the new one agrees, so that is changed until it does.
+    PyTorch raises on reading an old setting that differs from the new interface. So this function
+    changes the new settings until PyTorch can read the old ones.
     """
     _, conv, rnn, *matmuls = (setting for setting, *_ in _places())
     conv.fp32_precision = rnn.fp32_precision = "tf32"

@@ -39,10 +39,10 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
     problem = _problem("fused", fused, model, dtype)
     if problem is None:
         return fused
-    message = f"the fused network does not work on {device} ({problem}); the plain one runs instead"
+    message = f"the fused network fails on {device} ({problem}); the plain network runs instead"
     problem = _problem("plain", functools.partial(plain_logits, model, dtype), model, dtype)
     if problem is not None:
-        message += f", with PyTorch's EM attention, as its own does not work, either ({problem})"
+        message += f", with PyTorch's EM attention, because the model's own fails too ({problem})"
         model = with_torch_attention(model)
     warnings.warn(message, stacklevel=2)
     return model

@@ -172,7 +172,7 @@ def test_a_carried_cache_without_a_hit_is_told(tmp_path, capsys, hits, told):
     assert stage(tmp_path, tmp_path / "cache").run([step], 60) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "kernels carried: 1" in lines
-    missed = "none of them was a hit: they are of another Triton or Python, or of other kernels"
+    missed = "no carried kernel was used: another Triton, Python, GPU or kernel source"
     assert (missed in lines) == told
 
 

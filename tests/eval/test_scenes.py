@@ -132,7 +132,7 @@ def test_demo_dataset_made_twice_at_once(small_demo, monkeypatch):
     assert len(find_samples(other)) == 2
 
 
-UNWRITABLE = "{}/emanet_triton: cannot be written ({}); set XDG_CACHE_HOME to a folder that can be"
+UNWRITABLE = "{}/emanet_triton: cannot be written ({}); set XDG_CACHE_HOME to a writable folder"
 
 
 def test_cache_that_cannot_be_made(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_a_broken_file_is_ignored_and_replaced(path, content):
 
 def test_a_file_that_cannot_be_written_is_done_without(path):
     path.parent.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="ignored|the next process has to find out again") as seen:
+    with pytest.warns(UserWarning, match="ignored|the next process repeats the work") as seen:
         kept = Cache("cache.json", "here")
         kept.put("a", "cudnn")
     assert "cannot be written" in str(seen[-1].message)

@@ -177,7 +177,7 @@ def test_the_last_resort_where_all_fail(gpu, tmp_path):
     with pytest.warns(UserWarning, match="left out|left for") as warned:
         assert choose(cudnn=broken, torch=broken, triton=broken) == "torch"
         assert choose() == "torch"  # without another search
-    assert str(warned[-1].message) == f"no provider is left for {KEY}, so torch it is"
+    assert str(warned[-1].message) == f"no provider is left for {KEY}; torch is used"
     assert len(warned) == 4
     assert not cache_file(tmp_path).exists()
 
@@ -202,7 +202,7 @@ def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):
         assert choose(check=make_check(Call(error=NO_ENGINE))) == "torch"
     assert [str(w.message) for w in warned] == [
         f"{KEY} cannot be checked: {NO_ENGINE}",
-        f"no provider is left for {KEY}, so torch it is",
+        f"no provider is left for {KEY}; torch is used",
     ]
     assert not cache_file(tmp_path).exists()
 
@@ -213,7 +213,7 @@ def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):
 )
 def test_without_memory_the_default_is_taken_and_nothing_kept(gpu, tmp_path, name, error):
     candidates = {"cudnn": Call(), "triton": Call(), name: Call(error=error)}
-    with pytest.warns(UserWarning, match="no memory to measure a convolution, so cudnn it is"):
+    with pytest.warns(UserWarning, match="no memory to measure a convolution; cudnn is used"):
         assert choose(**candidates) == "cudnn"
     assert not cache_file(tmp_path).exists()
     assert choose() == "triton"
@@ -221,7 +221,7 @@ def test_without_memory_the_default_is_taken_and_nothing_kept(gpu, tmp_path, nam
 
 def test_without_an_engine_for_lack_of_memory_nothing_is_kept(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(conv_choice.MemoryWatch, "_is_short", lambda watch: True)
-    with pytest.warns(UserWarning, match="no memory to measure a convolution, so cudnn it is"):
+    with pytest.warns(UserWarning, match="no memory to measure a convolution; cudnn is used"):
         assert choose(cudnn=Call(), torch=Call(error=NO_ENGINE)) == "cudnn"
     assert not cache_file(tmp_path).exists()
 

@@ -62,8 +62,8 @@ def test_the_next_smaller_tile_is_taken_once_and_remembered():
     with pytest.warns(UserWarning) as warned:
         tile = operator(kernel)
     assert [str(w.message) for w in warned] == [
-        "a_kernel does not fit cpu with its usual tile: it needs 4096 of shared memory, 1024 are "
-        "there; a smaller tile runs in its place, more slowly"
+        "a_kernel does not fit cpu with its usual tile: shared memory required 4096, available "
+        "1024; a smaller, slower tile runs instead"
     ]
     assert (tile.num_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
     assert operator(kernel) == tile  # a second warning would be an error
@@ -146,4 +146,4 @@ def test_all_operators_run_on_a_gpu_of_little_memory(tmp_path):
     refused = [message.split()[0] for message in warned]
     assert set(refused) >= {"em_epilogue", "conv_rows", "conv_pointers", "conv_bottleneck"}
     assert len(refused) == len(set(refused))  # each kernel is spoken of once
-    assert all(f"{shared} are there" in message for message in warned)
+    assert all(f"available {shared};" in message for message in warned)

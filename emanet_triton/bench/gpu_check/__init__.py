@@ -205,8 +205,7 @@ class Stage:
             )
             if all_missed(outcomes):
                 notes.append(
-                    "none of them was a hit: they are of another Triton or Python, or of other "
-                    "kernels"
+                    "no carried kernel was used: another Triton, Python, GPU or kernel source"
                 )
         return notes
 
