@@ -1,4 +1,4 @@
-"""The folder for what this package can make again, and how files are written there."""
+"""How files are written whole, and the folder for what this package can make again."""
 
 import contextlib
 import os

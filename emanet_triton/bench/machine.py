@@ -11,8 +11,7 @@ import torch
 from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
-from emanet_triton.kernels.cache import driver_version
-from emanet_triton.kernels.device import HAS_TRITON
+from emanet_triton.kernels.cache import driver_version, triton_version
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEGABYTE = 1e6
@@ -71,7 +70,7 @@ def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> M
         threads=None if cuda else torch.get_num_threads(),
         driver=driver_version() if cuda else "",
         torch=torch.__version__,
-        triton=_triton_version(),
+        triton=triton_version(),
         commit=commit(),
         date=datetime.date.today().isoformat(),
         copy_gb_s=2 * copied / min(_copy_seconds(device, copied)) / 1e9,
@@ -107,14 +106,6 @@ def _seconds(device: str, call: Call) -> list[float]:
     timer = events_timer(call) if device == "cuda" else wall_timer(call)
     times = Method(device, rounds=20, seconds=2).times({"": timer})[""]
     return [timed.warm if timed.cold is None else timed.cold for timed in times]
-
-
-def _triton_version() -> str:
-    if not HAS_TRITON:
-        return ""
-    import triton
-
-    return triton.__version__
 
 
 def commit() -> str:

@@ -63,6 +63,16 @@ class Watch:
         """Whether nothing more can run in this process after an error."""
         return False
 
+    def gate_of(self, name: str, error: Exception) -> str:
+        """The gate "failed: why" for an error of what ``name`` ran.
+
+        Raises:
+            Lost: nothing more can run in this process.
+        """
+        if self.is_lost(error):
+            raise Lost(name, describe(error)) from error
+        return f"failed: {describe(error)}"
+
 
 @dataclass
 class _Tried:
@@ -232,9 +242,7 @@ class _Measurement:
         """
         if isinstance(error, Absent):
             return _Tried(f"absent: {error}")
-        if self.watch.is_lost(error):
-            raise Lost(name, describe(error)) from error
-        return _Tried(f"failed: {describe(error)}")
+        return _Tried(self.watch.gate_of(name, error))
 
     def _row(self, name: str, times: Times | None = None) -> Row:
         return _row(self.case, name, self.tried[name], times or {}, self.machine)

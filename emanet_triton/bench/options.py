@@ -91,12 +91,12 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     what = parser.add_argument_group("what to measure")
     what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    what.add_argument("--threads", type=_count, default=0, metavar="N", help="on the CPU")
+    what.add_argument("--threads", type=count, default=0, metavar="N", help="on the CPU")
     what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[])
     what.add_argument(
         "--sizes", nargs="+", type=_size, default=[], metavar="HxW", help="of images, in pixels"
     )
-    what.add_argument("--batches", nargs="+", type=_count, default=[], metavar="N")
+    what.add_argument("--batches", nargs="+", type=count, default=[], metavar="N")
     what.add_argument("--networks", nargs="+", choices=NETWORKS, default=[])
     what.add_argument(
         "--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name contains a TEXT"
@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     what.add_argument("--tiny", action="store_true", help="smallest cases: whether all runs")
 
     how = parser.add_argument_group("how long")
-    how.add_argument("--rounds", type=_count, metavar="N", help="default: 15; in a short run 5")
+    how.add_argument("--rounds", type=count, metavar="N", help="default: 15; in a short run 5")
     how.add_argument("--seconds", type=_positive, metavar="S", help="budget of timing a case")
     how.add_argument(
         "--repeat-until",
@@ -138,7 +138,7 @@ def _size(text: str) -> Size:
     return int(height), int(width)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     return _number(text, int, "a whole number of at least 1")
 
 

@@ -14,7 +14,7 @@ from emanet_triton.bench.memory import Cases, peak_in_child
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row
-from emanet_triton.bench.worker import Workers
+from emanet_triton.bench.worker import Workers, no_rows
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.precision import cuda_fp32
 
@@ -72,7 +72,7 @@ class Elsewhere:
         """
         arguments = self.selection.device, list(dtypes), self.selection.tiny
         try:
-            return self._workers.run(functools.partial(_machine, *arguments), _ignored)
+            return self._workers.run(functools.partial(_machine, *arguments), no_rows)
         except Lost as lost:
             message = f"--device {self.selection.device}: cannot be measured: {lost.reason}"
             raise InputError(message) from None
@@ -123,7 +123,3 @@ def _measure(
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def _ignored(row: Row) -> None:
-    """A machine has no rows."""

@@ -104,6 +104,10 @@ class Workers:
         self._worker = None
 
 
+def no_rows(row: Row) -> None:
+    """For work that reports none."""
+
+
 def is_lost(error: Exception) -> bool:
     """Whether CUDA's context is lost, or may be: then nothing more runs in this process."""
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.cityscapes import Sample, find_samples
 from emanet_triton.eval.inference import HALF, Predictor
 from emanet_triton.eval.outputs import Outputs, require_writable
@@ -218,9 +218,8 @@ def _device(name: str | None, precisions: Sequence[str | None], ranks: Ranks) ->
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"--device {name}: no such device here ({reason}); expected cpu or cuda[:N]"
+            f"--device {name}: no such device here ({first_line(error)}); expected cpu or cuda[:N]"
         ) from None
     if "tf32" in precisions and device.type != "cuda":
         raise InputError(f"tf32 is a precision of CUDA devices, got --device {device}")

@@ -83,7 +83,7 @@ def environment(device: torch.device) -> str:
             f"driver {driver_version()}",
             f"torch {torch.__version__}",
             f"cudnn {torch.backends.cudnn.version()}",
-            f"triton {_triton_version()}",
+            f"triton {triton_version() or 'none'}",
         )
     )
 
@@ -98,8 +98,9 @@ def driver_version() -> str:
     return found[0] if found else "unknown"
 
 
-def _triton_version() -> str:
-    return importlib.import_module("triton").__version__ if HAS_TRITON else "none"
+def triton_version() -> str:
+    """Of Triton; empty where it is not installed."""
+    return importlib.import_module("triton").__version__ if HAS_TRITON else ""
 
 
 def digest(files: Iterable[Path]) -> str:

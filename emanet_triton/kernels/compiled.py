@@ -272,8 +272,8 @@ def _run(options: argparse.Namespace) -> int:
         _write(sys.stdout, rows)
     for problem in (*failures, *problems(rows)):
         print(problem, file=sys.stderr)
-    failures += problems(rows) if is_seen(triton.__version__) else does_not_fit(rows)
-    return 1 if failures else 0
+    counted = problems if is_seen(triton.__version__) else does_not_fit
+    return 1 if failures or counted(rows) else 0
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def cudnn_conv(
     if not has_cudnn(x):
         raise ValueError(f"provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
-    added = residual if residual is None else residual.dtype
+    added = None if residual is None else residual.dtype
     shape = x.shape, weight.shape, x.dtype, added, stride, dilation, precision, x.device
     if not can_fuse(x, residual, relu) or shape in _REFUSED:
         return torch_conv(*arguments)
@@ -105,7 +105,7 @@ def _fused_conv(
     dilation: int,
     precision: str,
 ) -> Tensor:
-    """Of the dtype of x. It may be slow for some shapes (issue 68506)."""
+    """Of the dtype of x. Some shapes are slow (github.com/pytorch/pytorch/issues/68506)."""
     x, weight = x.contiguous(memory_format=_NHWC), weight.contiguous(memory_format=_NHWC)
     padding = dilation * (weight.shape[2] // 2)
     geometry = bias.to(x.dtype), (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1

@@ -77,25 +77,15 @@ class Replay(Generic[T]):
         return self._result
 
 
-def replay_seconds(call: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
-    """Seconds that the device takes for a call, ``rounds`` times.
+def seconds_on_device(run: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
+    """Seconds that the device takes for ``run``, ``rounds`` times.
 
     Args:
-        call: as ``Replay`` takes it, or a ``Replay``.
+        run: a ``Replay``; of another call the gaps between its launches count, too.
         rounds: how many times are returned.
-        cold: write over the L2 cache before every replay, outside the time. Otherwise a time is
-            the mean of replays in a row, which find in the cache what their predecessor left.
-
-    Raises:
-        Exception: whatever ``call`` raises, or what PyTorch raises for a call that cannot be
-            recorded.
+        cold: write over the L2 cache before every run, outside the time. Otherwise a time is the
+            mean of runs in a row, which find in the cache what their predecessor left.
     """
-    replay = call if isinstance(call, Replay) else Replay(call)
-    return seconds_on_device(replay, rounds=rounds, cold=cold)
-
-
-def seconds_on_device(run: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
-    """As ``replay_seconds``, of ``run`` as it is: its own launches and their gaps count."""
     flush = _flush() if cold else None
     times = 1 if cold else _replays(run)
     return [_timed(run, times, flush or run) / times for _ in range(rounds)]

@@ -1,6 +1,7 @@
 """Families of correctness, on the CPU in Triton's interpreter: what is planted is found."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -120,7 +121,7 @@ def test_what_nobody_writes_is_found(monkeypatch):
         "failed: out: 1 of 1120 wrong, the first at [0, 0, 0, 0]: got nan"
     )
     assert finding.outputs[0].error is None
-    assert json.loads(json.dumps(finding.as_dict()))["outputs"][0]["wrong"] == 1
+    assert json.loads(json.dumps(asdict(finding)))["outputs"][0]["wrong"] == 1
 
 
 def test_the_bound_is_three_way():

@@ -39,8 +39,9 @@ class Dead(Watch):
 @pytest.fixture
 def candidate(monkeypatch):
     """A float16 convolution with another tile; its replays take 2 ms warm and 3 ms cold."""
+    monkeypatch.setattr(sweep, "Replay", lambda call: call)
     monkeypatch.setattr(
-        sweep, "replay_seconds", lambda run, rounds, cold: [0.003 if cold else 0.002] * rounds
+        sweep, "seconds_on_device", lambda run, rounds, cold: [0.003 if cold else 0.002] * rounds
     )
     monkeypatch.setattr(sweep, "_resources", lambda launch, gpu: (128, 0, 65_536))
     call = with_dtype(small_calls()[0], torch.float16)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,7 @@ def outcomes(tmp_path):
     (tmp_path / "warm" / own.WARM).write_text(json.dumps(warm))
     (tmp_path / "warm" / "log.txt").write_text("the command\nsomething\nits last words\n\n")
     for finding in findings():
-        own.append_json(tmp_path / "correct" / own.CORRECT, finding.as_dict())
+        own.append_json(tmp_path / "correct" / own.CORRECT, asdict(finding))
     write_csv(tmp_path / "model" / "model.csv", model_rows())
     write_csv(tmp_path / "conv" / "conv.csv", conv_rows())
     write_csv(tmp_path / "em" / "em.csv", other_rows())
@@ -155,7 +155,7 @@ def test_all_families_are_shown(tmp_path):
     for name in names:
         (tmp_path / "correct").mkdir(exist_ok=True)
         finding = Finding(name, "case", "absent: rehearsal")
-        own.append_json(tmp_path / "correct" / own.CORRECT, finding.as_dict())
+        own.append_json(tmp_path / "correct" / own.CORRECT, asdict(finding))
     text = summarise("", [outcome(tmp_path, "correct")])
     assert set(re.findall(r"(a-family-of-\d+) 0 of 1", text)) == set(names)
     assert max(map(len, text.splitlines())) <= WIDTH

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emanet_triton.kernels import replay
-from emanet_triton.kernels.replay import Replay, record, replay_seconds, seconds_on_device
+from emanet_triton.kernels.replay import Replay, record, seconds_on_device
 
 MICRO = 1e-6
 
@@ -52,21 +52,21 @@ def test_a_replay_launches_what_was_recorded_and_gives_the_result(cuda, convolut
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
 def test_the_time_is_that_of_the_device_alone(cuda, convolution, cold, monkeypatch):
     monkeypatch.setattr(replay, "_flush", lambda: lambda: cuda.launch("flush", 95 * MICRO))
-    times = replay_seconds(convolution, rounds=3, cold=cold)
+    times = seconds_on_device(Replay(convolution), rounds=3, cold=cold)
     assert times == pytest.approx([11 * MICRO] * 3)
     assert ("flush" in cuda.log) == cold
 
 
 def test_the_cache_is_flushed_before_every_cold_replay(cuda, convolution, monkeypatch):
     monkeypatch.setattr(replay, "_flush", lambda: lambda: cuda.launch("flush", 95 * MICRO))
-    replay_seconds(Replay(convolution), rounds=2, cold=True)
+    seconds_on_device(Replay(convolution), rounds=2, cold=True)
     assert cuda.log == ["conv", "flush", "conv", "flush", "conv"]
 
 
 def test_a_warm_time_is_the_mean_of_about_a_millisecond(cuda, convolution):
     run = Replay(convolution)
     cuda.log.clear()
-    replay_seconds(run, rounds=1, cold=False)
+    seconds_on_device(run, rounds=1, cold=False)
     assert len(cuda.log) == 2 + 1 + 91  # to see how many there should be, untimed, and timed
 
 
@@ -97,4 +97,4 @@ def test_on_a_gpu(cold):
     double = Replay(lambda: x * 2)
     x.fill_(3)
     assert double().eq(6).all()
-    assert all(0 < seconds < 1e-2 for seconds in replay_seconds(double, rounds=5, cold=cold))
+    assert all(0 < seconds < 1e-2 for seconds in seconds_on_device(double, rounds=5, cold=cold))

@@ -140,7 +140,7 @@ def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
     monkeypatch.setattr(verified, "disagreement", lambda *_: None)
     trial._cache.cache_clear()
     for _ in range(2):  # the second time from the cache
-        with pytest.warns(UserWarning, match=r"does not work on cuda:0 \(its trial was ended by"):
+        with pytest.warns(UserWarning, match=r"fails on cuda:0 \(its trial was ended by"):
             assert verified.verified_fuse(model) is model
         trial._cache.cache_clear()
 

@@ -27,7 +27,6 @@ from emanet_triton.bench.gpu_check.own import (
 )
 from emanet_triton.bench.gpu_check.plan import (
     REHEARSAL_SECONDS,
-    ROOT,
     SECONDS,
     STAGES,
     Way,
@@ -35,6 +34,7 @@ from emanet_triton.bench.gpu_check.plan import (
 )
 from emanet_triton.bench.gpu_check.steps import GRACE, Outcome, Runner, Step, environment
 from emanet_triton.bench.gpu_check.summary import summarise
+from emanet_triton.bench.machine import ROOT
 from emanet_triton.bench.options import Parser
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.errors import InputError, describe

@@ -13,6 +13,7 @@ from pathlib import Path
 from emanet_triton.bench.gpu_check.own import read_json
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import write_whole
+from emanet_triton.kernels.cache import triton_version
 
 NAME = "triton_cache.tar.xz"
 TRITON, PACKAGE = "triton", "xdg"  # folders in it
@@ -86,7 +87,8 @@ class Caches:
         with tarfile.open(fileobj=buffer, mode="w:xz", preset=QUICK) as tar:
             for file in self._files():
                 tar.add(file, file.relative_to(self.folder).as_posix())
-            content = json.dumps({"python": platform.python_version(), "triton": _version()})
+            made = {"python": platform.python_version(), "triton": triton_version()}
+            content = json.dumps(made)
             info = tarfile.TarInfo(MADE_WITH)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content.encode()))
@@ -99,12 +101,6 @@ class Caches:
 
     def _files(self) -> list[Path]:
         return [*_kept(self.triton), *self.package.glob("emanet_triton/*.json")]
-
-
-def _version() -> str:
-    import triton
-
-    return triton.__version__
 
 
 def _kept(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """An output held against the exact one: how far it is off, and where first."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,10 +66,6 @@ class Finding:
     gate: str
     seconds: float = 0.0
     outputs: tuple[Compared, ...] = ()
-
-    def as_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
 
 
 def gate_of(outputs: list[Compared]) -> str:

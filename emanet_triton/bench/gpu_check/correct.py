@@ -6,6 +6,7 @@ Each family runs in a process of its own. Where a case ends it, the next case ge
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from emanet_triton.bench.gpu_check.families import FAMILIES
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.measure import Lost, Watch
-from emanet_triton.errors import describe
 
 AT_ONCE = 6  # processes, which share one GPU
 MANY = 100  # cases of a family, which two processes share
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report(path: Path, finding: Finding) -> None:
     """Add a finding to a file; print it unless all is well."""
-    own.append_json(path, finding.as_dict())
+    own.append_json(path, asdict(finding))
     if finding.gate.startswith("failed"):
         print(f"{finding.family}: {finding.case}: {finding.gate}", flush=True)
 
@@ -86,9 +86,7 @@ def check(family: str, case: Case, device: str, watch: Watch) -> Finding:
     try:
         outputs = case.compare(device)
     except Exception as error:  # a case that breaks is not the end of its family
-        if watch.is_lost(error):
-            raise Lost(case.name, describe(error)) from error
-        outputs, gate = [], f"failed: {describe(error)}"
+        outputs, gate = [], watch.gate_of(case.name, error)
     else:
         gate = gate_of(outputs)
     if device == "cuda":

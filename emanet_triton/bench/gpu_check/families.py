@@ -15,8 +15,11 @@ from emanet_triton.bench.gpu_check.cases import (
 )
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
+from emanet_triton.bench.growth import FEWEST_POINTS
 from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.options import Size
+from emanet_triton.bench.suites import scale, train_mem
+from emanet_triton.bench.suites.model import MODES
 from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv import bottleneck, conv_bias_act
 from emanet_triton.kernels.tiles import PRECISIONS
@@ -24,9 +27,7 @@ from emanet_triton.models.emanet import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
 
 SIZE: Size = (1024, 2048)
-SCALED: tuple[Size, ...] = ((512, 1024), SIZE, (2048, 4096))  # of the suite scale
 WINDOW: Size = (769, 769)
-MODES = ("whole", "slide")
 SMALL: Size = (24, 40)  # of images, in a tiny run
 
 Families = dict[str, Callable[[Gpu, bool], list[Case]]]
@@ -111,11 +112,11 @@ def _by_triton(call: OperatorCall) -> OperatorCall:
 def _suite_calls() -> list[OperatorCall]:
     calls = network_calls(list(BLOCKS), MODES)
     demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
-    for network, size in (demo, *(("r50", size) for size in SCALED)):
+    for network, size in (demo, *(("r50", size) for size in scale.SIZES[:FEWEST_POINTS])):
         single = network_calls([network], ["whole"], "fp32", size)
         calls += [call for call in single if call.name != "conv_bias_act"]
         calls += convolutions(single, "triton", "tf32x3")
-    for size in ((512, 1024), WINDOW):  # training
+    for size in train_mem.CROPS.values():
         low = logits_size(*size)
         calls += EmCase("attention", 2, low, dtype="fp32", layout="nchw").calls()
     return calls

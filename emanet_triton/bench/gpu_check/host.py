@@ -16,7 +16,6 @@ from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import PASSED
-from emanet_triton.errors import describe
 from emanet_triton.kernels.conv import BOTTLENECK_PROVIDERS, PROVIDERS
 from emanet_triton.models.emanet import logits_size
 
@@ -70,12 +69,17 @@ def cases(tiny: bool) -> list[Case]:
         return small_cases()
     found: list[Case] = []
     whole, slide = (network_calls(["r50"], [mode]) for mode in MODES)
-    for calls, kernel, has_residual in ((whole, 3, False), (whole, 1, True), (slide, 3, False)):
+    wide, narrow = (512, 512, 3, 3), (1024, 256, 1, 1)
+    for calls, weight, has_residual in (
+        (whole, wide, False),
+        (whole, narrow, True),
+        (slide, wide, False),
+    ):
         call = next(
             call
             for call in calls
             if call.name == "conv_bias_act"
-            and call["weight"].shape == ((1024, 256, 1, 1) if kernel == 1 else (512, 512, 3, 3))
+            and call["weight"].shape == weight
             and bool(call["residual"]) == has_residual
         )
         found += [ConvCase(call.but(provider=provider)) for provider in PROVIDERS]
@@ -96,9 +100,7 @@ def time_case(case: Case, watch: Watch) -> Hosted:
     try:
         return _timed(row, case)
     except Exception as error:  # whatever a provider raises
-        if watch.is_lost(error):
-            raise Lost(case.name, describe(error)) from error
-        return replace(row, gate=f"failed: {describe(error)}")
+        return replace(row, gate=watch.gate_of(case.name, error))
 
 
 def _timed(row: Hosted, case: Case) -> Hosted:

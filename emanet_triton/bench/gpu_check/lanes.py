@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import resource_tracker
 
 from emanet_triton.bench.measure import Lost
-from emanet_triton.bench.rows import Row
-from emanet_triton.bench.worker import Work, Workers
+from emanet_triton.bench.worker import Work, Workers, no_rows
 
 Done = Callable[[Work, object], None]
 
@@ -70,10 +69,6 @@ def run_lanes(lanes: Sequence[Iterable[Work]], processes: int, silence: float, d
 
 def _result(workers: Workers, job: Work) -> object:
     try:
-        return workers.run(job, _no_rows)
+        return workers.run(job, no_rows)
     except Lost as lost:
         return lost
-
-
-def _no_rows(row: Row) -> None:
-    """These jobs have none."""

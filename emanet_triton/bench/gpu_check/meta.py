@@ -5,7 +5,6 @@ nothing, so that Triton looks up, or writes, the very cache entries that the rea
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -83,13 +82,11 @@ class Compiled(NamedTuple):
     Attributes:
         kernel: its name.
         hit: whether it was in Triton's cache.
-        seconds: that it took.
         error: why it does not compile; empty if it does.
     """
 
     kernel: str
     hit: bool
-    seconds: float
     error: str = ""
 
 
@@ -139,16 +136,14 @@ def compile_kernels(
         return wanted is not None and (fn.name, str(key)) not in wanted
 
     def compile_one(self, *args, grid, warmup, **kwargs) -> None:
-        begin = time.perf_counter()
         hits.clear()
         try:
             kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         except Exception as error:  # whatever the compiler raises
-            results.append(Compiled(self.__name__, False, 0.0, describe(error)))
+            results.append(Compiled(self.__name__, False, describe(error)))
             return
         if hits:  # else it is not wanted, or an earlier launch had it
-            seconds = time.perf_counter() - begin
-            results.append(Compiled(self.__name__, hits[0], seconds))
+            results.append(Compiled(self.__name__, hits[0]))
             kernels.append(kernel)
 
     def listen(*, cache_hit: bool, **_: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from emanet_triton.bench.options import Parser
+from emanet_triton.bench.options import Parser, count
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.tiles import ARCHS
@@ -78,7 +78,7 @@ def make_folder(path: Path) -> None:
 
 def add_processes(made: Parser) -> None:
     """The option of commands that run in several processes."""
-    made.add_argument("--processes", type=_count, default=cores(), metavar="N")
+    made.add_argument("--processes", type=count, default=cores(), metavar="N")
 
 
 def cores() -> int:
@@ -86,12 +86,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # a container may have fewer than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
 
 
 def run_main(main: Callable[[Sequence[str]], int]) -> None:

@@ -5,15 +5,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.gpu_check.steps import OUT, Step
+from emanet_triton.bench.machine import ROOT
 
 SECONDS = 540  # of a stage
 REHEARSAL_SECONDS = 3600  # of a rehearsal, whose time costs nothing
-ROOT = Path(__file__).parents[3]
 BENCH = (sys.executable, "-m", "emanet_triton.bench")
 OWN = f"{BENCH[2]}.gpu_check."
 SILENCE = 45  # seconds after which a suite gives a provider up; those that search have longer

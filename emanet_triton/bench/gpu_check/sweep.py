@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emanet_triton.bench.gpu_check import meta, own
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase
-from emanet_triton.bench.gpu_check.families import MODES, separate, small_calls
+from emanet_triton.bench.gpu_check.families import MODES, SIZE, separate, small_calls
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.machine import Machine, measure_machine
@@ -24,11 +24,10 @@ from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.bench.suites.conv_layers import Layer, layers
 from emanet_triton.bench.walk import OperatorCall, walk
-from emanet_triton.errors import describe
 from emanet_triton.kernels import compiled_code, conv_tiles, conv_triton
 from emanet_triton.kernels.cost import Cost
 from emanet_triton.kernels.launch import TileReplaced
-from emanet_triton.kernels.replay import replay_seconds
+from emanet_triton.kernels.replay import Replay, seconds_on_device
 from emanet_triton.kernels.tiles import Tile
 
 SHAPES = 12
@@ -138,7 +137,7 @@ def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
         return [(next(calls), 1)]
     uses: Counter[OperatorCall] = Counter()
     for network, mode in itertools.product(BLOCKS, MODES):
-        for call, count in walk(network, mode, (1024, 2048)).items():
+        for call, count in walk(network, mode, SIZE).items():
             for own_call in separate(call) or [call]:
                 if own_call.name == "conv_bias_act":
                     uses[own_call.but(provider="triton")] += count
@@ -231,9 +230,7 @@ def time_tile(candidate: Candidate, gpu: Gpu, watch: Watch) -> Swept:
     except (TileReplaced, triton.OutOfResources) as error:
         row.gate = f"absent: it does not fit: {error.__cause__ or error}"
     except Exception as error:  # whatever a tile does wrong
-        if watch.is_lost(error):
-            raise Lost(row.tile, describe(error)) from error
-        row.gate = f"failed: {describe(error)}"
+        row.gate = watch.gate_of(row.tile, error)
     return row
 
 
@@ -250,8 +247,9 @@ def _fill_in(row: Swept, launch: Launch, gpu: Gpu) -> None:
     allowed = torch.finfo(inputs[0].dtype).eps * want.abs().max().item()
     row.gate = PASSED if error <= allowed else f"failed: {error:.2g} off the shipped tile's result"
     if row.gate == PASSED:
+        replay = Replay(run)
         row.ms, row.cold_ms = (
-            1e3 * statistics.median(replay_seconds(run, rounds=ROUNDS, cold=cold))
+            1e3 * statistics.median(seconds_on_device(replay, rounds=ROUNDS, cold=cold))
             for cold in (False, True)
         )
     row.registers, row.stack, row.shared = _resources(launch, gpu)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from emanet_triton.bench.gpu_check import own
+from emanet_triton.bench.gpu_check.families import SIZE
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.suites import model
 from emanet_triton.errors import describe
@@ -15,7 +16,6 @@ from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.replay import Replay
 
 NETWORKS = (("r50", "whole"), ("r50", "slide"), ("r101", "whole"))
-SIZE = (1024, 2048)
 TINY_SIZE = (40, 64)
 COLUMNS = ("kernel", "count", "us", "grid", "block", "registers", "shared")
 

@@ -13,7 +13,7 @@ from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.machine import commit, cpu_name
 from emanet_triton.kernels.cache import driver_version
 
-PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-xdist")
+PACKAGES = ("triton", "numpy", "pytest", "pytest-xdist")
 QUERY = (
     "name,driver_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,"
     "temperature.gpu,memory.total,memory.free,mig.mode.current"
@@ -34,6 +34,7 @@ def versions() -> dict[str, object]:
     """Everything by name; what is not here is "absent"."""
     return {
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{name: _package(name) for name in PACKAGES},
         "cudnn": torch.backends.cudnn.version() or "absent",
         "driver": driver_version(),
@@ -46,8 +47,6 @@ def versions() -> dict[str, object]:
 
 
 def _package(name: str) -> str:
-    if name == "torch":
-        return torch.__version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

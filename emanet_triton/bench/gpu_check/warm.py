@@ -113,7 +113,8 @@ def plan(
         warmed.planned += len(keys)
         new = [key for key in dict.fromkeys(keys) if key not in seen]
         seen.update(new)
-        found.append((launch, new))
+        if new:
+            found.append((launch, new))
     return found
 
 
