@@ -1,5 +1,7 @@
 """The one exception that command lines turn into a message and exit code 2; errors in short."""
 
+import unicodedata
+
 
 class InputError(ValueError):
     """Something that the user gave is not usable: a file, a folder, a name, an option.
@@ -7,6 +9,19 @@ class InputError(ValueError):
     The message is complete in itself: it names the thing and says what was expected.
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped, but for line breaks and tabs.
+
+    Names of files, keys and arguments may hold sequences that rewrite a terminal.
+    """
+    return "".join(c if c in "\n\t" or _is_harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks escaped as well: for a name inside a longer message."""
+    return printable(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:
@@ -19,3 +34,8 @@ def describe(error: BaseException) -> str:
     """Type and first line of an error."""
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"
+
+
+def _is_harmless(character: str) -> bool:
+    """Neither a control character, nor half of one, nor one that changes the order of others."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,29 +1,278 @@
 """How files are written whole, and the folder for what this package can make again."""
 
 import contextlib
+import errno
+import functools
+import hashlib
 import os
-import threading
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+import warnings
 from pathlib import Path
+
+from emanet_triton.errors import InputError
+
+_LEFTOVER = re.compile(r"\..+\.emanet-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
+_OLD = 3600  # seconds after which nobody still writes a temporary file
+_NAME_BYTES = 180  # of a file's name in its temporary file's: a name has at most 255
+_LINKS = 40  # of a chain of symbolic links, as Linux follows them
 
 
 def cache_folder() -> Path:
-    """``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emanet_triton"
+    """``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist yet.
+
+    A relative ``$XDG_CACHE_HOME`` is ignored, as its specification asks. Where the folder cannot
+    be written, ``usable`` names another one.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return usable((given if given.is_absolute() else _home() / ".cache") / "emanet_triton")
+
+
+def usable(folder: Path) -> Path:
+    """The folder if this process can make it and write there, else a private temporary one.
+
+    The first time that the other one is taken, a warning says so.
+    """
+    nearest = next((f for f in (folder, *folder.parents) if _mode(f)), None)
+    if folder.is_absolute() and nearest and _is_writable(nearest):
+        return folder
+    return _instead_of(folder)
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """``os.open`` of a regular file that never follows a link which somebody planted at ``path``.
+
+    Raises:
+        OSError: also where ``path`` is a symbolic link, a FIFO or a device, or where a file that
+            is to be written has a second name.
+    """
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO without a reader blocks nobody
+    try:
+        descriptor = os.open(path, flags | safe, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "Is a symbolic link", str(path)) from None
+        raise
+    found = os.fstat(descriptor)
+    written = flags & (os.O_WRONLY | os.O_RDWR)
+    if not stat.S_ISREG(found.st_mode) or (written and found.st_nlink > 1):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Is not a regular file with one name", str(path))
+    return descriptor
+
+
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` is a pipe, a terminal or another device: what is written there is gone."""
+    _, descriptor = _resolve(path)
+    mode = _mode(path)
+    ordinary = not mode or stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    return descriptor is not None or not ordinary
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``path``, then put it in its place.
 
-    Nobody ever reads half of it, also where several threads or processes write it at once.
+    Nobody ever reads half of it, also where several threads or processes write it at once. A
+    symbolic link stays and its target is written. An earlier file's permissions are kept. A
+    stream (see ``is_stream``) is written directly.
 
     Raises:
         OSError: the file cannot be written; what stood at ``path`` still does.
     """
-    writer = f"{os.getpid()}.{threading.get_ident()}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
-        temporary.write_bytes(data)
+        target, descriptor = _resolve(path)
+        if descriptor is not None:
+            _write(os.dup(descriptor), data)
+        elif is_stream(target):
+            _write_stream(target, data)
+        else:
+            _replace(target, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of ``path`` and see that ``write_whole`` can write there; writes nothing.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        target, descriptor = _resolve(path)
+        if descriptor is not None:
+            os.fstat(descriptor)
+        elif is_stream(target):
+            _check_stream(target)
+        else:
+            _check_file(path, target)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that nobody else has; ``remove_leftovers`` knows its form."""
+    short = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
+    token = f"emanet-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{short}.{token}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left under names of ``temporary_beside``."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found and _is_abandoned(entry, found):
+                _remove(Path(entry))
+
+
+def _mode(path: Path) -> int:
+    """Type and permissions of a file; 0 where there is none or it cannot be seen."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
+def _home() -> Path:
+    """The home folder, or a relative path where there is none."""
+    given = Path(os.environ.get("HOME", ""))
+    if given.is_absolute():
+        return given
+    try:
+        import pwd
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except (ImportError, KeyError):  # a container's user without an entry
+        return Path("~")
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+@functools.cache  # one warning for a folder
+def _instead_of(folder: Path) -> Path:
+    """A folder of this user alone, in the folder of temporary files."""
+    private = Path(tempfile.gettempdir(), f"emanet_triton-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        private.mkdir(mode=0o700)
+    found = private.lstat() if os.path.lexists(private) else None
+    ours = found and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not ours or found.st_mode & 0o077:
+        private = Path(os.devnull)  # where nothing can be written: the other is somebody else's
+    warnings.warn(
+        f"{folder}: cannot be written; {private} is used instead. XDG_CACHE_HOME names another",
+        stacklevel=1,
+    )
+    return private / folder.name
+
+
+def _resolve(path: Path) -> tuple[Path, int | None]:
+    """The file behind symbolic links, and this process's descriptor if one of them names it."""
+    own = re.compile(rf"/proc/{os.getpid()}(?:/task/\d+)?/fd/(\d+)")
+    current = path.absolute()
+    for _ in range(_LINKS):
+        current = Path(os.path.realpath(current.parent), current.name)
+        if found := own.fullmatch(str(current)):
+            return path, int(found[1])
+        if not current.is_symlink():
+            return current, None
+        current = current.parent / current.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _check_stream(path: Path) -> None:
+    if stat.S_ISBLK(_mode(path)):
+        raise OSError(errno.EINVAL, "it is a disk")
+    if not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _check_file(path: Path, target: Path) -> None:
+    if target.is_dir():
+        raise InputError(f"{path}: expected a file to write, this is a folder")
+    if _mode(target) and not os.access(target, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):  # a name of its own for every process
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{target.parent}: expected a folder that can be written ({error.strerror})"
+        ) from None
+
+
+def _write(descriptor: int, data: bytes, mode: int = 0) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        if mode:
+            os.fchmod(descriptor, stat.S_IMODE(mode))
+        file.write(data)
+
+
+def _write_stream(path: Path, data: bytes) -> None:
+    _check_stream(path)
+    _write(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if mode and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    _clean_once(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        _write(open_plain(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data, mode)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # a file that a container mounts cannot be replaced
+            raise
+        _write(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), data)
     finally:
         with contextlib.suppress(OSError):  # gone after the replacement, left by a failure
             temporary.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight hex digits of this machine, its boot and this container: where process ids hold."""
+    parts = [os.uname().nodename]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another process removes it, too
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@functools.lru_cache(maxsize=64)
+def _clean_once(folder: Path) -> None:
+    remove_leftovers(folder)  # not at every write: a folder may hold thousands of pictures
+
+
+def _is_abandoned(entry: os.DirEntry, found: re.Match) -> bool:
+    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD:
+        return True
+    return found["machine"] == _machine() and not _is_alive(int(found["process"]))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
