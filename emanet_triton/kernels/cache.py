@@ -1,78 +1,119 @@
 """What was found out on a device, kept on disk for the next process."""
 
+import errno
 import hashlib
 import importlib
 import json
+import os
 import re
-import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from emanet_triton.files import cache_folder, write_whole
+from emanet_triton.files import cache_folder, open_plain, write_whole
 from emanet_triton.kernels.device import HAS_TRITON
+
+MOST_BYTES = 4 << 20  # of a file: some ten thousand findings; a longer one is begun anew
+
+
+class _Finding(NamedTuple):
+    """A line of the file."""
+
+    environment: str
+    key: str
+    finding: str
 
 
 class Cache:
-    """Findings of one environment, in a JSON file that other environments share.
+    """Findings of one environment, in a file of JSON lines that other environments share.
 
-    A file that cannot be read or written is warned about and done without. Threads may share it.
+    Processes and threads may share it: a finding is one line, appended by one write, and of two
+    lines with one key the later counts. A file that cannot be read or written is warned about and
+    done without, and so are damaged lines.
 
     Args:
-        name: of the file in ``cache_folder()``: {environment: {key: finding}}, all strings.
+        name: of the file in ``cache_folder()``. A line is an object of three strings,
+            "environment", "key" and "finding".
         environment: what the findings depend on beside their keys.
 
     Attributes:
         path: of the file.
     """
 
-    _changes = threading.Lock()  # one for all files: a change is short and rare
-
     def __init__(self, name: str, environment: str) -> None:
         self.path = cache_folder() / name
         self._environment = environment
-        self._findings = self._read().get(environment, {})
+        self._findings = self._read()
 
     def get(self, key: str) -> str | None:
         return self._findings.get(key)
 
     def put(self, key: str, finding: str) -> None:
-        with self._changes:
-            self._findings[key] = finding
-            content = self._read()  # other processes may have added to it
-            self._findings = content.get(self._environment, {}) | self._findings
-            content[self._environment] = self._findings
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
-            except OSError as error:
-                warnings.warn(
-                    f"{self.path}: cannot be written, so the next process repeats the work: "
-                    f"{error}",
-                    stacklevel=2,
-                )
-
-    def _read(self) -> dict[str, dict[str, str]]:
+        self._findings[key] = finding
+        line = json.dumps(_Finding(self._environment, key, finding)._asdict())
         try:
-            content = json.loads(self.path.read_text())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self.path, f"{line}\n".encode())
+        except OSError as error:
+            warnings.warn(
+                f"{self.path}: cannot be written, so the next process repeats the work: {error}",
+                stacklevel=2,
+            )
+
+    def _read(self) -> dict[str, str]:
+        try:
+            content = _content(self.path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:  # the last: it is nested too deeply
-            return self._ignore(str(error))
-        is_table = isinstance(content, dict) and all(
-            isinstance(findings, dict) and all(isinstance(f, str) for f in findings.values())
-            for findings in content.values()
-        )
-        return content if is_table else self._ignore("not a table of findings")
+        except OSError as error:
+            self._warn(f"ignored: {error.strerror}")
+            return {}
+        if len(content) > MOST_BYTES:
+            self._warn(f"ignored, and begun anew: longer than {MOST_BYTES} bytes")
+            return {}
+        lines = [line for line in content.split(b"\n") if line]
+        found = [finding for line in lines if (finding := _parse(line))]
+        if damaged := len(lines) - len(found):
+            self._warn(f"{damaged} of {len(lines)} lines are damaged, and ignored")
+        return {f.key: f.finding for f in found if f.environment == self._environment}
 
-    def _ignore(self, reason: str) -> dict[str, dict[str, str]]:
-        warnings.warn(
-            f"{self.path}: ignored, and replaced when there is something to keep: {reason}",
-            stacklevel=2,
-        )
-        return {}
+    def _warn(self, problem: str) -> None:
+        warnings.warn(f"{self.path}: {problem}", stacklevel=4)
+
+
+def _content(path: Path) -> bytes:
+    """The file's bytes, at most one more than ``MOST_BYTES``."""
+    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line in one write, so that no other process's line is lost or cut."""
+    with os.fdopen(
+        open_plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "r+b", buffering=0
+    ) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            write_whole(path, line)
+            return
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a writer was killed in a line
+            line = b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _parse(line: bytes) -> _Finding | None:
+    """The finding of a line; ``None`` if it is damaged."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):  # the latter: it is nested too deeply
+        return None
+    if not isinstance(found, dict) or set(found) != set(_Finding._fields):
+        return None
+    return _Finding(**found) if all(isinstance(v, str) for v in found.values()) else None
 
 
 def environment(device: torch.device) -> str:

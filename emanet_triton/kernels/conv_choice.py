@@ -1,6 +1,6 @@
 """Which provider computes a convolution on a GPU: measured once, at the first call of a shape.
 
-The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.json``, by device, versions and
+The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl``, by device, versions and
 the sources of the kernels. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then the
 first candidate computes everything, on an NVIDIA GPU cuDNN.
 """
@@ -141,4 +141,4 @@ def _cache(device: torch.device) -> Cache | None:
         return None
     folder = Path(__file__).parent
     kernels = digest([*folder.glob("conv*.py"), folder / "tiles.py"])
-    return Cache("conv_choice.json", f"{environment(device)}, kernels {kernels}")
+    return Cache("conv_choice.jsonl", f"{environment(device)}, kernels {kernels}")

@@ -1,7 +1,7 @@
 """A trial of a network's kernels on a GPU, in a process of its own.
 
 A kernel that accesses memory it should not ends every later call of its process, so the trial must
-not run in the user's. Its verdict is kept in ``$XDG_CACHE_HOME/emanet_triton/trials.json``. The
+not run in the user's. Its verdict is kept in ``$XDG_CACHE_HOME/emanet_triton/trials.jsonl``. The
 child is ``python -m emanet_triton.models.trial_child``: a ``Trial`` as JSON on its input, the
 verdict as JSON on the last line of its output.
 """
@@ -97,7 +97,7 @@ def problem_of(trial: Trial) -> str | None:
 @functools.cache
 def _cache(device: torch.device) -> Cache:
     sources = [file for name in ("kernels", "models") for file in (_PACKAGE / name).rglob("*.py")]
-    return Cache("trials.json", f"{environment(device)}, sources {digest(sources)}")
+    return Cache("trials.jsonl", f"{environment(device)}, sources {digest(sources)}")
 
 
 def run(trial: Trial, command: Sequence[str] | None = None, seconds: float = SECONDS) -> Verdict:

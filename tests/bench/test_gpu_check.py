@@ -137,7 +137,7 @@ def test_children_run_natively_and_keep_their_kernels(tmp_path, monkeypatch):
         "import os, pathlib; assert 'TRITON_INTERPRET' not in os.environ; "
         "kernel = pathlib.Path(os.environ['TRITON_CACHE_DIR']) / 'abc' / 'kernel.cubin'; "
         "kernel.parent.mkdir(); kernel.write_text('compiled'); "
-        "choice = pathlib.Path(os.environ['XDG_CACHE_HOME']) / 'emanet_triton' / 'choice.json'; "
+        "choice = pathlib.Path(os.environ['XDG_CACHE_HOME']) / 'emanet_triton' / 'choice.jsonl'; "
         "choice.parent.mkdir(); choice.write_text('{}')"
     )
     made = stage(tmp_path)
@@ -146,7 +146,7 @@ def test_children_run_natively_and_keep_their_kernels(tmp_path, monkeypatch):
         tarfile.open(tmp_path / "out" / "gpu-check-run.tar") as tar,
         tarfile.open(fileobj=tar.extractfile("triton_cache.tar.xz")) as inner,
     ):
-        assert {"triton/abc/kernel.cubin", "xdg/emanet_triton/choice.json"} < set(inner.getnames())
+        assert {"triton/abc/kernel.cubin", "xdg/emanet_triton/choice.jsonl"} < set(inner.getnames())
 
 
 def test_the_kernels_of_a_long_step_are_packed_once_a_minute(tmp_path):

@@ -116,7 +116,7 @@ def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
     here.fill(cache_of_one_kernel(tmp_path / "triton's"))
     findings = here.package / "emanet_triton"
     findings.mkdir()
-    (findings / "conv_choice.json").write_text("{}")
+    (findings / "conv_choice.jsonl").write_text("{}")
     here.pack(tmp_path / NAME)
     with tarfile.open(tmp_path / "stage.tar", "w") as tar:
         tar.add(tmp_path / NAME, NAME)
@@ -132,7 +132,7 @@ def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
     assert all(Path(file).parent == there.triton / "ABC" for file in found.values())
     assert (there.triton / "ABC" / "__triton_launcher.so").exists()
     if given != "folder":
-        assert (there.package / "emanet_triton" / "conv_choice.json").exists()
+        assert (there.package / "emanet_triton" / "conv_choice.jsonl").exists()
         assert there.made_with().startswith("python 3.")
 
 
@@ -181,7 +181,7 @@ def test_a_finding_of_the_package_changes_the_state_of_a_cache(tmp_path):
     caches.fill(cache_of_one_kernel(tmp_path / "triton's"))
     before = caches.state()
     (caches.package / "emanet_triton").mkdir()
-    (caches.package / "emanet_triton" / "conv_choice.json").write_text("{}")
+    (caches.package / "emanet_triton" / "conv_choice.jsonl").write_text("{}")
     assert caches.state() != before
 
 

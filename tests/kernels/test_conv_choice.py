@@ -63,7 +63,7 @@ def choose(key=KEY, check=None, **candidates):
 
 
 def cache_file(tmp_path):
-    return tmp_path / "emanet_triton" / "conv_choice.json"
+    return tmp_path / "emanet_triton" / "conv_choice.jsonl"
 
 
 def test_the_fastest_is_found_once_and_kept_on_disk(gpu, tmp_path):
@@ -72,9 +72,9 @@ def test_the_fastest_is_found_once_and_kept_on_disk(gpu, tmp_path):
     conv_choice._cache.cache_clear()  # as in another process
     assert choose() == "triton"
     assert gpu == ["cudnn", "torch", "triton"]
-    [(environment, winners)] = json.loads(cache_file(tmp_path).read_text()).items()
-    assert winners == {KEY: "triton"}
-    assert environment.startswith("Some GPU, driver ")
+    kept = json.loads(cache_file(tmp_path).read_text())
+    assert (kept["key"], kept["finding"]) == (KEY, "triton")
+    assert kept["environment"].startswith("Some GPU, driver ")
 
 
 @pytest.mark.parametrize("what", ["device", "sources"])
@@ -87,8 +87,8 @@ def test_another_environment_measures_again(gpu, monkeypatch, tmp_path, what):
     conv_choice._cache.cache_clear()
     assert choose() == "triton"
     assert len(gpu) == 6
-    content = json.loads(cache_file(tmp_path).read_text())
-    assert list(content.values()) == [{KEY: "triton"}] * 2
+    kept = [json.loads(line) for line in cache_file(tmp_path).read_text().splitlines()]
+    assert [(line["key"], line["finding"]) for line in kept] == [(KEY, "triton")] * 2
 
 
 def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatch):

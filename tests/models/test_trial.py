@@ -202,7 +202,7 @@ def test_a_verdict_is_kept_on_disk(trials, problem):
     forget()
     verdicts.append(Verdict("another verdict"))
     [path] = Path(os.environ["XDG_CACHE_HOME"]).glob("emanet_triton/*")
-    assert path.name == "trials.json"
+    assert path.name == "trials.jsonl"
     kept = problem and f"{problem}; found earlier: to have it tried again, delete {path}"
     assert trial.problem_of(ON_GPU) == kept
     assert trial.problem_of(replace(ON_GPU, device="cuda:1")) == kept  # the same kind of GPU

@@ -100,7 +100,7 @@ class Caches:
         return ", ".join(f"{name} {value}" for name, value in made.items())
 
     def _files(self) -> list[Path]:
-        return [*_kept(self.triton), *self.package.glob("emanet_triton/*.json")]
+        return [*_kept(self.triton), *self.package.glob("emanet_triton/*.jsonl")]
 
 
 def _kept(folder: Path) -> Iterator[Path]:
