@@ -1,19 +1,43 @@
 """Fetching a published file once, whole and verified, over connections that break."""
 
+import contextlib
+import errno
 import fcntl
 import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+import torch
 from tqdm import tqdm
 
-from emanet_triton.errors import InputError
+from emanet_triton.command import complain
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import open_plain, temporary_beside, usable
+from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
 _CHUNK = 1 << 20  # bytes
-_TIMEOUT = 30  # seconds without a byte
+_MOST_BYTES = 1 << 30  # of a file; the largest published one has a quarter of it
+_STUCK = 180.0  # seconds in which another process's download did not grow: it would have ended
+_LOOK = 0.1  # seconds between two looks at another process's download
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EACCES)
+_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+def hub_file(name: str) -> Path:
+    """Where a published checkpoint lies: in torch's hub cache, or where that cannot be written in
+    the folder that ``usable`` names."""
+    given = torch.hub.get_dir()
+    folder = Path(given) if given.startswith("~") else Path(given).absolute()  # no home: ~ stays
+    found = folder / "checkpoints" / name
+    return found if found.exists() else usable(folder) / "checkpoints" / name
 
 
 def download(url: str, destination: Path, sha256_prefix: str, progress: bool = True) -> Path:
@@ -21,12 +45,16 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
 
     The body is collected in ``<destination>.part``, which takes its final name only when its
     length and hash are right. Whatever stops a download, the part stays and the next call goes
-    on from there. A second process waits for the first.
+    on from there. A second process waits for the first as long as its part grows. On a file
+    system without locks each process has a part of its own, which does not stay.
+
+    Proxies are those of the environment (``https_proxy`` and others, as ``urllib`` takes them).
 
     Args:
         url: of the file.
-        destination: where it shall lie; the folder is made. A file that lies there is returned
-            as it is, without the network: ``read_checkpoint`` verifies it whenever it opens it.
+        destination: where it shall lie; the folder is made. Whatever lies there, but for an empty
+            file, is returned as it is, without the network: ``read_checkpoint`` verifies it
+            whenever it opens it.
         sha256_prefix: first hex digits, in lower case, of the file's SHA-256.
         progress: show a progress bar on stderr.
 
@@ -34,83 +62,201 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
         ``destination``.
 
     Raises:
-        InputError: the network or the disk failed, or the hash is wrong (the part is removed).
+        InputError: the network or the disk failed, less than 64 KiB came in a minute, the file is
+            larger than a gigabyte, or the hash is wrong (the part is removed).
     """
+    if _is_there(destination):
+        return destination
     part = destination.with_name(destination.name + ".part")
     lock = destination.with_name(destination.name + ".lock")
+    stays = True
     try:
-        if destination.exists():
-            return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if not destination.exists():  # or another process has fetched it meanwhile
-                _complete(url, part, sha256_prefix, progress)
-                part.replace(destination)
-            lock.unlink(missing_ok=True)  # those who still wait on it will find the destination
-    except (OSError, HTTPException) as error:
-        reason = error.reason if type(error) is URLError else error
+        with _locked(lock, part, progress) as stays:
+            if not _is_there(destination):  # or another process has fetched it meanwhile
+                mine = part if stays else temporary_beside(destination)
+                _complete(url, mine, destination, sha256_prefix, progress, stays)
+    except InputError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # the last: of addresses
+        again = "The next try goes on from what has arrived; the" if stays else "The"
         raise InputError(
-            f"{url}: cannot be downloaded: {reason}. The next try goes on from what has arrived; "
-            f"the file can also be fetched by hand and saved as {destination}"
+            f"{without_secrets(url)}: cannot be downloaded{through_proxy(url)}: "
+            f"{_reason(url, error)}. {again} file can also be fetched by hand and saved as "
+            f"{destination}"
         ) from error
     return destination
 
 
-def _complete(url: str, part: Path, sha256_prefix: str, progress: bool) -> None:
-    """Bring ``part`` to the whole file."""
-    if part.exists() and _sha256(part).startswith(sha256_prefix):
-        return
-    _fetch(url, part, progress)
-    found = _sha256(part)
-    if not found.startswith(sha256_prefix):
-        part.unlink()
-        raise InputError(
-            f"{url}: the SHA-256 of what arrived begins with {found[: len(sha256_prefix)]}, "
-            f"expected {sha256_prefix}: it was thrown away"
-        )
+def _is_there(destination: Path) -> bool:
+    """Whether something lies there that may be the file."""
+    return destination.exists() and not (
+        destination.is_file() and destination.stat().st_size == 0  # an earlier, failed attempt's
+    )
 
 
-def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Append to ``part`` what it lacks, or write it anew if the server cannot resume."""
-    start = part.stat().st_size if part.exists() else 0
+def _reason(url: str, error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        error.close()
+    reason = error.reason if type(error) is URLError else error
+    text = first_line(reason) if isinstance(reason, BaseException) else str(reason)
+    return without_secrets(text, url)[:300]
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
+    """Hold the lock of a part; yields False where the file system has no locks.
+
+    Raises:
+        TimeoutError: another process holds it, and its part does not grow.
+    """
     try:
-        response = _open(url, start)
-    except HTTPError as error:
-        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+        descriptor = _wait_for(lock, part, progress)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
-        part.unlink()  # as long as the file or longer, and not the file
-        start, response = 0, _open(url, 0)
-    with response:
-        if response.status != HTTPStatus.PARTIAL_CONTENT:
-            start = 0
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.unlink(missing_ok=True)  # those who still wait on it will see that it has gone
+        os.close(descriptor)
+
+
+def _wait_for(lock: Path, part: Path, progress: bool) -> int:
+    """The descriptor of the lock, locked."""
+    size, grown, told = -1, time.monotonic(), not progress
+    while True:
+        descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
+        if _is_locked(descriptor) and _is_same(descriptor, lock):
+            return descriptor
+        os.close(descriptor)
+        if (now := _size(part)) != size:
+            size, grown = now, time.monotonic()
+        if time.monotonic() - grown > _STUCK:
+            raise TimeoutError(
+                f"another process holds {lock}, and its download has not grown for {_STUCK:g} s; "
+                "end that process"
+            )
+        if not told:
+            complain(f"waiting for another process that downloads {part.stem}")
+            told = True
+        time.sleep(_LOOK)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether this call has locked the file; False if another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        os.close(descriptor)
+        raise
+    return True
+
+
+def _is_same(descriptor: int, lock: Path) -> bool:
+    """Whether the open file is still the one of that name: its last holder removes it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return -1
+
+
+def _complete(
+    url: str, part: Path, destination: Path, sha256_prefix: str, progress: bool, stays: bool
+) -> None:
+    """Bring ``part`` to the whole file, and that to its final name."""
+    right = False
+    try:
+        with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            if not _sha256(file).startswith(sha256_prefix):
+                _fetch(url, file, destination.name, progress)
+            found = _sha256(file)
+        right = found.startswith(sha256_prefix)
+        if right:
+            part.replace(destination)
+            return
+        stays = False
+        raise InputError(
+            f"{without_secrets(url)}: the SHA-256 of what arrived begins with "
+            f"{found[: len(sha256_prefix)]}, expected {sha256_prefix}: it was thrown away"
+        )
+    finally:
+        if not right and not stays:
+            part.unlink(missing_ok=True)
+
+
+def _fetch(url: str, file: BinaryIO, name: str, progress: bool) -> None:
+    """Append what is lacking, or write all of it anew if the server cannot resume."""
+    start = file.seek(0, os.SEEK_END)
+    response = _resume(url, start) if start else None
+    if response is None or response.status != HTTPStatus.PARTIAL_CONTENT:
+        start = 0
+    with response or open_url(url) as response:
         total = None if response.length is None else start + response.length
-        with (
-            part.open("ab" if start else "wb") as file,
-            tqdm(
-                desc=part.stem,
-                total=total,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):
-            while chunk := response.read(_CHUNK):
+        file.seek(start)
+        file.truncate()
+        _check(response, start)
+        _check_size(file, total or 0)
+        with tqdm(
+            desc=name,
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=not progress or sys.stderr is None,
+        ) as bar:
+            while chunk := response.read1(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    size = part.stat().st_size
-    if total is not None and size != total:
-        raise ConnectionError(f"the connection closed after {size} of {total} bytes")
+                _check_size(file, file.tell())
+        file.flush()
+    if total is not None and file.tell() != total:
+        raise ConnectionError(f"the connection closed after {file.tell()} of {total} bytes")
 
 
-def _open(url: str, start: int) -> HTTPResponse:
-    headers = {"User-Agent": "emanet-triton"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    return urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
+def _resume(url: str, start: int) -> HTTPResponse | None:
+    """An answer that goes on from ``start``, or one with the whole file; ``None`` for neither."""
+    try:
+        response = open_url(url, {"Range": f"bytes={start}-"})
+    except HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()  # the part is as long as the file or longer, and not the file
+        return None
+    found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status == HTTPStatus.PARTIAL_CONTENT and not (found and int(found[1]) == start):
+        response.close()
+        return None
+    return response
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check(response: HTTPResponse, start: int) -> None:
+    """Raises OSError for an answer that is not the file's bytes."""
+    expected = HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK
+    if response.status != expected:
+        raise ConnectionError(f"the server answered {response.status}, expected {expected.value}")
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ConnectionError(f"the answer is compressed ({encoding}), which was not asked for")
+
+
+def _check_size(file: BinaryIO, size: int) -> None:
+    if size > _MOST_BYTES:
+        file.truncate(0)
+        raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES} bytes")
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

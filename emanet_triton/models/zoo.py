@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
-from emanet_triton.models.download import download
+from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -181,7 +179,7 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
     elif folder is not None:
         path = Path(folder) / entry.file
     else:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / entry.file
+        path = hub_file(entry.file)
         download(entry.url, path, entry.sha256)
     return read_checkpoint(path, entry.sha256)
 

@@ -12,6 +12,7 @@ from checkpoint_files import save, weights
 
 import emanet_triton.models.download as module
 from emanet_triton.errors import InputError
+from emanet_triton.models import connection
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.download import download
 
@@ -262,7 +263,7 @@ def test_no_server(destination, monkeypatch):
 
 
 def test_silent_server_times_out(server, destination, monkeypatch):
-    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(connection, "_TIMEOUT", 0.1)
     server.gate.clear()
     message = refusal(server, destination)
     server.gate.set()

@@ -1,0 +1,127 @@
+"""The frame of every command line: how it reads arguments, speaks to a terminal and ends."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from typing import IO, NoReturn
+
+from emanet_triton.errors import InputError, first_line, printable
+
+FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
+
+
+class Parser(argparse.ArgumentParser):
+    """Leaves it to the caller to print a message and to exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does.
+
+        Raises:
+            InputError: bad arguments, or one with a control character.
+        """
+        args = sys.argv[1:] if args is None else list(args)
+        for argument in args:
+            if any(unicodedata.category(character) == "Cc" for character in argument):
+                reason = "a script with Windows line endings?" if "\r" in argument else "a slip?"
+                raise InputError(f"argument {argument!a} holds a control character: {reason}")
+        return super().parse_known_args(args, namespace)
+
+
+def say(text: str = "") -> None:
+    """Print to standard output."""
+    print(printable(text), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print to standard error."""
+    if sys.stderr is not None:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def answer(main: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """The exit code of ``main``; 2 and one message for bad input, and for Ctrl-C."""
+    try:
+        return main()
+    except InputError as error:
+        complain(f"error: {error}")
+    except KeyboardInterrupt:
+        complain(interrupted)
+    return FAILED
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command line as a program, and exit.
+
+    SIGTERM counts as Ctrl-C: what is finished is kept. A standard stream that is closed, full or
+    no longer read never ends the work; if standard output could not be written, other than by
+    a reader that has seen enough, the exit code is 2.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _open_closed_streams()
+    output, errors = _Stream(sys.stdout), _Stream(sys.stderr)
+    sys.stdout, sys.stderr = output, errors
+    warnings.showwarning = lambda message, *_: complain(f"note: {first_line(message)}")
+    code = main()
+    output.flush()
+    if output.problem and output.problem.errno != errno.EPIPE:
+        complain(f"error: standard output: cannot be written ({output.problem.strerror})")
+        code = code or FAILED
+    sys.exit(code)
+
+
+class _Stream:
+    """A standard stream that takes whatever it gets: what cannot be written is dropped.
+
+    Attributes:
+        problem: the first error of the stream.
+    """
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123 (for the process)
+        self._stream.reconfigure(errors="backslashreplace")
+        self.problem: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.problem = self.problem or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # takes what is still buffered, too
+            os.close(nowhere)
+
+
+def _open_closed_streams() -> None:
+    """Keep the numbers of closed standard streams from the next files that are opened.
+
+    Libraries write messages to these numbers.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.set_inheritable(nowhere, True)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(nowhere, number)
+    if nowhere > 2:
+        os.close(nowhere)

@@ -1,0 +1,126 @@
+"""HTTP as a download needs it: proxies, no other scheme, an end where nothing comes any more."""
+
+import io
+import re
+import ssl
+import time
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
+from typing import BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+    getproxies,
+    proxy_bypass,
+)
+
+_TIMEOUT = 30.0  # seconds without a byte
+_WINDOW, _LEAST = 60.0, 64 << 10  # seconds, and the bytes that must come in them
+
+
+def open_url(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
+    """The answer to a GET request, through the proxies of the environment.
+
+    Raises:
+        OSError: no connection, a status of 400 or more (``HTTPError``), another scheme than http
+            and https, also after a redirect, or a redirect from https to http. Reading raises
+            TimeoutError where nothing came in 30 s, or less than 64 KiB in 60 s.
+        http.client.HTTPException, ValueError: an answer or an address of no known form.
+    """
+    opener = OpenerDirector()
+    for handler in (
+        ProxyHandler,
+        _Plain,
+        _Secure,
+        _Redirects,
+        HTTPDefaultErrorHandler,
+        HTTPErrorProcessor,
+        UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    request = Request(url, headers={"User-Agent": "emanet-triton", **(headers or {})})
+    return opener.open(request, timeout=_TIMEOUT)
+
+
+def through_proxy(url: str) -> str:
+    """ " through the proxy HOST" if one is set for the address, without name and password."""
+    scheme, _, rest = url.partition("://")
+    proxy = getproxies().get(scheme)
+    if not proxy or proxy_bypass(rest.partition("/")[0]):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}"
+
+
+def without_secrets(text: str, *addresses: str) -> str:
+    """The text without user names and passwords of proxies and of some addresses."""
+    for address in (*getproxies().values(), *addresses):
+        found = re.search(r"(?:^|//)([^/]*)@", address)
+        for secret in (found[1], found[1].partition(":")[2]) if found else ():
+            text = text.replace(secret, "***") if secret else text
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+class _Paced(io.RawIOBase):
+    """A connection's bytes; what trickles ends, be it headers or a body."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._since, self._bytes = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._raw.readinto(buffer)
+        self._bytes += count
+        now = time.monotonic()
+        if now - self._since > _WINDOW:
+            if self._bytes < _LEAST:
+                raise TimeoutError(f"only {self._bytes} bytes came in {now - self._since:.0f} s")
+            self._since, self._bytes = now, 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
+
+
+class _PlainConnection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Plain(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_PlainConnection, req)
+
+
+class _Secure(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, req, context=ssl.create_default_context())
+
+
+class _Redirects(HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Request, fp: BinaryIO, code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        schemes = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if schemes not in (("http", "http"), ("http", "https"), ("https", "https")):
+            raise ConnectionError(f"it redirects from {schemes[0]} to {schemes[1] or 'nowhere'}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
