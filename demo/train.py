@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.command import Parser, answer, run, say
 from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import CLASSES, IGNORE, to_train_ids
 from emanet_triton.eval.inference import segment
 from emanet_triton.eval.inputs import normalise
 from emanet_triton.eval.metric import Scores, confusion_matrix, scores
-from emanet_triton.eval.outputs import require_writable
 from emanet_triton.eval.scenes import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
-from emanet_triton.files import write_whole
+from emanet_triton.files import require_writable, write_whole
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.zoo import DEMO, ZOO
 
@@ -157,7 +157,7 @@ def train(recipe: Recipe, reconstruction: bool, num_held_out: int) -> tuple[EMAN
     start = time.perf_counter()
     images, labels = load_scenes(TRAIN_SEEDS[: recipe.scenes])
     held_out = load_scenes(VAL_SEEDS[:num_held_out])
-    print(f"scenes {len(images)} + {len(held_out[0])}  {time.perf_counter() - start:.0f} s")
+    say(f"scenes {len(images)} + {len(held_out[0])}  {time.perf_counter() - start:.0f} s")
     weight = class_weights(labels, recipe.class_balance)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -182,14 +182,18 @@ def train(recipe: Recipe, reconstruction: bool, num_held_out: int) -> tuple[EMAN
             line = f"step {step:5d}  loss {total / 50:.4f}  lr {schedule.get_last_lr()[0]:.2e}"
             if step % 250 == 0 or step == recipe.steps:
                 line += f"  held-out mIoU {evaluate(model, *held_out).miou:.2f}"
-            print(f"{line}  {time.perf_counter() - start:.0f} s", flush=True)
+            say(f"{line}  {time.perf_counter() - start:.0f} s")
             total = 0.0
         schedule.step()
     return model, *held_out
 
 
 def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -> None:
-    """Write the checkpoint in mmseg's format."""
+    """Write the checkpoint in mmseg's format.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     meta = {
         "CLASSES": [c.name for c in CLASSES],
         "PALETTE": [list(c.color) for c in CLASSES],
@@ -201,8 +205,11 @@ def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -
     weights = OrderedDict((key, value.contiguous()) for key, value in model.state_dict().items())
     content = io.BytesIO()
     torch.save({"meta": meta, "state_dict": weights}, content)
-    write_whole(path, content.getvalue())
-    print(f"{path.name}: {path.stat().st_size} bytes")
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    say(f"{path.name}: {path.stat().st_size} bytes")
 
 
 def positive(text: str) -> int:
@@ -211,8 +218,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main() -> int:
+    return answer(lambda: run_recipe(options()))
+
+
+def options() -> argparse.Namespace:
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
     parser.add_argument("--steps", type=positive, default=Recipe.steps)
     parser.add_argument("--scenes", type=positive, default=Recipe.scenes, help="to train on")
@@ -227,27 +238,33 @@ def main() -> None:
             require_writable(arguments.out)
         except InputError as error:
             parser.error(f"--out {error}")
+    return arguments
+
+
+def run_recipe(arguments: argparse.Namespace) -> int:
+    """Train and evaluate; returns the exit code."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.use_deterministic_algorithms(True)
     recipe = Recipe(arguments.seed, arguments.scenes, arguments.steps)
-    print(f"{MODEL.architecture}\n{recipe}\ntorch {torch.__version__}, OpenCV {cv2.__version__}")
+    say(f"{MODEL.architecture}\n{recipe}\ntorch {torch.__version__}, OpenCV {cv2.__version__}")
     model, images, labels = train(recipe, not arguments.no_reconstruction, arguments.held_out)
     result = evaluate(model, images, labels)
     for c, iou in zip(CLASSES, result.iou, strict=True):
-        print(f"{c.name:14s} {iou:6.2f}")
+        say(f"{c.name:14s} {iou:6.2f}")
     if arguments.no_reconstruction:
-        print(f"mIoU {result.miou:.2f}, trained and evaluated without reconstruction")
-        return
+        say(f"mIoU {result.miou:.2f}, trained and evaluated without reconstruction")
+        return 0
     ablation = ablate(model, images, labels)
-    print(
+    say(
         f"mIoU {result.miou:.2f}, and with the reconstruction set to zero "
         f"{ablation['mIoU_zero_reconstruction']:.2f}, to its mean "
         f"{ablation['mIoU_mean_reconstruction']:.2f}"
     )
     figures = {"mIoU": result.miou, **ablation}
     save(model, recipe, arguments.out, figures)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,16 +1,18 @@
 """``python -m emanet_triton.convert SRC DST.safetensors``: keep a checkpoint's weights only."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 
-from emanet_triton.errors import InputError
+from emanet_triton.command import Parser, answer, run, say
 from emanet_triton.models.checkpoint import convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 where the input is not usable."""
-    parser = argparse.ArgumentParser(
+    return answer(lambda: _convert(argv))
+
+
+def _convert(argv: Sequence[str] | None) -> int:
+    parser = Parser(
         prog="python -m emanet_triton.convert",
         description="Write the weights of an mmseg checkpoint as a safetensors file.",
     )
@@ -18,13 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("destination", help="the file to write, *.safetensors")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args(argv)
-    try:
-        written = convert(args.source, args.destination, overwrite=args.force)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    written = convert(args.source, args.destination, overwrite=args.force)
     megabytes = written.path.stat().st_size / 1e6
-    print(
+    say(
         f"{written.path}: {len(written.state_dict)} tensors, {megabytes:.1f} MB, "
         f"sha256 {written.sha256}"
     )
@@ -32,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

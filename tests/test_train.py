@@ -1,5 +1,6 @@
 """``demo/train.py``, two steps of it: what it prints last and what it writes."""
 
+import errno
 import hashlib
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from emanet_triton import create_model
+from emanet_triton.errors import InputError
 from emanet_triton.models import zoo
 
 SCRIPT = Path(__file__).parents[1] / "demo" / "train.py"
@@ -59,19 +61,19 @@ def test_a_folder_that_is_given_as_the_file(tmp_path):
     done = train(tmp_path, "--out", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     message = f"--out {tmp_path}: expected a file to write, this is a folder"
-    assert done.stderr.splitlines()[-1] == f"train.py: error: {message}"
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
 
 
 def test_a_write_that_fails_leaves_the_earlier_weights(tmp_path, monkeypatch):
-    def no_space(self, data):
-        self.touch()
-        raise OSError("No space left on device")
+    def no_space(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     script = runpy.run_path(str(SCRIPT))
     path = tmp_path / "trial.pth"
     path.write_bytes(b"earlier")
-    monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(OSError, match="No space left on device"):
+    monkeypatch.setattr(Path, "replace", no_space)
+    problem = rf"^{path}: cannot be written \(No space left on device\)$"
+    with pytest.raises(InputError, match=problem):
         script["save"](create_model(zoo.DEMO), script["Recipe"](), path, {})
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("trial.pth", b"earlier")
@@ -82,4 +84,4 @@ def test_a_number_that_is_none(tmp_path):
     done = train(tmp_path, "--steps", "0")
     assert done.returncode == 2
     message = "argument --steps: expected a whole number of at least 1, got '0'"
-    assert done.stderr.splitlines()[-1] == f"train.py: error: {message}"
+    assert done.stderr.splitlines()[-1] == f"error: {message}"

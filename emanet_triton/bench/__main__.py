@@ -1,26 +1,25 @@
 """``python -m emanet_triton.bench``: time the suites; ``report`` and ``compare`` read results."""
 
 import contextlib
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from emanet_triton.bench import plots
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection, parse
-from emanet_triton.bench.rows import Row, check_writable, write_csv, write_json
+from emanet_triton.bench.rows import Row, write_csv, write_json
 from emanet_triton.bench.run import Elsewhere, Here
 from emanet_triton.bench.suites import SUITES, SUMMARIES
-from emanet_triton.errors import InputError
-
-FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
+from emanet_triton.command import answer, run, say
+from emanet_triton.errors import InputError, printable
+from emanet_triton.files import is_stream, require_writable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,12 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     threads = torch.get_num_threads()
+    interrupted = "interrupted; what is finished is in the files asked for"
     try:
-        return _dispatch(arguments)
-    except InputError as error:
-        return _fail(f"error: {error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted; what is finished is in the files asked for")
+        return answer(lambda: _dispatch(arguments), interrupted)
     finally:
         torch.set_num_threads(threads)
 
@@ -74,16 +70,12 @@ def _run(options: Namespace) -> int:
         if not options.cases or any(text in case.name for text in options.cases)
     ]
     _check_selected(cases, selection, names)
-    for option in ("csv", "json"):
-        if path := getattr(options, option):
-            _check_output(f"--{option}", path)  # it would show only after the first case
+    _check_outputs(options)  # it would show only after the first case
     if selection.threads:
         torch.set_num_threads(selection.threads)
     with contextlib.closing(_place(selection, method, options)) as place:
         rows = _measure_all(cases, place, options)
     if options.plot:
-        from emanet_triton.bench import plots
-
         plots.write_plots(rows, options.plot)
     return 1 if any(row.gate.startswith("failed") for row in rows) else 0
 
@@ -110,11 +102,20 @@ def _selection(options: Namespace) -> Selection:
     )
 
 
-def _check_output(option: str, path: Path) -> None:
-    try:
-        check_writable(path)
-    except InputError as error:
-        raise InputError(f"{option} {error}") from None
+def _check_outputs(options: Namespace) -> None:
+    """Raises InputError where a file cannot be written, or a chart not be drawn."""
+    if options.csv and options.json and options.csv.resolve() == options.json.resolve():
+        raise InputError(f"--csv {options.csv}: is the file of --json, too; expected another one")
+    places = {"--csv": options.csv, "--json": options.json}
+    if options.plot:
+        plots.require_matplotlib()
+        places["--plot"] = options.plot / "x"
+    for option, path in places.items():
+        try:
+            if path:
+                require_writable(path)
+        except InputError as error:
+            raise InputError(f"{option} {error}") from None
 
 
 def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequence[str]) -> None:
@@ -133,29 +134,33 @@ def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequenc
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:
     """Rows of all cases, written as they come; a table after each suite."""
     machine = place.machine(list(dict.fromkeys(case.dtype for case in cases)))
-    print(machine)
+    say(str(machine))
     rows: dict[tuple[str, str, str], Row] = {}
 
     def found(row: Row) -> None:
         rows[row.suite, row.case, row.provider] = row
         _write(options, rows.values())
 
-    with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
-        while cases:
-            case = cases.pop(0)  # with it go its inputs
-            progress.set_description(f"{case.suite}: {case.name}")
-            place.measure(SUITES[case.suite], case, machine, found)
-            progress.update()
-            if not cases or cases[0].suite != case.suite:
-                tqdm.write(_table([row for row in rows.values() if row.suite == case.suite]))
+    try:
+        with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
+            while cases:
+                case = cases.pop(0)  # with it go its inputs
+                progress.set_description(f"{case.suite}: {case.name}")
+                place.measure(SUITES[case.suite], case, machine, found)
+                progress.update()
+                if not cases or cases[0].suite != case.suite:
+                    table = _table([row for row in rows.values() if row.suite == case.suite])
+                    tqdm.write(printable(table))
+    finally:
+        _write(options, rows.values(), streams=True)
     return list(rows.values())
 
 
-def _write(options: Namespace, rows: Iterable[Row]) -> None:
-    if options.csv:
-        write_csv(options.csv, rows)
-    if options.json:
-        write_json(options.json, rows)
+def _write(options: Namespace, rows: Iterable[Row], *, streams: bool = False) -> None:
+    """Write the rows so far; to a stream, which keeps all that it gets, only at the end."""
+    for path, write in ((options.csv, write_csv), (options.json, write_json)):
+        if path and is_stream(path) == streams:
+            write(path, rows)
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -201,11 +206,5 @@ PRINTED: dict[str, Callable[[Row], str]] = {
 }
 
 
-def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
-    return FAILED
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is finished
-    sys.exit(main())
+    run(main)

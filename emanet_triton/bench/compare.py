@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emanet_triton.bench.options import Parser
 from emanet_triton.bench.rows import PASSED, Key, Row, read_rows
+from emanet_triton.command import Parser, say
 from emanet_triton.errors import InputError
 
 LEAST = 0.01  # relative change that two processes of one program may show
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
             f"dtype and threads (devices: {_devices(a)} and {_devices(b)})"
         )
     for note in _notes(a, b, shared):
-        print(f"note: {note}")
+        say(f"note: {note}")
     verdicts = {key: verdict(a[key], b[key]) for key in shared}
-    print(_table(a, b, verdicts))
+    say(_table(a, b, verdicts))
     bad = sum(word in ("slower", "broken") for word in verdicts.values())
     return 1 if bad else 0
 

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from emanet_triton.bench.machine import DTYPES
+from emanet_triton.command import Parser
 from emanet_triton.errors import InputError
 
 NETWORKS = ("r50", "r101")
@@ -62,13 +63,6 @@ class Selection:
         wanted = set(self.providers or set(providers) - set(leave_out)) | {baseline}
         names = dict.fromkeys((baseline, *providers))
         return {name: providers[name] for name in names if name in wanted}
-
-
-class Parser(argparse.ArgumentParser):
-    """Leaves it to the caller to print a message and to exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace:

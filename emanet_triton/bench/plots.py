@@ -49,14 +49,19 @@ def has_matplotlib() -> bool:
     return True
 
 
+def require_matplotlib() -> None:
+    """Raises InputError where charts cannot be drawn."""
+    if not has_matplotlib():
+        raise InputError("charts need matplotlib, which is not installed: pip install matplotlib")
+
+
 def write_plots(rows: Sequence[Row], folder: Path) -> None:
     """Draw the charts of rows into a folder.
 
     Raises:
         InputError: matplotlib is not installed, or a file cannot be written.
     """
-    if not has_matplotlib():
-        raise InputError("charts need matplotlib, which is not installed: pip install matplotlib")
+    require_matplotlib()
     for chart in charts_of(rows):
         path = folder / f"{chart.name}.svg"
         try:

@@ -11,9 +11,9 @@ from pathlib import Path
 from emanet_triton.bench.blocks import BLOCKS, Results
 from emanet_triton.bench.charts import charts_of, digest_of
 from emanet_triton.bench.gpu_check.own import REHEARSAL
-from emanet_triton.bench.options import Parser
 from emanet_triton.bench.plots import has_matplotlib, write_plots
 from emanet_triton.bench.rows import PASSED, Key, Row, read_csv, read_rows, read_text
+from emanet_triton.command import Parser, say
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         stale = [*_stale_blocks(options.readme, before, after)]
         stale += _stale_charts(options.results, results)
-        print(*stale or ["README and charts agree with the results"], sep="\n")
+        say("\n".join(stale or ["README and charts agree with the results"]))
         return 1 if stale else 0
     if after != before:
         _write(options.readme, after)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     if has_matplotlib():
         write_plots(results.rows, options.results)
     elif charts_of(results.rows):
-        print("the charts are not drawn: matplotlib is not installed (extra: plot)")
+        say("the charts are not drawn: matplotlib is not installed (extra: plot)")
     return 0
 
 

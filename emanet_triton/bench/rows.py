@@ -100,22 +100,6 @@ _TEXT = {field.name for field in fields(Row) if field.type is str}
 _DIGITS = 5
 
 
-def check_writable(path: Path) -> None:
-    """Make the file and its folder where they are missing; what is in it stays.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    for parent in path.parents:
-        if parent.is_file():
-            raise InputError(f"{path}: {parent} is a file, expected a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
     """Write rows to five significant digits, making the folder where it is missing.
 
@@ -140,11 +124,8 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """The whole text or none of it: a run that is killed leaves the rows of its last write."""
-    check_writable(path)
-    if not path.is_file():  # such as /dev/stdout
-        path.write_text(text)
-        return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None

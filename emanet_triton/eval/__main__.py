@@ -1,6 +1,5 @@
 """``python -m emanet_triton.eval``: from a checkpoint and a Cityscapes folder to the table."""
 
-import signal
 import sys
 import warnings
 from argparse import Namespace
@@ -8,7 +7,8 @@ from argparse import Namespace
 import torch
 from tqdm import tqdm
 
-from emanet_triton.errors import InputError
+from emanet_triton.command import FAILED, answer, complain, run, say
+from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.jobs import Job, Plan, make_plan
@@ -22,14 +22,16 @@ This was a demonstration: a small model, trained and evaluated on generated stre
 figures say nothing about Cityscapes. For a published model (the file is downloaded once):
   python -m emanet_triton.eval --data CITYSCAPES_ROOT \\
     --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
-FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parse(arguments)
+    return answer(lambda: _main(parse(arguments)))
+
+
+def _main(args: Namespace) -> int:
     with ranks() as group, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _note(f"note: {message}")
+        warnings.showwarning = lambda message, *_: _note(f"note: {first_line(message)}")
         try:
             plan = make_plan(args, group)
         except InputError as error:
@@ -48,28 +50,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
-    say = _note if group.first else _silent
+    tell = _note if group.first else _silent
     torch.set_num_threads(plan.threads)
     reports, partials = [], []
     for job in plan.jobs:
-        say(_title(job, plan, args))
+        tell(_title(job, plan, args))
         matrices = 3 if args.compare else 1  # of evaluate's result
         partial = PartialResult(plan.settings(job, args), group.rank, matrices)
         partials.append(partial)
         reports.append(_evaluate(job, plan, args, group, partial))
     if group.first:
-        if not args.all:
-            print(report.class_table(reports[0]), end="\n\n")
-        print(report.summary_table(reports))
-        if args.compare:
-            print("", report.comparison_table(reports), sep="\n")
-        if plan.demo:
-            print(DEMONSTRATION)
-        if args.json:
-            report.write_json(args.json, reports, as_list=args.all)
+        try:  # before the tables: a terminal may be gone
+            if args.json:
+                report.write_json(args.json, reports, as_list=args.all)
+        finally:
+            _print(reports, plan, args)
     group.barrier()
     for partial in partials:  # only now is nothing of them needed any more
         partial.discard()
+
+
+def _print(reports: list[report.Report], plan: Plan, args: Namespace) -> None:
+    if not args.all:
+        say(f"{report.class_table(reports[0])}\n")
+    say(report.summary_table(reports))
+    if args.compare:
+        say(f"\n{report.comparison_table(reports)}")
+    if plan.demo:
+        say(DEMONSTRATION)
 
 
 def _evaluate(
@@ -77,8 +85,8 @@ def _evaluate(
 ) -> report.Report:
     predictor = plan.predictor(job, args, args.precision)
     other = plan.predictor(job, args, args.compare) if args.compare else None
-    say = _note if group.first else _silent
-    say(_how(predictor, plan, args))
+    tell = _note if group.first else _silent
+    tell(_how(predictor, plan, args))
     result = evaluate(
         predictor,
         plan.samples,
@@ -87,10 +95,10 @@ def _evaluate(
         ranks=group,
         workers=args.workers,
         resume=args.resume,
-        say=say,
+        say=tell,
         other=other,
     )
-    say(_speed(result, len(plan.samples)))
+    tell(_speed(result, len(plan.samples)))
     confusion, *compared = result.counts
     return report.Report(
         model=job.name,
@@ -147,7 +155,7 @@ def _speed(result: Result, images: int) -> str:
 
 
 def _note(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 def _silent(line: str) -> None:
@@ -156,10 +164,9 @@ def _silent(line: str) -> None:
 
 def _fail(message: str, say: bool = True) -> int:
     if say:
-        print(message, file=sys.stderr)
+        complain(message)
     return FAILED
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is finished
-    sys.exit(main())
+    run(main)

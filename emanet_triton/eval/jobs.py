@@ -12,10 +12,11 @@ import torch
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.cityscapes import Sample, find_samples
 from emanet_triton.eval.inference import HALF, Predictor
-from emanet_triton.eval.outputs import Outputs, require_writable
+from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
+from emanet_triton.files import require_writable
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
@@ -149,6 +150,9 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     """
     device = _device(args.device, (args.precision, args.compare), ranks)
     outputs = Outputs(args.save_predictions, args.save_overlays)
+    places = outputs.folders() | {"--json": args.json}
+    if args.data:  # before a folder is made in it
+        keep_out(args.data, places)
     outputs.prepare()
     if args.json:
         require_writable(args.json)
@@ -161,7 +165,9 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     if args.data is None and not demo:
         raise InputError("--data is missing; expected the root of Cityscapes")
     data = demo_dataset() if args.data is None else args.data
+    keep_out(data, places)
     samples = find_samples(data, args.split, args.limit)
+    refuse_overwriting(outputs, args.json, samples, [job.checkpoint.path for job in jobs])
     check_samples(samples, ranks, args.workers)
     threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
     return Plan(jobs, data, samples, device, threads, outputs, demo)

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from emanet_triton.command import Parser
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import list_models
 
@@ -11,8 +12,12 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the arguments; prints usage and exits with code 2 where they do not fit together."""
-    parser = argparse.ArgumentParser(
+    """Read the arguments.
+
+    Raises:
+        InputError: they are not as they should be, or do not fit together.
+    """
+    parser = Parser(
         prog="python -m emanet_triton.eval",
         description="Evaluate EMANet checkpoints on Cityscapes. Without arguments: a small model "
         "that comes with this package, on generated street scenes.",

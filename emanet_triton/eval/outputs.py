@@ -1,6 +1,7 @@
 """The pictures that an evaluation writes, and whether they can be written."""
 
-import tempfile
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, prediction_name, to_label_ids
 from emanet_triton.eval.draw import overlay
 from emanet_triton.eval.png import write_png
+from emanet_triton.files import is_stream, require_writable
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,13 @@ class Outputs:
         Raises:
             InputError: a folder that cannot be made or written.
         """
-        for folder in filter(None, (self.predictions, self.overlays)):
+        for folder in self.folders().values():
             require_writable(folder / "x")
+
+    def folders(self) -> dict[str, Path]:
+        """Option to the folder that it names, of those that were given."""
+        named = {"--save-predictions": self.predictions, "--save-overlays": self.overlays}
+        return {option: folder for option, folder in named.items() if folder}
 
     def __bool__(self) -> bool:
         return bool(self.predictions or self.overlays)
@@ -48,19 +55,50 @@ class Outputs:
             write_png(self.overlays / name, overlay(image, pred, labels))
 
 
-def require_writable(file: Path) -> None:
-    """Make the folder of ``file`` and see that files can be written there.
+def keep_out(root: Path, places: Mapping[str, Path | None]) -> None:
+    """See that nothing is written inside the trees of a data set.
+
+    Args:
+        root: of the data set.
+        places: option to the file or folder that it names.
 
     Raises:
-        InputError: they cannot.
+        InputError: a place inside.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):  # a name of its own for every rank
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{file.parent}: expected a folder that can be written ({error.strerror})"
-        ) from None
-    if file.is_dir():
-        raise InputError(f"{file}: expected a file to write, this is a folder")
+    for option, place in places.items():
+        for tree in (root / "leftImg8bit", root / "gtFine"):
+            if place and _real(place).is_relative_to(_real(tree)):
+                raise InputError(
+                    f"{option} {place}: lies in the data set's {tree}; expected another place"
+                )
+
+
+def refuse_overwriting(
+    outputs: Outputs, json: Path | None, samples: Sequence[Sample], checkpoints: Sequence[Path]
+) -> None:
+    """See that no output, also through symbolic links, is an input or another output.
+
+    Raises:
+        InputError: one is.
+    """
+    kept = {_real(path): path for sample in samples for path in (sample.image, sample.label)}
+    folders = {path.parent for path in kept}
+    kept |= {_real(path): path for path in checkpoints}
+    for option, folder in outputs.folders().items():
+        if _real(folder) in folders:
+            raise InputError(f"{option} {folder}: holds files of the data set; expected another")
+        for sample in samples:
+            _claim(kept, option, folder / prediction_name(sample))
+    if json and not is_stream(json):
+        _claim(kept, "--json", json)
+
+
+def _claim(kept: dict[Path, Path], option: str, path: Path) -> None:
+    real = _real(path)
+    if real in kept:
+        raise InputError(f"{option}: {path} would overwrite {kept[real]}; expected another place")
+    kept[real] = path
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))

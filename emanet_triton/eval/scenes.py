@@ -1,14 +1,14 @@
 """Synthetic street scenes in Cityscapes layout, for a demonstration that needs no download."""
 
-import argparse
+import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from emanet_triton.command import Parser, answer, run
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scene_objects as objects
 from emanet_triton.eval.png import write_png
@@ -22,10 +22,11 @@ from emanet_triton.eval.scene_canvas import (
     pick,
     shade,
 )
-from emanet_triton.files import cache_folder
+from emanet_triton.files import cache_folder, remove_leftovers, temporary_beside
 
 VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
 DEMO_COUNT = 40
+CITY, TREES = "synthetic", ("leftImg8bit", "gtFine")
 TRAIN_SEEDS = range(10**6)
 VAL_SEEDS = range(10**6, 2 * 10**6)
 _SPLIT_SEEDS = {"train": TRAIN_SEEDS, "val": VAL_SEEDS}
@@ -58,19 +59,21 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
         seed: of the first scene, counted from the split's first.
 
     Raises:
-        InputError: an argument out of its range, or a file that cannot be written.
+        InputError: an argument out of its range, a folder with other data, which would then be
+            evaluated together, or a file that cannot be written.
     """
     if split not in _SPLIT_SEEDS or count < 1 or seed < 0:
         raise InputError(
             f"split '{split}', count {count}, seed {seed}: expected one of "
             f"{', '.join(_SPLIT_SEEDS)}, at least 1 scene and a seed of at least 0"
         )
-    folders = [root / tree / split / "synthetic" for tree in ("leftImg8bit", "gtFine")]
+    _refuse_other_data(root)
+    folders = [root / tree / split / CITY for tree in TREES]
     for folder in folders:
         _make_folder(folder)
     for i, scene_seed in enumerate(_SPLIT_SEEDS[split][seed : seed + count]):
         image, label_ids = generate_scene(scene_seed)
-        name = f"synthetic_000000_{i:06d}"
+        name = f"{CITY}_000000_{i:06d}"
         write_png(folders[0] / f"{name}_leftImg8bit.png", image)
         write_png(folders[1] / f"{name}_gtFine_labelIds.png", label_ids)
 
@@ -90,7 +93,9 @@ def demo_dataset() -> Path:
         return root
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{root.name}-", dir=cache))
+        remove_leftovers(cache)
+        temporary = temporary_beside(root)
+        temporary.mkdir()
     except OSError as error:
         raise InputError(
             f"{cache}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to a writable "
@@ -105,6 +110,19 @@ def demo_dataset() -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
+
+
+def _refuse_other_data(root: Path) -> None:
+    """Raises InputError where the trees hold anything that ``write_scenes`` does not write."""
+    ours = re.compile(rf"{CITY}_000000_\d{{6,}}_(leftImg8bit|gtFine_labelIds)\.png")
+    for tree in TREES:
+        for city in (root / tree).glob("*/*"):
+            others = [path for path in city.glob("*") if not ours.fullmatch(path.name)]
+            if city.name != CITY or others:
+                raise InputError(
+                    f"{root}: holds other data ({others[0] if others else city}); expected a "
+                    "folder of its own for generated scenes"
+                )
 
 
 def _make_folder(folder: Path) -> None:
@@ -272,18 +290,21 @@ def _draw_border(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.pixels("out of roi", (20, 20, 20), box, z=1.0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write synthetic scenes in Cityscapes layout.")
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 where the input is not usable."""
+    return answer(lambda: _main(arguments))
+
+
+def _main(given: list[str] | None) -> int:
+    parser = Parser(description="Write synthetic scenes in Cityscapes layout.")
     parser.add_argument("out", type=Path, help="folder for leftImg8bit and gtFine")
     parser.add_argument("--split", choices=_SPLIT_SEEDS, default="val")
     parser.add_argument("--count", type=int, default=DEMO_COUNT)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    try:
-        write_scenes(arguments.out, arguments.split, arguments.count, arguments.seed)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
+    arguments = parser.parse_args(given)
+    write_scenes(arguments.out, arguments.split, arguments.count, arguments.seed)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

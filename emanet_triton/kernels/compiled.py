@@ -29,8 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from emanet_triton.command import Parser, answer, complain, run
 from emanet_triton.errors import InputError, first_line
-from emanet_triton.files import write_whole
+from emanet_triton.files import is_stream, require_writable, write_whole
 from emanet_triton.kernels.compiled_code import Figures, figures
 from emanet_triton.kernels.compiled_launches import Group, Launch, groups
 
@@ -215,7 +216,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     Raises:
         InputError: what is there is no table, or it cannot be written.
     """
-    earlier = read_table(path) if path.exists() else []
+    earlier = _earlier(path)
     versions = {row["triton"] for row in rows}
     rows = rows + [row for row in earlier if row["triton"] not in versions]
     text = io.StringIO()
@@ -226,6 +227,10 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def _earlier(path: Path) -> list[dict[str, str]]:
+    return read_table(path) if path.exists() and not is_stream(path) else []
+
+
 def _write(file: TextIO, rows: list[dict[str, str]]) -> None:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -234,17 +239,12 @@ def _write(file: TextIO, rows: list[dict[str, str]]) -> None:
 
 def main() -> int:
     """0 if every gate holds, 1 if not, 2 for bad input."""
-    try:
-        return _run(_options())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted: Triton keeps what it has compiled", file=sys.stderr)
-    return 2
+    interrupted = "interrupted: Triton keeps what it has compiled"
+    return answer(lambda: _run(_options()), interrupted)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--write",
         type=Path,
@@ -264,17 +264,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.processes < 1:
         raise InputError(f"--processes: expected at least 1, got {options.processes}")
     if options.write:
-        write_table(options.write, [])  # before the minutes that follow
+        require_writable(options.write)  # before the minutes that follow
+        _earlier(options.write)
     rows, failures = compile_all(not options.shipped_only, options.processes)
     if options.write:
         write_table(options.write, rows)
     else:
         _write(sys.stdout, rows)
     for problem in (*failures, *problems(rows)):
-        print(problem, file=sys.stderr)
+        complain(problem)
     counted = problems if is_seen(triton.__version__) else does_not_fit
     return 1 if failures or counted(rows) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from dataclasses import dataclass
 
+from emanet_triton.command import Parser, answer, run, say
 from emanet_triton.kernels import tiles
 from emanet_triton.kernels.em_attention import split_length
 
@@ -150,20 +151,28 @@ def _em_floor(shape: Shape) -> Cost:
     return Cost(moved, 2 * shape.num_stages * shape.product(shape.bases))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    """Print the costs of the EM operators; returns the exit code, 2 for bad arguments."""
+    return answer(lambda: _main(_options()))
+
+
+def _options() -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--positions", type=int, default=32768)
     parser.add_argument("--dtype", choices=tiles.DTYPES, default="bf16")
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s (default: H100)")
     parser.add_argument("--flop-rate", type=float, default=798e12, help="FLOP/s (default: H100)")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def _main(options: argparse.Namespace) -> int:
     shape = Shape(options.batch, options.positions, dtype=options.dtype)
     for name, launches, floor in (
         ("em_attention", attention_launches(shape), attention_floor(shape)),
         ("em_attention_block", block_launches(shape), block_floor(shape)),
     ):
-        print(f"{name:20} launches        MB    GFLOP  floor µs")
+        say(f"{name:20} launches        MB    GFLOP  floor µs")
         count = Counter(kernel for kernel, _ in launches)
         whole = sum((cost for _, cost in launches), Cost())
         for kernel in count:
@@ -171,13 +180,14 @@ def main() -> None:
             _print_row(kernel, count[kernel], cost, options)
         _print_row("all launches", len(launches), whole, options)
         _print_row("floor", "", floor, options)
+    return 0
 
 
 def _print_row(name: str, launches: int | str, cost: Cost, options: argparse.Namespace) -> None:
     floor = 1e6 * cost.floor_seconds(options.bandwidth, options.flop_rate)
     columns = f"{cost.bytes / 1e6:9.1f} {cost.flops / 1e9:8.2f} {floor:9.1f}"
-    print(f"  {name:18} {launches:8} {columns}")
+    say(f"  {name:18} {launches:8} {columns}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -43,10 +43,17 @@ def fake_suite(monkeypatch):
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
         (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
         (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not of suite em"),
-        (["em", "--tiny", "--csv", "/proc/none/x"], "error: --csv /proc/none/x: cannot be written"),
+        (
+            ["em", "--tiny", "--csv", "/proc/none/x"],
+            "error: --csv /proc/none: expected a folder that can be written (No such file",
+        ),
         (
             ["em", "--tiny", "--json", "/proc/version/a/x.json"],
-            "error: --json /proc/version/a/x.json: /proc/version is a file, expected a folder",
+            "error: --json /proc/version/a: expected a folder that can be written (Not a directory",
+        ),
+        (
+            ["em", "--tiny", "--json", "out", "--csv", "./out"],
+            "error: --csv out: is the file of --json, too; expected another one",
         ),
         (["em", "--what"], "error: unrecognized arguments: --what"),
     ],

@@ -1,11 +1,13 @@
 import errno
 import hashlib
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from emanet_triton import files
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scenes
 from emanet_triton.eval.cityscapes import (
@@ -132,22 +134,24 @@ def test_demo_dataset_made_twice_at_once(small_demo, monkeypatch):
     assert len(find_samples(other)) == 2
 
 
+def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch, small_demo):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        root = scenes.demo_dataset()
+    assert root.parent == tmp_path / f"emanet_triton-{os.getuid()}" / "emanet_triton"
+    assert len(find_samples(root)) == 2
+
+
 UNWRITABLE = "{}/emanet_triton: cannot be written ({}); set XDG_CACHE_HOME to a writable folder"
 
 
-def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError) as caught:
-        scenes.demo_dataset()
-    assert str(caught.value) == UNWRITABLE.format(tmp_path / "file", "Not a directory")
-
-
 def test_cache_that_cannot_be_written(small_demo, monkeypatch):
-    def refused(**_):
+    def refused(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(scenes.tempfile, "mkdtemp", refused)
+    monkeypatch.setattr(scenes, "temporary_beside", refused)
     with pytest.raises(InputError) as caught:
         scenes.demo_dataset()
     assert str(caught.value) == UNWRITABLE.format(small_demo.parent, "Permission denied")

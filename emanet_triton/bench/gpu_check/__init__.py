@@ -35,8 +35,8 @@ from emanet_triton.bench.gpu_check.plan import (
 from emanet_triton.bench.gpu_check.steps import GRACE, Outcome, Runner, Step, environment
 from emanet_triton.bench.gpu_check.summary import summarise
 from emanet_triton.bench.machine import ROOT
-from emanet_triton.bench.options import Parser
 from emanet_triton.bench.rows import PASSED
+from emanet_triton.command import Parser
 from emanet_triton.errors import InputError, describe
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.tiles import ARCHS

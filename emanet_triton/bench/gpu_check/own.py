@@ -5,14 +5,14 @@ import csv
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from emanet_triton.bench.options import Parser, count
+from emanet_triton.bench.options import count
+from emanet_triton.command import Parser, answer, run
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.tiles import ARCHS
@@ -90,16 +90,8 @@ def cores() -> int:
 
 def run_main(main: Callable[[Sequence[str]], int]) -> None:
     """Run a step's command as a program, and exit."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is in the files", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    interrupted = "interrupted; what is finished is in the files"
+    run(lambda: answer(lambda: main(sys.argv[1:]), interrupted))
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
