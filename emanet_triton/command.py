@@ -31,9 +31,13 @@ class Parser(argparse.ArgumentParser):
         """
         args = sys.argv[1:] if args is None else list(args)
         for argument in args:
+            if argument.endswith("\r"):
+                raise InputError(
+                    f"argument {argument!a} ends with a carriage return: expected a script with "
+                    "the line endings of Unix, not of Windows"
+                )
             if any(unicodedata.category(character) == "Cc" for character in argument):
-                reason = "a script with Windows line endings?" if "\r" in argument else "a slip?"
-                raise InputError(f"argument {argument!a} holds a control character: {reason}")
+                raise InputError(f"argument {argument!a} holds a control character")
         return super().parse_known_args(args, namespace)
 
 

@@ -1,12 +1,11 @@
 """``python -m emanet_triton.eval`` with one more model in the zoo, small enough for tests."""
 
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from emanet_triton.command import run
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.cityscapes import CLASSES
 from emanet_triton.eval.png import write_png
@@ -68,5 +67,4 @@ def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    run(main)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, one_line
 from emanet_triton.eval.png import png_size, read_label_png
 
 IGNORE = 255  # the train id of pixels that are not scored
@@ -194,7 +194,7 @@ def prediction_name(sample: Sample) -> str:
 
 def problems_error(heading: str, problems: list[str]) -> InputError:
     """One error that lists all problems below its heading, or the first 20 and how many more."""
-    lines = [f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+    lines = [f"  {one_line(problem)}" for problem in problems[:_SHOWN_PROBLEMS]]
     if left := len(problems) - len(lines):
         lines.append(f"  ... and {left} more")
     return InputError("\n".join([heading, *lines]))

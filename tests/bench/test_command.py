@@ -83,6 +83,23 @@ def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, c
     assert "noise" in printed
 
 
+def test_rows_go_to_a_stream_once(fake_suite, tmp_path):
+    with (tmp_path / "rows.csv").open("wb") as file:
+        assert command.main(["em", "--tiny", "--csv", f"/dev/fd/{file.fileno()}"]) == 1
+    assert len(read_rows(tmp_path / "rows.csv")) == 4
+
+
+def test_charts_that_cannot_be_drawn_end_a_run_before_it_begins(
+    fake_suite, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command.plots, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(command, "_measure_all", None)
+    assert command.main(["em", "--tiny", "--plot", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "error: charts need matplotlib, which is not installed: pip install matplotlib\n"
+    )
+
+
 def test_cases_by_a_part_of_their_names(fake_suite, tmp_path, capsys):
     path = tmp_path / "rows.csv"
     given = ["em", "--tiny", "--threads", "1", "--csv", str(path), "--cases"]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -309,6 +311,51 @@ def test_a_result_that_cannot_be_written_is_kept(tmp_path, city, ckpt, capsys, m
     monkeypatch.setattr(runner, "_load", None)  # nothing is left to be loaded
     assert main([*command, "--resume"]) == 0
     assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
+
+
+TERMINALS = {
+    "full-disk": (">/dev/full", 2),
+    "no-output": (">&-", 0),
+    "no-streams": (">&- 2>&-", 0),
+    "head": ("| head -1; exit ${PIPESTATUS[0]}", 0),
+}
+
+
+@pytest.mark.parametrize("terminal", TERMINALS)
+def test_the_result_is_written_whatever_happens_to_the_terminal(tmp_path, city, ckpt, terminal):
+    redirection, code = TERMINALS[terminal]
+    out = tmp_path / "out.json"
+    command = tiny_process("--ckpt", str(ckpt), "--data", str(city), "--json", str(out))
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} {redirection}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
+
+
+def test_the_tables_are_printed_when_the_result_cannot_be_written(city, ckpt, capsys):
+    assert main(["--ckpt", str(ckpt), "--data", str(city), "--json", "/dev/full"]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 25
+    assert err.endswith("error: /dev/full: cannot be written (No space left on device)\n")
+
+
+def test_the_result_goes_through_links_and_into_fifos(tmp_path, city, ckpt):
+    (tmp_path / "link.json").symlink_to("real.json")
+    os.mkfifo(tmp_path / "fifo")
+    written = []
+    reader = threading.Thread(target=lambda: written.append((tmp_path / "fifo").read_text()))
+    reader.start()
+    for name in ("link.json", "fifo"):
+        assert main(["--ckpt", str(ckpt), "--data", str(city), "--json", str(tmp_path / name)]) == 0
+    reader.join(timeout=60)
+    assert (tmp_path / "link.json").is_symlink()
+    for text in (written[0], (tmp_path / "real.json").read_text()):
+        assert json.loads(text)["confusion"] == expected_confusion(city)
 
 
 def _disk_full(path, *args, **kwargs):

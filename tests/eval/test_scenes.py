@@ -157,6 +157,43 @@ def test_cache_that_cannot_be_written(small_demo, monkeypatch):
     assert str(caught.value) == UNWRITABLE.format(small_demo.parent, "Permission denied")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "leftImg8bit/train/aachen/aachen_000000_000000_leftImg8bit.png",
+        "gtFine/val/bochum/x.json",
+        "leftImg8bit/val/synthetic/mine.png",
+    ],
+    ids=["another-split", "labels", "among-ours"],
+)
+def test_a_folder_with_other_data_is_refused(tmp_path, path):
+    other = tmp_path / path
+    other.parent.mkdir(parents=True)
+    other.write_text("precious")
+    with pytest.raises(InputError) as caught:
+        scenes.write_scenes(tmp_path, "val", 1)
+    shown = other if other.exists() else other.parent
+    assert str(caught.value) == (
+        f"{tmp_path}: holds other data ({shown}); expected a folder of its own for generated scenes"
+    )
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [other]
+
+
+def test_scenes_may_be_written_again(tmp_path):
+    for _ in range(2):
+        scenes.write_scenes(tmp_path, "val", 1)
+    scenes.write_scenes(tmp_path, "train", 1)
+    assert len(find_samples(tmp_path)) == 1
+
+
+def test_leftovers_of_a_killed_making_are_removed(small_demo, monkeypatch):
+    left = small_demo / ".scenes-v1.emanet-00000000-1-00000000.tmp"
+    (left / "leftImg8bit").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    root = scenes.demo_dataset()
+    assert list(small_demo.iterdir()) == [root]
+
+
 def _command_line(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "emanet_triton.eval.scenes", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,193 @@
+"""The frame of command lines: arguments, closed and full streams, control characters."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from emanet_triton import command
+from emanet_triton.command import Parser, answer, complain, say
+from emanet_triton.errors import InputError, one_line, printable
+
+# Prints more than a pipe holds, and only then does its work.
+PROGRAM = """
+import pathlib, sys, tqdm, warnings
+from emanet_triton.command import complain, run, say
+
+def main():
+    for i in range(20_000):
+        say(f"line {i}")
+    for stream in (sys.stdout, sys.stderr):
+        for _ in tqdm.tqdm(range(2), file=stream):
+            tqdm.tqdm.write("written", file=stream)
+    complain("on standard error")
+    warnings.warn("first\\nsecond")
+    with open("done", "w") as file:
+        print(file.fileno(), file=file)
+    return 0
+
+run(main)
+"""
+FULL = "error: standard output: cannot be written (No space left on device)"
+FORMS = {
+    "no-output": (">&-", 0, ""),
+    "no-errors": (">out 2>&-", 0, ""),
+    "no-streams": ("<&- >&- 2>&-", 0, ""),
+    "full-disk": (">/dev/full", 2, FULL),
+    "full-errors": (">out 2>/dev/full", 0, ""),
+    "head": ("| head -1 >out; exit ${PIPESTATUS[0]}", 0, ""),
+    "both-to-head": ("2>&1 | head -1 >out; exit ${PIPESTATUS[0]}", 0, ""),
+}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_stream_ends_the_work(tmp_path, form, unbuffered):
+    redirection, code, last = FORMS[form]
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} program.py {redirection}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert int((tmp_path / "done").read_text()) > 2  # a file never gets a standard stream's number
+    assert done.returncode == code
+    assert "Error" not in done.stderr
+    assert done.stderr.endswith(f"{last}\n" if last else "")
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back at the end
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+
+    def main():
+        warnings.warn("first\nsecond", stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+        warnings.simplefilter("always")
+        command.run(main)
+    assert stop.value.code == 0
+    assert capsys.readouterr().err == "note: first\n"
+
+
+def test_a_terminal_that_knows_ascii_only(tmp_path):
+    code = "from emanet_triton.command import run, say; run(lambda: say('1.5× \\udcff é') or 0)"
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=os.environ | ascii_only
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"1.5\\xd7 \\udcff \\xe9\n"
+
+
+def test_sigterm_counts_as_ctrl_c():
+    code = (
+        "import os, signal; from emanet_triton.command import answer, run;"
+        "run(lambda: answer(lambda: os.kill(os.getpid(), signal.SIGTERM), 'what was kept'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "what was kept\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (None, 7, ""),
+        (InputError("x: no such file"), 2, "error: x: no such file\n"),
+        (InputError("\x1b[2J\r\x9b: none\n  more"), 2, "error: \\x1b[2J\\r\\x9b: none\n  more\n"),
+        (KeyboardInterrupt(), 2, "interrupted\n"),
+    ],
+    ids=["none", "input", "control", "ctrl-c"],
+)
+def test_answer(capsys, error, code, message):
+    def main():
+        if error:
+            raise error
+        return 7
+
+    assert answer(main) == code
+    assert capsys.readouterr() == ("", message)
+
+
+def test_no_control_character_is_printed(capsys):
+    say("a\tb\n\x1b]0;title\x07")
+    complain("\u202egnp.exe\u2028")
+    assert capsys.readouterr() == ("a\tb\n\\x1b]0;title\\x07\n", "\\u202egnp.exe\\u2028\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("street é 街 ×", "street é 街 ×"),
+        ("\x00\x7f\x85", "\\x00\\x7f\\x85"),
+        ("\udcff", "\\udcff"),
+        ("a\nb", "a\nb"),
+    ],
+    ids=["letters", "control", "not-utf-8", "lines"],
+)
+def test_printable(text, shown):
+    assert printable(text) == shown
+    assert one_line(text) == shown.replace("\n", "\\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "x"], "argument --count: invalid int value: 'x'"),
+        (["--what"], "unrecognized arguments: --what"),
+        (
+            ["--count", "1\r"],
+            "argument '1\\r' ends with a carriage return: expected a script with the line endings "
+            "of Unix, not of Windows",
+        ),
+        (["--name", "a\x1b[2Jb"], "argument 'a\\x1b[2Jb' holds a control character"),
+        (["--name", "a\nb"], "argument 'a\\nb' holds a control character"),
+    ],
+    ids=["value", "unknown", "carriage-return", "escape", "line-break"],
+)
+def test_bad_arguments_are_one_message(arguments, message):
+    parser = Parser()
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--name")
+    with pytest.raises(InputError) as error:
+        parser.parse_args(arguments)
+    assert str(error.value) == message
+
+
+COMMANDS = {
+    "eval": ("-m", "emanet_triton.eval"),
+    "scenes": ("-m", "emanet_triton.eval.scenes", "x"),
+    "convert": ("-m", "emanet_triton.convert", "a", "b"),
+    "bench": ("-m", "emanet_triton.bench"),
+    "bench-report": ("-m", "emanet_triton.bench", "report"),
+    "bench-compare": ("-m", "emanet_triton.bench", "compare", "a", "b"),
+    "gpu-check": ("-m", "emanet_triton.bench", "gpu-check"),
+    "gpu-check-step": ("-m", "emanet_triton.bench.gpu_check.versions"),
+    "cost": ("-m", "emanet_triton.kernels.cost"),
+    "compiled": ("-m", "emanet_triton.kernels.compiled"),
+    "train": (str(Path(__file__).parents[1] / "demo" / "train.py"),),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_line_ends_with_one_line(tmp_path, name):
+    done = subprocess.run(
+        [sys.executable, *COMMANDS[name], "--no-such-option\r"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: argument '--no-such-option\\r' ends with a carriage return: expected a script with "
+        "the line endings of Unix, not of Windows\n"
+    )
+    assert list(tmp_path.iterdir()) == []
