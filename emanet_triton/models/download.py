@@ -129,7 +129,7 @@ def _wait_for(lock: Path, part: Path, progress: bool) -> int:
     size, grown, told = -1, time.monotonic(), not progress
     while True:
         descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
-        if _is_locked(descriptor) and _is_same(descriptor, lock):
+        if _is_locked(descriptor, lock) and _is_same(descriptor, lock):
             return descriptor
         os.close(descriptor)
         if (now := _size(part)) != size:
@@ -145,14 +145,15 @@ def _wait_for(lock: Path, part: Path, progress: bool) -> int:
         time.sleep(_LOOK)
 
 
-def _is_locked(descriptor: int) -> bool:
+def _is_locked(descriptor: int, lock: Path) -> bool:
     """Whether this call has locked the file; False if another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except OSError:  # no locks here: the file is of no use
         os.close(descriptor)
+        lock.unlink(missing_ok=True)
         raise
     return True
 

@@ -1,14 +1,13 @@
-"""Downloads from a local server that breaks in every way a network does."""
+"""Downloads over connections that break, resumed and verified."""
 
 import hashlib
 import socket
 import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from checkpoint_files import save, weights
+from download_server import BODY, HALF, SHA256, assert_whole, fetch, part_of, refusal, serving
 
 import emanet_triton.models.download as module
 from emanet_triton.errors import InputError
@@ -16,97 +15,17 @@ from emanet_triton.models import connection
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.download import download
 
-BODY = bytes(range(256)) * 400
-SHA256 = hashlib.sha256(BODY).hexdigest()[:8]
-HALF = len(BODY) // 2
-
-
-class Server:
-    """Serves one body. The attributes are set by the tests.
-
-    ``requests`` collects (Range header or None, bytes sent) in the order of the answers.
-    """
-
-    def __init__(self) -> None:
-        self.body = BODY
-        self.status = 200
-        self.ranges = True
-        self.close_after: int | None = None  # body bytes before the connection is closed
-        self.declared_length = True
-        self.requests: list[tuple[str | None, int]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/file.pth"
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.gate.wait(timeout=20)
-        asked = handler.headers["Range"]
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        status = self.status
-        if not self.ranges:
-            start = 0
-        elif asked and status == 200:
-            status = 206 if start < len(self.body) else 416
-        body = self.body[start:] if status < 300 else b"no"
-        handler.send_response(status)
-        if status == 206:
-            end = len(self.body) - 1
-            handler.send_header("Content-Range", f"bytes {start}-{end}/{len(self.body)}")
-        if self.declared_length:
-            handler.send_header("Content-Length", str(len(body)))
-        body = body[: self.close_after]
-        self.requests.append((asked, len(body)))  # before the client hears of it
-        handler.end_headers()
-        with suppress(ConnectionError):  # the client may have gone
-            handler.wfile.write(body)
-
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    server = Server()
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-    thread.join()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
 def destination(tmp_path) -> Path:
     return tmp_path / "hub" / "checkpoints" / "file.pth"
-
-
-def part_of(destination: Path) -> Path:
-    return destination.with_name("file.pth.part")
-
-
-def fetch(server: Server, destination: Path) -> Path:
-    return download(server.url, destination, SHA256, progress=False)
-
-
-def refusal(server: Server, destination: Path) -> str:
-    with pytest.raises(InputError) as error:
-        fetch(server, destination)
-    assert not destination.exists()
-    assert str(error.value).startswith(f"{server.url}: ")
-    return str(error.value).removeprefix(f"{server.url}: ")
-
-
-def assert_whole(destination: Path) -> None:
-    assert destination.read_bytes() == BODY
-    assert [path.name for path in destination.parent.iterdir()] == ["file.pth"]
 
 
 def test_whole(server, destination, capsys):
