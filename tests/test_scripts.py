@@ -38,7 +38,7 @@ RUNS = {
     "emanet_triton.bench.gpu_check.host": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
-    "tests.fuzz": "--help",
+    "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
 REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
