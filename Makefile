@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-versions lint gpu-check clean
+.PHONY: demo test test-versions fuzz lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -14,6 +14,11 @@ test: .venv/installed-dev lint
 # The tests with the oldest PyTorch, with what pip takes and with the newest, each in its own venv.
 test-versions:
 	$(PYTHON) tools/test_versions.py $(TESTS)
+
+# Thousands of damaged files of each kind, read under limits of memory and time. KINDS, FILES and
+# SEED choose others.
+fuzz: .venv/installed-dev
+	$(BIN)/python -m tests.fuzz --files $(or $(FILES),5000) --seed $(or $(SEED),0) $(KINDS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ RUNS = {
     "emanet_triton.bench.gpu_check.host": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
+    "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
 REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
@@ -73,6 +74,7 @@ TARGETS = {
     "demo": [*INSTALL, "python -m emanet_triton.eval"],
     "test": TEST,
     "test-versions": ["python3 tools/test_versions.py"],
+    "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],
     "lint": [*INSTALL_DEV, *LINT],
     "gpu-check": ["python3 -m emanet_triton.bench gpu-check --stage run --out gpu-check"],
     "clean": [],
@@ -93,9 +95,9 @@ def is_script(path: Path) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """Its module within the package; elsewhere its path."""
+    """Its module, if it is run with python -m; otherwise its path."""
     relative = path.relative_to(ROOT)
-    if relative.parts[0] != "emanet_triton":
+    if relative.parts[0] != "emanet_triton" and path.name != "__main__.py":
         return relative.as_posix()
     return ".".join(relative.with_suffix("").parts).removesuffix(".__main__")
 

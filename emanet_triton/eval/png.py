@@ -1,91 +1,83 @@
-"""Reading and writing PNG files: damage is caught before any decoder sees the bytes."""
+"""Reading and writing PNG files: a file is read right or refused, whatever it holds.
 
-import io
-import struct
+Decoders differ about damaged, animated and unusual files. So the container is checked here, the
+pixel data is inflated here, and OpenCV gets a new file of nothing but a header and the rows.
+"""
+
+import stat
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.eval.png_chunks import GREY, PALETTE, Chunks, Header, parse
+from emanet_triton.eval.png_rows import bare_png, inflate
 from emanet_triton.files import write_whole
 
-MAX_PIXELS = 2**26  # 32 times a Cityscapes image; a header that promises more is not believed
-
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3  # PNG colour types
-_READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # pixels stay where labels are
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What IHDR says: size in pixels, bits per sample, PNG colour type."""
-
-    height: int
-    width: int
-    bit_depth: int
-    color_type: int
+MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without compression
 
 
 def read_image(path: Path) -> np.ndarray:
     """Decode a colour, palette, grey or RGBA PNG (alpha is dropped, 16 bits become 8).
 
+    Of an animated PNG it is the still image. Colour profiles and the like are ignored.
+
     Returns:
         uint8 RGB [H, W, 3]; the pixels OpenCV gives, as in the published evaluation.
 
     Raises:
-        InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large, or a pixel
+            has no colour in the palette.
     """
-    data, header = _load(path)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
-    except cv2.error as error:
-        raise _unreadable(path, str(error)) from error
-    if image is None:
-        raise _unreadable(path, "the pixel data does not decode")
-    if image.shape != (header.height, header.width, 3):
-        raise _unreadable(path, f"it does not decode to {header.width}x{header.height} pixels")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    with _refusing(path):
+        chunks = _load(path)
+        if chunks.header.color_type == PALETTE:
+            return _colors(_indices(chunks), chunks.palette)
+        return cv2.cvtColor(_decode(chunks, chunks.header, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def read_label_png(path: Path) -> np.ndarray:
     """Decode a label PNG to the ids it stores: grey values or palette indices.
 
+    An index that has no colour in the palette is an id as well: Pillow writes such files.
+
     Returns:
         uint8 [H, W], or uint16 for a 16-bit file.
 
     Raises:
-        InputError: as ``read_image``, and for colours or grey of fewer than 8 bits, whose
-            values are not ids.
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large; or it holds
+            colours or grey of fewer than 8 bits, whose values are not ids.
     """
-    data, header = _load(path)
-    grey = header.color_type == _GREY and header.bit_depth >= 8
-    if not grey and header.color_type != _PALETTE:
-        kind = "grey" if header.color_type == _GREY else "colour or alpha"
+    with _refusing(path):
+        chunks = _load(path)
+        header = chunks.header
+        if header.color_type == PALETTE:
+            return _indices(chunks)
+        if header.color_type == GREY and header.bit_depth >= 8:
+            return _decode(chunks, header, cv2.IMREAD_UNCHANGED)
+        kind = "grey" if header.color_type == GREY else "colour or alpha"
         raise InputError(
             f"{path}: not a label PNG ({header.bit_depth}-bit {kind}); expected one id a pixel, "
             "as grey of 8 or 16 bits or as palette indices"
         )
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            ids = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
-    return ids.astype(np.uint16 if header.bit_depth == 16 else np.uint8)
 
 
 def png_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels of a PNG whose every chunk is intact.
 
+    The pixel data is not inflated: only a writer's mistake passes the checksums of the chunks.
+
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
     """
-    _, header = _load(path)
-    return header.height, header.width
+    with _refusing(path):
+        header = _load(path).header
+        return header.height, header.width
 
 
 def write_png(path: Path, array: np.ndarray) -> None:
@@ -104,55 +96,49 @@ def write_png(path: Path, array: np.ndarray) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _load(path: Path) -> tuple[bytes, _Header]:
-    """The file's bytes, read once, and its header, after every chunk has been checked."""
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever makes the file unreadable becomes an InputError that names it."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from error
-    try:
-        return data, _check(data)
-    except ValueError as error:
-        raise _unreadable(path, str(error)) from error
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, zlib.error, cv2.error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(
+            f"{path}: not a readable PNG ({reason}); expected an intact PNG file"
+        ) from error
 
 
-def _check(data: bytes) -> _Header:
-    """The header of an intact PNG (PNG specification, sections 5 and 11); else ValueError."""
-    chunks = _chunks(data)
-    header = _parse_header(*next(chunks))
-    if b"IDAT" not in {name for name, _ in chunks}:
-        raise ValueError("it holds no pixel data")
-    return header
+def _load(path: Path) -> Chunks:
+    """The chunks of a file, which is read once."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a pipe, a socket or a device")  # reading might never end
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    return parse(path.read_bytes())
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(type, content) of each chunk from IHDR to IEND; ValueError at the first damage."""
-    if not data.startswith(_SIGNATURE):
-        raise ValueError("it does not begin with the PNG signature" if data else "empty file")
-    view, name, start = memoryview(data), b"", len(_SIGNATURE)
-    while name != b"IEND":
-        if len(data) < start + 12:
-            raise ValueError("it is truncated")
-        length, name = struct.unpack_from(">I4s", data, start)
-        end = start + 8 + length
-        if len(data) < end + 4:
-            raise ValueError("it is truncated, or a chunk's length is damaged")
-        if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError(f"checksum error in the chunk at byte {start}")
-        yield name, view[start + 8 : end]
-        start = end + 4
-    if start != len(data):
-        raise ValueError(f"{len(data) - start} bytes follow its end")
+def _indices(chunks: Chunks) -> np.ndarray:
+    """Palette indices, uint8 [H, W]: decoded as grey, of which OpenCV makes the full range."""
+    header = replace(chunks.header, color_type=GREY)
+    return _decode(chunks, header, cv2.IMREAD_UNCHANGED) // (255 // (2**header.bit_depth - 1))
 
 
-def _parse_header(name: bytes, content: memoryview) -> _Header:
-    if name != b"IHDR" or len(content) != 13:
-        raise ValueError("its first chunk is not a header")
-    width, height, bit_depth, color_type = struct.unpack_from(">IIBB", content)
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"its header says {width}x{height}, at most {MAX_PIXELS} pixels are read")
-    return _Header(height, width, bit_depth, color_type)
+def _colors(indices: np.ndarray, palette: bytes) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of palette indices."""
+    table = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    if (largest := indices.max()) >= len(table):
+        raise ValueError(f"a pixel has colour {largest} of a palette of {len(table)}")
+    return np.take(table, indices, axis=0)
 
 
-def _unreadable(path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: not a readable PNG ({reason}); expected an intact PNG file")
+def _decode(chunks: Chunks, header: Header, flags: int) -> np.ndarray:
+    """What OpenCV makes of the pixel data under a header of the same row sizes."""
+    image = cv2.imdecode(bare_png(header, inflate(chunks.pixel_data, header)), flags)
+    if image is None:
+        raise ValueError("the pixel data does not decode")
+    if image.shape[:2] != (header.height, header.width):
+        raise ValueError(f"it does not decode to {header.width}x{header.height} pixels")
+    return image
