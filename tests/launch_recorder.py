@@ -161,9 +161,9 @@ def _accept_meta_for_triton() -> None:
     """``triton_kernels`` takes the meta device for a GPU, wherever it has been imported."""
     original = importlib.import_module("emanet_triton.kernels.device").triton_kernels
 
-    def triton_kernels(stem: str, device: torch.device, *option: str):
-        if device.type != "meta":
-            return original(stem, device, *option)
+    def triton_kernels(stem: str, tensor: Tensor, *option: str):
+        if not tensor.is_meta:
+            return original(stem, tensor, *option)
         return contextlib.nullcontext(importlib.import_module(f"emanet_triton.kernels.{stem}"))
 
     for module in list(sys.modules.values()):

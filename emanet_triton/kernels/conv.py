@@ -12,6 +12,7 @@ from emanet_triton.kernels.conv_exact import Check, exact_conv
 from emanet_triton.kernels.conv_providers import CONVOLUTIONS, can_fuse, has_cudnn
 from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tiles import PRECISIONS
 
 PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
@@ -136,8 +137,8 @@ def bottleneck(
 
 
 def _check_images(x: Tensor) -> None:
-    if x.dim() != 4 or x.numel() == 0:
-        raise ValueError(f"x must be [B, C, H, W] and not empty, got {list(x.shape)}")
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
 
@@ -266,7 +267,7 @@ def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) ->
 
 
 def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
-    with triton_kernels("conv_bottleneck", x.device, "provider") as kernels:
+    with triton_kernels("conv_bottleneck", x, "provider") as kernels:
         return kernels.bottleneck(x, weights, biases, residual)
 
 
@@ -321,18 +322,18 @@ def _fake_bottleneck(x, weights, *_) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
 
 
-_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
-_LIBRARY.define(
-    "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
-    "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor"
+register(
+    __name__,
+    Operator(
+        "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
+        "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor",
+        _run_conv_bias_act,
+        _fake_conv_bias_act,
+    ),
+    Operator(
+        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
+        "str precision) -> Tensor",
+        _run_bottleneck,
+        _fake_bottleneck,
+    ),
 )
-_LIBRARY.define(
-    "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
-    "str precision) -> Tensor"
-)
-for _name, _run, _fake in (
-    ("conv_bias_act", _run_conv_bias_act, _fake_conv_bias_act),
-    ("bottleneck", _run_bottleneck, _fake_bottleneck),
-):
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)

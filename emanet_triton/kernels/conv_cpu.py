@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.conv_providers import torch_conv
+from emanet_triton.kernels.registration import Operator, register
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
@@ -111,11 +112,11 @@ def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
 _GEOMETRY = "Tensor x, Tensor weight, Tensor bias, int stride, int dilation, bool relu"
-_LIBRARY.define(f"conv_cpu({_GEOMETRY}) -> Tensor")
-_LIBRARY.define(f"conv_cpu_add_(Tensor(a!) residual, {_GEOMETRY}) -> ()")
-_LIBRARY.impl("conv_cpu", _run, "CPU")
-_LIBRARY.impl("conv_cpu_add_", _run_add_, "CPU")
-torch.library.register_fake("emanet_triton::conv_cpu", _fake, lib=_LIBRARY)
-torch.library.register_fake("emanet_triton::conv_cpu_add_", lambda *_: None, lib=_LIBRARY)
+register(
+    __name__,
+    Operator(f"conv_cpu({_GEOMETRY}) -> Tensor", _run, _fake, "CPU"),
+    Operator(
+        f"conv_cpu_add_(Tensor(a!) residual, {_GEOMETRY}) -> ()", _run_add_, lambda *_: None, "CPU"
+    ),
+)

@@ -170,7 +170,7 @@ def triton_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    with triton_kernels("conv_triton", x.device, "provider") as kernels:
+    with triton_kernels("conv_triton", x, "provider") as kernels:
         return kernels.conv_bias_act(
             x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
         )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from emanet_triton.kernels import em_torch
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tiles import MAX_BASES, MAX_CHANNELS, PRECISIONS
 
 BACKENDS = ("auto", "triton", "torch")
@@ -24,7 +25,7 @@ def em_attention(
 
     Args:
         feats: features X, [B, C, H, W] or [B, N, C], any strides; C to 2048; float32, float16 or
-            bfloat16. Channels-last memory is the fastest.
+            bfloat16. Channels-last memory is the fastest. B may be 0.
         bases: initial bases, [1 or B, C, K], K to 256; in the dtype of ``feats`` or float32.
         num_stages: number of E and M steps, at least 1.
         backend: ``"triton"`` on a GPU or under Triton's interpreter, ``"torch"`` anywhere,
@@ -104,8 +105,8 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
     if feats.dim() not in (3, 4):
         raise ValueError(f"feats must be [B, C, H, W] or [B, N, C], got {list(feats.shape)}")
     channels = feats.shape[1] if feats.dim() == 4 else feats.shape[2]
-    if feats.numel() == 0:
-        raise ValueError(f"feats must not be empty, got {list(feats.shape)}")
+    if 0 in feats.shape[1:]:
+        raise ValueError(f"feats must have channels and positions, got {list(feats.shape)}")
     if channels > MAX_CHANNELS:
         raise ValueError(f"feats must have at most {MAX_CHANNELS} channels, got {channels}")
     if feats.dtype not in DTYPES:
@@ -151,7 +152,7 @@ def _run_em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        with triton_kernels("em_attention", feats.device) as kernels:
+        with triton_kernels("em_attention", feats) as kernels:
             return kernels.em_attention(feats, bases, num_stages, precision)
     recon, new_bases = em_torch.em_attention(feats, bases, num_stages)
     return recon, new_bases.mT.contiguous().mT
@@ -170,7 +171,7 @@ def _run_em_attention_block(
 ) -> tuple[Tensor, Tensor]:
     weights = mid_weight, mid_bias, out_weight, out_bias
     if backend == "triton":
-        with triton_kernels("em_block", feats.device) as kernels:
+        with triton_kernels("em_block", feats) as kernels:
             return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
     out, new_bases = em_torch.em_attention_block(feats, bases, *weights, num_stages)
     return out, new_bases.mT.contiguous().mT
@@ -181,16 +182,14 @@ def _fake(feats: Tensor, bases: Tensor, *_) -> tuple[Tensor, Tensor]:
     return torch.empty_like(feats), feats.new_empty(batch, num_bases, channels).mT
 
 
-_LIBRARY = torch.library.Library("emanet_triton", "DEF")
 _ITERATION = "int num_stages, str backend, str precision) -> (Tensor, Tensor)"
-_LIBRARY.define(f"em_attention(Tensor feats, Tensor bases, {_ITERATION}")
-_LIBRARY.define(
-    "em_attention_block(Tensor feats, Tensor bases, Tensor mid_weight, Tensor mid_bias, "
-    f"Tensor out_weight, Tensor out_bias, {_ITERATION}"
+register(
+    __name__,
+    Operator(f"em_attention(Tensor feats, Tensor bases, {_ITERATION}", _run_em_attention, _fake),
+    Operator(
+        "em_attention_block(Tensor feats, Tensor bases, Tensor mid_weight, Tensor mid_bias, "
+        f"Tensor out_weight, Tensor out_bias, {_ITERATION}",
+        _run_em_attention_block,
+        _fake,
+    ),
 )
-for _name, _run in (
-    ("em_attention", _run_em_attention),
-    ("em_attention_block", _run_em_attention_block),
-):
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)

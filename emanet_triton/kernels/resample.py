@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emanet_triton.kernels import resample_torch
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample_torch import IGNORE
 
 BACKENDS = ("auto", "triton", "torch")
@@ -121,8 +122,8 @@ def confusion_counts(
 
 def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
     """Refuse bad arguments; return the backend to run."""
-    if logits.dim() != 3 or logits.numel() == 0:
-        raise ValueError(f"logits must be [B, C, P] and not empty, got {list(logits.shape)}")
+    if logits.dim() != 3 or 0 in logits.shape[1:]:
+        raise ValueError(f"logits must be [B, C, P], only B may be 0, got {list(logits.shape)}")
     if logits.dtype not in DTYPES:
         raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
     classes = logits.shape[1]
@@ -163,27 +164,27 @@ def _check_device(name: str, tensor: Tensor, other: Tensor, like: str = "logits"
         raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
 
 
-def _kernels(backend: str, device: torch.device) -> contextlib.AbstractContextManager[ModuleType]:
-    """The module that computes, ready for this device."""
+def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
+    """The module that computes, ready for the tensor's device."""
     if backend == "torch":
         return contextlib.nullcontext(resample_torch)
-    return triton_kernels("resample_triton", device)
+    return triton_kernels("resample_triton", tensor)
 
 
 def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:
     *tables, backend = tables_and_backend
-    with _kernels(backend, logits.device) as kernels:
+    with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=False)[0]
 
 
 def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
     *tables, backend = tables_and_backend
-    with _kernels(backend, logits.device) as kernels:
+    with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=True)
 
 
 def _run_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
-    with _kernels(backend, labels.device) as kernels:
+    with _kernels(backend, labels) as kernels:
         return kernels.confusion(targets, labels, num_classes)
 
 
@@ -200,23 +201,19 @@ def _fake_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Te
 
 
 def _fake_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
-    return torch.empty(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
+    return torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
 
 
-_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
 _TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
 _RESAMPLE = f"Tensor logits, {_TABLES}, str backend"
 _COUNTS = "Tensor targets, Tensor labels, int num_classes, str backend"
-for _name, _signature, _run, _fake in (
-    ("resample_labels", f"({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
-    (
-        "resample_probabilities",
-        f"({_RESAMPLE}) -> (Tensor, Tensor)",
+register(
+    __name__,
+    Operator(f"resample_labels({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
+    Operator(
+        f"resample_probabilities({_RESAMPLE}) -> (Tensor, Tensor)",
         _run_probabilities,
         _fake_probabilities,
     ),
-    ("confusion_counts", f"({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
-):
-    _LIBRARY.define(_name + _signature)
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"emanet_triton::{_name}", _fake, lib=_LIBRARY)
+    Operator(f"confusion_counts({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
+)

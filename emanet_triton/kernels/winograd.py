@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.conv_providers import torch_conv
+from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
 
 TILE = 4
@@ -100,8 +101,8 @@ def winograd_conv(
     Raises:
         ValueError: a shape, the weight's dtype or the dilation is not as above.
     """
-    if x.dim() != 4 or x.numel() == 0:
-        raise ValueError(f"x must be [B, C, H, W] and not empty, got {list(x.shape)}")
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
     if weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
         raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
     if weight.dtype != x.dtype:
@@ -355,10 +356,12 @@ def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_LIBRARY = torch.library.Library("emanet_triton", "FRAGMENT")
-_LIBRARY.define(
-    "winograd_conv(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int dilation, "
-    "bool relu, ScalarType out_dtype) -> Tensor"
+register(
+    __name__,
+    Operator(
+        "winograd_conv(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int dilation, "
+        "bool relu, ScalarType out_dtype) -> Tensor",
+        _run,
+        _fake,
+    ),
 )
-_LIBRARY.impl("winograd_conv", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("emanet_triton::winograd_conv", _fake, lib=_LIBRARY)

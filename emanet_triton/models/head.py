@@ -14,8 +14,9 @@ class EMAttention(nn.Module):
     """Expectation-maximization attention (Li et al., ICCV 2019; mmseg ``EMAModule``).
 
     In training mode a call also moves ``bases`` towards the batch's bases, averaged over the
-    batch and, where torch.distributed is initialised, over the ranks. No gradient flows through
-    the reconstruction, as in mmseg.
+    batch and, where torch.distributed is initialised, over the ranks; not towards bases that are
+    not finite, as those of a batch with an overflow. No gradient flows through the
+    reconstruction, as in mmseg.
 
     Args:
         channels: C, channels of the features.
@@ -26,7 +27,7 @@ class EMAttention(nn.Module):
 
     Shape:
         features [B, C, H, W], float32, float16 or bfloat16 → reconstruction of the same shape,
-        dtype and memory format.
+        dtype and memory format. B may be 0.
 
     Raises:
         ValueError: an argument out of its range, features that are not [B, C, H, W], or a
@@ -74,8 +75,9 @@ class EMAttention(nn.Module):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
-        mean = F.normalize(mean, dim=1)
-        self.bases.lerp_(mean.to(self.bases.dtype), self.momentum)
+        moved = self.bases.lerp(F.normalize(mean, dim=1).to(self.bases.dtype), self.momentum)
+        # Chosen on the device, so that no GPU is waited for; all ranks have the same mean.
+        self.bases.copy_(torch.where(mean.isfinite().all(), moved, self.bases))
 
     def extra_repr(self) -> str:
         _, channels, num_bases = self.bases.shape

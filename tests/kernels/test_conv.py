@@ -169,8 +169,8 @@ B = torch.zeros(4)
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((X[0], W, B), {}, r"x must be \[B, C, H, W\] and not empty, got \[8, 6, 5\]"),
-        ((X[:0], W, B), {}, r"x must be .* not empty, got \[0, 8, 6, 5\]"),
+        ((X[0], W, B), {}, r"x must be \[B, C, H, W\], only B may be 0, got \[8, 6, 5\]"),
+        ((X[:, :, :0], W, B), {}, r"x must be .* only B may be 0, got \[2, 8, 0, 5\]"),
         ((X.double(), W, B), {}, "x must be float32, float16 or bfloat16, got torch.float64"),
         (
             (X, W[:, :7], B),

@@ -116,8 +116,10 @@ def test_inputs_are_left_alone():
 
 BAD = {
     "rank": ({"feats": torch.zeros(8, 5)}, r"feats must be \[B, C, H, W\] or \[B, N, C\], got \[8"),
-    "no images": ({"feats": torch.zeros(0, 5, 8)}, r"must not be empty, got \[0, 5, 8\]"),
-    "no positions": ({"feats": torch.zeros(2, 8, 0, 3)}, r"not be empty, got \[2, 8, 0, 3\]"),
+    "no positions": (
+        {"feats": torch.zeros(2, 8, 0, 3)},
+        r"feats must have channels and positions, got \[2, 8, 0, 3\]",
+    ),
     "too many channels": (
         {"feats": torch.zeros(1, 1, 2049)},
         "feats must have at most 2048 channels, got 2049",

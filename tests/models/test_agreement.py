@@ -62,7 +62,7 @@ def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monk
     """Also where the model itself runs it: the reference does not."""
 
     @contextlib.contextmanager
-    def wrong_kernels(stem, device):
+    def wrong_kernels(stem, tensor):
         def block(feats, bases, *arguments):
             out, bases = em_torch.em_attention_block(feats, bases, *arguments[:-1])
             return 1.1 * out, bases

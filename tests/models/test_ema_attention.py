@@ -65,6 +65,47 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path):
     torch.testing.assert_close(first, layer.bases, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=["inf", "nan"])
+def test_a_batch_that_is_not_finite_leaves_the_bases(value):
+    layer, x = golden_layer_for_ranks()
+    before = layer.bases.clone()
+    bad = x[0].clone()
+    bad[1, 0, 0, 0] = value
+    layer(bad)
+    assert torch.equal(layer.bases, before)
+    layer(x[0])
+    assert not torch.equal(layer.bases, before)
+
+
+def _one_rank_with_an_overflow(rank: int, address: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    layer, x = golden_layer_for_ranks()
+    if rank == 1:
+        x[0, 2, 0, 0, 0] = float("inf")
+    for step in range(2):
+        layer(x[step, 2 * rank : 2 * rank + 2])
+    torch.save(layer.bases, f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_all_ranks_leave_the_bases_where_one_has_an_overflow(tmp_path):
+    arguments = (str(tmp_path / "store"), str(tmp_path))
+    mp.spawn(_one_rank_with_an_overflow, args=arguments, nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    layer, x = golden_layer_for_ranks()
+    layer(x[1])  # the other step is left out
+    torch.testing.assert_close(first, layer.bases, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_an_empty_batch_passes_and_leaves_the_bases(training):
+    layer = EMAttention(8, 3).train(training)
+    before = layer.bases.clone()
+    assert layer(torch.zeros(0, 8, 4, 5)).shape == (0, 8, 4, 5)
+    assert torch.equal(layer.bases, before)
+
+
 def test_no_gradient_flows_and_training_does_not_raise():
     layer = EMAttention(8, 3).train()
     x = torch.randn(2, 8, 4, 4, requires_grad=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_data import relative_error
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import emanet_triton
 from emanet_triton import fuse
@@ -181,6 +182,29 @@ def test_the_convolutions_of_the_concatenation_are_split_and_shared(model):
     convs = [module for module in head.modules() if isinstance(module, FusedConv)]
     assert len(convs) == 4  # shared_conv, bottleneck, conv_cat, conv_seg
     assert head.shared_conv.bias.shape == (SMALL.ema_channels + SMALL.head_channels,)
+
+
+def flops(network, images):
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+def test_it_has_as_many_flops_as_the_model(model, images, channels_last, device):
+    fused = fuse(model, channels_last=channels_last).to(device)
+    want = flops(model, images)
+    assert want > 1e8
+    assert flops(fused, images.to(device)) == want
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_an_empty_batch_passes(model, dtype, channels_last):
+    fused = fuse(model, dtype=dtype, channels_last=channels_last)
+    want = logits(model, torch.zeros(0, 3, 49, 70)).shape
+    assert fused(torch.zeros(0, 3, 49, 70)).shape == want == (0, 5, 7, 9)
 
 
 def through_pickle(network):

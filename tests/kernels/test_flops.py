@@ -1,0 +1,68 @@
+"""The operators' FLOPs as PyTorch's counter reports them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from emanet_triton.kernels import conv, conv_cpu, winograd
+from emanet_triton.kernels.ops import em_attention, em_attention_block
+from emanet_triton.kernels.reference import em_attention as plain_em_attention
+
+X, W, B = torch.zeros(2, 16, 6, 5), torch.zeros(8, 16, 3, 3), torch.zeros(8)
+LAYER = 2 * (2 * 6 * 5) * 16 * 8 * 9  # of W on X
+POSITIONS, SQUARE = 2 * 6 * 5, torch.zeros(16, 16)
+EM = 2 * POSITIONS * 16 * 4 * (2 * 3 + 1)
+OPERATORS = {
+    "conv_bias_act": (lambda: conv.conv_bias_act(X, W, B), LAYER),
+    "stride": (lambda: conv.conv_bias_act(X, W, B, stride=2), LAYER * 9 // 30),
+    "bottleneck": (
+        lambda: conv.bottleneck(
+            X,
+            [torch.zeros(4, 16, 1, 1), torch.zeros(4, 4, 3, 3), torch.zeros(16, 4, 1, 1)],
+            [B[:4], B[:4], torch.zeros(16)],
+        ),
+        2 * POSITIONS * (16 * 4 + 4 * 4 * 9 + 4 * 16),
+    ),
+    "conv_cpu": (lambda: conv_cpu.conv_bias_act_(X, W, B), LAYER),
+    "conv_cpu_add_": (lambda: conv_cpu.conv_bias_act_(X, W, B, torch.zeros(2, 8, 6, 5)), LAYER),
+    "winograd_conv": (lambda: winograd.winograd_conv(X, W, B), LAYER),
+    "em_attention": (lambda: em_attention(X, torch.zeros(1, 16, 4)), EM),
+    "em_attention_block": (
+        lambda: em_attention_block(X, torch.zeros(1, 16, 4), SQUARE, SQUARE[0], SQUARE, SQUARE[0]),
+        EM + 2 * (2 * POSITIONS * 16 * 16),
+    ),
+}
+
+
+def counted(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("call", "want"), OPERATORS.values(), ids=OPERATORS)
+def test_flops_of_an_operator(call, want):
+    assert counted(call) == want
+
+
+def test_the_em_attention_counts_as_its_reference_does():
+    assert counted(lambda: plain_em_attention(X.flatten(2), torch.zeros(1, 16, 4), 3)) == EM
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["after", "before"])
+def test_it_does_not_matter_when_the_counter_is_imported(late):
+    imports = ["from torch.utils.flop_counter import FlopCounterMode", "import emanet_triton"]
+    code = "\n".join(
+        [
+            "import sys, torch",
+            *(imports[::-1] if late else imports),
+            "with FlopCounterMode(display=False) as counter:",
+            "    emanet_triton.em_attention(torch.zeros(1, 5, 8), torch.zeros(1, 8, 2))",
+            "print(counter.get_total_flops(), any('flops' in str(f) for f in sys.meta_path))",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout + done.stderr).strip() == f"{2 * 5 * 8 * 2 * 7} False"

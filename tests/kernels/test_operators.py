@@ -1,0 +1,144 @@
+"""What all operators have in common: reloads, empty batches, bfloat16 in Triton's interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from device import DEVICE, NATIVE
+
+from emanet_triton.kernels import conv, conv_cpu, ops, resample, winograd
+from emanet_triton.kernels.resample import Taps
+
+MODULES = ("conv", "conv_bottleneck", "conv_cpu", "ops", "resample", "winograd")
+RELOAD = """
+import importlib, sys
+import torch
+from torch import nn
+import emanet_triton
+from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.protocol import Protocol
+
+def logits(package):
+    torch.manual_seed(0)
+    emanet = sys.modules["emanet_triton.models.emanet"]
+    sizes = emanet.Architecture((1, 1, 1, 1), 8, 16, 4, head_channels=8)
+    return package.fuse(emanet.EMANet(sizes, Protocol((64, 32))).eval())(torch.ones(1, 3, 16, 24))
+
+want = logits(emanet_triton)
+"""
+RELOADS = {
+    "a module": """
+for _ in range(2):
+    for name in {modules}:
+        importlib.reload(importlib.import_module("emanet_triton.kernels." + name))
+""",
+    "all modules": """
+for _ in range(3):
+    for name in sorted(name for name in sys.modules if name.startswith("emanet_triton")):
+        importlib.reload(sys.modules[name])
+""",
+    "a new import": """
+old = emanet_triton
+for name in [name for name in sys.modules if name.startswith("emanet_triton")]:
+    del sys.modules[name]
+import emanet_triton
+from emanet_triton.models.protocol import Protocol
+assert emanet_triton is not old
+""",
+}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip()
+
+
+@pytest.mark.parametrize("reload", RELOADS.values(), ids=RELOADS)
+def test_a_reload_registers_the_operators_anew(reload):
+    reload = reload.format(modules=MODULES)
+    code = f"{RELOAD}{reload}assert torch.equal(logits(emanet_triton), want)"
+    assert run_python(code) == ""
+
+
+def taps() -> Taps:
+    index = torch.zeros(1, 1, 2, dtype=torch.int32, device=DEVICE)
+    return Taps(index, torch.ones(1, 1, 2, device=DEVICE))
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.full(shape, 0.1, device=DEVICE, dtype=dtype) for shape in shapes]
+
+
+def em_block(batch: int, dtype: torch.dtype, **how):
+    arguments = tensors(
+        (batch, 64, 2, 3), (1, 64, 4), (64, 64), (64,), (64, 64), (64,), dtype=dtype
+    )
+    return ops.em_attention_block(*arguments, **how)
+
+
+def bottleneck(batch: int, dtype: torch.dtype, **how):
+    x, *weights = tensors(
+        (batch, 64, 2, 3), (64, 64, 1, 1), (64, 64, 3, 3), (64, 64, 1, 1), dtype=dtype
+    )
+    return conv.bottleneck(x, weights, tensors(*[(64,)] * 3, dtype=dtype), **how)
+
+
+def convolution(function, batch: int, dtype: torch.dtype, **how):
+    shapes = (batch, 64, 2, 3), (8, 64, 3, 3), (8,), (batch, 8, 2, 3)
+    return function(*tensors(*shapes, dtype=dtype), **how)
+
+
+# Each with a batch, a dtype and how it runs.
+WITH_TRITON = {
+    "em_attention": lambda batch, dtype, **how: ops.em_attention(
+        *tensors((batch, 64, 2, 3), (1, 64, 4), dtype=dtype), **how
+    ),
+    "em_attention_block": em_block,
+    "conv_bias_act": lambda *given, **how: convolution(conv.conv_bias_act, *given, **how),
+    "bottleneck": bottleneck,
+    "resample_labels": lambda batch, dtype, **how: resample.resample_labels(
+        *tensors((batch, 19, 1), dtype=dtype), taps(), taps(), **how
+    ),
+    "resample_probabilities": lambda batch, dtype, **how: resample.resample_probabilities(
+        *tensors((batch, 19, 1), dtype=dtype), taps(), taps(), **how
+    ),
+}
+OPERATORS = WITH_TRITON | {
+    "conv_cpu": lambda *given: convolution(conv_cpu.conv_bias_act_, *given),
+    "winograd_conv": lambda *given: convolution(winograd.winograd_conv, *given),
+}
+SHAPES = {
+    "em_attention": [(64, 2, 3), (64, 4)],
+    "em_attention_block": [(64, 2, 3), (64, 4)],
+    "bottleneck": [(64, 2, 3)],
+    "resample_labels": [(2, 2)],
+    "resample_probabilities": [(2, 2), (19, 2, 2)],
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_empty_batch_passes(name):
+    results = OPERATORS[name](0, torch.float32)
+    results = results if isinstance(results, tuple) else (results,)
+    wanted = SHAPES.get(name, [(8, 2, 3)])
+    assert [tuple(result.shape) for result in results] == [(0, *shape) for shape in wanted]
+
+
+def test_no_pixels_are_counted_as_none():
+    nothing = torch.empty(0, 3, dtype=torch.uint8, device=DEVICE)
+    assert resample.confusion_counts(nothing, nothing, 2).tolist() == [0] * 5
+
+
+@pytest.mark.skipif(NATIVE, reason="bfloat16 is right on a GPU")
+@pytest.mark.parametrize("name", WITH_TRITON)
+def test_bfloat16_is_refused_in_the_interpreter(name):
+    option = "provider" if name in ("conv_bias_act", "bottleneck") else "backend"
+    message = (
+        f"{option} 'triton' is wrong for bfloat16 in Triton's interpreter; take another {option} "
+        "or dtype, or unset TRITON_INTERPRET on a GPU"
+    )
+    with pytest.raises(ValueError) as raised:
+        WITH_TRITON[name](1, torch.bfloat16, **{option: "triton"})
+    assert str(raised.value) == message
+    WITH_TRITON[name](1, torch.float16, **{option: "triton"})
