@@ -6,15 +6,25 @@ never formed. With S and r the sums of F and of 1 under the normalised responsib
 step's bases are W1 S + b1 r. r is 1, but 0 for a dead base, one that no position takes; without it
 such a base would become b1. Two products with W1 a step take the place of the Gram matrix W1'W1,
 which would square the condition number and have to be kept beside the weights.
+
+On a CPU threads share the positions, and between two passes over them the bases: few meetings, and
+long ways between them, so that a thread which another process slows holds up the others little.
+Shares and the order in which their sums are added depend on the shape alone, and so do all bits.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.kernels.threads import for_each
+
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
-POSITIONS = 2048  # of a piece: at 512 channels 4 MB
-WIDE = 8192  # positions of a piece of the epilogue: fewer are slower there
+POSITIONS = 512  # of a piece on a CPU: at 512 channels 1 MB
+WIDE = 8192  # positions of a piece elsewhere
+SHARES = 64  # of the positions, at most
+BASES = 16  # of a share of the bases on a CPU
 
 
 @torch.no_grad()
@@ -36,11 +46,10 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
     with torch.autocast(feats.device.type, enabled=False):
         images = zip(feats, bases.expand_as(new_bases), recons, new_bases, strict=True)
         for x, initial, recon, final in images:
-            z, mu = _em(x, initial, num_stages)
-            rows = mu.T.contiguous()
-            for z_piece, out in zip(z.split(POSITIONS), recon.split(POSITIONS), strict=True):
-                _product(z_piece, rows, out)
-            final.copy_(mu)
+            steps = _Steps(x, initial)
+            steps.run(num_stages)
+            steps.reconstruct(recon)
+            final.copy_(steps.bases.T)
     return recons, new_bases
 
 
@@ -72,55 +81,121 @@ def em_attention_block(
     new_bases = feats.new_empty(len(feats), *bases.shape[1:])
     with torch.autocast(feats.device.type, enabled=False):
         for f, initial, final in zip(y, bases.expand_as(new_bases), new_bases, strict=True):
-            z, mu = _em(f, initial, num_stages, (w_mid, b_mid))
-            _epilogue_(f, z, mu, w_out, b_out)
-            final.copy_(mu)
+            steps = _Steps(f, initial, (w_mid, b_mid))
+            steps.run(num_stages)
+            steps.epilogue_(w_out, b_out)
+            final.copy_(steps.bases.T)
     return y.to(feats.dtype), new_bases
 
 
-def _em(
-    f: Tensor, mu: Tensor, num_stages: int, mid: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """The EM steps of one image, [N, C]: responsibilities [N, K] and bases [C, K].
+class _Steps:
+    """The EM steps of one image and what follows them, each stage shared among threads.
 
-    ``mid`` is the weight and the bias of the convolution of which X is the output.
+    Args:
+        f: features, [N, C].
+        bases: initial bases, [C, K].
+        mid: weight and bias of the convolution of which X is the output; without it X is F.
     """
-    mu = mu.to(torch.promote_types(f.dtype, torch.float32))
-    z = mu.new_empty(len(f), mu.shape[1])
-    for _ in range(num_stages):
-        weight, bias = (mu, None) if mid is None else (mid[0].T @ mu, mid[1] @ mu)
-        sums, mass = _step(f, weight, bias, z)
+
+    def __init__(self, f: Tensor, bases: Tensor, mid: tuple[Tensor, Tensor] | None = None) -> None:
+        dtype = torch.promote_types(f.dtype, torch.float32)
+        self.bases = bases.T.to(dtype, copy=True, memory_format=torch.contiguous_format)  # [K, C]
+        self._f, self._mid = f, mid
+        self._weight = self.bases if mid is None else torch.empty_like(self.bases)  # nu, [K, C]
+        self._bias = None if mid is None else self.bases.new_empty(len(self.bases))  # of the logits
+        self._z = self.bases.new_empty(len(f), len(self.bases))  # responsibilities, [N, K]
+        self._sums = self.bases.new_empty(len(self._shares()), *self.bases.shape)
+        self._masses = self._sums.new_empty(self._sums.shape[:2])
+
+    def run(self, num_stages: int) -> None:
+        """The bases after so many E and M steps, and the responsibilities of the last."""
+        cpu, bases = self._f.device.type == "cpu", len(self.bases)
+        of_bases = _slices(bases, BASES if cpu else bases)
+        self._share(lambda: self._fold, of_bases if self._mid else [])
+        for _ in range(num_stages):
+            self._share(lambda: self._e_step, list(enumerate(self._shares())))
+            self._share(lambda: self._m_step, of_bases)
+
+    def reconstruct(self, out: Tensor) -> None:
+        """The reconstruction of X, into [N, C]."""
+
+        def run(share: slice) -> None:
+            for piece in self._pieces(share):
+                _product(self._z[piece], self.bases, out[piece])
+
+        self._share(lambda: run, self._shares())
+
+    def epilogue_(self, weight: Tensor, bias: Tensor) -> None:
+        """F becomes relu(F + relu(z mu') weight' + bias) in place."""
+
+        def make_run() -> Callable[[slice], None]:
+            memory = self._f.new_empty(self._positions, self._f.shape[1])
+
+            def run(share: slice) -> None:
+                for piece in self._pieces(share):
+                    z, f = self._z[piece], self._f[piece]
+                    recon = torch.mm(z, self.bases, out=memory[: len(z)]).relu_()
+                    f.addmm_(recon, weight.T).add_(bias).relu_()
+
+            return run
+
+        self._share(make_run, self._shares())
+
+    def _fold(self, k: slice) -> None:
+        """Weight and bias of the logits of some bases."""
+        if self._mid is not None:
+            weight, bias = self._mid
+            torch.mm(self.bases[k], weight, out=self._weight[k])
+            torch.mv(self.bases[k], bias, out=self._bias[k])
+
+    def _e_step(self, numbered: tuple[int, slice]) -> None:
+        """Responsibilities of a share of the positions, and their sums of F and of 1."""
+        i, share = numbered
+        sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
+        for piece in self._pieces(share):
+            f, z = self._f[piece].to(sums.dtype), self._z[piece]
+            torch.mm(f, self._weight.T, out=z)
+            if self._bias is not None:
+                z += self._bias
+            torch.softmax(z, 1, out=z)
+            sums.addmm_(z.T, f)
+            mass += z.sum(0)
+
+    def _m_step(self, k: slice) -> None:
+        """Some of the bases from the sums of all shares, and what the next E step wants of them."""
+        sums, mass = self._sums[0, k], self._masses[0, k]
+        for i in range(1, len(self._sums)):
+            sums += self._sums[i, k]
+            mass += self._masses[i, k]
         guarded = mass.clamp_min(EPS)
-        mu = sums / guarded
-        if mid is not None:
-            mu = mid[0] @ mu + torch.outer(mid[1], mass / guarded)
-        mu = F.normalize(mu, dim=0)
-    return z, mu
+        new = sums / guarded[:, None]
+        if self._mid is not None:
+            weight, bias = self._mid
+            new = new @ weight.T + torch.outer(mass / guarded, bias)
+        self.bases[k] = F.normalize(new, dim=1)
+        self._fold(k)
+
+    @property
+    def _positions(self) -> int:
+        return POSITIONS if self._f.device.type == "cpu" else WIDE
+
+    def _shares(self) -> list[slice]:
+        """Of the positions: for threads of a CPU, so few that their sums are small beside F."""
+        if self._f.device.type != "cpu":
+            return [slice(0, len(self._f))]
+        least = max(8 * len(self.bases), -(-len(self._f) // SHARES))
+        return _slices(len(self._f), -(-least // POSITIONS) * POSITIONS)
+
+    def _pieces(self, share: slice) -> list[slice]:
+        return _slices(share.stop, self._positions, share.start)
+
+    def _share(self, make_run: Callable[[], Callable], items: list) -> None:
+        for_each(make_run, items, self._f.device)
 
 
-def _step(f: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities of the features, into ``z``, and under them their sums [C, K] and mass [K].
-
-    The softmax is that of F weight + bias, [N, K].
-    """
-    rows = weight.T.contiguous()  # a product with its transpose is the faster
-    sums, mass = torch.zeros_like(weight), weight.new_zeros(weight.shape[1])
-    for f_piece, z_piece in zip(f.split(POSITIONS), z.split(POSITIONS), strict=True):
-        f_piece = f_piece.to(z.dtype)
-        torch.mm(f_piece, rows.T, out=z_piece)
-        if bias is not None:
-            z_piece += bias
-        torch.softmax(z_piece, 1, out=z_piece)
-        sums += f_piece.T @ z_piece
-        mass += z_piece.sum(0)
-    return sums, mass
-
-
-def _epilogue_(f: Tensor, z: Tensor, mu: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """F of one image, [N, C], becomes relu(F + relu(z mu') weight' + bias) in place."""
-    for piece, z_piece in zip(f.T.split(WIDE, 1), z.split(WIDE), strict=True):
-        recon = (mu @ z_piece.T).relu_()
-        piece.addmm_(weight, recon).add_(bias[:, None]).relu_()
+def _slices(stop: int, size: int, start: int = 0) -> list[slice]:
+    """Slices of so many each, the last perhaps shorter."""
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:

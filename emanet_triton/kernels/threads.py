@@ -1,15 +1,20 @@
 """Many pieces of work of small operations, shared among threads of the CPU piece by piece.
 
-PyTorch would share each operation among the threads, which would mostly wait for one another.
+PyTorch would share each operation among the threads, which would mostly wait for one another; here
+they meet once, at the end. In each of them PyTorch's own operations use one thread, so that the
+bits of a piece depend neither on their number nor on the thread that takes it.
 """
 
-import functools
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 
 import torch
+
+_POOLS: dict[int, "_Pool"] = {}  # by process: after a fork no thread of the parent is there
 
 
 def num_threads(device: torch.device) -> int:
@@ -20,32 +25,154 @@ def num_threads(device: torch.device) -> int:
 def for_each(
     make_run: Callable[[], Callable], items: Sequence[object], device: torch.device
 ) -> None:
-    """Run every item, on a CPU in as many threads as PyTorch is set to use, each making its own."""
-    threads = min(num_threads(device), len(items))
+    """Run every item, on a CPU in as many threads as PyTorch is set to use.
 
-    def run_all(mine: Iterable) -> None:
-        with torch.inference_mode():  # a setting of each thread
-            run = make_run()
-            for item in mine:
-                run(item)
+    A thread takes the next item when it has finished one: a thread that another process slows takes
+    fewer. Where no thread can start, the calling thread runs all items.
 
-    if threads == 1:
-        run_all(items)
+    Args:
+        make_run: makes a thread's own function of an item.
+        items: each writes to a place of its own.
+        device: of the tensors. On anything but a CPU the calling thread runs all items.
+
+    Raises:
+        BaseException: the first that an item raised, or that a signal raised in the calling thread.
+            Items that had not begun are dropped, those that had begun have ended.
+    """
+    if not items:
         return
-    pool = _pool(torch.get_num_threads(), os.getpid())
-    list(pool.map(run_all, (items[i::threads] for i in range(threads))))
+    threads = min(num_threads(device), len(items))
+    job = _Job(make_run, items)
+    if num_threads(device) == 1 or isinstance(threading.current_thread(), _Worker):
+        job.work()
+    elif pool := _POOLS.setdefault(os.getpid(), _Pool()).grown(threads):
+        job.wait_for(pool, threads)
+    else:
+        with _one_thread():
+            job.work()
+    job.raise_error()
 
 
-def _use_one_thread() -> None:
-    torch.get_num_threads()  # a thread's first call of PyTorch sets its number anew
-    torch.set_num_threads(1)
+class _Job:
+    """Items that threads take one by one."""
+
+    def __init__(self, make_run: Callable[[], Callable], items: Sequence[object]) -> None:
+        self._make_run, self._left = make_run, deque(items)
+        self._working, self._ended = 0, threading.Event()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """Take items until none is left."""
+        with self._lock:
+            if not self._left:
+                return
+            self._working += 1
+        try:
+            with torch.inference_mode():  # a setting of each thread
+                run = self._make_run()
+                for item in self._items():
+                    run(item)
+        except BaseException as error:  # the calling thread raises it
+            self._drop(error)
+        with self._lock:
+            self._working -= 1
+            self._end_if_done()
+
+    def wait_for(self, pool: "_Pool", threads: int) -> None:
+        """Let so many threads of a pool do the work."""
+        try:
+            for _ in range(threads):
+                pool.jobs.put(self)
+            self._ended.wait()
+        except BaseException as error:  # such as KeyboardInterrupt
+            self._drop(error)
+            self._ended.wait()
+
+    def raise_error(self) -> None:
+        """Raise the first error, if there is one, and keep none of the tensors that it holds."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+
+    def _items(self) -> Iterator[object]:
+        with contextlib.suppress(IndexError):  # no item is left
+            while True:
+                yield self._left.popleft()
+
+    def _drop(self, error: BaseException) -> None:
+        """Begin no further item."""
+        with self._lock:
+            self._error = self._error or error
+            self._left.clear()
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if not self._left and not self._working:
+            self._ended.set()
 
 
-@functools.cache
-def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
+class _Pool:
     """Threads of this process in each of which PyTorch's own operations use one thread."""
-    pool = ThreadPoolExecutor(threads, "for_each", _use_one_thread)
-    started = threading.Barrier(threads)
-    list(pool.map(lambda _: started.wait(), range(threads)))
-    torch.set_num_threads(threads)  # what threads to come start with, and the last call decides
-    return pool
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._growing = threading.Lock()
+
+    def grown(self, threads: int) -> "_Pool | None":
+        """This pool with so many threads, or with as many as can start; None if none can."""
+        with self._growing:
+            self._workers = [worker for worker in self._workers if worker.is_alive()]
+            if len(self._workers) < threads:
+                with _same_threads():
+                    self._start(threads - len(self._workers))
+            return self if self._workers else None
+
+    def _start(self, count: int) -> None:
+        # The system refuses a thread past a limit of threads, of processes or of memory.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            for _ in range(count):
+                worker = _Worker(self.jobs)
+                worker.start()
+                worker.ready.wait()
+                self._workers += [worker] if worker.serves else []
+
+
+class _Worker(threading.Thread):
+    """Works at jobs, one after the other, until the process ends."""
+
+    def __init__(self, jobs: SimpleQueue) -> None:
+        super().__init__(name="for_each", daemon=True)
+        self.ready, self.serves = threading.Event(), False
+        self._jobs = jobs
+
+    def run(self) -> None:
+        try:
+            torch.get_num_threads()  # a thread's first call of PyTorch sets its number anew
+            torch.set_num_threads(1)
+            self.serves = True
+        finally:
+            self.ready.set()
+        while True:
+            self._jobs.get().work()
+
+
+@contextlib.contextmanager
+def _same_threads() -> Iterator[None]:
+    """Keep PyTorch's number of threads, also that of threads to come: the last call decides it."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    with _same_threads():
+        torch.set_num_threads(1)
+        yield

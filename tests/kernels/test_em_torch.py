@@ -171,3 +171,28 @@ def test_autocast_changes_nothing(operator):
 def test_no_gradient_flows(operator):
     arguments = [t.requires_grad_() for t in inputs(1, 8, 3, 6)]
     assert not any(t.requires_grad for t in operator(*arguments))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_bit_depends_on_the_number_of_threads(three_threads, dtype, operator):
+    arguments = cast(inputs(1, 512, 64, 1300), dtype)
+    shared = operator(*arguments)
+    torch.set_num_threads(1)
+    alone = operator(*arguments)
+    assert torch.equal(shared[0], alone[0])
+    assert torch.equal(shared[1], alone[1])
+
+
+def test_positions_are_cut_into_few_shares():
+    sums = {}
+    for positions in (2048, 8192, 32768, 262144):
+        steps = em_torch._Steps(torch.empty(positions, 4), torch.empty(4, 64))
+        sums[positions] = len(steps._shares())
+    assert sums == {2048: 4, 8192: 16, 32768: 64, 262144: 64}
+
+
+def test_elsewhere_the_calling_thread_takes_all_positions_at_once():
+    steps = em_torch._Steps(*(torch.empty(shape, device="meta") for shape in [(9000, 4), (4, 64)]))
+    assert steps._shares() == [slice(0, 9000)]
+    assert steps._pieces(slice(0, 9000)) == [slice(0, 8192), slice(8192, 9000)]

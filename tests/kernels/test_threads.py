@@ -1,27 +1,79 @@
-"""Work shared among threads: what each of them uses, and what it leaves as it was."""
+"""Work shared among threads: what each of them uses, what it leaves as it was, and no hang."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from emanet_triton.kernels import threads
 from emanet_triton.kernels.threads import for_each
 
 CPU = torch.device("cpu")
+SECONDS = 30  # after which something hangs
+
+
+@pytest.fixture
+def own_pool(three_threads, monkeypatch):
+    """No thread has started yet."""
+    monkeypatch.setattr(threads, "_POOLS", {})
+
+
+@pytest.fixture
+def few_threads(own_pool, monkeypatch):
+    """A function: so many threads start from now on, then none."""
+
+    def limit(most):
+        left, start = iter(range(most)), threading.Thread.start
+
+        def limited(thread):
+            if next(left, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    return limit
 
 
 def test_every_item_runs_once_and_every_thread_has_its_own(three_threads):
-    numbers, done = itertools.count(), []
+    numbers, done, all_there = itertools.count(), [], threading.Barrier(3, timeout=SECONDS)
 
     def make_run():
         number = next(numbers)
-        return lambda item: done.append((number, item))
+
+        def run(item):
+            if item < 3:
+                all_there.wait()
+            done.append((number, item))
+
+        return run
 
     for_each(make_run, range(7), CPU)
     assert sorted(item for _, item in done) == list(range(7))
     assert {number for number, _ in done} == {0, 1, 2}
     assert next(numbers) == 3
+
+
+def test_a_slow_thread_takes_fewer_items(three_threads):
+    others_done, done = threading.Event(), []
+
+    def run(item):
+        if item == 0:
+            assert others_done.wait(SECONDS)
+        done.append(item)
+        if len(done) == 8:
+            others_done.set()
+
+    for_each(lambda: run, range(9), CPU)
+    assert done[-1] == 0
 
 
 def test_operations_of_every_thread_use_one_thread(three_threads):
@@ -31,16 +83,160 @@ def test_operations_of_every_thread_use_one_thread(three_threads):
     assert seen == [1] * 12
 
 
-def test_settings_stay(three_threads):
+def test_one_item_alone_uses_one_thread(three_threads):
+    seen = []
+    for_each(lambda: lambda _: seen.append(torch.get_num_threads()), [0], CPU)
+    assert seen == [1]
+
+
+def test_settings_stay(own_pool):
     for_each(lambda: lambda _: None, range(3), CPU)
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 3
 
 
-def test_an_error_reaches_the_caller(three_threads):
+def test_no_items(own_pool):
+    made = []
+    for_each(lambda: made.append(0), [], CPU)
+    assert made == []
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_with_as_many_threads_as_start(few_threads, most):
+    few_threads(most)
+    seen, done = [], []
+
+    def run(item):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        done.append(item)
+
+    for_each(lambda: run, range(7), CPU)
+    assert sorted(done) == list(range(7))
+    assert {count for _, count in seen} == {1}
+    identities = {thread for thread, _ in seen}
+    assert len(identities) <= max(most, 1)
+    assert (threading.get_ident() in identities) == (most == 0)
+    assert torch.get_num_threads() == 3
+
+
+def test_a_thread_that_cannot_begin_is_none(own_pool, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    set_num_threads = torch.set_num_threads
+
+    def short_of_memory(count):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        set_num_threads(count)
+
+    monkeypatch.setattr(torch, "set_num_threads", short_of_memory)
+    done = []
+    for_each(lambda: done.append, range(4), CPU)
+    assert done == list(range(4))
+
+
+def test_an_error_reaches_the_caller_and_ends_the_work(three_threads):
+    begun = []
+
     def fail(item):
+        begun.append(item)
         raise ValueError(f"item {item}")
 
-    with pytest.raises(ValueError, match="item 4"):
-        for_each(lambda: fail, [4, 4, 4], CPU)
+    with pytest.raises(ValueError, match=r"^item 4$"):
+        for_each(lambda: fail, [4] * 100, CPU)
+    assert len(begun) <= 3
+    done = []
+    for_each(lambda: done.append, range(4), CPU)  # the threads are still there
+    assert sorted(done) == list(range(4))
+
+
+def test_an_error_of_making_a_thread_s_own_reaches_the_caller(three_threads):
+    def make_run():
+        raise MemoryError("scratch")
+
+    with pytest.raises(MemoryError, match=r"^scratch$"):
+        for_each(make_run, range(4), CPU)
+
+
+def test_an_error_holds_no_memory(three_threads):
+    memory = torch.empty(1)
+    gone = weakref.ref(memory)
+
+    def make_run(memory=memory):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        for_each(make_run, range(4), CPU)
+    del memory, make_run
+    assert gone() is None
+
+
+def test_an_item_may_share_work_itself(three_threads):
+    done = []
+
+    def run(item):
+        torch.set_num_threads(2)  # or it would not share
+        for_each(lambda: lambda inner: done.append((item, inner)), range(3), CPU)
+        torch.set_num_threads(1)
+
+    for_each(lambda: run, range(4), CPU)
+    torch.set_num_threads(3)
+    assert sorted(done) == list(itertools.product(range(4), range(3)))
+
+
+def test_several_callers_at_once(own_pool):
+    def call(caller):
+        torch.set_num_threads(3)
+        done = []
+        for _ in range(50):
+            for_each(lambda: done.append, range(5), CPU)
+        return caller, sorted(done) == sorted(list(range(5)) * 50)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(4), timeout=SECONDS)) == [(i, True) for i in range(4)]
+
+
+def test_an_interruption_drops_what_has_not_begun(three_threads):
+    begun, ended = [], []
+
+    def run(item):
+        begun.append(item)
+        if item == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(lambda: run, range(100), CPU)
+    assert len(begun) <= 6
+    assert sorted(ended) == sorted(begun)
+
+
+ENDINGS = {
+    "at_exit": "import atexit; atexit.register(work)",
+    "idle": "work()",
+    "after_fork": """
+work()
+child = os.fork()
+work()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+""",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+def test_a_process_ends(ending):
+    code = f"""
+import os, torch
+from emanet_triton.kernels.threads import for_each
+torch.set_num_threads(2)
+def work():
+    done = []
+    for_each(lambda: done.append, range(5), torch.device("cpu"))
+    assert sorted(done) == list(range(5))
+{ending}
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(command, timeout=SECONDS, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
