@@ -294,3 +294,12 @@ def test_a_file_in_a_hub_cache_that_is_read_only(tmp_path, monkeypatch):
     found.write_text("weights")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert hub_file("x.pth") == found
+
+
+def test_a_password_in_an_address_is_not_repeated(destination, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(InputError) as error:
+        download("http://me:w0rd@example.invalid/x", destination, SHA256, progress=False)
+    assert str(error.value).startswith(
+        "http://example.invalid/x: cannot be downloaded: nonnumeric port: '***@example.invalid'."
+    )
