@@ -1,5 +1,6 @@
 """Cityscapes: its classes, its folders, and the checks a data set passes before it is used."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -90,7 +91,8 @@ def find_samples(root: Path, split: str = "val", limit: int | None = None) -> li
 
     Images lie at ``leftImg8bit/<split>/<city>/<name>_leftImg8bit.png``, labels at
     ``gtFine/<split>/<city>/<name>_gtFine_labelIds.png`` or ``..._labelTrainIds.png``; of both,
-    which say the same, labelIds are read.
+    which say the same, labelIds are read. Files and folders whose name begins with a dot are left
+    out: macOS leaves a ``._NAME`` beside every file that it copies to another file system.
 
     Args:
         root: the folder of ``leftImg8bit`` and ``gtFine``.
@@ -98,19 +100,20 @@ def find_samples(root: Path, split: str = "val", limit: int | None = None) -> li
         limit: take the first so many names only; what lies after them is not looked at.
 
     Raises:
-        InputError: a folder is missing or holds no samples, an image has no label, a label no
-            image, or two cities share a name; all of it in one message.
+        InputError: a folder is missing, unreadable or without samples, an image has no label, a
+            label no image, or two cities share a name; all of it in one message.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: expected at least 1 image")
     image_root, label_root = root / "leftImg8bit" / split, root / "gtFine" / split
     try:
         problems = _folder_problems(root, split)
+        if not problems:
+            images = _index(image_root, _IMAGE_SUFFIX)
+            labels = _index(label_root, *_LABEL_SUFFIXES.values())
     except OSError as error:
         problems = [f"it cannot be read ({error})"]
     if not problems:
-        images = _index(image_root, _IMAGE_SUFFIX)
-        labels = _index(label_root, *_LABEL_SUFFIXES.values())
         problems = [
             f"{folder} holds no file <city>/<name>{suffix}"
             for folder, suffix, found in (
@@ -130,7 +133,8 @@ def find_samples(root: Path, split: str = "val", limit: int | None = None) -> li
 def check_sample(sample: Sample) -> list[str]:
     """What is wrong with a sample's files, one line each; an empty list if nothing is.
 
-    Both PNGs must be intact and of the same size, and every id of the label legal.
+    Both PNGs must be intact and of the same size, and every id of the label legal. The image is
+    not decoded (``png_size``).
     """
     problems, sizes = [], []
     for size in (lambda: png_size(sample.image), lambda: read_labels(sample).shape):
@@ -208,18 +212,25 @@ def _folder_problems(root: Path, split: str) -> list[str]:
         if not tree.is_dir():
             problems.append(f"{tree} is missing")
         elif not (tree / split).is_dir():
-            splits = sorted(folder.name for folder in tree.iterdir() if folder.is_dir())
+            splits = sorted(folder.name for folder in _visible(tree) if folder.is_dir())
             problems.append(f"{tree} has no '{split}', it has: {', '.join(splits) or 'nothing'}")
     return problems
 
 
 def _index(folder: Path, *suffixes: str) -> dict[_Key, Path]:
     """The files of a split folder; of two with one key, that with the earlier suffix."""
+    files = [file for city in _visible(folder) if city.is_dir() for file in _visible(city)]
     return {
-        (path.name.removesuffix(suffix), path.parent.name): path
+        (file.name.removesuffix(suffix), file.parent.name): file
         for suffix in reversed(suffixes)
-        for path in folder.glob(f"*/*{suffix}")
+        for file in files
+        if file.name.endswith(suffix)
     }
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """What a folder holds; OSError where ``Path.glob`` would leave out what may not be read."""
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _pair_problems(

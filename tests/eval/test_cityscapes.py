@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,62 @@ def test_either_kind_of_label_will_do_and_label_ids_come_first(root):
     label_path(root, NAMES[1]).unlink()
     kinds = [sample.label.stem.rsplit("_", 1)[-1] for sample in find_samples(root)]
     assert kinds == ["labelIds", "labelTrainIds", "labelIds"]
+
+
+def test_hidden_files_and_folders_are_left_out(root):
+    """macOS copies a data set to another file system with a ._NAME beside every file."""
+    samples = find_samples(root)
+    for path in sorted(root.rglob("*")):
+        hidden = path.with_name(f"._{path.name}")
+        if path.suffix == ".png":
+            hidden.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+        else:
+            hidden.mkdir()
+    for sample in samples:
+        for path in (sample.image, sample.label):
+            put(path.parents[1] / f"._{path.parent.name}" / path.name, np.zeros((8, 12), np.uint8))
+    assert find_samples(root) == samples
+    refused(
+        root,
+        f"{root / 'leftImg8bit'} has no 'test', it has: val",
+        f"{root / 'gtFine'} has no 'test', it has: val",
+        split="test",
+    )
+
+
+def test_folder_of_a_city_that_may_not_be_read(root, monkeypatch):
+    """As root nothing is forbidden, so that the system's answer is played."""
+    bonn, scandir = str(root / "gtFine" / "val" / "bonn"), os.scandir
+
+    def list_folder(path):
+        if str(path) == bonn:
+            raise PermissionError(13, "Permission denied", bonn)
+        return listdir(path)
+
+    def scan_folder(path):
+        if str(path) == bonn:
+            raise PermissionError(13, "Permission denied", bonn)
+        return scandir(path)
+
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", list_folder)
+    monkeypatch.setattr(os, "scandir", scan_folder)
+    refused(root, f"it cannot be read ([Errno 13] Permission denied: '{bonn}')")
+
+
+@pytest.mark.parametrize(
+    "name", ["aachen_\x1b[2J_000019", "aachen_\n_000019", "aachen_\udcff_000019"]
+)
+def test_names_that_no_terminal_shows(tmp_path, name):
+    put_image(tmp_path, name)
+    label = put_label(tmp_path, name)
+    (sample,) = find_samples(tmp_path)
+    assert sample.name == name
+    assert check_sample(sample) == []
+    label.write_bytes(b"")
+    assert check_sample(sample) == [
+        f"{label}: not a readable PNG (empty file); expected an intact PNG file"
+    ]
 
 
 def test_missing_folders(root, tmp_path):
