@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 import warnings
 from argparse import Namespace
 
@@ -22,28 +23,35 @@ This was a demonstration: a small model, trained and evaluated on generated stre
 figures say nothing about Cityscapes. For a published model (the file is downloaded once):
   python -m emanet_triton.eval --data CITYSCAPES_ROOT \\
     --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
+DEAF_SECONDS = 3.0  # after a signal, for another one
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse(arguments)
-    with ranks() as group, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _note(f"note: {message}")
         try:
-            plan = make_plan(args, group)
-        except InputError as error:
-            return _fail(
-                f"error: {error}" if group.first else f"error on rank {group.rank}: {error}"
-            )
-        except KeyboardInterrupt:
-            return _fail("interrupted before the first image", group.first)
-        try:
-            _run(plan, args, group)
-        except InputError as error:
+            with ranks(_note) as group:
+                return _main(args, group)
+        except InputError as error:  # the other ranks cannot be joined
             return _fail(f"error: {error}")
         except KeyboardInterrupt:
-            return _fail("interrupted", group.first)
+            return _fail("interrupted")
+
+
+def _main(args: Namespace, group: Ranks) -> int:
+    interrupted = "interrupted before the first image"
+    try:
+        plan = make_plan(args, group)
+        interrupted = "interrupted"
+        _run(plan, args, group)
+    except InputError as error:
+        where = "" if group.first else f" on rank {group.rank}"
+        return _fail(group.fail(f"error{where}: {error}"))
+    except KeyboardInterrupt:
+        return _fail(group.fail(interrupted))
     return 0
 
 
@@ -154,12 +162,36 @@ def _silent(line: str) -> None:
     pass
 
 
-def _fail(message: str, say: bool = True) -> int:
-    if say:
+def _fail(message: str) -> int:
+    if message:
         print(message, file=sys.stderr)
     return FAILED
 
 
+class _Interrupt:
+    """Handler of SIGINT and SIGTERM: keep what is finished, then end.
+
+    torchrun passes on a Ctrl-C that this process has received already: a second signal within
+    some seconds does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._deaf_until = 0.0
+
+    def __call__(self, *_: object) -> None:
+        if time.monotonic() >= self._deaf_until:
+            self._deaf_until = time.monotonic() + DEAF_SECONDS
+            raise KeyboardInterrupt
+
+
+def handle_signals() -> None:
+    """Let SIGTERM and Ctrl-C, unless it is ignored, keep what is finished."""
+    interrupt = _Interrupt()
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is finished
+    handle_signals()
     sys.exit(main())
