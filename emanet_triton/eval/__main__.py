@@ -14,7 +14,7 @@ from emanet_triton.eval import report
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.jobs import Job, Plan, make_plan
 from emanet_triton.eval.options import parse
-from emanet_triton.eval.partial import PartialResult
+from emanet_triton.eval.partial import PartialResult, software
 from emanet_triton.eval.ranks import Ranks, ranks
 from emanet_triton.eval.runner import Result, evaluate
 
@@ -62,7 +62,13 @@ def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
     for job in plan.jobs:
         say(_title(job, plan, args))
         matrices = 3 if args.compare else 1  # of evaluate's result
-        partial = PartialResult(plan.settings(job, args), group.rank, matrices)
+        partial = PartialResult(
+            plan.settings(job, args),
+            group.rank,
+            matrices,
+            versions=software(plan.device),
+            stamps=plan.stamps,
+        )
         partials.append(partial)
         reports.append(_evaluate(job, plan, args, group, partial))
     if group.first:

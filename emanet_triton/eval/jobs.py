@@ -13,6 +13,7 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.cityscapes import Sample, find_samples
 from emanet_triton.eval.inference import HALF, Predictor
 from emanet_triton.eval.outputs import Outputs, require_writable
+from emanet_triton.eval.partial import Stamp, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
@@ -84,6 +85,7 @@ class Plan:
         jobs: the evaluations, in order.
         data: root of the data set.
         samples: of its split.
+        stamps: of the samples' files before they were checked.
         device: to run on.
         threads: for PyTorch's operations on the CPU.
         outputs: folders for pictures.
@@ -93,6 +95,7 @@ class Plan:
     jobs: list[Job]
     data: Path
     samples: list[Sample]
+    stamps: dict[str, Stamp]
     device: torch.device
     threads: int
     outputs: Outputs
@@ -162,9 +165,10 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         raise InputError("--data is missing; expected the root of Cityscapes")
     data = demo_dataset() if args.data is None else args.data
     samples = find_samples(data, args.split, args.limit)
+    stamped = stamps(samples)
     check_samples(samples, ranks, args.workers)
     threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
-    return Plan(jobs, data, samples, device, threads, outputs, demo)
+    return Plan(jobs, data, samples, stamped, device, threads, outputs, demo)
 
 
 def _jobs(args: Namespace) -> list[Job]:

@@ -1,5 +1,7 @@
 """The pictures that an evaluation writes, and whether they can be written."""
 
+import contextlib
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, prediction_name, to_label_ids
 from emanet_triton.eval.draw import overlay
 from emanet_triton.eval.png import write_png
+
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,24 @@ class Outputs:
         if self.overlays:
             write_png(self.overlays / name, overlay(image, pred, labels))
 
+    def drawn(self, sample: Sample) -> bool:
+        """Whether all pictures of a sample are there and whole from the first byte to the last."""
+        name = prediction_name(sample)
+        folders = filter(None, (self.predictions, self.overlays))
+        return all(_is_whole(folder / name) for folder in folders)
+
+    def remove_leftovers(self, samples: list[Sample], before: float) -> None:
+        """Remove what killed runs left half-written of these samples' pictures.
+
+        ``before`` is a time in s since the epoch: younger files may still be written.
+        """
+        names = {prediction_name(sample) for sample in samples}
+        for folder in filter(None, (self.predictions, self.overlays)):
+            for path in folder.glob(".*.tmp"):  # as ``write_whole`` names them
+                name, end, _ = path.name[1:].partition(".png.")
+                if end and f"{name}.png" in names:
+                    _remove_if_older(path, before)
+
 
 def require_writable(file: Path) -> None:
     """Make the folder of ``file`` and see that files can be written there.
@@ -64,3 +87,22 @@ def require_writable(file: Path) -> None:
         ) from None
     if file.is_dir():
         raise InputError(f"{file}: expected a file to write, this is a folder")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG begins and ends as one; the pixels between are not read."""
+    try:
+        if not path.is_file():  # a FIFO would be waited for
+            return False
+        with path.open("rb") as file:
+            begin = file.read(len(PNG_BEGIN))
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return (begin, file.read()) == (PNG_BEGIN, PNG_END)
+    except OSError:
+        return False
+
+
+def _remove_if_older(path: Path, before: float) -> None:
+    with contextlib.suppress(OSError):
+        if path.lstat().st_mtime < before:
+            path.unlink()
