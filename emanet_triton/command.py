@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import IO, NoReturn
 
 from emanet_triton.errors import InputError, first_line, printable
 
+DEAF_SECONDS = 3.0  # after a signal, for another one
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
 
@@ -66,11 +68,12 @@ def answer(main: Callable[[], int], interrupted: str = "interrupted") -> int:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command line as a program, and exit.
 
-    SIGTERM counts as Ctrl-C: what is finished is kept. A standard stream that is closed, full or
+    SIGTERM counts as Ctrl-C: what is finished is kept. Ctrl-C stays ignored where it was, as in the
+    background of a shell. A standard stream that is closed, full or
     no longer read never ends the work; if standard output could not be written, other than by
     a reader that has seen enough, the exit code is 2.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _handle_signals()
     _open_closed_streams()
     output, errors = _Stream(sys.stdout), _Stream(sys.stderr)
     sys.stdout, sys.stderr = output, errors
@@ -113,6 +116,28 @@ class _Stream:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # takes what is still buffered, too
             os.close(nowhere)
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt, but not again within some seconds.
+
+    torchrun passes on a Ctrl-C that the terminal has sent to its ranks already.
+    """
+
+    def __init__(self) -> None:
+        self._deaf_until = 0.0
+
+    def __call__(self, *_: object) -> None:
+        if time.monotonic() >= self._deaf_until:
+            self._deaf_until = time.monotonic() + DEAF_SECONDS
+            raise KeyboardInterrupt
+
+
+def _handle_signals() -> None:
+    interrupt = _Interrupt()
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _open_closed_streams() -> None:

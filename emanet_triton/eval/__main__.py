@@ -13,7 +13,7 @@ from emanet_triton.eval import report
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.jobs import Job, Plan, make_plan
 from emanet_triton.eval.options import parse
-from emanet_triton.eval.partial import PartialResult
+from emanet_triton.eval.partial import PartialResult, software
 from emanet_triton.eval.ranks import Ranks, ranks
 from emanet_triton.eval.runner import Result, evaluate
 
@@ -26,26 +26,27 @@ figures say nothing about Cityscapes. For a published model (the file is downloa
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return answer(lambda: _main(parse(arguments)))
+    return answer(lambda: _joined(parse(arguments)))
 
 
-def _main(args: Namespace) -> int:
-    with ranks() as group, warnings.catch_warnings():
+def _joined(args: Namespace) -> int:
+    with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _note(f"note: {first_line(message)}")
-        try:
-            plan = make_plan(args, group)
-        except InputError as error:
-            return _fail(
-                f"error: {error}" if group.first else f"error on rank {group.rank}: {error}"
-            )
-        except KeyboardInterrupt:
-            return _fail("interrupted before the first image", group.first)
-        try:
-            _run(plan, args, group)
-        except InputError as error:
-            return _fail(f"error: {error}")
-        except KeyboardInterrupt:
-            return _fail("interrupted", group.first)
+        with ranks(_note) as group:
+            return _main(args, group)
+
+
+def _main(args: Namespace, group: Ranks) -> int:
+    interrupted = "interrupted before the first image"
+    try:
+        plan = make_plan(args, group)
+        interrupted = "interrupted"
+        _run(plan, args, group)
+    except InputError as error:
+        where = "" if group.first else f" on rank {group.rank}"
+        return _fail(group.fail(f"error{where}: {error}"))
+    except KeyboardInterrupt:
+        return _fail(group.fail(interrupted))
     return 0
 
 
@@ -56,7 +57,13 @@ def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
     for job in plan.jobs:
         tell(_title(job, plan, args))
         matrices = 3 if args.compare else 1  # of evaluate's result
-        partial = PartialResult(plan.settings(job, args), group.rank, matrices)
+        partial = PartialResult(
+            plan.settings(job, args),
+            group.rank,
+            matrices,
+            versions=software(plan.device),
+            stamps=plan.stamps,
+        )
         partials.append(partial)
         reports.append(_evaluate(job, plan, args, group, partial))
     if group.first:
@@ -162,8 +169,8 @@ def _silent(line: str) -> None:
     pass
 
 
-def _fail(message: str, say: bool = True) -> int:
-    if say:
+def _fail(message: str) -> int:
+    if message:
         complain(message)
     return FAILED
 

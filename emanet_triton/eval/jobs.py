@@ -13,6 +13,7 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.cityscapes import Sample, find_samples
 from emanet_triton.eval.inference import HALF, Predictor
 from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
+from emanet_triton.eval.partial import Stamp, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
@@ -85,6 +86,7 @@ class Plan:
         jobs: the evaluations, in order.
         data: root of the data set.
         samples: of its split.
+        stamps: of the samples' files before they were checked.
         device: to run on.
         threads: for PyTorch's operations on the CPU.
         outputs: folders for pictures.
@@ -94,6 +96,7 @@ class Plan:
     jobs: list[Job]
     data: Path
     samples: list[Sample]
+    stamps: dict[str, Stamp]
     device: torch.device
     threads: int
     outputs: Outputs
@@ -168,9 +171,10 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     keep_out(data, places)
     samples = find_samples(data, args.split, args.limit)
     refuse_overwriting(outputs, args.json, samples, [job.checkpoint.path for job in jobs])
+    stamped = stamps(samples)
     check_samples(samples, ranks, args.workers)
     threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
-    return Plan(jobs, data, samples, device, threads, outputs, demo)
+    return Plan(jobs, data, samples, stamped, device, threads, outputs, demo)
 
 
 def _jobs(args: Namespace) -> list[Job]:

@@ -1,74 +1,188 @@
 """What an unfinished evaluation has counted so far, kept so that another run can go on."""
 
+import contextlib
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
+import stat
 import time
 import warnings
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.eval.cityscapes import CLASSES
+from emanet_triton.eval.cityscapes import CLASSES, Sample
+from emanet_triton.eval.png import MAX_PIXELS
+from emanet_triton.eval.ranks import Ranks
+from emanet_triton.eval.report import versions
 from emanet_triton.files import cache_folder, write_whole
+from emanet_triton.kernels.cache import digest, triton_version
 
 _SECONDS_BETWEEN_WRITES = 5.0
+_LONGEST = 1e9  # seconds that a run may have taken, some 30 years
+_SECONDS_KEPT = 30 * 24 * 3600.0  # of a partial result with which no run has gone on
+
+# Why something is left out: of one thing, and of several.
+_DAMAGED = "1 damaged file", "{} damaged files"
+_OTHER_VERSIONS = "1 file of other versions", "{} files of other versions"
+_CHANGED = "1 image whose files have changed", "{} images whose files have changed"
+_NOT_DRAWN = "1 image whose pictures are missing", "{} images whose pictures are missing"
+_Reason = tuple[str, str]
+
+Stamp = list[int]  # of an image and its label: bytes, ns, bytes, ns
+
+
+class Earlier(NamedTuple):
+    """What earlier runs have finished.
+
+    Attributes:
+        names: of the images.
+        counts: int64 [M, 19, 19] of these images.
+        seconds: the earlier runs took.
+    """
+
+    names: set[str]
+    counts: Tensor
+    seconds: float
+
+
+class _Piece(NamedTuple):
+    """The images of one batch, their stamps and their counts, int64 [M, 19, 19]."""
+
+    names: list[str]
+    stamps: list[Stamp | None]
+    counts: np.ndarray
+
+
+class _OtherVersionsError(Exception):
+    """A partial result of other software."""
+
+
+def stamps(samples: Iterable[Sample]) -> dict[str, Stamp]:
+    """Size in bytes and time in ns of each sample's image and label; a missing file has none."""
+    return {s.name: [n for path in (s.image, s.label) for n in _stamp(path)] for s in samples}
+
+
+def software(device: torch.device) -> dict[str, str]:
+    """Versions of everything on which a count may depend, this package's source among it."""
+    package = Path(__file__).parents[1]
+    source = [f for room in ("kernels", "models", "eval") for f in (package / room).rglob("*.py")]
+    gpu = {"triton": triton_version()} if device.type == "cuda" else {}
+    return versions() | gpu | {"source": digest(source)}
 
 
 class PartialResult:
     """The images that one process has finished, and what it has counted of them.
 
-    All processes of a run write into one folder, named after what determines the result, each a
-    file of its own. A run that goes on reads every file there and adds new ones.
+    All processes of a run write into one folder, named after the settings, each a file of its
+    own. A run that goes on reads every file there and adds new ones. A file carries a checksum,
+    the versions that made it and the stamps of its images.
 
     Args:
-        settings: everything that determines the result, JSON values.
+        settings: everything that determines the result, JSON values; ``"samples"`` lists the names.
         rank: of the process, in the file's name.
         matrices: M, how many confusion matrices are counted.
+        versions: of the software; a file of other versions is left out.
+        stamps: of the samples by name, see ``stamps``; an image with another stamp is left out.
+
+    Attributes:
+        names: of the images that this process has finished.
+        counts: int64 [M, 19, 19] of these images.
+        left_out: what ``earlier`` left out and why, for people; empty if nothing.
     """
 
-    def __init__(self, settings: dict[str, Any], rank: int = 0, matrices: int = 1) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        rank: int = 0,
+        matrices: int = 1,
+        *,
+        versions: dict[str, str] | None = None,
+        stamps: dict[str, Stamp] | None = None,
+    ) -> None:
         text = json.dumps(settings, sort_keys=True)
         self.settings = json.loads(text)  # as a file gives it back: lists for tuples
         digest = hashlib.sha256(text.encode()).hexdigest()
         self.folder = cache_folder() / "partial" / digest[:16]
         self._file = self.folder / f"{time.time_ns()}-{rank}.json"
+        self._versions, self._stamps = versions or {}, stamps or {}
+        self._samples = set(settings["samples"])
+        self._shape = (matrices, len(CLASSES), len(CLASSES))
+        cells = math.prod(self._shape)
+        self._largest = 2**20 + 2 * len(text) + len(self._samples) * (12 * cells + 1024)
         self.names: list[str] = []
-        self.counts = torch.zeros(matrices, len(CLASSES), len(CLASSES), dtype=torch.int64)
+        self.counts = torch.zeros(self._shape, dtype=torch.int64)
         self.seconds = 0.0
+        self.left_out = ""
+        self._finished: list[dict[str, Any]] = []
         self._written = time.monotonic()
 
-    def earlier(self) -> tuple[set[str], Tensor, float]:
-        """Of all earlier files: the finished images, their counts, and the seconds they took.
+    def earlier(
+        self, ranks: Ranks | None = None, drawn: Callable[[str], bool] = lambda name: True
+    ) -> Earlier:
+        """All that earlier runs have finished, the same on every rank.
 
-        A file that does not read as one of these is left out: its images are evaluated again.
+        A damaged file is left out, and so is an image whose batch is no longer what it was.
+
+        Args:
+            ranks: the processes that read, each on its machine.
+            drawn: whether the pictures of an image are there.
         """
-        names: set[str] = set()
-        total, seconds = torch.zeros_like(self.counts), 0.0
+        ranks = ranks or Ranks()
+        files: Counter[_Reason] = Counter()
+        images: dict[str, _Reason] = {}
+        pieces: list[_Piece] = []
+        seconds: dict[str, float] = {}
         for file in sorted(self.folder.glob("*.json")):
             try:
-                content = json.loads(file.read_text())
-                counts = torch.tensor(content["counts"], dtype=torch.int64)
-                found, took = set(content["images"]), float(content["seconds"])
-                usable = content["settings"] == self.settings and counts.shape == total.shape
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if usable and not names & found:
-                names |= found
-                total += counts
-                seconds += took
-        return names, total, seconds
+                content = self._read(file)
+                found = self._pieces(content["finished"])
+            except _OtherVersionsError:
+                files[_OTHER_VERSIONS] += 1
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+                files[_DAMAGED] += 1
+            else:
+                usable, left_out = self._usable(found, drawn)
+                pieces += usable
+                images |= left_out
+                seconds[file.name] = content["seconds"] * len(usable) / max(1, len(found))
+        everywhere = ranks.gather([[piece.names for piece in pieces], seconds])
+        names, mine = _shared_out([part[0] for part in everywhere], ranks.rank)
+        counts = sum((pieces[i].counts for i in mine), np.zeros(self._shape, np.int64))
+        took = sum({name: s for part in everywhere for name, s in part[1].items()}.values())
+        reasons = files + Counter(why for name, why in images.items() if name not in names)
+        self.left_out = ", ".join(
+            one if number == 1 else many.format(number) for (one, many), number in reasons.items()
+        )
+        return Earlier(names, ranks.sum(torch.from_numpy(counts)), took)
 
     def discard(self) -> None:
         """Remove what earlier runs left."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def discard_forgotten(self) -> None:
+        """Remove partial results of other settings with which no run has gone on for a month."""
+        with contextlib.suppress(OSError):
+            for folder in self.folder.parent.iterdir():
+                named = re.fullmatch("[0-9a-f]{16}", folder.name)
+                if named and folder != self.folder and _age(folder) > _SECONDS_KEPT:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, names: list[str], counts: Tensor, seconds: float) -> None:
         """Add finished images, int64 [M, 19, 19] of theirs; ``seconds`` is this run's so far."""
         self.names += names
         self.counts += counts
         self.seconds = seconds
+        marks = [self._stamps.get(name) for name in names]
+        self._finished.append({"images": names, "stamps": marks, "counts": counts.tolist()})
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
 
@@ -79,13 +193,111 @@ class PartialResult:
         """
         content = {
             "settings": self.settings,
-            "images": self.names,
-            "counts": self.counts.tolist(),
+            "versions": self._versions,
+            "finished": self._finished,
             "seconds": self.seconds,
         }
+        content["sha256"] = _checksum(content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, json.dumps(content).encode())
         except OSError as error:
             warnings.warn(f"{self._file}: the partial result is not kept ({error})", stacklevel=2)
         self._written = time.monotonic()
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        """The content of an undamaged file of these settings and versions."""
+        content = json.loads(_read_regular(file, self._largest))
+        if content.pop("sha256") != _checksum(content) or content["settings"] != self.settings:
+            raise ValueError("its checksum is wrong, or it is of other settings")
+        if content["versions"] != self._versions:
+            raise _OtherVersionsError
+        if not 0 <= content["seconds"] < _LONGEST:
+            raise ValueError("its time is impossible")
+        return content
+
+    def _pieces(self, finished: list[dict[str, Any]]) -> list[_Piece]:
+        """The batches of a file, none of which is an impossible one."""
+        pieces = [_Piece(b["images"], b["stamps"], np.array(b["counts"])) for b in finished]
+        for names, _, counts in pieces:
+            known = isinstance(names, list) and self._samples.issuperset(names)
+            if not names or not known or len(set(names)) < len(names):
+                raise ValueError("not the images of a batch")
+            if not self._plausible(counts, len(names)):
+                raise ValueError("not the counts of a batch")
+        return pieces
+
+    def _usable(
+        self, pieces: list[_Piece], drawn: Callable[[str], bool]
+    ) -> tuple[list[_Piece], dict[str, _Reason]]:
+        """The batches that still are what they were; the images of others, and why."""
+        usable, left_out = [], {}
+        for piece in pieces:
+            if piece.stamps != [self._stamps.get(name) for name in piece.names]:
+                left_out |= dict.fromkeys(piece.names, _CHANGED)
+            elif not all(map(drawn, piece.names)):
+                left_out |= dict.fromkeys(piece.names, _NOT_DRAWN)
+            else:
+                usable.append(piece)
+        return usable, left_out
+
+    def _plausible(self, counts: np.ndarray, images: int) -> bool:
+        """Whether these may be the pixels of so many images."""
+        right_kind = counts.dtype == np.int64 and counts.shape == self._shape
+        return bool(
+            right_kind
+            and counts.min() >= 0
+            and counts.max() <= images * MAX_PIXELS
+            and counts.sum((1, 2)).max() <= images * MAX_PIXELS
+        )
+
+
+def _shared_out(found: list[list[list[str]]], rank: int) -> tuple[set[str], list[int]]:
+    """Which images are finished, and which pieces this rank counts, so that all count once.
+
+    ``found`` lists the names in each piece of each rank; several ranks may have read one file.
+    """
+    names: set[str] = set()
+    mine = []
+    for reader, pieces in enumerate(found):
+        for i, piece in enumerate(pieces):
+            if names.isdisjoint(piece):
+                names.update(piece)
+                mine += [i] if reader == rank else []
+    return names, mine
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_regular(path: Path, largest: int) -> bytes:
+    """The bytes of a regular file; nothing else is waited for or followed.
+
+    Raises:
+        OSError: it cannot be read, or is a link.
+        ValueError: it is no regular file, or larger than ``largest`` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > largest:
+            raise ValueError(f"{path}: expected a file of at most {largest} bytes")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(largest)
+    finally:
+        os.close(descriptor)
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _age(folder: Path) -> float:
+    """Seconds since anything in the folder was written."""
+    newest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+    return time.time() - newest

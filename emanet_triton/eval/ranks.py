@@ -1,30 +1,38 @@
 """The processes of a torchrun, or the one process without it."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from torch import Tensor
+
+from emanet_triton.errors import describe
+from emanet_triton.eval.link import Link
+from emanet_triton.eval.torchrun import find_place, is_inside_a_rank
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process's place among the processes that share an evaluation.
 
+    Waiting for another rank ends: with an ``InputError`` that names the rank if it has failed, is
+    dead or does not get on.
+
     Attributes:
         rank: of this process, from 0.
         count: of processes.
         local_rank: of this process on its machine, which chooses its GPU.
         local_count: of processes on its machine, which share its cores.
+        link: to the other processes, if there are any.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
+    link: Link | None = None
 
     @property
     def first(self) -> bool:
@@ -32,35 +40,68 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in the order of their ranks, on every rank."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
+        """The JSON values of all ranks, in the order of their ranks, on every rank."""
+        return self.link.exchange(value) if self.link else [value]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a CPU tensor over all ranks, on every rank."""
-        if self.count > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
+        """The sum of a CPU tensor of integers over all ranks, on every rank."""
+        if not self.link:
+            return tensor
+        return sum(torch.tensor(part, dtype=tensor.dtype) for part in self.gather(tensor.tolist()))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.count > 1:
-            dist.barrier()
+        self.gather(None)
+
+    def progress(self, text: str) -> None:
+        """Let the others know that a step is done; ``text`` says how far that is."""
+        if self.link:
+            self.link.progress(text)
+
+    def require_others(self) -> None:
+        """Raise ``InputError`` if another rank has failed: there is no result without it."""
+        if self.link:
+            self.link.require_others()
+
+    def fail(self, message: str) -> str:
+        """Tell the other ranks why this one ends.
+
+        Returns:
+            What this process is to print: the message of the first rank that failed, or nothing
+            if another process has printed it.
+        """
+        return self.link.fail(message) if self.link else message
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """Join the other processes if torchrun started this one (over gloo: only counts are sent)."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+def ranks(say: Callable[[str], None]) -> Iterator[Ranks]:
+    """Join the other processes if torchrun started this one.
+
+    A process that a rank of another program starts, for example a training that evaluates its
+    checkpoint, runs alone, on that rank's GPU.
+
+    Args:
+        say: prints a line for the user.
+
+    Raises:
+        InputError: the others cannot be joined.
+    """
+    place = find_place()
+    if place is None:
         yield Ranks()
         return
-    dist.init_process_group("gloo")
+    if place.count == 1:
+        yield Ranks(local_rank=place.local_rank)
+        return
+    if is_inside_a_rank():
+        say(f"note: started inside rank {place.rank} of a torchrun, this evaluation runs alone")
+        yield Ranks(local_rank=place.local_rank)
+        return
+    link = Link(place, say)
     try:
-        local = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        yield Ranks(dist.get_rank(), dist.get_world_size(), *local)
+        yield Ranks(place.rank, place.count, place.local_rank, place.local_count, link)
+    except Exception as error:
+        link.fail(f"error on rank {place.rank}: {describe(error)}")
+        raise
     finally:
-        dist.destroy_process_group()
+        link.leave()

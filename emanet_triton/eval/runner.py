@@ -2,8 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import (
     CLASSES,
     Sample,
@@ -24,12 +25,19 @@ from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
 from emanet_triton.eval.metric import as_matrix, scores
 from emanet_triton.eval.outputs import Outputs
-from emanet_triton.eval.partial import PartialResult
+from emanet_triton.eval.partial import Earlier, PartialResult
 from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
+from emanet_triton.eval.workers import Workers
 from emanet_triton.kernels.resample import confusion_counts
 
 LARGE = 2**20  # pixels of an image: below, returning memory takes more than it is worth
+
+
+class _Bar(tqdm):
+    """A progress bar without the thread that tqdm starts to refresh slow bars."""
+
+    monitor_interval = 0
 
 
 def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
@@ -39,15 +47,16 @@ def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
         InputError: on every rank, with all problems of all samples.
     """
     mine = samples[ranks.rank :: ranks.count]
-    with ThreadPoolExecutor(workers) as pool:
-        checked = tqdm(
-            pool.map(check_sample, mine),
-            desc="checking files",
-            total=len(mine),
-            leave=False,
-            disable=not ranks.first,
-        )
-        found = [problem for problems in checked for problem in problems]
+    found: list[str] = []
+    with (
+        Workers(workers) as pool,
+        _Bar(desc="checking files", total=len(mine), leave=False, disable=not ranks.first) as bar,
+    ):
+        for problems in pool.map(check_sample, mine, ahead=2 * workers):
+            ranks.require_others()
+            found += problems
+            bar.update()
+            ranks.progress(f"{bar.n} of {len(mine)} files checked")
     problems = [problem for part in ranks.gather(found) for problem in part]
     if problems:
         raise problems_error(f"{len(problems)} problems in the data set:", sorted(problems))
@@ -108,27 +117,17 @@ def evaluate(
     Returns:
         The sum over all ranks, on every rank.
     """
-    begun = time.monotonic()
-    done, earlier, seconds = partial.earlier()
-    ranks.barrier()  # every rank has read the earlier files before one writes
-    if resume:
-        say(f"resuming: {len(done)} of {len(samples)} images were finished before")
-    elif done:
-        say(f"starting anew: {len(done)} images finished by an interrupted run are dropped")
-        if ranks.first:
-            partial.discard()
-        ranks.barrier()
-    if not resume:
-        done, earlier, seconds = set(), torch.zeros_like(earlier), 0.0
-
-    mine = _batches_left(samples, done, predictor.images_at_once, ranks)
+    begun, began = time.monotonic(), time.time()
+    earlier = _taken_over(partial, samples, outputs, ranks, resume, say)
+    mine = _batches_left(samples, earlier.names, predictor.images_at_once, ranks)
+    total = sum(map(len, mine))
     waiting = 0.0
     started: deque[_Started] = deque()
     on_cpu = predictor.device.type == "cpu"
     most_started = workers if outputs else 0 if on_cpu else 1
     with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(map(len, mine)), unit="image", disable=not ranks.first) as bar,
+        Workers(workers) as pool,
+        _Bar(total=total, unit="image", miniters=1, disable=not ranks.first) as bar,
     ):
 
         def finish() -> None:
@@ -137,13 +136,15 @@ def evaluate(
                 picture.result()
             matrices = torch.stack([as_matrix(counted.cpu()) for counted in counts])
             partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
-            shown = scores(earlier[0] + partial.counts[0]).miou
+            shown = scores(earlier.counts[0] + partial.counts[0]).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
             bar.update(len(batch))
+            ranks.progress(f"{len(partial.names)} of {total} images")
 
         try:
-            decoded = _ahead(pool, _load, mine, workers if on_cpu else 2 * workers)
+            decoded = pool.map(_load, mine, ahead=workers if on_cpu else 2 * workers)
             for batch in mine:
+                ranks.require_others()
                 asked = time.monotonic()
                 loaded = next(decoded)
                 waiting += time.monotonic() - asked
@@ -160,14 +161,44 @@ def evaluate(
             finally:
                 if partial.names:
                     partial.write()
-                finished = len(done) + len(partial.names)
-                if finished < len(samples) and ranks.count == 1:
+                finished = len(earlier.names) + len(partial.names)
+                if ranks.count == 1 and finished < len(samples):
                     say(
                         f"{finished} of {len(samples)} images are finished; "
                         "--resume goes on from there"
                     )
-    counts = earlier + ranks.sum(partial.counts)
-    return Result(counts, seconds + time.monotonic() - begun, waiting)
+                elif len(partial.names) < total:
+                    say("what is finished is kept; --resume goes on from there")
+    counts = earlier.counts + ranks.sum(partial.counts)
+    outputs.remove_leftovers()
+    return Result(counts, earlier.seconds + time.monotonic() - begun, waiting)
+
+
+def _taken_over(
+    partial: PartialResult,
+    samples: list[Sample],
+    outputs: Outputs,
+    ranks: Ranks,
+    resume: bool,
+    say: Callable[[str], None],
+) -> Earlier:
+    """What earlier runs have finished; without ``resume`` nothing, and it is removed."""
+    by_name = {sample.name: sample for sample in samples}
+    earlier = partial.earlier(ranks, lambda name: outputs.drawn(by_name[name]))
+    if ranks.first:
+        partial.discard_forgotten()
+    if resume:
+        say(f"resuming: {len(earlier.names)} of {len(samples)} images were finished before")
+        if partial.left_out:
+            say(f"note: not taken over: {partial.left_out}")
+        return earlier
+    if earlier.names:
+        say(
+            f"starting anew: {len(earlier.names)} images finished by an interrupted run are dropped"
+        )
+    partial.discard()
+    ranks.barrier()  # nobody writes before everybody has removed
+    return Earlier(set(), torch.zeros_like(earlier.counts), 0.0)
 
 
 def _batches_left(
@@ -185,7 +216,7 @@ def _start(
     batch: list[Sample],
     loaded: list[tuple[np.ndarray, np.ndarray]],
     outputs: Outputs,
-    pool: ThreadPoolExecutor,
+    pool: Workers,
 ) -> _Started:
     """Send a batch on its way; a GPU works on it after this returns."""
     images, targets = zip(*loaded, strict=True)
@@ -210,20 +241,20 @@ def _start(
 
 
 def _load(batch: list[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Image, uint8 RGB [H, W, 3], and train ids, uint8 [H, W], of each sample."""
-    return [(read_image(sample.image), read_labels(sample)) for sample in batch]
+    """Image, uint8 RGB [H, W, 3], and train ids, uint8 [H, W], of each sample.
+
+    Raises:
+        InputError: a file is no longer what it was when it was checked.
+    """
+    return [_load_sample(sample) for sample in batch]
 
 
-def _ahead(pool: ThreadPoolExecutor, load: Callable, items: Iterable, depth: int) -> Iterator:
-    """``map(load, items)`` by the pool, at most ``depth`` results ahead of the reader."""
-    waiting: deque = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(load, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+def _load_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    image, labels = read_image(sample.image), read_labels(sample)
+    (height, width), (label_height, label_width) = image.shape[:2], labels.shape
+    if image.shape[:2] != labels.shape:
+        raise InputError(
+            f"{sample.image}: {width}x{height} pixels, its label has {label_width}x{label_height}; "
+            "one of them has changed since the files were checked"
+        )
+    return image, labels

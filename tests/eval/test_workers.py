@@ -1,0 +1,70 @@
+"""Threads beside the network: as many as can start, and none where none can."""
+
+import threading
+import time
+
+import pytest
+
+from emanet_triton.eval.workers import Workers
+
+
+@pytest.fixture
+def thread_limit(monkeypatch):
+    """Let only so many threads start, as ``ulimit -u`` does."""
+
+    def limit(most: int) -> None:
+        left, start = iter(range(most)), threading.Thread.start
+
+        def start_if_left(thread):
+            if next(left, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_if_left)
+
+    return limit
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 8])
+def test_the_work_is_done_by_the_threads_that_start(thread_limit, most):
+    thread_limit(most)
+    used = set()
+
+    def square(number):
+        used.add(threading.current_thread())
+        time.sleep(0.01)
+        return number**2
+
+    with Workers(4) as pool:
+        assert list(pool.map(square, range(20), ahead=8)) == [n**2 for n in range(20)]
+        assert pool.submit(square, 5).result() == 25
+    assert len(used) == max(1, min(4, most))
+    assert (threading.main_thread() in used) is (most == 0)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_an_error_is_the_readers(thread_limit, most):
+    thread_limit(most)
+    with Workers(1) as pool:
+        results = pool.map(lambda n: 1 // n, [1, 0, 1], ahead=1)
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+
+def test_no_more_is_done_ahead_than_asked_for():
+    begun = []
+    with Workers(2) as pool:
+        results = pool.map(begun.append, range(100), ahead=3)
+        next(results)
+        time.sleep(0.1)
+        assert len(begun) == 4
+        results.close()
+
+
+def test_leaving_waits_for_what_was_submitted():
+    done = []
+    with Workers(1) as pool:
+        for n in range(3):
+            pool.submit(lambda n=n: (time.sleep(0.02), done.append(n)))
+    assert done == [0, 1, 2]
