@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval.inference import Predictor
+from emanet_triton.eval.metric import as_matrix
 from emanet_triton.kernels.out_of_memory import MemoryWatch
 
 
@@ -37,11 +38,28 @@ def check_network(predictor: Predictor, image: np.ndarray) -> None:
             if not is_finite:
                 raise InputError(
                     f"{name} of the {predictor.network_name} network returns values that are not "
-                    f"finite{hint(predictor)}"
+                    f"finite{_hint(predictor)}"
                 )
 
 
-def hint(predictor: Predictor) -> str:
+def matrices_of(counts: list[Tensor], names: list[str], predictor: Predictor) -> Tensor:
+    """The confusion matrices of a batch, int64 [M, C, C], of its ``confusion_counts``.
+
+    The labels of an image are no class where its logits were not finite, so the counts, which are
+    fetched anyway, tell it; the labels of a data set have been checked before.
+
+    Raises:
+        InputError: the logits of an image of the batch were not finite.
+    """
+    try:
+        return torch.stack([as_matrix(counted.cpu()) for counted in counts])
+    except ValueError:
+        raise InputError(
+            f"the logits of the network are not finite for {', '.join(names)}{_hint(predictor)}"
+        ) from None
+
+
+def _hint(predictor: Predictor) -> str:
     """What helps where a network overflows."""
     fp16 = predictor.precision == "fp16"
     return "; --precision bf16 has a wider range than fp16" if fp16 else ""

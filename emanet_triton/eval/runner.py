@@ -19,10 +19,11 @@ from emanet_triton.eval.cityscapes import (
     problems_error,
     read_labels,
 )
+from emanet_triton.eval.finite import matrices_of
 from emanet_triton.eval.heap import give_back
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
-from emanet_triton.eval.metric import as_matrix, scores
+from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import PartialResult
 from emanet_triton.eval.png import read_image
@@ -133,9 +134,9 @@ def evaluate(
 
         def finish() -> None:
             batch, counts, pictures = started.popleft()
+            matrices = matrices_of(counts, [s.name for s in batch], predictor)
             for picture in pictures:
                 picture.result()
-            matrices = torch.stack([as_matrix(counted.cpu()) for counted in counts])
             partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
             shown = scores(earlier[0] + partial.counts[0]).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
