@@ -10,10 +10,12 @@ from tqdm import tqdm
 from emanet_triton.command import FAILED, answer, complain, run, say
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
+from emanet_triton.eval.finite import check_network
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.jobs import Job, Plan, make_plan
 from emanet_triton.eval.options import parse
 from emanet_triton.eval.partial import PartialResult, software
+from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks, ranks
 from emanet_triton.eval.runner import Result, evaluate
 
@@ -94,6 +96,8 @@ def _evaluate(
     other = plan.predictor(job, args, args.compare) if args.compare else None
     tell = _note if group.first else _silent
     tell(_how(predictor, plan, args))
+    for each in filter(None, (predictor, other)):
+        check_network(each, read_image(plan.samples[0].image))
     result = evaluate(
         predictor,
         plan.samples,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
+from emanet_triton.eval.given import check_dtype, checked_image, protocol_of, unwrapped
 from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
@@ -21,12 +22,12 @@ from emanet_triton.eval.views import Size, logits_grid, num_windows, view_sizes
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
-from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedEMANet
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.verified import kept_fuse
+from emanet_triton.models.verified import verified_fuse
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
 MANY = 64  # network inputs at once on a GPU, if nothing else is asked for: all windows of an image
 
 
@@ -37,22 +38,24 @@ def segment(
     protocol: Protocol | None = None,
     ms_flip: bool = False,
     return_probabilities: bool = False,
-    fuse: bool = True,
+    fuse: bool = False,
 ) -> np.ndarray | Tensor | tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]:
     """Segment one image (mmseg ``EncoderDecoder.simple_test`` and ``aug_test``).
 
-    Runs on the model's device, in the caller's autocast and TF32 settings.
+    Runs the network that it is given, on its device and in its dtype, in the caller's autocast
+    and TF32 settings.
 
     Args:
-        model: an EMANet, or what ``fuse`` made of one, in evaluation mode.
+        model: an EMANet, or what ``fuse`` made of one, in evaluation mode. DataParallel,
+            DistributedDataParallel and AveragedModel around it are left out; what
+            ``torch.compile`` made of it runs as it is.
         image: uint8 RGB [H, W, 3], array or tensor.
         protocol: how to resize, place windows and scale; ``model.protocol`` by default.
         ms_flip: average the probabilities of ``protocol.ratios``, each plain and mirrored.
         return_probabilities: also return the class probabilities; the labels are then their
             maxima, and may differ where the two best classes are equal but for rounding.
-        fuse: run the network that ``fuse`` makes of an EMANet. It is kept beside the model, and
-            made anew when a weight has changed. Where convolutions in TF32 are allowed, on a
-            GPU without autocast, the model itself runs: it is the faster there.
+        fuse: fuse an EMANet for this call alone, in the dtype of autocast. For many images call
+            ``fuse`` once and pass what it returns.
 
     Returns:
         uint8 labels (class indices) [H, W]; with ``return_probabilities`` a pair of those and
@@ -60,41 +63,31 @@ def segment(
         device for a tensor.
 
     Raises:
-        InputError: memory does not suffice.
-        ValueError: an image of another shape or dtype, or a model in training mode.
+        InputError: memory does not suffice, or the network's logits are not finite.
+        ValueError: an image of another shape or dtype, a model in training mode or that cannot
+            run, no protocol, or with ``fuse`` a model that ``fuse`` refuses.
     """
-    if tuple(image.shape[2:]) != (3,) or 0 in image.shape or str(image.dtype)[-5:] != "uint8":
-        raise ValueError(
-            f"image must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
-        )
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
-    array = image.cpu().numpy() if isinstance(image, Tensor) else image
-    network = _fused_where_faster(model) if fuse else model
-    predictor = Predictor(network, protocol or model.protocol, ms_flip=ms_flip)
-    results = predictor.results([array], probabilities=return_probabilities)
+    array = checked_image(image)
+    network, inner = unwrapped(model)
+    if fuse and not isinstance(inner, FusedEMANet):
+        network = verified_fuse(inner, _autocast_dtype(inner))
+    check_dtype(network)
+    predictor = Predictor(network, protocol or protocol_of(inner), ms_flip=ms_flip)
+    labels, *probabilities = predictor.results([array], probabilities=return_probabilities)
+    if (labels[0] == NOT_FINITE).all():
+        raise InputError("the logits of the network are not finite for this image")
+    results = (labels[0], *(p[0] for p in probabilities))
     if isinstance(image, Tensor):
-        results = tuple(result[0].to(image.device) for result in results)
+        results = tuple(result.to(image.device) for result in results)
     else:
-        results = tuple(result[0].cpu().numpy() for result in results)
+        results = tuple(result.cpu().numpy() for result in results)
     return results if return_probabilities else results[0]
 
 
-def _fused_where_faster(model: nn.Module) -> nn.Module:
-    ablated = isinstance(model, EMANet) and model.decode_head.fixed_reconstruction is not None
-    if not isinstance(model, EMANet) or ablated:
-        return model
+def _autocast_dtype(model: nn.Module) -> torch.dtype:
     device = next(model.parameters()).device.type
-    dtype = torch.float32
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    if (
-        device == "cuda"
-        and dtype == torch.float32
-        and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    ):
-        return model
-    return kept_fuse(model, dtype)
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else torch.float32
 
 
 class Predictor:
@@ -127,7 +120,8 @@ class Predictor:
         self.model = model
         self.protocol = protocol
         self.ms_flip = ms_flip
-        self.device = next(model.parameters()).device
+        first = next(model.parameters())
+        self.device, self._dtype = first.device, first.dtype
         self.images_at_once = batch_size or 1
         self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
         self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
@@ -135,7 +129,7 @@ class Predictor:
         self._layout = torch.channels_last if nhwc else torch.contiguous_format
         network = torch.compile(model, dynamic=False) if compile else model
         self._network = GraphedNetwork(network) if self.cuda_graphs else network
-        self._precision, self._compiled = precision, compile
+        self.precision, self._compiled = precision, compile
 
     @property
     def network_name(self) -> str:
@@ -146,6 +140,7 @@ class Predictor:
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield uint8 labels [H, W] for each uint8 RGB [H, W, 3], without waiting for the device.
 
+        All labels of an image whose logits are not finite are ``NOT_FINITE``.
         They are on the model's device, or on the CPU where memory did not suffice there.
 
         Raises:
@@ -171,8 +166,11 @@ class Predictor:
         watch = MemoryWatch(self.device)
         while True:
             try:
-                with torch.inference_mode():
-                    return _resampled(resample, *self._low_logits(images))
+                with torch.no_grad():  # results are ordinary tensors, as of no inference mode
+                    logits, *taps = self._low_logits(images)
+                    labels, *rest = _resampled(resample, logits, *taps)
+                    finite = logits.isfinite().flatten(1).all(1).to(labels.device)
+                    return labels.masked_fill_(~finite[:, None, None], NOT_FINITE), *rest
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not watch.explains(error):
                     raise
@@ -231,25 +229,32 @@ class Predictor:
     def _network_inputs(
         self, images: Sequence[np.ndarray], sizes: Sequence[Size]
     ) -> Iterator[Tensor]:
-        """Some windows of all images at once, float32 [windows * B, 3, h, w], view after view."""
+        """Some windows of all images at once, [windows * B, 3, h, w], view after view."""
         windows_at_once = self.inputs_at_once // len(images)
         for size in sizes:
             inputs = scaled_inputs(images, size, self.device)
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
                 for windows in cut_windows(view, self.protocol, windows_at_once):
-                    yield windows.contiguous(memory_format=self._layout)
+                    yield windows.to(self._dtype).contiguous(memory_format=self._layout)
+
+    def first_logits(self, image: np.ndarray) -> Tensor:
+        """Logits of one input of an image, by the model itself: not compiled, not recorded."""
+        sizes = view_sizes(self.protocol, image.shape[1::-1], self.ms_flip)
+        inputs = next(self._network_inputs([image], sizes[:1]))
+        with torch.no_grad(), self._arithmetic():
+            return self.model(inputs[:1])
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        if self._precision is None:
+        if self.precision is None:
             yield
             return
-        half = HALF.get(self._precision)
+        half = HALF.get(self.precision)
         # A recorded graph must not hold weights that autocast's cache lets go of.
         cached = not self.cuda_graphs
         with (
-            cuda_fp32("tf32" if self._precision == "tf32" else "ieee"),
+            cuda_fp32("tf32" if self.precision == "tf32" else "ieee"),
             torch.autocast(self.device.type, half, enabled=half is not None, cache_enabled=cached),
         ):
             yield
@@ -282,7 +287,8 @@ def _resampled(
         if block == height:
             return got
         results = results or tuple(
-            torch.empty((*t.shape[:-2], height, t.shape[-1]), dtype=t.dtype) for t in got
+            torch.empty((*t.shape[:-2], height, t.shape[-1]), dtype=t.dtype, device="cpu")
+            for t in got
         )
         for whole, rows_of_it in zip(results, got, strict=True):
             whole[..., part, :] = rows_of_it

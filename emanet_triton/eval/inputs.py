@@ -25,8 +25,8 @@ def normalise(images: Tensor) -> Tensor:
 
     The result is channels-last in memory.
     """
-    mean = torch.tensor(MEAN, device=images.device)
-    std = torch.tensor(STD, device=images.device)
+    mean = torch.tensor(MEAN, dtype=torch.float32, device=images.device)
+    std = torch.tensor(STD, dtype=torch.float32, device=images.device)
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 

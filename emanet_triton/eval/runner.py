@@ -20,10 +20,11 @@ from emanet_triton.eval.cityscapes import (
     problems_error,
     read_labels,
 )
+from emanet_triton.eval.finite import matrices_of
 from emanet_triton.eval.heap import give_back
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
-from emanet_triton.eval.metric import as_matrix, scores
+from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import Earlier, PartialResult
 from emanet_triton.eval.png import read_image
@@ -117,7 +118,7 @@ def evaluate(
     Returns:
         The sum over all ranks, on every rank.
     """
-    begun, began = time.monotonic(), time.time()
+    begun = time.monotonic()
     earlier = _taken_over(partial, samples, outputs, ranks, resume, say)
     mine = _batches_left(samples, earlier.names, predictor.images_at_once, ranks)
     total = sum(map(len, mine))
@@ -132,9 +133,9 @@ def evaluate(
 
         def finish() -> None:
             batch, counts, pictures = started.popleft()
+            matrices = matrices_of(counts, [s.name for s in batch], predictor)
             for picture in pictures:
                 picture.result()
-            matrices = torch.stack([as_matrix(counted.cpu()) for counted in counts])
             partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
             shown = scores(earlier.counts[0] + partial.counts[0]).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)

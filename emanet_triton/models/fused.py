@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emanet_triton.errors import InputError
 from emanet_triton.kernels import conv_cpu, winograd
 from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.ops import em_attention_block
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import ConvModule, EMAHead
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
+from emanet_triton.models.unaltered import alteration
 
 ROWS = 16  # output channels that are folded at once, so that little of them exists in float64
 WINOGRAD_CHANNELS = 256  # from which it is the faster (benchmarks/results/conv_cpu.csv)
@@ -28,17 +30,23 @@ def fuse(
     attention and its 1x1 convolutions are one operator. On the CPU most 3x3 convolutions become
     Winograd's, whose weights suit that device: fuse where the network is to run.
 
+    It is a copy: later changes of the model do not reach it.
+
     Args:
-        model: an EMANet in evaluation mode, which stays as it is.
+        model: an EMANet in evaluation mode, which stays as it is. Its tensors may have any
+            floating dtype.
         dtype: of weights and activations: float32, float16 or bfloat16. An autocast around
             the fused network does not change it.
         channels_last: the memory format of the activations; without it convolutions are
             PyTorch's, and nothing is fused into them.
 
     Raises:
-        ValueError: a model of another type, in training mode or ablated, or another dtype.
+        InputError: weights that are not finite once the batch norm is folded into them.
+        ValueError: a model of another type, in training mode or ablated, another dtype, or a
+            model that computes something else than an EMANet of its architecture: it has hooks,
+            replaced modules or methods, changed attributes, or tensors of other shapes.
     """
-    if not isinstance(model, EMANet):
+    if type(model) is not EMANet:
         raise ValueError(f"fuse takes an EMANet, got {type(model).__name__}")
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
@@ -46,7 +54,13 @@ def fuse(
         raise ValueError("a model with a fixed_reconstruction is an ablation and is not fused")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
-    return FusedEMANet(model, dtype, channels_last).eval()
+    altered = alteration(model)
+    if altered is not None:
+        raise ValueError(f"fuse takes an EMANet that nothing has altered, but here {altered}")
+    with torch.inference_mode(False):  # a network of ordinary tensors, wherever it is made
+        fused = FusedEMANet(model, dtype, channels_last).eval()
+    _check_finite(fused, dtype)
+    return fused
 
 
 class FusedEMANet(nn.Module):
@@ -234,6 +248,17 @@ class FusedHead(nn.Module):
             feats, self.bases, *weights, self.num_stages, backend=self.backend
         )
         return out
+
+
+def _check_finite(fused: FusedEMANet, dtype: torch.dtype) -> None:
+    """Refuse weights that are not finite, which a fused ReLU may hide: it turns NaN into 0."""
+    for name, tensor in fused.state_dict().items():
+        if not (tensor.is_meta or tensor.isfinite().all()):
+            hint = "; bfloat16 has a wider range" if dtype == torch.float16 else ""
+            raise InputError(
+                f"{name} of the fused network is not finite in {dtype}, as its weights or the "
+                f"statistics of its batch norm are damaged or too large{hint}"
+            )
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:

@@ -9,7 +9,6 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from emanet_triton.models import trial
 from emanet_triton.models.agreement import disagreement, plain_logits
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import fuse
-
-_KEPT: WeakKeyDictionary[EMANet, tuple[tuple, nn.Module | None]] = WeakKeyDictionary()
 
 
 def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -33,7 +30,7 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
         ValueError: as ``fuse``.
     """
     fused = fuse(model, dtype=dtype)
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type == "cpu":
         return fused
     problem = _problem("fused", fused, model, dtype)
@@ -48,6 +45,11 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
     return model
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is, which is on one device."""
+    return next(model.parameters()).device
+
+
 def with_torch_attention(model: EMANet) -> EMANet:
     """A copy that shares all weights and runs the EM attention by PyTorch's operations."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -56,28 +58,11 @@ def with_torch_attention(model: EMANet) -> EMANet:
     return copied
 
 
-def kept_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """``verified_fuse``, remembered for as long as the model lives and its weights stay.
-
-    A model of inference tensors, which do not tell when they change, is returned as it is.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_inference() for tensor in tensors):
-        return model
-    state = dtype, *((t.data_ptr(), t._version) for t in tensors)
-    kept = _KEPT.get(model)
-    if kept is None or kept[0] != state:
-        network = verified_fuse(model, dtype)
-        # Not the model itself, which would then never be let go of.
-        kept = _KEPT[model] = state, None if network is model else network
-    return kept[1] or model
-
-
 def _problem(
     name: str, network: Callable[[Tensor], Tensor], model: EMANet, dtype: torch.dtype
 ) -> str | None:
     """What is wrong with a network of the model's weights, if anything; the trial comes first."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type == "cuda":
         problem = trial.problem_of(trial.Trial.of(name, model, dtype, device))
         if problem is not None:

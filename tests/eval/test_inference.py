@@ -1,5 +1,8 @@
 """Whole, sliding and multi-scale inference against mmsegmentation's own results."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import golden_data
 import numpy as np
 import pytest
@@ -83,7 +86,7 @@ def test_golden_protocol(name, ms_flip):
         for labels in (taps, plain.argmax(0))
     )
     assert torch.equal(counted, wanted)
-    fused = segment(model, image, **options)
+    fused = segment(fuse(model), image, **options)
     for labels, got in ((taps, probabilities), fused):
         assert labels.dtype == np.uint8
         assert got.dtype == np.float32
@@ -147,48 +150,129 @@ def test_tensor_in_tensor_out():
     assert torch.equal(labels, probabilities.argmax(0).to(torch.uint8))
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        torch.zeros((4, 4, 3), dtype=torch.int64),
-    ],
-    ids=["float", "grey", "rgba", "empty", "int64-tensor"],
-)
-def test_bad_image(image):
-    with pytest.raises(ValueError, match=r"image must be uint8 RGB \[H, W, 3\], got "):
-        segment(tiny_model(), image)
-
-
-def test_training_mode_is_refused():
-    with pytest.raises(ValueError, match="training mode"):
-        segment(tiny_model().train(), random_image(8, 8))
-
-
-def test_segment_runs_the_fused_network():
+def test_segment_runs_what_it_is_given():
     model, image = tiny_model(), random_image(24, 40)
     options = {"return_probabilities": True}
-    _, fused = segment(model, image, **options)
-    np.testing.assert_array_equal(fused, segment(fuse(model), image, **options)[1])
-    _, plain = segment(model, image, fuse=False, **options)
+    _, plain = segment(model, image, **options)
+    _, fused = segment(model, image, fuse=True, **options)
+    network = fuse(model)
+    for given in ({}, {"fuse": True}):
+        np.testing.assert_array_equal(fused, segment(network, image, **given, **options)[1])
     assert 0 < np.abs(fused - plain).max() < 1e-3
     with torch.autocast("cpu", torch.bfloat16):
-        _, half = segment(model, image, **options)
+        _, half = segment(model, image, fuse=True, **options)
     np.testing.assert_array_equal(
         half, segment(fuse(model, dtype=torch.bfloat16), image, **options)[1]
     )
+
+
+def swap(model):
+    for p in model.parameters():
+        p.data.copy_(-p.data)
+
+
+def write_by_numpy(model):
+    model.decode_head.conv_seg.weight.detach().numpy()[:] *= -1
+
+
+def replace_an_activation(model):
+    model.decode_head.bottleneck.act = torch.nn.Identity()
+
+
+def hook(model):
+    model.decode_head.conv_seg.register_forward_hook(lambda module, inputs, output: -output)
+
+
+def other_eps(model):
+    model.backbone.layer1[0].bn1.eps = 10.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [swap, write_by_numpy, replace_an_activation, hook, other_eps],
+    ids=lambda f: f.__name__,
+)
+def test_segment_sees_every_change_of_the_model(change):
+    model, image = tiny_model(), random_image(24, 40)
+    before = segment(model, image, return_probabilities=True)[1]
+    segment(model, image, fuse=True)
+    change(model)
+    with torch.no_grad():
+        want = Predictor(model, model.protocol).results([image], probabilities=True)[1][0]
+    _, got = segment(model, image, return_probabilities=True)
+    np.testing.assert_array_equal(got, want.numpy())
+    assert np.abs(got - before).max() > 1e-3
+    if change not in (replace_an_activation, hook):  # which fuse refuses
+        _, fused = segment(model, image, fuse=True, return_probabilities=True)
+        np.testing.assert_allclose(fused, got, rtol=0, atol=1e-3)
 
 
 def test_segment_runs_an_ablation_as_it_is():
     model, image = tiny_model(), random_image(24, 40)
     before = segment(model, image)
     model.decode_head.fixed_reconstruction = torch.zeros(1)
-    ablated = segment(model, image)
-    assert (ablated != before).any()
-    np.testing.assert_array_equal(ablated, segment(model, image, fuse=False))
+    assert (segment(model, image) != before).any()
+
+
+def test_results_are_ordinary_tensors():
+    model, image = tiny_model(), random_image(24, 40)
+    labels, probabilities = segment(model, torch.from_numpy(image), return_probabilities=True)
+    labels.masked_fill_(labels == 0, 255)
+    weight = torch.ones((), requires_grad=True)
+    (weight * probabilities).sum().backward()
+    assert weight.grad > 0
+    assert not next(Predictor(model, model.protocol)([image])).is_inference()
+
+
+def test_threads_segment_at_once():
+    network, images = fuse(tiny_model()), [random_image(24, 40, i) for i in range(8)]
+    want = [segment(network, image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        got = pool.map(lambda image: segment(network, image), images)
+    for labels, wanted in zip(got, want, strict=True):
+        np.testing.assert_array_equal(labels, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_in_another_dtype(dtype):
+    model, image = tiny_model(), random_image(24, 40)
+    _, want = segment(model, image, return_probabilities=True)
+    cast = copy.deepcopy(model).to(dtype)
+    _, fused = segment(cast, image, fuse=True, return_probabilities=True)
+    assert np.abs(fused - want).mean() < 0.02
+    if dtype == torch.float64:
+        with pytest.raises(ValueError) as raised:
+            segment(cast, image)
+        assert str(raised.value) == (
+            "the network must be in float32, float16 or bfloat16, got torch.float64; pass "
+            "model.float() or fuse(model)"
+        )
+    else:
+        assert np.abs(segment(cast, image, return_probabilities=True)[1] - want).mean() < 0.02
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_default_device_and_dtype_change_nothing(fused):
+    model, image = tiny_model(), random_image(24, 40)
+    want = segment(model, image, fuse=fused, return_probabilities=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = segment(model, image, fuse=fused, return_probabilities=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_logits_that_are_not_finite_are_an_error(fused):
+    model, image = tiny_model(), random_image(24, 40)
+    network = fuse(model) if fused else model
+    next(network.decode_head.conv_seg.parameters()).data.fill_(float("nan"))
+    with pytest.raises(InputError) as raised:
+        segment(network, image)
+    assert str(raised.value) == "the logits of the network are not finite for this image"
 
 
 def test_batches_of_equal_images_give_each_image_its_labels():
@@ -265,7 +349,7 @@ def test_out_of_memory_with_the_windows_of_one_image():
         (labels,) = predictor([image])
     assert [str(w.message)[-2:].strip() for w in seen] == ["1"]
     assert model.batches == [3, 1, 1, 1]
-    want = segment(model.model, image, fuse=False)
+    want = segment(model.model, image)
     assert (labels.numpy() == want).mean() > 0.99
 
 

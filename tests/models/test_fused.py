@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import emanet_triton
 from emanet_triton import fuse
+from emanet_triton.errors import InputError
 from emanet_triton.eval.inference import Predictor, segment
 from emanet_triton.kernels import winograd
 from emanet_triton.models.emanet import Architecture, EMANet
@@ -250,6 +251,166 @@ def test_an_exported_network_takes_any_size(model, images):
     fused = fuse(model)
     want = fused(images)
     assert torch.equal(through_export(fused, (40, 64))(images), want)
+
+
+def replaced_activation(model):
+    model.backbone.layer1[0].relu = nn.GELU()
+
+
+def hook(model):
+    model.decode_head.conv_seg.register_forward_hook(lambda *_: None)
+
+
+def pre_hook(model):
+    model.backbone.register_forward_pre_hook(lambda *_: None)
+
+
+def own_forward(model):
+    model.decode_head.forward = lambda x: x
+
+
+def own_padding(model):
+    model.backbone.stem[0].padding_mode = "reflect"
+
+
+def dilation(model):
+    model.backbone.layer4[0].conv2.dilation = (2, 1)
+
+
+def half_in_training(model):
+    model.backbone.train()
+
+
+def parametrized(model):
+    nn.utils.parametrizations.weight_norm(model.decode_head.conv_seg)
+
+
+def old_weight_norm(model):
+    nn.utils.spectral_norm(model.decode_head.conv_seg).eval()
+
+
+def another_layer(model):
+    model.backbone.layer2.append(nn.Identity())
+
+
+def no_activation(model):
+    model.decode_head.bottleneck.act = None
+
+
+def other_classes(model):
+    model.decode_head.conv_seg = nn.Conv2d(128, 7, 1).eval()
+
+
+def no_statistics(model):
+    bn = model.backbone.layer1[0].bn1
+    bn.running_mean = bn.running_var = None
+
+
+ALTERED = {
+    replaced_activation: "backbone.layer1.0.relu is a GELU, expected a ReLU",
+    hook: "decode_head.conv_seg has a forward hook",
+    pre_hook: "backbone has a forward pre-hook",
+    own_forward: "decode_head has a forward of its own",
+    own_padding: "backbone.stem.0 has padding_mode 'reflect', expected 'zeros'",
+    dilation: "backbone.layer4.0.conv2 has dilation (2, 1), expected (2, 2)",
+    half_in_training: "backbone is in training mode",
+    parametrized: "decode_head.conv_seg is a ParametrizedConv2d, expected a Conv2d",
+    old_weight_norm: "decode_head.conv_seg has a forward pre-hook",
+    another_layer: "backbone.layer2 has a module 1, which is none of EMANet's",
+    no_activation: "decode_head.bottleneck has no module act",
+    other_classes: "decode_head.conv_seg has out_channels 7, expected 5",
+    no_statistics: "backbone.layer1.0.bn1 has as running_mean a NoneType, expected a tensor",
+}
+
+
+@pytest.mark.parametrize(("alter", "found"), ALTERED.items(), ids=[f.__name__ for f in ALTERED])
+def test_what_it_cannot_represent_is_refused(alter, found):
+    model = small_model()
+    fuse(model)
+    alter(model)
+    with pytest.raises(ValueError) as raised:
+        fuse(model)
+    wanted = f"fuse takes an EMANet that nothing has altered, but here {found}"
+    assert str(raised.value) == wanted
+
+
+def other_eps(model):
+    model.backbone.layer1[0].bn1.eps = 0.5
+
+
+def other_stages(model):
+    model.decode_head.ema_module.num_stages = 1
+
+
+def without_auxiliary_head(model):
+    model.auxiliary_head = None
+
+
+def backward_hook(model):
+    model.backbone.register_full_backward_hook(lambda *_: None)
+
+
+def own_attribute(model):
+    model.note, model.decode_head.dropout.p = "mine", 0.5
+
+
+def extra_buffer(model):  # as mmcv's EMA hook keeps them
+    model.register_buffer("ema_weight", torch.zeros(3))
+
+
+HARMLESS = [
+    other_eps, other_stages, without_auxiliary_head, backward_hook, own_attribute, extra_buffer
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("alter", HARMLESS, ids=[f.__name__ for f in HARMLESS])
+def test_what_it_can_represent_is_fused(alter, images):
+    model = small_model()
+    alter(model)
+    assert relative_error(fuse(model)(images), logits(model, images)) <= 1e-5
+
+
+def test_a_subclass_is_refused():
+    class Mine(EMANet):
+        def forward(self, images):
+            return -super().forward(images)
+
+    with pytest.raises(ValueError) as raised:
+        fuse(Mine(TINY, Protocol((64, 48))).eval())
+    assert str(raised.value) == "fuse takes an EMANet, got Mine"
+
+
+def test_it_is_made_of_ordinary_tensors(images):
+    with torch.inference_mode():
+        fused = fuse(small_model())
+    assert not any(tensor.is_inference() for tensor in fused.state_dict().values())
+    fused.load_state_dict(fused.state_dict())
+
+
+def negative_variance(model):
+    model.backbone.layer1[0].bn1.running_var.fill_(-1)
+
+
+def large_weight(model):
+    model.backbone.layer1[0].conv1.weight.data.fill_(1e9)
+
+
+@pytest.mark.parametrize(
+    ("damage", "dtype", "message"),
+    [
+        (negative_variance, FP32, "torch.float32, as {}"),
+        (large_weight, FP16, "torch.float16, as {}; bfloat16 has a wider range"),
+    ],
+    ids=["variance", "fp16"],
+)
+def test_weights_that_are_not_finite_are_named(damage, dtype, message):
+    model = small_model()
+    damage(model)
+    with pytest.raises(InputError) as raised:
+        fuse(model, dtype=dtype)
+    why = "its weights or the statistics of its batch norm are damaged or too large"
+    wanted = "backbone.4.conv1.weight of the fused network is not finite in "
+    assert str(raised.value) == wanted + message.format(why)
 
 
 WRONG = {

@@ -1,8 +1,6 @@
-"""Where the fused network is relied on, and how long it is kept."""
+"""Where the fused network is relied on."""
 
-import gc
 import sys
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -25,23 +23,10 @@ def model():
     return make_model()
 
 
-class _OnGpu(torch.nn.Parameter):
-    device = torch.device("cuda", 0)
-
-
-class OnGpu(EMANet):
-    """A model that says that it is on a GPU."""
-
-    def parameters(self, recurse=True):
-        first, *rest = super().parameters(recurse)
-        yield first.as_subclass(_OnGpu)
-        yield from rest
-
-
 @pytest.fixture
 def on_gpu(model, monkeypatch):
     """The model, and the problems that its trials and comparisons find, by network."""
-    model.__class__ = OnGpu
+    monkeypatch.setattr(verified, "device_of", lambda model: torch.device("cuda", 0))
     problems = {"trial": {}, "comparison": {}}
     order = []
 
@@ -124,7 +109,7 @@ def test_a_copy_with_pytorchs_em_attention_shares_the_weights(model):
 
 def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
     """The whole way; the child that tries the plain network lives, and tries it on the CPU."""
-    model.__class__ = OnGpu
+    monkeypatch.setattr(verified, "device_of", lambda model: torch.device("cuda", 0))
     run, codes = (
         trial.run,
         iter(
@@ -148,40 +133,3 @@ def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
 def test_on_the_cpu_nothing_is_tried(model, monkeypatch):
     monkeypatch.setattr(verified, "_problem", None)
     assert isinstance(verified.verified_fuse(model), FusedEMANet)
-
-
-def test_it_is_kept_until_a_weight_changes(model):
-    first = verified.kept_fuse(model)
-    assert isinstance(first, FusedEMANet)
-    assert verified.kept_fuse(model) is first
-    with torch.no_grad():
-        model.decode_head.conv_seg.weight.mul_(2)
-    second = verified.kept_fuse(model)
-    assert second is not first
-    model.decode_head.ema_module.bases = model.decode_head.ema_module.bases.clone()
-    third = verified.kept_fuse(model)
-    assert third is not second
-    assert verified.kept_fuse(model, torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_it_does_not_outlive_the_model():
-    model = make_model()
-    kept = weakref.ref(verified.kept_fuse(model))
-    del model
-    gc.collect()
-    assert kept() is None
-
-
-def test_a_model_that_runs_as_it_is_is_let_go_of_too(on_gpu):
-    model, problems, _ = on_gpu
-    problems["trial"]["fused"] = ABORTED
-    with pytest.warns(UserWarning, match="the plain network runs instead"):
-        assert verified.kept_fuse(model) is model
-    assert verified.kept_fuse(model) is model  # without another warning
-    assert verified._KEPT[model][1] is None
-
-
-def test_a_model_of_inference_tensors_runs_as_it_is(model):
-    with torch.inference_mode():
-        model.decode_head.ema_module.bases = torch.zeros_like(model.decode_head.ema_module.bases)
-    assert verified.kept_fuse(model) is model

@@ -1,0 +1,121 @@
+"""Whether a network computes what its architecture says: what ``fuse`` relies on.
+
+A fresh network of the same sizes is the measure. Forward hooks that are registered for all
+modules of a process at once belong to no network and are not looked at.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.head import EMAttention
+
+UNUSED = {"": ("auxiliary_head",)}  # children that do nothing in evaluation mode, by module
+# What may differ from a fresh network: ``fuse`` reads it, or it does nothing in evaluation mode.
+FREE = {
+    EMANet: {"architecture", "protocol", "num_classes"},
+    EMAttention: {"num_stages", "backend", "momentum"},
+    nn.BatchNorm2d: {"eps", "momentum"},
+    nn.Dropout2d: {"p", "inplace"},
+    nn.ReLU: {"inplace"},
+}
+_OF_EVERY_MODULE = set(vars(nn.Module()))
+
+
+def alteration(model: EMANet) -> str | None:
+    """The first difference from a fresh network that changes what it computes, if there is one.
+
+    Module by module: its type, its children, forward hooks, training mode, attributes, and the
+    kind and shape of its tensors.
+
+    Returns:
+        "decode_head.conv_seg has a forward hook", for example.
+    """
+    with torch.device("meta"), _WithoutRandomNumbers():
+        fresh = EMANet(model.architecture, model.protocol, model.num_classes)
+    pairs = _pairs(model, fresh, "")
+    return next(filter(None, (_difference(*pair) for pair in pairs)), None)
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Leaves initial values away: on the meta device they would import PyTorch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (Tensor.normal_, Tensor.uniform_, functional.normalize):
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def _pairs(module: nn.Module, fresh: nn.Module, name: str) -> Iterator[tuple]:
+    """(module, fresh module, name) of a module and all below it, as far as names agree."""
+    yield module, fresh, name
+    for child, fresh_child in _children(fresh, name).items():
+        if fresh_child is not None and module._modules.get(child) is not None:
+            yield from _pairs(module._modules[child], fresh_child, f"{name}.{child}".lstrip("."))
+
+
+def _children(module: nn.Module, name: str) -> dict[str, nn.Module | None]:
+    unused = UNUSED.get(name, ())
+    return {child: value for child, value in module._modules.items() if child not in unused}
+
+
+def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
+    where = name or "the network"
+    if type(module) is not type(fresh):
+        return f"{where} is a {type(module).__name__}, expected a {type(fresh).__name__}"
+    found = (
+        _different_children(_children(module, name), _children(fresh, name))
+        or _added_behaviour(module, fresh)
+        or _different_attribute(vars(module), vars(fresh), FREE.get(type(fresh), set()))
+        or _different_tensor(module, fresh)
+    )
+    return found and f"{where} {found}"
+
+
+def _different_children(children: dict, wanted: dict) -> str | None:
+    for child, value in wanted.items():
+        if (children.get(child) is None) != (value is None):
+            return f"has {'no' if value is not None else 'a'} module {child}"
+    added = [child for child in children if child not in wanted]
+    if added:
+        return f"has a module {added[0]}, which is none of EMANet's"
+    return None if list(children) == list(wanted) else "has its modules in another order"
+
+
+def _added_behaviour(module: nn.Module, fresh: nn.Module) -> str | None:
+    if module._forward_pre_hooks:
+        return "has a forward pre-hook"
+    if module._forward_hooks:
+        return "has a forward hook"
+    if module.training:
+        return "is in training mode"
+    for attribute in vars(module).keys() - _OF_EVERY_MODULE - vars(fresh).keys():
+        # Compiling a module in place sets this one, and changes nothing of what it computes.
+        if hasattr(type(module), attribute) and attribute != "_compiled_call_impl":
+            return f"has a {attribute} of its own"
+    return None
+
+
+def _different_attribute(attributes: dict, wanted: dict, free: set[str]) -> str | None:
+    for attribute in wanted.keys() - _OF_EVERY_MODULE - free:
+        value, want = attributes.get(attribute), wanted[attribute]
+        if type(value) is not type(want) or value != want:
+            return f"has {attribute} {value!r}, expected {want!r}"
+    return None
+
+
+def _different_tensor(module: nn.Module, fresh: nn.Module) -> str | None:
+    for name, want in (fresh._parameters | fresh._buffers).items():
+        tensor = getattr(module, name, None)
+        if want is None:
+            if tensor is not None:
+                return f"has a {name}, expected none"
+        elif type(tensor) not in (Tensor, nn.Parameter):
+            return f"has as {name} a {type(tensor).__name__}, expected a tensor"
+        elif tensor.shape != want.shape:
+            return f"has a {name} of {list(tensor.shape)}, expected {list(want.shape)}"
+    return None
