@@ -1,6 +1,7 @@
 """The command line that keeps a checkpoint's weights only."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,11 +79,19 @@ def test_replaces_a_file_on_request_only(tmp_path, source, capsys):
     assert set(load_file(destination)) == set(weights())
 
 
-def test_converts_a_converted_file_onto_itself(tmp_path, source):
-    destination = tmp_path / "y.safetensors"
-    assert main([str(source), str(destination)]) == 0
-    assert main([str(destination), str(destination), "--force"]) == 0
-    assert torch.equal(load_file(destination)["conv.weight"], weights()["conv.weight"])
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["same", "symbolic", "hard"])
+def test_never_replaces_the_source(tmp_path, source, capsys, link):
+    first, second = tmp_path / "y.safetensors", tmp_path / "z.safetensors"
+    assert main([str(source), str(first)]) == 0
+    capsys.readouterr()
+    before = first.read_bytes()
+    if link is None:
+        second = first
+    else:
+        link(first, second)
+    message = refused(capsys, first, second, "--force")
+    assert message == f"{second}: is the source itself; expected another file"
+    assert first.read_bytes() == before
 
 
 @pytest.mark.parametrize(
