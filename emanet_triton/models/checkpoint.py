@@ -133,7 +133,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
     if not share:
         _check_writable(ours)
     model.load_state_dict(theirs | dispensable, assign=share)
-    if any(key.startswith(_AUXILIARY) for key in dispensable):
+    if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
         warnings.warn(
             f"{checkpoint.path}: has no auxiliary head, which only training uses; "
             "the model keeps its own",

@@ -121,4 +121,5 @@ def _entry(key: str, entry: object) -> tuple[Storage, tuple[int, ...], int]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+    return memoryview(flat.view(torch.uint8).numpy())
