@@ -1,7 +1,7 @@
 """Reading the files of ``torch.save``, zip and legacy, without running anything in them."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,17 +49,12 @@ def read_zip_file(data: memoryview) -> Content:
         DamagedError, DangerousError: as the message says.
         UnsupportedError: a file of ``torch.jit.save``.
     """
-    entries = read_zip(data)
+    entries = read_zip(data, _refuse_programs)
     folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
     folders = [folder for folder in folders if "/" not in folder]
     if len(folders) != 1:
         raise DamagedError("its zip is not one of torch.save")
     (folder,) = folders
-    if any(name.startswith((f"{folder}/code/", f"{folder}/constants.pkl")) for name in entries):
-        raise UnsupportedError(
-            "is TorchScript, a program with weights; expected weights alone: "
-            "torch.save(torch.jit.load(...).state_dict(), ...)"
-        )
     order = entries.get(f"{folder}/byteorder")
     if order is not None and bytes(data[order.start : order.stop]) != b"little":
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
@@ -76,6 +71,14 @@ def read_zip_file(data: memoryview) -> Content:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
         begins[key] = entry.start
     return Content(value, begins, _meta(value), _SPARE)
+
+
+def _refuse_programs(names: Iterable[str]) -> None:
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise UnsupportedError(
+            "is TorchScript, a program with weights; expected weights alone: "
+            "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
 
 
 def read_legacy_file(data: memoryview) -> Content:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Callable, Iterable
 
 from emanet_triton.models.damage import DamagedError, shown
 
@@ -11,11 +12,14 @@ _LOCATOR = struct.Struct("<4sLQL")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRIES = 100_000  # a training's checkpoint has some 2,000
-_ENCRYPTED = 1
+_ENCRYPTED = 1  # in the flags
+_NOT_PLAIN = "its zip entries are compressed or claim more bytes than it has"
 
 
-def read_zip(data: memoryview) -> dict[str, range]:
+def read_zip(data: memoryview, check_names: Callable[[Iterable[str]], None]) -> dict[str, range]:
     """Find the files of a zip, of which none may be compressed or damaged.
+
+    ``check_names`` may raise an error that says more than that an entry is compressed.
 
     Returns:
         Name to the range of its bytes in ``data``, which no other file shares.
@@ -26,7 +30,7 @@ def read_zip(data: memoryview) -> dict[str, range]:
     begin, count = _directory(data)
     if count > _ENTRIES:
         raise DamagedError(f"its zip has more than {_ENTRIES} entries")
-    entries: dict[str, range] = {}
+    entries: dict[str, range | None] = {}
     sums: dict[str, int] = {}
     position = begin
     for _ in range(count):
@@ -34,6 +38,9 @@ def read_zip(data: memoryview) -> dict[str, range]:
         if name in entries:
             raise DamagedError(f"its zip holds {shown(name)} twice")
         entries[name], sums[name] = part, crc
+    check_names(entries)
+    if None in entries.values():
+        raise DamagedError(_NOT_PLAIN)
     end = 0
     for name, part in sorted(entries.items(), key=lambda item: item[1].start):
         if part.start - _LOCAL.size < end:
@@ -65,8 +72,11 @@ def _directory(data: memoryview) -> tuple[int, int]:
     return begin, count
 
 
-def _entry(data: memoryview, position: int, directory: int) -> tuple[str, range, int, int]:
-    """Name, bytes and CRC of an entry of the central directory, and where the next one begins."""
+def _entry(data: memoryview, position: int, directory: int) -> tuple[str, range | None, int, int]:
+    """Name, bytes and CRC of an entry of the central directory, and where the next one begins.
+
+    The bytes are ``None`` where they are compressed, or claimed beyond the file.
+    """
     if position + _ENTRY.size > len(data):
         raise DamagedError("its zip has a damaged directory")
     mark, _, _, flags, method, _, _, crc, packed, size, *rest = _ENTRY.unpack_from(data, position)
@@ -78,13 +88,10 @@ def _entry(data: memoryview, position: int, directory: int) -> tuple[str, range,
     name = bytes(data[name_at:extra_at])
     extra = bytes(data[extra_at : extra_at + extra_size])
     size, packed, begin = _wide(extra, (size, packed, begin))
-    if flags & _ENCRYPTED or method != 0 or packed != size or begin + size > directory:
-        raise DamagedError("its zip entries are compressed or claim more bytes than it has")
     start = _content(data, begin, name)
-    if start + size > directory:
-        raise DamagedError("its zip entries are compressed or claim more bytes than it has")
-    text = name.decode("utf-8", "replace")
-    return text, range(start, start + size), crc, extra_at + extra_size + comment_size
+    plain = not flags & _ENCRYPTED and method == 0 and packed == size
+    part = range(start, start + size) if plain and start + size <= directory else None
+    return name.decode("utf-8", "replace"), part, crc, extra_at + extra_size + comment_size
 
 
 def _wide(extra: bytes, values: tuple[int, int, int]) -> list[int]:
@@ -108,7 +115,7 @@ def _wide(extra: bytes, values: tuple[int, int, int]) -> list[int]:
 def _content(data: memoryview, begin: int, name: bytes) -> int:
     """First byte after an entry's local header, which must name the same file."""
     if begin + _LOCAL.size > len(data):
-        raise DamagedError("its zip entries are compressed or claim more bytes than it has")
+        raise DamagedError(_NOT_PLAIN)
     mark, *_, name_size, extra_size = _LOCAL.unpack_from(data, begin)
     name_at = begin + _LOCAL.size
     if mark != b"PK\x03\x04" or data[name_at : name_at + name_size] != name:

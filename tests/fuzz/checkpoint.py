@@ -61,8 +61,9 @@ def check_bytes(read: Weights, data: bytes) -> None:
     for key, value in read.items():
         if value.is_floating_point():
             assert value.float().isfinite().all(), key
-        flat = value.reshape(-1, 1).clone()
-        assert all(element.view(torch.uint8).numpy().tobytes() in data for element in flat), key
+        flat = value.contiguous().as_strided((value.numel(),), (1,)).view(torch.uint8)
+        elements = flat.view(-1, value.element_size()).numpy()
+        assert all(element.tobytes() in data for element in elements), key
 
 
 def _check_against_torch(read: Weights, path: Path) -> None:
