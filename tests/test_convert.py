@@ -110,6 +110,16 @@ def test_unwritable_destination(tmp_path, source, capsys, name, reason):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "x.pth"]
 
 
+def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emanet_triton.models.checkpoint.write_whole", write)
+    destination = tmp_path / "y.safetensors"
+    message = refused(capsys, source, destination)
+    assert message == f"{destination}: cannot be written: No space left on device"
+
+
 def test_destination_must_be_named_safetensors(tmp_path, source, capsys):
     message = refused(capsys, source, tmp_path / "y.pth")
     assert message == f"{tmp_path / 'y.pth'}: the converted file's name must end in .safetensors"

@@ -1,6 +1,7 @@
 """Reading checkpoints of every published and trained kind, and refusing all others."""
 
 import hashlib
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,3 +123,55 @@ def test_published_name_is_verified(tmp_path, kind):
     flip_bit(path, path.stat().st_size - 1)
     message = refusal_of(path)
     assert f"expected {sha256[:8]} as in its name" in message
+
+
+@pytest.mark.parametrize("date", ["20230915", "15092023", "09152023"])
+def test_a_date_in_the_name_is_no_hash(tmp_path, date):
+    path = save(weights(), tmp_path / f"my-emanet-{date}.pth")
+    assert_weights(read_checkpoint(path).state_dict)
+
+
+@pytest.mark.parametrize("digits", ["20231301", "12345678", "18000101"])
+def test_other_digits_in_the_name_are_a_hash(tmp_path, digits):
+    path = save(weights(), tmp_path / f"my-emanet-{digits}.pth")
+    assert f"expected {digits} as in its name" in refusal_of(path)
+
+
+# The weights are those of the hash
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_do_not_follow_the_file(tmp_path, kind):
+    path = save(dict(weights()), tmp_path / "x", kind)
+    checkpoint = read_checkpoint(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    os.truncate(path, 0)
+    assert_weights(checkpoint.state_dict)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_file_is_opened_once(tmp_path, monkeypatch, kind):
+    path = save(dict(weights()), tmp_path / "x", kind)
+    opened = []
+
+    def spy(name, *args, open=os.open):
+        opened.append(name)
+        return open(name, *args)
+
+    monkeypatch.setattr(os, "open", spy)
+    read_checkpoint(path)
+    assert opened == [path]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path, monkeypatch):
+    path = save(weights(), tmp_path / "x.pth")
+    size = path.stat().st_size
+
+    def truncate(descriptor, *args, pread=os.pread):
+        head = pread(descriptor, *args)
+        os.truncate(path, size // 2)
+        return head
+
+    monkeypatch.setattr(os, "pread", truncate)
+    assert refusal_of(path).startswith("cannot be read (it became shorter while it was read)")

@@ -93,6 +93,52 @@ def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
     )
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_the_auxiliary_head_may_be_missing(tmp_path, share):
+    checkpoint = read_tiny(tmp_path)
+    for key in [key for key in checkpoint.state_dict if key.startswith("auxiliary_head")]:
+        del checkpoint.state_dict[key]
+    model = tiny_emanet()
+    want = {**model.state_dict(), **checkpoint.state_dict}
+    want = {key: value.clone() for key, value in want.items()}
+    with pytest.warns(UserWarning) as caught:
+        load_into(model, checkpoint, share)
+    assert [str(w.message) for w in caught] == [
+        f"{checkpoint.path}: has no auxiliary head, which only training uses; "
+        "the model keeps its own"
+    ]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, want[key]), key
+
+
+def test_a_meta_model_gets_zeros_for_a_missing_auxiliary_head(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    for key in [key for key in checkpoint.state_dict if key.startswith("auxiliary_head")]:
+        del checkpoint.state_dict[key]
+    with torch.device("meta"):
+        model = tiny_emanet()
+    with pytest.warns(UserWarning, match="has no auxiliary head"):
+        load_into(model, checkpoint, share=True)
+    assert not model.auxiliary_head.conv_seg.weight.any()
+
+
+def test_a_meta_model_has_no_memory_to_copy_to(tmp_path):
+    with torch.device("meta"):
+        model = tiny_emanet()
+    with pytest.raises(ValueError, match="a model on the meta device has no memory for weights"):
+        load_into(model, read_tiny(tmp_path))
+
+
+def test_a_weight_that_cannot_be_written_leaves_all_others_alone(tmp_path):
+    model = tiny_emanet()
+    bias = model.decode_head.conv_seg.bias
+    bias.data = torch.zeros(1).expand(19)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="unsupported operation"):
+        load_into(model, read_tiny(tmp_path))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_half_an_auxiliary_head_is_refused(tmp_path):
     checkpoint = read_tiny(tmp_path)
     del checkpoint.state_dict["auxiliary_head.conv_seg.bias"]

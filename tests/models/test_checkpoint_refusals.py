@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -285,3 +286,55 @@ def test_refuses_what_is_no_state_dict(tmp_path, content, expected):
 def test_refuses_a_lone_tensor(tmp_path):
     path = save(torch.ones(3), tmp_path / "x.pth")
     assert refusal_of(path).startswith("holds no weights; expected a state dict of tensors")
+
+
+def test_refuses_what_becomes_infinite_in_float32(tmp_path):
+    content = {"w": torch.tensor([1.0, 1e39], dtype=torch.float64)}
+    assert refusal_of(save(content, tmp_path / "x.pth")) == (
+        "expected finite weights, but 1 of 1 tensors hold NaN or infinity in float32, first w"
+    )
+
+
+def test_refuses_negative_variances(tmp_path):
+    content = {"bn.running_var": torch.tensor([1.0, -1.0])}
+    assert refusal_of(save(content, tmp_path / "x.pth")) == (
+        "bn.running_var is negative; expected variances"
+    )
+
+
+def test_refuses_complex_weights(tmp_path):
+    path = save({"w": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.pth")
+    assert refusal_of(path) == "expected real weights, but w is complex"
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_refuses_many_views_of_one_storage(tmp_path, kind):
+    table = torch.ones(1000)
+    path = save({str(i): table for i in range(100)}, tmp_path / "x.pth", kind)
+    assert refusal_of(path) == "its 100 tensors together claim to be larger than the whole file"
+
+
+def test_never_waits_for_a_pipe(tmp_path):
+    path = tmp_path / "x.pth"
+    os.mkfifo(path)
+    assert refusal_of(path).startswith("is not a file; ")
+
+
+def test_never_waits_for_a_pipe_that_takes_the_place_of_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert refusal_of(path).startswith("is not a file; ")
+
+
+def test_refuses_a_file_larger_than_any_checkpoint_unread(tmp_path):
+    path = save(weights(), tmp_path / "x.pth")
+    os.truncate(path, (4 << 30) + 1)  # takes no room on the disk
+    assert refusal_of(path) == "is larger than 4 GiB; expected the weights of one network"
+
+
+def test_names_a_tar_archive(tmp_path):
+    path = tmp_path / "x.pth"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    assert refusal_of(path).startswith("is a tar archive, as PyTorch before 0.1.10 wrote them, too")
