@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -148,3 +150,22 @@ def flip_bit(path: Path, position: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1 << bit
     path.write_bytes(data)
+
+
+def refusal_of(path: Path, *args: str) -> str:
+    """What ``read_checkpoint`` says of a file, in one line, without its name."""
+    with pytest.raises(InputError) as error:
+        read_checkpoint(path, *args)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def assert_weights(state_dict: dict[str, Tensor]) -> None:
+    """The very tensors of ``weights``."""
+    expected = weights()
+    assert set(state_dict) == set(expected)
+    for key, value in state_dict.items():
+        assert torch.equal(value, expected[key]), key
+        assert value.dtype == expected[key].dtype, key

@@ -1,6 +1,7 @@
 """The command line that keeps a checkpoint's weights only."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,11 +79,19 @@ def test_replaces_a_file_on_request_only(tmp_path, source, capsys):
     assert set(load_file(destination)) == set(weights())
 
 
-def test_converts_a_converted_file_onto_itself(tmp_path, source):
-    destination = tmp_path / "y.safetensors"
-    assert main([str(source), str(destination)]) == 0
-    assert main([str(destination), str(destination), "--force"]) == 0
-    assert torch.equal(load_file(destination)["conv.weight"], weights()["conv.weight"])
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["same", "symbolic", "hard"])
+def test_never_replaces_the_source(tmp_path, source, capsys, link):
+    first, second = tmp_path / "y.safetensors", tmp_path / "z.safetensors"
+    assert main([str(source), str(first)]) == 0
+    capsys.readouterr()
+    before = first.read_bytes()
+    if link is None:
+        second = first
+    else:
+        link(first, second)
+    message = refused(capsys, first, second, "--force")
+    assert message == f"{second}: is the source itself; expected another file"
+    assert first.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -99,6 +108,16 @@ def test_unwritable_destination(tmp_path, source, capsys, name, reason):
     message = refused(capsys, source, destination, "--force")
     assert message == f"{destination}: cannot be written: {reason}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "x.pth"]
+
+
+def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emanet_triton.models.checkpoint.write_whole", write)
+    destination = tmp_path / "y.safetensors"
+    message = refused(capsys, source, destination)
+    assert message == f"{destination}: cannot be written: No space left on device"
 
 
 def test_destination_must_be_named_safetensors(tmp_path, source, capsys):

@@ -3,48 +3,40 @@
 import hashlib
 import os
 import re
-import threading
-import zipfile
+import stat
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
-
-# What mmseg's training writes beside the weights. None of it is needed, and the real ones are
-# not harmless: ``getattr`` reaches anything, and NumPy trusts the flags of a pickled dtype.
-_INERT_GLOBALS = (
-    "builtins.getattr",  # of HistoryBuffer: its statistics methods
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "mmengine.logging.message_hub.MessageHub",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
+from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
+from emanet_triton.models.inert import DangerousError
+from emanet_triton.models.safetensors_file import (
+    is_safetensors,
+    read_safetensors_file,
+    write_safetensors,
 )
-_ALLOW_LIST_LOCK = threading.Lock()  # torch keeps its allow-list per process
+from emanet_triton.models.stored import Content, StoredTensor, make
+from emanet_triton.models.torch_file import read_legacy_file, read_zip_file
+from emanet_triton.models.weights_in import find_weights
+
 _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_model names files
+_DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
 _EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
+_LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
+_HEAD = 512  # bytes that tell the format
 _LISTED = 8
-
-
-class _Inert:
-    """Stands in for whatever ``_INERT_GLOBALS`` names: takes any arguments, keeps nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
+_AUXILIARY = "auxiliary_head."
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -54,8 +46,8 @@ class Checkpoint:
     Attributes:
         path: the file.
         sha256: of the whole file, 64 hex digits.
-        state_dict: key to tensor on the CPU, without ``module.`` prefix, dtypes as stored; empty
-            once released.
+        state_dict: key to tensor on the CPU, under the network's own names, dtypes as stored;
+            empty once released. The tensors lie in the memory that the file was read into.
         meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
             ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
     """
@@ -71,46 +63,58 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
-    """Read a checkpoint that mmseg 0.x or 1.x wrote, or ``convert``.
+    """Read a checkpoint that mmseg 0.x or 1.x wrote, or another training, or ``convert``.
 
-    PyTorch files (legacy and zip) and safetensors, told apart by content; the weights under
-    ``state_dict`` or bare. Nothing in the file is executed. Damage is always found in zip files,
-    whose CRCs are verified, and in files whose hash is known.
+    PyTorch files (legacy and zip) and safetensors, told apart by content. The weights may stand
+    under ``state_dict``, under another name, or bare, with or without prefixes of wrappers; see
+    ``find_weights``. The file is read once: the weights are those of the hash. Nothing in it is
+    executed. Damage is always found in zip files, whose CRCs are verified, and in files whose
+    hash is known.
 
     Args:
-        path: the file.
+        path: the file, at most 4 GiB.
         sha256_prefix: first hex digits that its SHA-256 must have. A file whose name has mmcv's
-            published form ``*-<8 hex digits>.pth`` must match those digits as well.
+            published form ``*-<8 hex digits>.pth`` must match those digits as well, unless they
+            are a date.
 
     Raises:
         InputError: not a readable, undamaged, harmless file of finite weights with that hash.
     """
     path = Path(path)
     try:
-        if not path.is_file():
-            problem = "is not a file" if path.exists() else "no such file"
-            raise InputError(f"{path}: {problem}; {_EXPECTED}")
-        with path.open("rb") as file:
-            read = _reader(path, file.read(512))
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            _check_hash(path, sha256, sha256_prefix)
-            file.seek(0)
-            state_dict, meta = read(file)
-            _check_weights(path, state_dict)
-    except InputError:
-        raise
+        data, read = _contents(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        _check_hash(path, sha256, sha256_prefix)
+        content = read(data)
+        stored, notes = find_weights(content.value)
+        _check_sizes(stored, len(data))
+        weights = make(data, content, stored)
+        _check_values(weights)
+    except DangerousError as error:
+        reason = f"asks to run {shown(str(error))}, which no checkpoint needs: refused"
+        raise InputError(f"{path}: {reason}; {_EXPECTED}") from error
+    except DamagedError as error:
+        reason = f"cannot be read ({error}): damaged or not a checkpoint"
+        raise InputError(f"{path}: {reason}; {_EXPECTED}") from error
+    except UnsupportedError as error:
+        raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file can make the parsers raise anything
-        raise InputError(f"{path}: {_reason(error)}; {_EXPECTED}") from error
-    prefix = "module." if all(key.startswith("module.") for key in state_dict) else ""
-    weights = {key.removeprefix(prefix): value.detach() for key, value in state_dict.items()}
-    return Checkpoint(path, sha256, weights, meta)
+    except MemoryError as error:
+        raise InputError(f"{path}: cannot be read: it does not fit into the memory") from error
+    for note in notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    if 2 * sum(value.nbytes for value in weights.values()) < len(data):
+        weights = {key: value.clone() for key, value in weights.items()}
+    return Checkpoint(path, sha256, weights, content.meta)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
     """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
+
+    Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
+    auxiliary head, which only training uses, may be missing as a whole: the model keeps its own,
+    with a warning.
 
     With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
     model may then be on the meta device, without memory of its own.
@@ -118,28 +122,23 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
     Raises:
         InputError: lists the keys that are missing, left over, or of another shape or kind of
             number; nothing is loaded then.
+        ValueError: a model on the meta device without ``share``.
     """
     if not checkpoint.state_dict:
         checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
-    ours, theirs = model.state_dict(), checkpoint.state_dict
-    problems = {
-        "missing from the file": [key for key in ours if key not in theirs],
-        "left over in the file": [key for key in theirs if key not in ours],
-        "of another shape or type": [
-            f"{key}: {difference}"
-            for key in ours
-            if key in theirs and (difference := _difference(theirs[key], ours[key]))
-        ],
-    }
-    if any(problems.values()):
-        sections = [
-            "\n  ".join([f"{title} ({len(lines)}):", *_cut(lines)])
-            for title, lines in problems.items()
-            if lines
-        ]
-        message = [f"{checkpoint.path}: does not fit the model", *sections, *_hints(theirs, ours)]
-        raise InputError("\n".join(message))
-    model.load_state_dict(theirs, assign=share)
+    ours = model.state_dict()
+    theirs = checkpoint.state_dict
+    dispensable = _dispensable(theirs, ours)
+    _check_fit(checkpoint.path, theirs, {k: v for k, v in ours.items() if k not in dispensable})
+    if not share:
+        _check_writable(ours)
+    model.load_state_dict(theirs | dispensable, assign=share)
+    if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
+        warnings.warn(
+            f"{checkpoint.path}: has no auxiliary head, which only training uses; "
+            "the model keeps its own",
+            stacklevel=2,
+        )
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:
@@ -152,126 +151,175 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
 
     Raises:
         InputError: the source is not a usable checkpoint, or the destination does not end in
-            ``.safetensors``, cannot be written, or exists and ``overwrite`` is not set.
+            ``.safetensors``, is the source, cannot be written, or exists and ``overwrite`` is not
+            set.
     """
     source, destination = Path(source), Path(destination)
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: the converted file's name must end in .safetensors")
     checkpoint = read_checkpoint(source)
-    tensors = {
-        key: value.clone(memory_format=torch.contiguous_format)
-        for key, value in checkpoint.state_dict.items()
-    }
-    metadata = {"format": "pt", "source": source.name, "source_sha256": checkpoint.sha256}
+    metadata = {"format": "pt", "source": shown(source.name), "source_sha256": checkpoint.sha256}
     try:
+        if destination.exists() and destination.samefile(source):
+            raise InputError(f"{destination}: is the source itself; expected another file")
         if destination.exists() and not overwrite:
             raise InputError(
                 f"{destination}: exists already; it is replaced only on request (--force)"
             )
-        write_whole(destination, safetensors.torch.save(tensors, metadata))
+        data = write_safetensors(checkpoint.state_dict, metadata)
+        checkpoint.release()  # half of the memory
+        write_whole(destination, data)
     except OSError as error:
         raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
+    except MemoryError as error:
+        raise InputError(f"{source}: its weights do not fit into the memory twice") from error
+    del data
     return read_checkpoint(destination)
 
 
-def _reader(path: Path, head: bytes) -> Callable[[BinaryIO], tuple[object, dict[str, Any]]]:
+def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
+    """All bytes of a file, and how to read them; refuses what is no checkpoint by its head."""
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "no such file"
+        raise UnsupportedError(f"{problem}; {_EXPECTED}")
+    with _open(path) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedError(f"is not a file; {_EXPECTED}")
+        read = _reader(os.pread(file.fileno(), _HEAD, 0), status.st_size)
+        if status.st_size > _LARGEST:
+            raise UnsupportedError("is larger than 4 GiB; expected the weights of one network")
+        data = memoryview(np.empty(status.st_size, np.uint8))
+        filled = 0
+        while filled < len(data) and (count := file.readinto(data[filled:])):
+            filled += count
+    if filled < len(data):
+        raise DamagedError("it became shorter while it was read")
+    return data, read
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open without waiting, should a pipe have taken the file's place."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+
+
+def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
     """Choose how to read a file by its first bytes."""
     if not head:
-        raise InputError(f"{path}: is empty; {_EXPECTED}")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise InputError(f"{path}: is a web page; {_EXPECTED}: download the file again")
+        raise UnsupportedError(f"is empty; {_EXPECTED}")
+    if is_safetensors(head, size):  # before web pages: its length may begin with "<"
+        return read_safetensors_file
     if head.startswith(b"PK\x03\x04"):
-        return _read_zip
+        return read_zip_file
     if head.startswith(b"\x80"):  # a pickle
-        return _read_torch
-    if head[8:9] == b"{":  # the JSON header, after its length
-        return _read_safetensors
-    raise InputError(f"{path}: is of no known format; {_EXPECTED}")
-
-
-def _read_zip(file: BinaryIO) -> tuple[object, dict[str, Any]]:
-    """Check what torch does not: that the entries are stored plainly, and their CRCs."""
-    size = file.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not plain or sum(entry.file_size for entry in entries) > size:
-            raise ValueError("its zip entries are compressed or claim more bytes than it has")
-        if damaged := archive.testzip():
-            raise ValueError(f"wrong CRC of {damaged}")
-    file.seek(0)
-    return _read_torch(file)
-
-
-def _read_torch(file: BinaryIO) -> tuple[object, dict[str, Any]]:
-    inert = [(_Inert, name) for name in _INERT_GLOBALS]
-    with _ALLOW_LIST_LOCK, torch.serialization.safe_globals(inert):
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    if not isinstance(content, dict):
-        raise ValueError("holds no state dict")
-    meta = content.get("meta")
-    plain = {
-        key: value
-        for key, value in (meta.items() if isinstance(meta, dict) else ())
-        if isinstance(key, str) and isinstance(value, str | int | float)
-    }
-    return content.get("state_dict", content), plain
-
-
-def _read_safetensors(file: BinaryIO) -> tuple[object, dict[str, Any]]:
-    with safetensors.safe_open(file.name, framework="pt", device="cpu") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        return tensors, opened.metadata() or {}
+        return read_legacy_file
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise UnsupportedError(f"is a web page; {_EXPECTED}: download the file again")
+    if head[257:262] == b"ustar":
+        raise UnsupportedError(
+            f"is a tar archive, as PyTorch before 0.1.10 wrote them, too; {_EXPECTED}: "
+            "unpack it, or load it with such a PyTorch and save its state_dict with a newer one"
+        )
+    if head[8:9] == b"{":  # the JSON header of safetensors, after a wrong length
+        raise DamagedError("its header ends beyond the file")
+    raise UnsupportedError(f"is of no known format; {_EXPECTED}")
 
 
 def _check_hash(path: Path, sha256: str, expected: str | None) -> None:
     if expected is not None and not sha256.startswith(expected):
-        raise InputError(
-            f"{path}: its SHA-256 begins with {sha256[: len(expected)]}, expected {expected}: "
+        raise UnsupportedError(
+            f"its SHA-256 begins with {sha256[: len(expected)]}, expected {expected}: "
             "the file is damaged or another one"
         )
     named = _PUBLISHED_NAME.fullmatch(path.name)
-    if named and not sha256.startswith(named[1]):
-        raise InputError(
-            f"{path}: its SHA-256 begins with {sha256[:8]}, expected {named[1]} as in its name: "
+    if named and not sha256.startswith(named[1]) and not _is_date(named[1]):
+        raise UnsupportedError(
+            f"its SHA-256 begins with {sha256[:8]}, expected {named[1]} as in its name: "
             "the file is damaged, or the name must not end like a published one"
         )
 
 
-def _check_weights(path: Path, state_dict: object) -> None:
-    """Refuse a state dict that is not a non-empty mapping of names to finite tensors."""
-    if not isinstance(state_dict, dict) or not state_dict:
-        raise InputError(f"{path}: holds no weights; expected a state dict of tensors")
-    others = [k for k, v in state_dict.items() if not (isinstance(k, str) and _is_tensor(v))]
-    if others:
-        raise InputError(
-            f"{path}: expected a state dict of tensors, but {len(others)} of {len(state_dict)} "
-            f"entries are something else, first {str(others[0])!r}"
+def _is_date(digits: str) -> bool:
+    """Whether eight digits are a day of this century, in one of the usual orders."""
+    for order in _DATES:
+        try:
+            if 2000 <= datetime.strptime(digits, order).year < 2100:
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _check_sizes(stored: dict[str, StoredTensor], size: int) -> None:
+    """Refuse views that would grow beyond their file, before any is made."""
+    for key, tensor in stored.items():
+        if tensor.size > size:
+            raise UnsupportedError(f"{shown(key)} claims to be larger than the whole file")
+    if sum(tensor.size for tensor in stored.values()) > size:
+        raise UnsupportedError(
+            f"its {len(stored)} tensors together claim to be larger than the whole file"
         )
-    size = path.stat().st_size
-    for key, value in state_dict.items():
-        if value.numel() * value.element_size() > size:
-            raise InputError(f"{path}: {key} claims to be larger than the whole file")
-    unusable = [key for key, value in state_dict.items() if not value.isfinite().all()]
-    if unusable:
-        raise InputError(
-            f"{path}: expected finite weights, but {len(unusable)} of {len(state_dict)} tensors "
-            f"hold NaN or infinity, first {unusable[0]}"
+
+
+def _check_values(weights: dict[str, Tensor]) -> None:
+    """Refuse weights of which no finite network in float32 can be made."""
+    infinite = []
+    for key, value in weights.items():
+        if value.is_complex():
+            raise UnsupportedError(f"expected real weights, but {shown(key)} is complex")
+        if not value.is_floating_point() or not value.numel():
+            continue
+        lowest, highest = value.float().aminmax()
+        if not (lowest.isfinite() and highest.isfinite()):  # NaN is the lowest and the highest
+            infinite.append(key)
+        elif key.endswith("running_var") and lowest < 0:
+            raise UnsupportedError(f"{shown(key)} is negative; expected variances")
+    if infinite:
+        raise UnsupportedError(
+            f"expected finite weights, but {len(infinite)} of {len(weights)} tensors "
+            f"hold NaN or infinity in float32, first {shown(infinite[0])}"
         )
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
+def _dispensable(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file may lack, and lacks: values for it, zeros for counters and a meta model."""
+    has_head = any(key.startswith(_AUXILIARY) for key in theirs)
+    lacking = {}
+    for key, value in ours.items():
+        counter = key.endswith(_COUNTER)
+        if key not in theirs and (counter or (key.startswith(_AUXILIARY) and not has_head)):
+            fresh = counter or value.is_meta
+            zeros = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+            lacking[key] = zeros if fresh else value
+    return lacking
 
 
-def _reason(error: Exception) -> str:
-    """Say in one line why a file could not be parsed, without torch's advice to trust it."""
-    text = str(error)
-    if refused := re.search(r"GLOBAL (\S+)", text):
-        return f"asks to run {refused[1]}, which no checkpoint needs: refused"
-    *_, text = text.split("WeightsUnpickler error:")
-    first = re.split(r"\. |\n", text.strip())[0]
-    return f"cannot be read ({first or type(error).__name__}): damaged or not a checkpoint"
+def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    problems = {
+        "missing from the file": [key for key in ours if key not in theirs],
+        "left over in the file": [shown(key) for key in theirs if key not in ours],
+        "of another shape or type": [
+            f"{key}: {difference}"
+            for key in ours
+            if key in theirs and (difference := _difference(theirs[key], ours[key]))
+        ],
+    }
+    if any(problems.values()):
+        sections = [
+            "\n  ".join([f"{title} ({len(lines)}):", *_cut(lines)])
+            for title, lines in problems.items()
+            if lines
+        ]
+        message = [f"{path}: does not fit the model", *sections, *_hints(theirs, ours)]
+        raise InputError("\n".join(message))
+
+
+def _check_writable(ours: dict[str, Tensor]) -> None:
+    """Write every tensor onto itself: one that cannot be written raises before any has changed."""
+    if any(value.is_meta for value in ours.values()):
+        raise ValueError("a model on the meta device has no memory for weights; give share=True")
+    for value in ours.values():
+        value.copy_(value.clone())
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> str | None:
@@ -301,7 +349,7 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}: num_classes must be the file's."
+            f"the model for {expected.shape[0]}."
         )
     return hints
 

@@ -121,7 +121,9 @@ def create_model(
     pretrained: bool = False,
     num_classes: int = 19,
 ) -> EMANet:
-    """Build a model of the zoo, in evaluation mode and on the CPU.
+    """Build a model of the zoo, in evaluation mode, on the CPU and in float32.
+
+    PyTorch's default device and dtype change nothing.
 
     Args:
         name: one of ``list_models()``.
@@ -143,7 +145,8 @@ def create_model(
         raise ValueError("give either checkpoint or pretrained=True, not both")
     if not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes must lie in 1 to 255, got {num_classes}")
-    model = EMANet(entry.architecture, entry.protocol, num_classes)
+    with torch.device("cpu"):
+        model = EMANet(entry.architecture, entry.protocol, num_classes).float()
     if pretrained:
         load_into(model, read_published(name))
     elif checkpoint is not None:

@@ -75,7 +75,7 @@ def mismatch(model: torch.nn.Module, checkpoint: Checkpoint) -> str:
 def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
     checkpoint = read_tiny(tmp_path)
     state_dict = checkpoint.state_dict
-    del state_dict["backbone.stem.1.num_batches_tracked"]
+    del state_dict["backbone.stem.1.running_mean"]
     state_dict["extra.weight"] = torch.ones(1)
     state_dict["decode_head.conv_cat.bn.bias"] = torch.ones(9)
     state_dict["decode_head.conv_cat.bn.weight"] = torch.ones(8, dtype=torch.int64)
@@ -83,7 +83,7 @@ def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
     assert mismatch(tiny_emanet(), checkpoint) == (
         f"{checkpoint.path}: does not fit the model\n"
         "missing from the file (1):\n"
-        "  backbone.stem.1.num_batches_tracked\n"
+        "  backbone.stem.1.running_mean\n"
         "left over in the file (1):\n"
         "  extra.weight\n"
         "of another shape or type (3):\n"
@@ -93,20 +93,67 @@ def test_lists_each_kind_of_mismatch_and_loads_nothing(tmp_path):
     )
 
 
-def test_auxiliary_head_must_be_there(tmp_path):
+@pytest.mark.parametrize("share", [False, True])
+def test_the_auxiliary_head_may_be_missing(tmp_path, share):
     checkpoint = read_tiny(tmp_path)
     for key in [key for key in checkpoint.state_dict if key.startswith("auxiliary_head")]:
         del checkpoint.state_dict[key]
-    assert "missing from the file (8):\n  auxiliary_head.conv_seg.weight\n" in mismatch(
-        tiny_emanet(), checkpoint
+    model = tiny_emanet()
+    want = {**model.state_dict(), **checkpoint.state_dict}
+    want = {key: value.clone() for key, value in want.items()}
+    with pytest.warns(UserWarning) as caught:
+        load_into(model, checkpoint, share)
+    assert [str(w.message) for w in caught] == [
+        f"{checkpoint.path}: has no auxiliary head, which only training uses; "
+        "the model keeps its own"
+    ]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, want[key]), key
+
+
+def test_a_meta_model_gets_zeros_for_a_missing_auxiliary_head(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    for key in [key for key in checkpoint.state_dict if key.startswith("auxiliary_head")]:
+        del checkpoint.state_dict[key]
+    with torch.device("meta"):
+        model = tiny_emanet()
+    with pytest.warns(UserWarning, match="has no auxiliary head"):
+        load_into(model, checkpoint, share=True)
+    assert not model.auxiliary_head.conv_seg.weight.any()
+
+
+def test_a_meta_model_has_no_memory_to_copy_to(tmp_path):
+    with torch.device("meta"):
+        model = tiny_emanet()
+    with pytest.raises(ValueError, match="a model on the meta device has no memory for weights"):
+        load_into(model, read_tiny(tmp_path))
+
+
+def test_a_weight_that_cannot_be_written_leaves_all_others_alone(tmp_path):
+    model = tiny_emanet()
+    bias = model.decode_head.conv_seg.bias
+    bias.data = torch.zeros(1).expand(19)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="unsupported operation"):
+        load_into(model, read_tiny(tmp_path))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_half_an_auxiliary_head_is_refused(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    del checkpoint.state_dict["auxiliary_head.conv_seg.bias"]
+    assert mismatch(tiny_emanet(), checkpoint) == (
+        f"{checkpoint.path}: does not fit the model\n"
+        "missing from the file (1):\n"
+        "  auxiliary_head.conv_seg.bias"
     )
 
 
 def test_names_another_architecture(tmp_path):
     message = mismatch(tiny_emanet(blocks=(1, 1, 3, 1)), read_tiny(tmp_path))
     assert message.count("\n  ") == 9
-    assert "missing from the file (36):\n  backbone.layer3.1.conv1.weight\n" in message
-    assert "\n  ... and 28 more\n" in message
+    assert "missing from the file (30):\n  backbone.layer3.1.conv1.weight\n" in message
+    assert "\n  ... and 22 more\n" in message
     assert message.endswith(
         "\nThe file's backbone has 1-1-1-1 blocks, the model's 1-1-3-1: "
         "the file is of another architecture."
@@ -116,9 +163,7 @@ def test_names_another_architecture(tmp_path):
 def test_names_another_class_count(tmp_path):
     message = mismatch(tiny_emanet(num_classes=21), read_tiny(tmp_path))
     assert "decode_head.conv_seg.weight: file [19, 8, 1, 1], model [21, 8, 1, 1]" in message
-    assert message.endswith(
-        "\nThe file is for 19 classes, the model for 21: num_classes must be the file's."
-    )
+    assert message.endswith("\nThe file is for 19 classes, the model for 21.")
 
 
 def test_names_a_file_of_no_emanet(tmp_path):

@@ -56,6 +56,24 @@ def test_create_model_with_classes_and_checkpoint(tmp_path):
     assert model.protocol == ZOO["tiny"].protocol
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_defaults_of_pytorch_change_no_model(tmp_path, device, dtype):
+    path = tiny_eval.write_checkpoint(tmp_path)
+    want = tiny_eval.tiny_network().state_dict()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = create_model("tiny", checkpoint=path)
+    finally:
+        torch.set_default_dtype(before)
+    for key, value in model.state_dict().items():
+        assert value.device.type == "cpu", key
+        assert value.dtype == want[key].dtype, key
+        assert torch.equal(value, want[key]), key
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match="unknown model 'emanet'; expected one of: emanet_r50"):
         create_model("emanet")

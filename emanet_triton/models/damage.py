@@ -1,0 +1,17 @@
+"""What is said about files that do not keep to their format."""
+
+_SHOWN = 100  # characters of a name
+
+
+class DamagedError(ValueError):
+    """A file does not keep to its format; the message says where."""
+
+
+class UnsupportedError(ValueError):
+    """A sound file that cannot be used; the message says why and what was expected."""
+
+
+def shown(name: str) -> str:
+    """A name that stands in a file, cut to a bearable length and without control characters."""
+    text = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -1,0 +1,147 @@
+"""Tensors that a file describes: checked first, then made in the memory of the file."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emanet_triton.models.damage import DamagedError
+
+# Names of dtypes as PyTorch spells them.
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+        *(torch.int64, torch.int32, torch.int16, torch.int8),
+        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool),
+        *(torch.complex64, torch.complex128),
+    )
+}
+DIMENSIONS = 25  # more than any weight has
+LARGEST = 1 << 48  # of sizes, strides and offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes of a file that tensors share.
+
+    Attributes:
+        key: its name in the file.
+        dtype: of its elements.
+        numel: how many elements.
+    """
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that lies inside a storage.
+
+    Attributes:
+        storage: where.
+        dtype: of its elements.
+        offset: elements before the first.
+        shape: sizes.
+        stride: elements from one index to the next, of each dimension.
+    """
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all elements, each counted once."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, before any tensor is made.
+
+    Attributes:
+        value: lists, dicts, texts, numbers, ``StoredTensor`` and ``Inert`` objects.
+        begins: first byte of each storage.
+        meta: texts and numbers that the file says about itself.
+        spare: bytes before every storage that hold no weights.
+    """
+
+    value: Any
+    begins: Mapping[str, int]
+    meta: dict[str, Any]
+    spare: int
+
+
+def stored_tensor(
+    storage: Storage, dtype: torch.dtype, offset: object, shape: object, stride: object
+) -> StoredTensor:
+    """Check that a tensor lies inside its storage.
+
+    Raises:
+        DamagedError: it does not.
+    """
+    tuples = type(shape) is tuple and type(stride) is tuple
+    if not tuples or len(shape) != len(stride) or len(shape) > DIMENSIONS:
+        raise DamagedError(f"a tensor of storage {storage.key} has no usable shape")
+    if not all(type(n) is int and 0 <= n < LARGEST for n in (offset, *shape, *stride)):
+        raise DamagedError(f"a tensor of storage {storage.key} has impossible sizes")
+    tensor = StoredTensor(storage, dtype, offset, shape, stride)
+    end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if tensor.size and end * dtype.itemsize > storage.size:
+        raise DamagedError(f"a tensor of storage {storage.key} reaches beyond it")
+    return tensor
+
+
+def make(
+    data: memoryview, content: Content, tensors: Mapping[str, StoredTensor]
+) -> dict[str, Tensor]:
+    """The tensors, on the CPU, in the memory of ``data`` itself."""
+    alignments: dict[str, int] = {}
+    for tensor in tensors.values():
+        known = alignments.get(tensor.storage.key, 1)
+        alignments[tensor.storage.key] = max(known, tensor.dtype.itemsize)
+    storages: dict[str, torch.UntypedStorage] = {}
+    made = {}
+    for name, tensor in tensors.items():
+        key = tensor.storage.key
+        if key not in storages:
+            part = range(content.begins[key], content.begins[key] + tensor.storage.size)
+            storages[key] = _storage(data, part, alignments[key], content.spare)
+        empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
+        offset = tensor.offset if tensor.size else 0
+        made[name] = empty.set_(storages[key], offset, tensor.shape, tensor.stride)
+    return made
+
+
+def _storage(data: memoryview, part: range, alignment: int, spare: int) -> torch.UntypedStorage:
+    """A storage of its own for a part of ``data``, copied only where it must be moved.
+
+    Kernels rely on aligned elements. What stands before a storage of a PyTorch file is no longer
+    needed, so the storage moves a few bytes towards it, without memory for a copy.
+    """
+    if not part:
+        return torch.UntypedStorage(0, device="cpu")
+    here = torch.frombuffer(data, dtype=torch.uint8, count=len(part), offset=part.start)
+    shift = here.data_ptr() % alignment
+    if shift == 0:
+        return here.untyped_storage()
+    if shift > spare:
+        return here.clone().untyped_storage()
+    start = part.start - shift
+    data[start : start + len(part)] = data[part.start : part.stop]
+    moved = torch.frombuffer(data, dtype=torch.uint8, count=len(part), offset=start)
+    return moved.untyped_storage()

@@ -1,0 +1,245 @@
+"""Reading the files of ``torch.save``, zip and legacy, without running anything in them."""
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
+from emanet_triton.models.inert import Global, Inert
+from emanet_triton.models.pickled import Unpickler
+from emanet_triton.models.stored import (
+    DTYPES,
+    LARGEST,
+    Content,
+    Storage,
+    StoredTensor,
+    stored_tensor,
+)
+from emanet_triton.models.zip_file import read_zip
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
+_PROTOCOL = 1001  # second pickle
+_NUMEL = struct.Struct("<q")  # stands before each storage of a legacy file
+_SPARE = 8  # bytes before each storage: of its header in both formats
+_ARGUMENTS = 8  # of the functions that make tensors
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+}
+_SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
+
+
+def read_zip_file(data: memoryview) -> Content:
+    """Read the format of PyTorch 1.6 and later.
+
+    Raises:
+        DamagedError, DangerousError: as the message says.
+        UnsupportedError: a file of ``torch.jit.save``.
+    """
+    entries = read_zip(data, _refuse_programs)
+    folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
+    folders = [folder for folder in folders if "/" not in folder]
+    if len(folders) != 1:
+        raise DamagedError("its zip is not one of torch.save")
+    (folder,) = folders
+    order = entries.get(f"{folder}/byteorder")
+    if order is not None and bytes(data[order.start : order.stop]) != b"little":
+        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+    storages: dict[str, Storage] = {}
+    pickled = entries[f"{folder}/data.pkl"]
+    persistent = _persistent(storages, {})
+    value = Unpickler(data[: pickled.stop], pickled.start, _BUILDERS, persistent).load()
+    begins = {}
+    for key, storage in storages.items():
+        entry = entries.get(f"{folder}/data/{key}")
+        if entry is None:
+            raise DamagedError(f"storage {shown(key)} is missing")
+        if len(entry) // storage.dtype.itemsize != storage.numel:
+            raise DamagedError(f"storage {shown(key)} has another size than it claims")
+        begins[key] = entry.start
+    return Content(value, begins, _meta(value), _SPARE)
+
+
+def _refuse_programs(names: Iterable[str]) -> None:
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise UnsupportedError(
+            "is TorchScript, a program with weights; expected weights alone: "
+            "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
+
+
+def read_legacy_file(data: memoryview) -> Content:
+    """Read the format before PyTorch 1.6: pickles, then the storages one after the other.
+
+    Raises:
+        DamagedError, DangerousError: as the message says.
+        UnsupportedError: a pickle that ``torch.save`` has not written.
+    """
+    storages: dict[str, Storage] = {}
+    views: dict[str, tuple[str, int]] = {}
+    unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages, views))
+    if unpickler.load() != _MAGIC:
+        raise UnsupportedError(f"is a pickle, but not one of torch.save: {_SAVE_WEIGHTS}")
+    version, machine = unpickler.load(), unpickler.load()
+    if version != _PROTOCOL or not isinstance(machine, dict):
+        raise DamagedError("it has an unknown version")
+    if machine.get("little_endian") is not True:
+        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+    value = unpickler.load()
+    begins = _legacy_storages(data, unpickler, storages, views)
+    return Content(value, begins, _meta(value), _SPARE)
+
+
+def _legacy_storages(
+    data: memoryview,
+    unpickler: Unpickler,
+    storages: dict[str, Storage],
+    views: dict[str, tuple[str, int]],
+) -> dict[str, int]:
+    """First byte of each storage, and of each view of one."""
+    keys = unpickler.load()
+    stored = storages.keys() - views.keys()
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise DamagedError("it has no list of storages")
+    if len(keys) != len(stored) or set(keys) != stored:
+        raise DamagedError("its list of storages does not name those of its tensors")
+    begins = {}
+    for key in keys:
+        (numel,) = _NUMEL.unpack(unpickler.take(_NUMEL.size))
+        if numel != storages[key].numel:
+            raise DamagedError(f"storage {shown(key)} has another size than it claims")
+        begins[key] = unpickler.position
+        unpickler.take(storages[key].size)
+    for key, (root, offset) in views.items():
+        view, whole = storages[key], storages.get(root)
+        inside = whole and root in begins and 0 <= offset <= whole.numel - view.numel
+        if not inside or whole.dtype != view.dtype:
+            raise DamagedError(f"storage {shown(key)} is no part of another one")
+        begins[key] = begins[root] + offset * view.dtype.itemsize
+    return begins
+
+
+def _persistent(
+    storages: dict[str, Storage], views: dict[str, tuple[str, int]]
+) -> Callable[[object], object]:
+    """Make what a pickle's persistent ids stand for, and note it in the two dicts."""
+
+    def load(identity: object) -> object:
+        if type(identity) is not tuple or not identity:
+            raise DamagedError("it has a strange storage")
+        kind, *rest = identity
+        if kind == "module":  # of a whole module in a legacy file: class, its file, its source
+            return rest[0]
+        if kind != "storage" or len(rest) not in (4, 5):
+            raise DamagedError("it has a strange storage")
+        kind_of_storage, key, _, numel, *view = rest
+        dtype = _storage_dtype(kind_of_storage)
+        if dtype is None:
+            return Inert("torch.Storage")
+        storage = _declare(storages, key, dtype, numel)
+        if not view or view[0] is None:
+            return storage
+        view_key, offset, view_numel = view[0]
+        storage = _declare(storages, view_key, dtype, view_numel)
+        if type(offset) is not int or views.setdefault(view_key, (key, offset)) != (key, offset):
+            raise DamagedError("it has a strange storage")
+        return storage
+
+    return load
+
+
+def _declare(
+    storages: dict[str, Storage], key: object, dtype: torch.dtype, numel: object
+) -> Storage:
+    """Note a storage, which is always described in the same way."""
+    if type(key) is not str or type(numel) is not int or not 0 <= numel < LARGEST:
+        raise DamagedError("it has a strange storage")
+    storage = storages.setdefault(key, Storage(key, dtype, numel))
+    if (storage.dtype, storage.numel) != (dtype, numel):
+        raise DamagedError(f"storage {shown(key)} is described in two ways")
+    return storage
+
+
+def _storage_dtype(kind: object) -> torch.dtype | None:
+    """Of the elements of a storage class; ``None`` for quantised and unknown ones."""
+    if not isinstance(kind, Global) or not kind.path.startswith("torch."):
+        return None
+    return DTYPES.get(_STORAGES.get(kind.path.rpartition(".")[2], ""))
+
+
+def _tensor(
+    storage: object, offset: object, shape: object, stride: object, *rest: object
+) -> StoredTensor | Inert:
+    """``_rebuild_tensor`` and, with gradient, hooks and flags, ``_rebuild_tensor_v2``."""
+    return _typed_tensor(storage, offset, shape, stride, *rest[:2], None, *rest[2:])
+
+
+def _typed_tensor(
+    storage: object,
+    offset: object,
+    shape: object,
+    stride: object,
+    requires_grad: object = None,
+    hooks: object = None,
+    dtype: object = None,
+    flags: object = None,
+) -> StoredTensor | Inert:
+    """``_rebuild_tensor_v3``, whose storages are bytes; flags are of negated or conjugate views."""
+    if not isinstance(storage, Storage) or flags:
+        return Inert("torch.Tensor")
+    element = storage.dtype
+    if dtype is not None:
+        path = dtype.path if isinstance(dtype, Global) else ""
+        element = DTYPES.get(path.removeprefix("torch."))
+    if element is None:
+        return Inert("torch.Tensor")
+    return stored_tensor(storage, element, offset, shape, stride)
+
+
+def _first(data: object = None, *_: object) -> object:
+    """A parameter is the tensor in it, whatever its gradient, hooks and state; a size its tuple."""
+    return data
+
+
+def _of_type(function: object, kind: object, arguments: object, state: object) -> object:
+    """A tensor of a subclass or with attributes is that tensor."""
+    builder = _TENSORS.get(function.path) if isinstance(function, Global) else None
+    if builder is None or type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
+        return Inert("torch.Tensor")
+    return builder(*arguments)
+
+
+def _meta(value: object) -> dict[str, Any]:
+    """Texts and numbers under ``meta``, where mmcv and mmengine describe a file."""
+    meta = value.get("meta") if isinstance(value, dict) else None
+    items = meta.items() if isinstance(meta, dict) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, str | int | float)}
+
+
+_TENSORS: dict[str, Callable[..., object]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,
+}
+_BUILDERS: dict[str, Callable[..., object]] = _TENSORS | {
+    "torch.Size": _first,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+    "torch._tensor._rebuild_from_type": _of_type,
+    "torch.tensor._rebuild_from_type": _of_type,
+}
