@@ -173,7 +173,7 @@ class Predictor:
             try:
                 with torch.inference_mode():
                     return _resampled(resample, *self._low_logits(images))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except Exception as error:  # memory runs out under many names
                 if not watch.explains(error):
                     raise
             self._take_less(images)
@@ -270,7 +270,7 @@ def _resampled(
         part = slice(begin, begin + block)
         try:
             got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # memory runs out under many names
             if block == 1 or not is_out_of_memory(error):
                 raise
             block = -(-block // 2)

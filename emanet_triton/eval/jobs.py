@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is found and checked before the first."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from emanet_triton.eval.outputs import Outputs, require_writable
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
+from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
@@ -163,7 +163,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     data = demo_dataset() if args.data is None else args.data
     samples = find_samples(data, args.split, args.limit)
     check_samples(samples, ranks, args.workers)
-    threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
+    threads = args.threads or max(1, usable_cores() // ranks.local_count)
     return Plan(jobs, data, samples, device, threads, outputs, demo)
 
 
