@@ -171,7 +171,7 @@ class Predictor:
                     labels, *rest = _resampled(resample, logits, *taps)
                     finite = logits.isfinite().flatten(1).all(1).to(labels.device)
                     return labels.masked_fill_(~finite[:, None, None], NOT_FINITE), *rest
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except Exception as error:  # memory runs out under many names
                 if not watch.explains(error):
                     raise
             self._take_less(images)
@@ -275,7 +275,7 @@ def _resampled(
         part = slice(begin, begin + block)
         try:
             got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # memory runs out under many names
             if block == 1 or not is_out_of_memory(error):
                 raise
             block = -(-block // 2)

@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is found and checked before the first."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
 from emanet_triton.files import require_writable
+from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
@@ -173,7 +173,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     refuse_overwriting(outputs, args.json, samples, [job.checkpoint.path for job in jobs])
     stamped = stamps(samples)
     check_samples(samples, ranks, args.workers)
-    threads = args.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_count)
+    threads = args.threads or max(1, usable_cores() // ranks.local_count)
     return Plan(jobs, data, samples, stamped, device, threads, outputs, demo)
 
 

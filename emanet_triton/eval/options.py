@@ -1,10 +1,10 @@
 """The command line of ``python -m emanet_triton.eval``."""
 
 import argparse
-import os
 from pathlib import Path
 
 from emanet_triton.command import Parser
+from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import list_models
 
@@ -100,7 +100,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--workers",
         type=_count,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, usable_cores()),
         metavar="N",
         help="threads that decode images and write pictures; default: %(default)s",
     )

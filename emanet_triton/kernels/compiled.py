@@ -14,7 +14,6 @@ import csv
 import functools
 import io
 import multiprocessing
-import os
 import re
 import signal
 import sys
@@ -34,6 +33,7 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import is_stream, require_writable, write_whole
 from emanet_triton.kernels.compiled_code import Figures, figures
 from emanet_triton.kernels.compiled_launches import Group, Launch, groups
+from emanet_triton.kernels.cores import usable_cores
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -254,7 +254,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--shipped-only", action="store_true", help="each tile once, in its commonest use"
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     return parser.parse_args()
 
 

@@ -1,12 +1,16 @@
 """Errors that mean that memory ran out, whatever they are called."""
 
+import errno
 import re
 
 import torch
 
-# PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen.
+# PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen; the last line is of the
+# C library, of C++ and of oneDNN, which does not say why it cannot make a primitive.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|alloc_?failed|allocation_failed", re.IGNORECASE
+    r"out of memory|can't allocate memory|alloc_?failed|allocation_failed"
+    r"|cannot allocate memory|bad_alloc|could not create a (primitive|memory)",
+    re.IGNORECASE,
 )
 # cuDNN found no way to compute something. It tries many, and passes over those that lack memory.
 # The two handles are made at the first use of a library, and want memory too.
@@ -55,6 +59,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says, by its type or in its words, that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    if isinstance(error, OSError):  # such as of a mapping
+        return error.errno == errno.ENOMEM
+    if type(error).__module__ == "cv2":
+        return "Insufficient memory" in str(error)
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 
 import torch
 
+SECONDS = 0.1  # after which a signal is seen that came just before the calling thread slept
 _POOLS: dict[int, "_Pool"] = {}  # by process: after a fork no thread of the parent is there
 
 
@@ -84,7 +85,8 @@ class _Job:
         try:
             for _ in range(threads):
                 pool.jobs.put(self)
-            self._ended.wait()
+            while not self._ended.wait(SECONDS):
+                pass
         except BaseException as error:  # such as KeyboardInterrupt
             self._drop(error)
             self._ended.wait()

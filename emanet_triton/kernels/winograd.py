@@ -16,6 +16,7 @@ import itertools
 import math
 import mmap
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -172,10 +173,10 @@ def _for_each(
     step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
 ) -> None:
     """Call step(scratch, item) for every item, shared among threads of one memory each."""
-    scratches = map(_Scratch, memories)
+    scratches = deque(map(_Scratch, memories))
 
     def make_run() -> Callable[[object], None]:
-        scratch = next(scratches)
+        scratch = scratches.popleft()
         return lambda item: step(scratch, item)
 
     for_each(make_run, items, device)
@@ -297,7 +298,10 @@ def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=device)
     mapping = getattr(_OF_THREAD, "memory", None)
     if mapping is None or len(mapping) < size:
-        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no mapping of {size} bytes: {error.strerror}") from error
         with contextlib.suppress(OSError):  # a kernel without large pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
     _OF_THREAD.memory = mapping if keep else None

@@ -1,7 +1,6 @@
 """Options of the steps' own commands: bad input ends with one message."""
 
 import importlib
-import os
 import signal
 import sys
 
@@ -42,7 +41,7 @@ def test_a_step_whose_folder_cannot_be_made(folder, message):
 
 
 def test_the_cores_of_a_container_count(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(own, "usable_cores", lambda: 3)
     made = own.Parser()
     own.add_processes(made)
     assert made.parse_args([]).processes == 3

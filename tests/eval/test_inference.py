@@ -307,11 +307,14 @@ OUT_OF_MEMORY = [
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     torch.AcceleratorError("CUDA error: out of memory"),
+    OSError(12, "Cannot allocate memory"),
 ]
 NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "cublas", "runtime"])
+@pytest.mark.parametrize(
+    "error", OUT_OF_MEMORY, ids=["cuda", "cpu", "cublas", "runtime", "mapping"]
+)
 def test_out_of_memory_halves_the_batch_and_goes_on(error):
     model = LimitedMemory(2, error)
     images = [random_image(16, 24, i) for i in range(9)]

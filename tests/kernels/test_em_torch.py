@@ -184,6 +184,19 @@ def test_no_bit_depends_on_the_number_of_threads(three_threads, dtype, operator)
     assert torch.equal(shared[1], alone[1])
 
 
+@BOTH
+def test_every_operation_of_a_share_uses_one_thread(three_threads, monkeypatch, operator):
+    seen, softmax = [], torch.softmax
+
+    def watched(*args, **options):
+        seen.append(torch.get_num_threads())
+        return softmax(*args, **options)
+
+    monkeypatch.setattr(torch, "softmax", watched)
+    operator(*inputs(1, 48, 7, 1300))
+    assert seen == [1] * 9  # three pieces a step
+
+
 def test_positions_are_cut_into_few_shares():
     sums = {}
     for positions in (2048, 8192, 32768, 262144):

@@ -1,5 +1,9 @@
 """Out of memory in all its disguises."""
 
+import errno
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +12,16 @@ from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory, i
 
 GPU = torch.device("cuda", 0)
 GIGABYTE = 2**30
+
+
+def _of(call):
+    """What a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError("expected an error")
+
 
 OUT_OF_MEMORY = {
     "pytorch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -22,6 +36,13 @@ OUT_OF_MEMORY = {
     "miopen": RuntimeError("miopenStatusAllocFailed"),
     "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     "python": MemoryError(),
+    "numpy": _of(lambda: np.empty(2**60, np.uint8)),
+    "mapping": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "shared": RuntimeError("unable to mmap 8192 bytes from file </x>: Cannot allocate memory (12)"),
+    "c++": RuntimeError("std::bad_alloc"),
+    "onednn": RuntimeError("could not create a primitive"),
+    "onednn-memory": RuntimeError("could not create a memory object"),
+    "opencv": _of(lambda: cv2.copyMakeBorder(np.zeros((1, 1), np.uint8), 0, 2**30, 0, 2**30, 0)),
 }
 REFUSED = {
     "get": RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -37,6 +58,9 @@ OTHER = {
     "shared-memory": RuntimeError("out of resource: shared memory, Required: 110592"),
     "illegal": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
     "type": TypeError("out of memory"),
+    "file": FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    "shared": RuntimeError("unable to mmap 8192 bytes from file </x>: No such device (19)"),
+    "opencv": _of(lambda: cv2.blur(np.zeros((3, 3), np.uint8), (0, 0))),
 }
 
 

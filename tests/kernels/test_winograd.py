@@ -1,3 +1,6 @@
+import errno
+import threading
+
 import pytest
 import torch
 from golden_data import relative_error
@@ -177,3 +180,14 @@ def test_wrong_arguments(arguments, options, message):
     with pytest.raises(ValueError) as raised:
         winograd_conv(*arguments, **options)
     assert message in str(raised.value)
+
+
+def test_a_mapping_that_fails_is_out_of_memory(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(winograd, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(winograd.mmap, "mmap", fail)
+    x, weight, bias = torch.zeros(1, 8, 64, 64), torch.zeros(8, 8, 3, 3), torch.zeros(8)
+    with pytest.raises(MemoryError, match=r"^no mapping of \d+ bytes: Cannot allocate memory$"):
+        winograd_conv(x, weight, bias)

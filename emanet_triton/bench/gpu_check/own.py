@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from emanet_triton.bench.options import count
 from emanet_triton.command import Parser, answer, run
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
+from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.kernels.tiles import ARCHS
 
 DEVICE = "cuda"  # where the steps measure
@@ -78,14 +78,7 @@ def make_folder(path: Path) -> None:
 
 def add_processes(made: Parser) -> None:
     """The option of commands that run in several processes."""
-    made.add_argument("--processes", type=count, default=cores(), metavar="N")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # a container may have fewer than the machine
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    made.add_argument("--processes", type=count, default=usable_cores(), metavar="N")
 
 
 def run_main(main: Callable[[Sequence[str]], int]) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.png import read_image, write_png
 from emanet_triton.eval.reference import probabilities
 from emanet_triton.eval.scenes import DEMO_COUNT, demo_dataset, generate_scene
+from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import DEMO, ZOO, create_model
@@ -34,7 +34,7 @@ from emanet_triton.models.zoo import DEMO, ZOO, create_model
 WHOLE, DECODER, NETWORK = "evaluation", "decoding alone", "network alone"
 PUBLISHED = "emanet_{}-d8_512x1024_80k_cityscapes"
 BOUND = 1e-3  # share of the pixels that may be counted elsewhere than by mmseg's sequence
-WORKERS = min(8, os.cpu_count() or 1)  # threads that decode
+WORKERS = min(8, usable_cores())  # threads that decode
 
 _KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends
 

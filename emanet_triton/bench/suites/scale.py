@@ -17,6 +17,7 @@ from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import mmseg_network, without_gradients
 from emanet_triton.bench.rows import Row
 from emanet_triton.eval.taps import tap_tables
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.kernels.resample import resample_labels
 from emanet_triton.models.emanet import EMANet, logits_size
 from emanet_triton.models.fused import fuse
@@ -127,8 +128,13 @@ def _full_size_labels(logits: Tensor, size: Size) -> Tensor:
     try:
         full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return full.softmax(1).argmax(1).to(torch.uint8)
-    except torch.OutOfMemoryError:
-        raise Absent("out of memory") from None
+    except Exception as error:
+        raise _absent(error) from None
+
+
+def _absent(error: Exception) -> Exception:
+    """``Absent`` for lack of memory, any other error as it is."""
+    return Absent("out of memory") if is_out_of_memory(error) else error
 
 
 def _ours_post(logits: Tensor, size: Size) -> Call:
@@ -214,8 +220,8 @@ def _mmseg_network_call(selection: Selection, model: EMANet, image: Tensor, size
     def run() -> tuple[Tensor, Tensor]:
         try:
             logits = mmseg_network(model, image)
-        except torch.OutOfMemoryError:
-            raise Absent("out of memory") from None
+        except Exception as error:
+            raise _absent(error) from None
         return logits, _full_size_labels(logits, size)
 
     return without_gradients(run)
