@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from emanet_triton.models.damage import DamagedError
 from emanet_triton.models.inert import DangerousError, Global, Inert, named, put
 
-_STEPS = 4_000_000  # opcodes of a file; a training's checkpoint has some 100,000
+_STEPS = 2_000_000  # opcodes of a file; a training's checkpoint has some 100,000
+_NAME_STEPS = 8  # a class's name takes as long as so many other opcodes
 _MARKS = 1_000  # lists, dicts and tuples that are open at once
 _LONG_TEXT = 1 << 20  # bytes; longer texts are not decoded
 _TEXTS = 1 << 26  # bytes of all texts that are decoded
@@ -197,11 +198,13 @@ def _integer_line(machine: Unpickler) -> None:
 
 
 def _global(machine: Unpickler) -> None:
+    machine.spend(_NAME_STEPS)
     module = machine.line()
     machine.stack.append(named(module, machine.line()))
 
 
 def _stack_global(machine: Unpickler) -> None:
+    machine.spend(_NAME_STEPS)
     name, module = machine.stack.pop(), machine.stack.pop()
     if not (isinstance(name, str) and isinstance(module, str)) or len(name + module) > _NAME:
         machine.fail("names a class strangely")

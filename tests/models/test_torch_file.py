@@ -196,7 +196,8 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
         (call("torch.FloatStorage", b"K\x0a"), STRANGE + "'5'"),
         (b"K\x05X\xff\xff\xff\x7f", "the pickle claims more bytes than the file has before byte "),
         (b"(" * 2000, "the pickle is nested too deeply before byte "),
-        (b"K\x05" + b"]" * 4_000_000, "the pickle takes more than 4000000 steps before byte "),
+        (b"K\x05" + b"]" * 2_000_000, "the pickle takes more than 2000000 steps before byte "),
+        (b"K\x05" + b"ca\nb\n" * 250_000, "the pickle takes more than 2000000 steps before byte "),
         (
             b"K\x05(" + b"K\x01" * 1000 + b"tq\x63" + b"h\x63\x85R" * 1000,
             "the pickle calls what is no function before byte ",
@@ -205,6 +206,7 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
     ],
     ids=[
         *("nested-key", "bytearray", "tensor", "storage", "long-text", "deep", "many-steps"),
+        "many-names",
         *("calls-a-number", "unknown-opcode"),
     ],
 )
