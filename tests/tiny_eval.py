@@ -1,12 +1,13 @@
 """``python -m emanet_triton.eval`` with one more model in the zoo, small enough for tests."""
 
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from emanet_triton.eval.__main__ import handle_signals, main
+from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.cityscapes import CLASSES
 from emanet_triton.eval.png import write_png
 from emanet_triton.models.emanet import Architecture, EMANet
@@ -67,5 +68,5 @@ def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
 
 
 if __name__ == "__main__":
-    handle_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import time
 import warnings
 from argparse import Namespace
 
@@ -23,7 +22,6 @@ This was a demonstration: a small model, trained and evaluated on generated stre
 figures say nothing about Cityscapes. For a published model (the file is downloaded once):
   python -m emanet_triton.eval --data CITYSCAPES_ROOT \\
     --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
-DEAF_SECONDS = 3.0  # after a signal, for another one
 FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
 
 
@@ -174,30 +172,6 @@ def _fail(message: str) -> int:
     return FAILED
 
 
-class _Interrupt:
-    """Handler of SIGINT and SIGTERM: keep what is finished, then end.
-
-    torchrun passes on a Ctrl-C that this process has received already: a second signal within
-    some seconds does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._deaf_until = 0.0
-
-    def __call__(self, *_: object) -> None:
-        if time.monotonic() >= self._deaf_until:
-            self._deaf_until = time.monotonic() + DEAF_SECONDS
-            raise KeyboardInterrupt
-
-
-def handle_signals() -> None:
-    """Let SIGTERM and Ctrl-C, unless it is ignored, keep what is finished."""
-    interrupt = _Interrupt()
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
-
-
 if __name__ == "__main__":
-    handle_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is finished
     sys.exit(main())
