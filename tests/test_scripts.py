@@ -52,6 +52,7 @@ ELSEWHERE = {
         "tests/models/test_trial.py::test_a_child_finds_the_network_sound"
     ),
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
+    "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (
         "tests/kernels/test_launch.py::test_all_operators_run_on_a_gpu_of_little_memory"
     ),

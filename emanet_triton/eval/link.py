@@ -21,6 +21,7 @@ POLL_SECONDS = 0.05, 0.5  # between two looks at the others, at first and later
 NOTE_SECONDS = 15.0, 60.0  # of waiting before the first note, and between two notes
 SILENT_SECONDS = 60.0  # without a sign of life: a rank is dead, stopped or unreachable
 START_SECONDS = 180.0  # until all ranks have begun
+STORE_SECONDS = 60.0  # until torchrun's store, which is there before the ranks, answers
 IDLE_SECONDS = 30 * 60.0  # of waiting for a rank that finishes nothing
 LEAVE_SECONDS = 10.0  # that the host of the store waits for the others to leave
 _PART = 2**22  # bytes; the store refuses values of more than 8 MiB
@@ -133,7 +134,12 @@ class Link:
         if not wait([connected], NOTE_SECONDS[0]).done and self.place.rank == 0:
             self._say(f"waiting for the store at {self.place.host}:{self.place.port}")
         # The client gives up first: Python must not end while it is at work.
-        self._answer_of(connected, START_SECONDS + SILENT_SECONDS)
+        self._answer_of(connected, self._most_seconds + SILENT_SECONDS)
+
+    @property
+    def _most_seconds(self) -> float:
+        """Until the store answers."""
+        return STORE_SECONDS if self.place.hosted else START_SECONDS
 
     def _ask(self, question: Callable[[dist.Store], T], seconds: float | None = None) -> T:
         """What the store answers within some seconds, ``SILENT_SECONDS`` by default."""
@@ -192,7 +198,7 @@ class Link:
             place.host,
             place.port,
             is_master=self._hosts,
-            timeout=timedelta(seconds=START_SECONDS),
+            timeout=timedelta(seconds=self._most_seconds),
             wait_for_workers=False,
             multi_tenant=True,
         )

@@ -227,7 +227,7 @@ def test_a_lost_store_is_told():
 
 
 def test_a_store_that_nobody_keeps_is_told(monkeypatch):
-    monkeypatch.setattr(link, "START_SECONDS", 1.0)
+    monkeypatch.setattr(link, "STORE_SECONDS", 1.0)
     said = []
     monkeypatch.setattr(link, "NOTE_SECONDS", (0.5, 0.5))
     port = free_port()

@@ -1,5 +1,6 @@
 """Partial results that are damaged, forged or something else altogether."""
 
+import copy
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def _forged(rng: random.Random, file: Path) -> bool:
         while isinstance(holder[key], list | dict) and holder[key] and rng.random() < 0.8:
             holder = holder[key]
             key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-        holder[key] = rng.choice((*_ODD, rng.randrange(2**40), holder[key]))
+        holder[key] = copy.deepcopy(rng.choice((*_ODD, rng.randrange(2**40), holder[key])))
     file.write_text(seal(content))
     return True
 
