@@ -22,12 +22,11 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
 # As the command line, with a partial result that is written after every image.
 COMMAND = """
-import signal, sys
+from emanet_triton.command import run
 from emanet_triton.eval import __main__, partial
 
 partial._SECONDS_BETWEEN_WRITES = 0.0
-signal.signal(signal.SIGTERM, signal.default_int_handler)
-sys.exit(__main__.main(sys.argv[1:]))
+run(__main__.main)
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 SLOWEST = 300  # seconds that no run of a few images takes

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from tabulate import tabulate
@@ -13,6 +14,7 @@ from emanet_triton.bench import plots
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
+from emanet_triton.bench.neighbour import beside, label
 from emanet_triton.bench.options import Selection, parse
 from emanet_triton.bench.rows import Row, write_csv, write_json
 from emanet_triton.bench.run import Elsewhere, Here
@@ -134,6 +136,8 @@ def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequenc
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:
     """Rows of all cases, written as they come; a table after each suite."""
     machine = place.machine(list(dict.fromkeys(case.dtype for case in cases)))
+    if options.neighbour:
+        machine = replace(machine, device=f"{machine.device}, {label(options.neighbour)}")
     say(str(machine))
     rows: dict[tuple[str, str, str], Row] = {}
 
@@ -142,7 +146,10 @@ def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace)
         _write(options, rows.values())
 
     try:
-        with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
+        with (
+            beside(options.neighbour),
+            tqdm(total=len(cases), file=sys.stderr, unit="case") as progress,
+        ):
             while cases:
                 case = cases.pop(0)  # with it go its inputs
                 progress.set_description(f"{case.suite}: {case.name}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from emanet_triton.bench.machine import DTYPES
+from emanet_triton.bench.neighbour import PROGRAMS
 from emanet_triton.command import Parser
 from emanet_triton.errors import InputError
 
@@ -112,6 +113,11 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         default=900,
         metavar="S",
         help="on a GPU: end a provider after S seconds without a sign of life (default: 900)",
+    )
+    how.add_argument(
+        "--neighbour",
+        choices=PROGRAMS,
+        help="measure beside a process that computes (spin) or copies (memory) all the time",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE")

@@ -5,6 +5,7 @@ they meet once, at the end. In each of them PyTorch's own operations use one thr
 bits of a piece depend neither on their number nor on the thread that takes it.
 """
 
+import atexit
 import contextlib
 import os
 import threading
@@ -15,6 +16,7 @@ from queue import SimpleQueue
 import torch
 
 SECONDS = 0.1  # after which a signal is seen that came just before the calling thread slept
+SECONDS_TO_END = 5  # for what a thread is at when the process ends
 _POOLS: dict[int, "_Pool"] = {}  # by process: after a fork no thread of the parent is there
 
 
@@ -70,10 +72,7 @@ class _Job:
                 return
             self._working += 1
         try:
-            with torch.inference_mode():  # a setting of each thread
-                run = self._make_run()
-                for item in self._items():
-                    run(item)
+            self._run_items()
         except BaseException as error:  # the calling thread raises it
             self._drop(error)
         with self._lock:
@@ -100,6 +99,12 @@ class _Job:
         finally:
             del error
 
+    @torch.inference_mode()  # a setting of each thread
+    def _run_items(self) -> None:
+        run = self._make_run()
+        for item in self._items():
+            run(item)
+
     def _items(self) -> Iterator[object]:
         with contextlib.suppress(IndexError):  # no item is left
             while True:
@@ -114,6 +119,7 @@ class _Job:
 
     def _end_if_done(self) -> None:
         if not self._left and not self._working:
+            self._make_run = None  # with its tensors, which no thread frees when the process ends
             self._ended.set()
 
 
@@ -121,7 +127,7 @@ class _Pool:
     """Threads of this process in each of which PyTorch's own operations use one thread."""
 
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()  # None ends a thread
         self._workers: list[_Worker] = []
         self._growing = threading.Lock()
 
@@ -134,6 +140,13 @@ class _Pool:
                     self._start(threads - len(self._workers))
             return self if self._workers else None
 
+    def close(self) -> None:
+        """End the threads: while Python ends, one that comes back from PyTorch would abort it."""
+        for _ in self._workers:
+            self.jobs.put(None)
+        for worker in self._workers:
+            worker.join(SECONDS_TO_END)
+
     def _start(self, count: int) -> None:
         # The system refuses a thread past a limit of threads, of processes or of memory.
         with contextlib.suppress(RuntimeError, MemoryError):
@@ -145,7 +158,7 @@ class _Pool:
 
 
 class _Worker(threading.Thread):
-    """Works at jobs, one after the other, until the process ends."""
+    """Works at jobs, one after the other, until it gets None."""
 
     def __init__(self, jobs: SimpleQueue) -> None:
         super().__init__(name="for_each", daemon=True)
@@ -159,8 +172,15 @@ class _Worker(threading.Thread):
             self.serves = True
         finally:
             self.ready.set()
-        while True:
-            self._jobs.get().work()
+        while job := self._jobs.get():
+            job.work()
+            del job
+
+
+@atexit.register
+def _close() -> None:
+    if pool := _POOLS.pop(os.getpid(), None):
+        pool.close()
 
 
 @contextlib.contextmanager

@@ -215,6 +215,7 @@ def test_an_interruption_drops_what_has_not_begun(three_threads):
 ENDINGS = {
     "at_exit": "import atexit; atexit.register(work)",
     "idle": "work()",
+    "at_exit_after_the_threads_have_gone": "threads._close(); work()",
     "after_fork": """
 work()
 child = os.fork()
@@ -229,6 +230,7 @@ if child:
 def test_a_process_ends(ending):
     code = f"""
 import os, torch
+from emanet_triton.kernels import threads
 from emanet_triton.kernels.threads import for_each
 torch.set_num_threads(2)
 def work():
