@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.eval.cityscapes import CLASSES, Sample
-from emanet_triton.eval.png import MAX_PIXELS
+from emanet_triton.eval.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.report import versions
 from emanet_triton.files import cache_folder, write_whole

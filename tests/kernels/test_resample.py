@@ -275,7 +275,7 @@ def changed(**changes) -> tuple:
 
 GOOD_ROWS = make_problem("row", device="cpu")[1]
 BAD = {
-    "two-dimensional": ({"logits": torch.zeros(19, 30)}, r"logits must be \[B, C, P\] and not"),
+    "two-dimensional": ({"logits": torch.zeros(19, 30)}, r"logits must be \[B, C, P\], only"),
     "empty": ({"logits": torch.zeros(1, 19, 0)}, r"only B may be 0, got \[1, 19, 0\]"),
     "integer": ({"logits": torch.zeros(1, 19, 30, dtype=torch.int32)}, "logits must be float32, "),
     "256-classes": ({"logits": torch.zeros(1, 256, 30)}, "at most 255 classes, got 256"),
