@@ -36,9 +36,8 @@ def register(module: str, *operators: Operator) -> None:
     """
     libraries = vars(getattr(torch.ops, NAMESPACE)).setdefault("libraries", {})
     if module in libraries:
-        libraries[
-            module
-        ]._destroy()  # letting go of it leaves dead operators behind in PyTorch 2.11
+        # Letting go of it would leave dead operators behind in PyTorch 2.11.
+        libraries[module]._destroy()
     library = libraries[module] = torch.library.Library(NAMESPACE, "FRAGMENT")
     for schema, run, fake, key in operators:
         name = schema.partition("(")[0]

@@ -8,6 +8,7 @@ import torch
 from device import DEVICE, NATIVE
 
 from emanet_triton.kernels import conv, conv_cpu, ops, resample, winograd
+from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import Taps
 
 MODULES = ("conv", "conv_bottleneck", "conv_cpu", "ops", "resample", "winograd")
@@ -59,6 +60,24 @@ def test_a_reload_registers_the_operators_anew(reload):
     reload = reload.format(modules=MODULES)
     code = f"{RELOAD}{reload}assert torch.equal(logits(emanet_triton), want)"
     assert run_python(code) == ""
+
+
+def test_of_an_empty_batch_nothing_is_computed_and_the_last_registration_holds():
+    def run(factor: int):
+        return lambda x: factor * x
+
+    def computes_nothing(x):
+        return x.new_empty(x.shape[0], 7)
+
+    for factor in (2, 3):
+        operator = Operator("toy(Tensor x) -> Tensor", run(factor), computes_nothing)
+        register("a test", operator)
+    try:
+        toy = torch.ops.emanet_triton.toy
+        assert toy(torch.ones(2)).tolist() == [3, 3]
+        assert toy(torch.ones(0, 4)).shape == (0, 7)
+    finally:
+        vars(torch.ops.emanet_triton)["libraries"].pop("a test")._destroy()
 
 
 def taps() -> Taps:
