@@ -394,20 +394,23 @@ def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
     assert 0 < sum(len(batch["images"]) for batch in content["finished"]) < 3000
 
 
-def test_two_ranks_count_as_one(tmp_path, city, ckpt):
-    single = run(tmp_path, city, ckpt)
+@pytest.mark.parametrize(
+    "options", [[], ["--no-fuse", "--threads", "2"]], ids=["fused", "plain_of_as_many_threads"]
+)
+def test_two_ranks_count_as_one(tmp_path, city, ckpt, threads, options):
+    single = run(tmp_path, city, ckpt, *options)
     out = tmp_path / "two.json"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), "--limit", "5"]
     done = subprocess.run(
-        tiny_process(*command, launcher=launcher),
+        tiny_process(*command, *options, launcher=launcher),
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bicycle") == 1
-    want = run(tmp_path, city, ckpt, "--limit", "5")
+    want = run(tmp_path, city, ckpt, "--limit", "5", *options)
     assert json.loads(out.read_text())["confusion"] == want["confusion"] != single["confusion"]
 
 

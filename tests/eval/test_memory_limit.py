@@ -30,7 +30,7 @@ MESSAGE = (
 )
 
 
-@pytest.mark.parametrize("megabytes", [8, 32])
+@pytest.mark.parametrize("megabytes", [20, 40, 80])
 def test_a_limit_of_memory_ends_in_a_message(megabytes):
     command = [sys.executable, "-W", "ignore", "-c", CODE, str(megabytes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
