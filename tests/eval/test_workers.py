@@ -4,30 +4,14 @@ import threading
 import time
 
 import pytest
+from thread_limit import let_threads_start
 
 from emanet_triton.eval.workers import Workers
 
 
-@pytest.fixture
-def thread_limit(monkeypatch):
-    """Let only so many threads start, as ``ulimit -u`` does."""
-
-    def limit(most: int) -> None:
-        left, start = iter(range(most)), threading.Thread.start
-
-        def start_if_left(thread):
-            if next(left, None) is None:
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        monkeypatch.setattr(threading.Thread, "start", start_if_left)
-
-    return limit
-
-
 @pytest.mark.parametrize("most", [0, 1, 2, 8])
-def test_the_work_is_done_by_the_threads_that_start(thread_limit, most):
-    thread_limit(most)
+def test_the_work_is_done_by_the_threads_that_start(monkeypatch, most):
+    let_threads_start(monkeypatch, most)
     used = set()
 
     def square(number):
@@ -43,8 +27,8 @@ def test_the_work_is_done_by_the_threads_that_start(thread_limit, most):
 
 
 @pytest.mark.parametrize("most", [0, 1])
-def test_an_error_is_the_readers(thread_limit, most):
-    thread_limit(most)
+def test_an_error_is_the_readers(monkeypatch, most):
+    let_threads_start(monkeypatch, most)
     with Workers(1) as pool:
         results = pool.map(lambda n: 1 // n, [1, 0, 1], ahead=1)
         assert next(results) == 1

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from thread_limit import let_threads_start
 
 from emanet_triton.kernels import threads
 from emanet_triton.kernels.threads import for_each
@@ -24,23 +25,6 @@ SECONDS = 30  # after which something hangs
 def own_pool(three_threads, monkeypatch):
     """No thread has started yet."""
     monkeypatch.setattr(threads, "_POOLS", {})
-
-
-@pytest.fixture
-def few_threads(own_pool, monkeypatch):
-    """A function: so many threads start from now on, then none."""
-
-    def limit(most):
-        left, start = iter(range(most)), threading.Thread.start
-
-        def limited(thread):
-            if next(left, None) is None:
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        monkeypatch.setattr(threading.Thread, "start", limited)
-
-    return limit
 
 
 def test_every_item_runs_once_and_every_thread_has_its_own(three_threads):
@@ -103,8 +87,8 @@ def test_no_items(own_pool):
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
-def test_with_as_many_threads_as_start(few_threads, most):
-    few_threads(most)
+def test_with_as_many_threads_as_start(own_pool, monkeypatch, most):
+    let_threads_start(monkeypatch, most)
     seen, done = [], []
 
     def run(item):
