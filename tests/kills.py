@@ -151,7 +151,8 @@ def main() -> int:
     args = parser.parse_args()
     differing = []
     with tempfile.TemporaryDirectory() as folder:
-        for processes, kills in ((1, args.kills - args.kills // 2), (2, args.kills // 2)):
+        shares = {1: args.kills - args.kills // 2, 2: args.kills // 2}
+        for processes, kills in filter(all, shares.items()):
             evaluation = Evaluation(Path(folder, str(processes)), args.images, processes)
             tally = torment(evaluation, kills, args.seed + processes)
             print(

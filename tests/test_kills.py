@@ -1,4 +1,4 @@
-"""A few kills at random moments; ``python -m tests.kills`` does more."""
+"""A kill at a random moment; ``python -m tests.kills`` does more."""
 
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from kills import Evaluation, torment
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_runs_are_resumed_to_the_same_bits(tmp_path, processes):
-    evaluation = Evaluation(tmp_path / "kills", images=8, processes=processes)
-    tally = torment(evaluation, kills=2, seed=processes)
-    assert (tally.kills, tally.differing) == (2, []), evaluation.log()
+    evaluation = Evaluation(tmp_path / "kills", images=6, processes=processes)
+    tally = torment(evaluation, kills=1, seed=processes)
+    assert (tally.kills, tally.differing) == (1, []), evaluation.log()
 
 
 def test_the_command_line():
@@ -23,4 +23,4 @@ def test_the_command_line():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 process(es): 1 kills, ")
-    assert "2 process(es): 0 kills, 0 runs resumed, 0 results differ\n" in done.stdout
+    assert done.stdout.endswith(" 0 results differ\n\n")
