@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+MAX_ROWS_BYTES = 2**28 + 2**20  # 8192 x 8192 pixels of four bytes; 16-bit images are smaller
 MAX_PIXELS = 2**26  # 32 times a Cityscapes image; a header that promises more is not believed
 MAX_SIDE = 1_000_000  # pixels, the limit of libpng
 MAX_CHUNKS = 2**18  # a file of empty chunks would take minutes
@@ -53,6 +54,10 @@ class Header:
             rows = len(range(top, self.height, step_y))
             if columns and rows:
                 yield rows, 1 + (columns * bits + 7) // 8
+
+    def rows_bytes(self) -> int:
+        """Bytes of all rows of all passes."""
+        return sum(rows * row_bytes for rows, row_bytes in self.passes())
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ def _header(name: bytes, content: memoryview) -> Header:
         raise ValueError(f"its header says {depth} bits and colour type {color_type}")
     if methods != [0, 0] or interlace > 1:
         raise ValueError("its header says an unknown compression, filter or interlace method")
-    return Header(width, height, depth, color_type, bool(interlace))
+    header = Header(width, height, depth, color_type, bool(interlace))
+    if (size := header.rows_bytes()) > MAX_ROWS_BYTES:
+        raise ValueError(f"its rows take {size} bytes, at most {MAX_ROWS_BYTES} are read")
+    return header
 
 
 def _check_names(names: list[bytes]) -> None:

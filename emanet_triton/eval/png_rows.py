@@ -20,7 +20,7 @@ def inflate(pixel_data: list[memoryview], header: Header) -> bytes:
             or a row has an unknown filter.
         zlib.error: it is damaged.
     """
-    size = sum(rows * row_bytes for rows, row_bytes in header.passes())
+    size = header.rows_bytes()
     inflater, parts, left = zlib.decompressobj(), [], size + 1
     for content in filter(None, pixel_data):
         if inflater.eof:

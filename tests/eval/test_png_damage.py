@@ -107,6 +107,10 @@ DAMAGED = {
         png(header(1_000_001, 1), IDAT),
         "its header says 1000001x1, a side is at most 1000000 pixels",
     ),
+    "deep": (
+        png(header(8192, 8192, 16, 6), IDAT),
+        "its rows take 536879104 bytes, at most 269484032 are read",
+    ),
     "depth of another colour type": (
         png(header(depth=4), IDAT),
         "its header says 4 bits and colour type 2",
