@@ -113,6 +113,22 @@ def require_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def require_folder(folder: Path) -> None:
+    """Make a folder and see that files can be written there.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a name of its own for every process
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: expected a folder that can be written ({error.strerror})"
+        ) from None
+
+
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder that nobody else has; ``remove_leftovers`` knows its form."""
     short = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
@@ -197,14 +213,7 @@ def _check_file(path: Path, target: Path) -> None:
         raise InputError(f"{path}: expected a file to write, this is a folder")
     if _mode(target) and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):  # a name of its own for every process
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{target.parent}: expected a folder that can be written ({error.strerror})"
-        ) from None
+    require_folder(target.parent)
 
 
 def _write(descriptor: int, data: bytes, mode: int = 0) -> None:

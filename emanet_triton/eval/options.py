@@ -8,6 +8,7 @@ from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import list_models
 
+MOST_THREADS = 1024  # a process that starts tens of thousands is killed
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -92,14 +93,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument(
         "--threads",
-        type=_count,
+        type=_thread_count,
         metavar="N",
         help="threads of the network on a CPU; default: the cores this process may use, shared "
         "with the other processes of a torchrun",
     )
     how.add_argument(
         "--workers",
-        type=_count,
+        type=_thread_count,
         default=min(8, usable_cores()),
         metavar="N",
         help="threads that decode images and write pictures; default: %(default)s",
@@ -139,3 +140,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return int(text)
+
+
+def _thread_count(text: str) -> int:
+    count = _count(text)
+    if count > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS} threads, got {count}")
+    return count

@@ -12,7 +12,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, prediction_name, to_label_ids
 from emanet_triton.eval.draw import overlay
 from emanet_triton.eval.png import write_png
-from emanet_triton.files import is_stream, remove_leftovers, require_writable
+from emanet_triton.files import is_stream, remove_leftovers, require_folder
 
 PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -37,7 +37,7 @@ class Outputs:
             InputError: a folder that cannot be made or written.
         """
         for folder in self.folders().values():
-            require_writable(folder / "x")
+            require_folder(folder)
 
     def folders(self) -> dict[str, Path]:
         """Option to the folder that it names, of those that were given."""
@@ -101,7 +101,10 @@ def refuse_overwriting(
         if _real(folder) in folders:
             raise InputError(f"{option} {folder}: holds files of the data set; expected another")
         for sample in samples:
-            _claim(kept, option, folder / prediction_name(sample))
+            picture = folder / prediction_name(sample)
+            if picture.exists() and not picture.is_file():
+                raise InputError(f"{option}: {picture} is no file; expected a place for a picture")
+            _claim(kept, option, picture)
     if json and not is_stream(json):
         _claim(kept, "--json", json)
 

@@ -208,6 +208,8 @@ class PartialResult:
     def _read(self, file: Path) -> dict[str, Any]:
         """The content of an undamaged file of these settings and versions."""
         content = json.loads(_read_regular(file, self._largest))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no partial result")
         if content.pop("sha256") != _checksum(content) or content["settings"] != self.settings:
             raise ValueError("its checksum is wrong, or it is of other settings")
         if content["versions"] != self._versions:

@@ -101,6 +101,7 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
         (["--all", "--save-overlays", "x"], "--all writes no pictures"),
         (["--compare", "fp32"], "--compare fp32: --precision is the same"),
         (["--compare", "fp8"], "invalid choice: 'fp8'"),
+        (["--threads", "20000"], "--threads: expected at most 1024 threads, got 20000"),
         (["--threads", "0"], "--threads: expected a whole number of at least 1, got '0'"),
         (["--model", "tiny"], "give --ckpt too"),
         (["--device", "cuda:99"], "--device cuda:99: no such device here"),
@@ -184,6 +185,21 @@ def test_one_folder_for_both_kinds_of_pictures(fails, city, ckpt, tmp_path, link
         f"error: --save-overlays: {two / name} would overwrite {one / name}; "
         "expected another place\n"
     )
+
+
+def test_a_pipe_in_the_place_of_a_picture(fails, city, ckpt, tmp_path):
+    picture = tmp_path / "out" / image_of(city, "leftImg8bit").name
+    picture.parent.mkdir()
+    os.mkfifo(picture)
+    assert fails("--ckpt", ckpt, "--data", city, "--save-predictions", picture.parent) == (
+        f"error: --save-predictions: {picture} is no file; expected a place for a picture\n"
+    )
+
+
+def test_a_folder_of_any_name_beside_the_pictures(city, ckpt, tmp_path):
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    command = "--ckpt", ckpt, "--data", city, "--save-predictions", tmp_path / "out"
+    assert main([str(argument) for argument in command]) == 0
 
 
 def test_json_in_the_place_of_a_picture(fails, city, ckpt, tmp_path):

@@ -75,6 +75,8 @@ DAMAGE = {
     "nested": lambda file: file.write_text("[" * 100_000),
     "no text": lambda file: file.write_bytes(b"\xff\xfe"),
     "a list": lambda file: file.write_text("[]"),
+    "a small number": lambda file: file.write_text("5"),
+    "null": lambda file: file.write_text("null"),
     "a number": lambda file: file.write_text("9" * 5000),
     "five gigabytes": lambda file: os.truncate(file, 5 * 10**9),
     "fifo": lambda file: (file.unlink(), os.mkfifo(file)),

@@ -108,6 +108,12 @@ def _forged(rng: random.Random, file: Path) -> bool:
     return True
 
 
+def _odd(rng: random.Random, file: Path) -> bool:
+    """Valid JSON that is no partial result."""
+    file.write_text(json.dumps(rng.choice(_ODD)))
+    return False
+
+
 def _huge(rng: random.Random, file: Path) -> bool:
     with file.open("r+b") as sparse:
         sparse.truncate(rng.choice((5 * 10**9, 2**40)))
@@ -137,6 +143,7 @@ _DAMAGES: tuple[Callable[[random.Random, Path], bool], ...] = (
     _nested,
     _forged,
     _forged,
+    _odd,
     _huge,
     _other_kind,
 )
