@@ -1,6 +1,7 @@
 """The inference network: EMANet with everything folded and fused that no number depends on."""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,9 @@ class FusedEMANet(nn.Module):
     Shape:
         float [B, 3, H, W] → logits of the network's dtype [B, num_classes, ceil(H / 8),
         ceil(W / 8)]. No gradient flows through it.
+
+    Raises:
+        ValueError: its dtype is to change, as by ``half()``: weights are folded for one dtype.
     """
 
     def __init__(self, model: EMANet, dtype: torch.dtype, channels_last: bool) -> None:
@@ -90,6 +94,15 @@ class FusedEMANet(nn.Module):
             for layer in (*self.backbone, self.decode_head.shared_conv):
                 x = layer(x)
             return self.decode_head(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedEMANet":
+        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        if dtype != self.dtype:
+            raise ValueError(
+                f"a network fused in {self.dtype} cannot be changed to {dtype}; call "
+                "fuse(model, dtype=...)"
+            )
+        return super()._apply(fn, recurse)
 
 
 class FusedConv(nn.Module):

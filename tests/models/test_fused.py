@@ -174,6 +174,20 @@ def test_autocast_changes_nothing(model, images):
         assert torch.equal(fused(images), want)
 
 
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_its_dtype_cannot_be_changed(images, change):
+    fused = fuse(small_model(TINY))
+    want = fused(images)
+    with pytest.raises(ValueError) as raised:
+        getattr(fused, change)()
+    dtype = {"half": FP16, "bfloat16": BF16, "double": torch.float64}[change]
+    assert str(raised.value) == (
+        f"a network fused in torch.float32 cannot be changed to {dtype}; call "
+        "fuse(model, dtype=...)"
+    )
+    assert torch.equal(fused.float().to("cpu", FP32)(images), want)
+
+
 def test_no_gradient_flows(model, images):
     assert not fuse(model)(images.clone().requires_grad_()).requires_grad
 
