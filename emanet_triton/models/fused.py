@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels import conv_cpu, winograd
 from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.ops import em_attention_block
@@ -45,8 +45,11 @@ def fuse(
         InputError: weights that are not finite once the batch norm is folded into them.
         ValueError: a model of another type, in training mode or ablated, another dtype, or a
             model that computes something else than an EMANet of its architecture: it has hooks,
-            replaced modules or methods, changed attributes, or tensors of other shapes.
+            replaced modules or methods, changed attributes, or tensors of other shapes. What is
+            replaced in a class, not in the model, goes unseen.
     """
+    if is_of_reloaded(model, EMANet) or is_of_reloaded(model, FusedEMANet):
+        raise ValueError("the model is of a package that was reloaded since; make the model anew")
     if type(model) is not EMANet:
         raise ValueError(f"fuse takes an EMANet, got {type(model).__name__}")
     if model.training:
