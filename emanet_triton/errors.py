@@ -36,6 +36,13 @@ def describe(error: BaseException) -> str:
     return kind if line == kind else f"{kind}: {line}"
 
 
+def is_of_reloaded(value: object, kind: type) -> bool:
+    """Whether a value's class is what ``kind`` was before its module was reloaded."""
+    own = type(value)
+    same_name = (own.__module__, own.__qualname__) == (kind.__module__, kind.__qualname__)
+    return same_name and own is not kind
+
+
 def _is_harmless(character: str) -> bool:
     """Neither a control character, nor half of one, nor one that changes the order of others."""
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from emanet_triton.errors import is_of_reloaded
 from emanet_triton.kernels.ops import DTYPES
 from emanet_triton.models.protocol import Protocol
 
@@ -108,11 +109,14 @@ def protocol_of(model: nn.Module) -> Protocol:
     """The model's own protocol.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or one of before the package was reloaded.
     """
     protocol = getattr(model, "protocol", None)
+    if is_of_reloaded(protocol, Protocol):
+        raise ValueError("the model is of a package that was reloaded since; make the model anew")
     if not isinstance(protocol, Protocol):
         raise ValueError(
-            f"a {type(model).__name__} has no protocol; pass protocol=, or as model {WANTED}"
+            f"a model of type {type(model).__name__} has no protocol; pass protocol=, or as model "
+            f"{WANTED}"
         )
     return protocol

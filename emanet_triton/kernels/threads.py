@@ -2,7 +2,8 @@
 
 PyTorch would share each operation among the threads, which would mostly wait for one another; here
 they meet once, at the end. In each of them PyTorch's own operations use one thread, so that the
-bits of a piece depend neither on their number nor on the thread that takes it.
+bits of a piece depend neither on their number nor on the thread that takes it. A process that
+was forked from one in which such threads ran computes with one thread, also by PyTorch.
 """
 
 import atexit
@@ -181,6 +182,16 @@ class _Worker(threading.Thread):
 def _close() -> None:
     if pool := _POOLS.pop(os.getpid(), None):
         pool.close()
+
+
+def _use_one_thread_after_fork() -> None:
+    """Where the parent shared work: OpenMP would wait in the child for the parent's threads."""
+    if _POOLS:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_use_one_thread_after_fork)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """The inference network: EMANet with everything folded and fused that no number depends on."""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels import conv_cpu, winograd
 from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.ops import em_attention_block
@@ -44,8 +45,11 @@ def fuse(
         InputError: weights that are not finite once the batch norm is folded into them.
         ValueError: a model of another type, in training mode or ablated, another dtype, or a
             model that computes something else than an EMANet of its architecture: it has hooks,
-            replaced modules or methods, changed attributes, or tensors of other shapes.
+            replaced modules or methods, changed attributes, or tensors of other shapes. What is
+            replaced in a class, not in the model, goes unseen.
     """
+    if is_of_reloaded(model, EMANet) or is_of_reloaded(model, FusedEMANet):
+        raise ValueError("the model is of a package that was reloaded since; make the model anew")
     if type(model) is not EMANet:
         raise ValueError(f"fuse takes an EMANet, got {type(model).__name__}")
     if model.training:
@@ -69,6 +73,9 @@ class FusedEMANet(nn.Module):
     Shape:
         float [B, 3, H, W] → logits of the network's dtype [B, num_classes, ceil(H / 8),
         ceil(W / 8)]. No gradient flows through it.
+
+    Raises:
+        ValueError: its dtype is to change, as by ``half()``: weights are folded for one dtype.
     """
 
     def __init__(self, model: EMANet, dtype: torch.dtype, channels_last: bool) -> None:
@@ -90,6 +97,15 @@ class FusedEMANet(nn.Module):
             for layer in (*self.backbone, self.decode_head.shared_conv):
                 x = layer(x)
             return self.decode_head(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedEMANet":
+        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        if dtype != self.dtype:
+            raise ValueError(
+                f"a network fused in {self.dtype} cannot be changed to {dtype}; call "
+                "fuse(model, dtype=...)"
+            )
+        return super()._apply(fn, recurse)
 
 
 class FusedConv(nn.Module):

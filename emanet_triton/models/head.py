@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels.ops import BACKENDS, em_attention, em_attention_block
+from emanet_triton.kernels.ops import BACKENDS, em_attention
 
 
 class EMAttention(nn.Module):
@@ -111,12 +111,6 @@ class ConvModule(nn.Module):
             x = self.bn(x)
         return x if self.act is None else self.act(x)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """The convolution's weight and bias with the batch norm's statistics in them, float32."""
-        scale = self.bn.weight.float() * torch.rsqrt(self.bn.running_var.float() + self.bn.eps)
-        bias = self.bn.bias.float() - self.bn.running_mean.float() * scale
-        return self.conv.weight.float() * scale[:, None, None, None], bias
-
 
 class EMAHead(nn.Module):
     """EMANet's decode head (mmseg ``EMAHead``).
@@ -136,8 +130,8 @@ class EMAHead(nn.Module):
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
 
-    In evaluation mode under ``torch.no_grad`` the attention and the 1x1 convolutions around it
-    run as one operator, which passes no gradient; otherwise layer by layer.
+    It runs layer by layer, so that hooks, subclasses and replaced layers count. What ``fuse`` makes
+    of it runs the attention and the 1x1 convolutions around it as one operator.
     """
 
     def __init__(
@@ -165,10 +159,7 @@ class EMAHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         feats = self.ema_in_conv(x)
-        if self.fixed_reconstruction is None and not (self.training or torch.is_grad_enabled()):
-            out = self._attention_block(feats)
-        else:
-            out = F.relu(feats + self.ema_out_conv(F.relu(self._reconstruction(feats))))
+        out = F.relu(feats + self.ema_out_conv(F.relu(self._reconstruction(feats))))
         out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
         return self.conv_seg(self.dropout(out))
 
@@ -176,21 +167,6 @@ class EMAHead(nn.Module):
         if self.fixed_reconstruction is not None:
             return self.fixed_reconstruction.to(feats).expand_as(feats)
         return self.ema_module(self.ema_mid_conv(feats))
-
-    def _attention_block(self, feats: Tensor) -> Tensor:
-        attention, mid = self.ema_module, self.ema_mid_conv.conv
-        weight, bias = self.ema_out_conv.folded()
-        out, _ = em_attention_block(
-            feats,
-            attention.bases,
-            mid.weight.flatten(1),
-            mid.bias,
-            weight.flatten(1),
-            bias,
-            attention.num_stages,
-            backend=attention.backend,
-        )
-        return out
 
 
 class FCNHead(nn.Module):

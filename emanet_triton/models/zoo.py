@@ -125,7 +125,8 @@ def create_model(
 ) -> EMANet:
     """Build a model of the zoo, in evaluation mode, on the CPU and in float32.
 
-    PyTorch's default device and dtype change nothing.
+    PyTorch's default device and dtype change nothing, and under ``torch.inference_mode`` its
+    tensors are ordinary ones, too.
 
     Args:
         name: one of ``list_models()``.
@@ -140,19 +141,21 @@ def create_model(
     Raises:
         InputError: an unknown name, a file that cannot be downloaded or is not what it should
             be, or weights that do not fit.
-        ValueError: both ``checkpoint`` and ``pretrained``, or ``num_classes`` out of range.
+        ValueError: both ``checkpoint`` and ``pretrained``, or ``num_classes`` that is no int or
+            out of range.
     """
     entry = find_entry(name)
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
-    if not 1 <= num_classes <= 255:
-        raise ValueError(f"num_classes must lie in 1 to 255, got {num_classes}")
-    with torch.device("cpu"):
-        model = EMANet(entry.architecture, entry.protocol, num_classes).float()
-    if pretrained:
-        load_into(model, read_published(name))
-    elif checkpoint is not None:
-        load_into(model, read_checkpoint(checkpoint))
+    if type(num_classes) is not int or not 1 <= num_classes <= 255:
+        raise ValueError(f"num_classes must be an int in 1 to 255, got {num_classes!r}")
+    with torch.inference_mode(False):
+        with torch.device("cpu"):
+            model = EMANet(entry.architecture, entry.protocol, num_classes).float()
+        if pretrained:
+            load_into(model, read_published(name))
+        elif checkpoint is not None:
+            load_into(model, read_checkpoint(checkpoint))
     return model.eval()
 
 

@@ -118,7 +118,7 @@ MODELS = {
     "path": (lambda: "weights.pth", f"model must be {AN_EMANET}, got a str"),
     "another": (
         lambda: nn.Linear(2, 2).eval(),
-        f"a Linear has no protocol; pass protocol=, or as model {AN_EMANET}",
+        f"a model of type Linear has no protocol; pass protocol=, or as model {AN_EMANET}",
     ),
     "no parameters": (
         lambda: nn.ReLU().eval(),

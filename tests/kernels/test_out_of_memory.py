@@ -57,6 +57,7 @@ OTHER = {
     "shape": RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
     "shared-memory": RuntimeError("out of resource: shared memory, Required: 110592"),
     "illegal": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "onednn": RuntimeError("could not create a primitive descriptor for the convolution forward"),
     "type": TypeError("out of memory"),
     "file": FileNotFoundError(errno.ENOENT, "No such file or directory"),
     "shared": RuntimeError("unable to mmap 8192 bytes from file </x>: No such device (19)"),

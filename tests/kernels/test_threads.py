@@ -207,6 +207,21 @@ work()
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """,
+    "after_fork_with_parallel_operations": """
+import signal
+x = torch.ones(2**20)
+assert torch.get_num_threads() == 2
+x.add_(x)
+work()
+child = os.fork()
+if not child:
+    signal.alarm(10)  # or it might hang for ever
+x.add_(x)
+work()
+assert torch.get_num_threads() == (2 if child else 1)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+""",
 }
 
 

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import golden_data
 import pytest
@@ -172,6 +174,20 @@ def test_autocast_changes_nothing(model, images):
     want = fused(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(images), want)
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_its_dtype_cannot_be_changed(images, change):
+    fused = fuse(small_model(TINY))
+    want = fused(images)
+    with pytest.raises(ValueError) as raised:
+        getattr(fused, change)()
+    dtype = {"half": FP16, "bfloat16": BF16, "double": torch.float64}[change]
+    assert str(raised.value) == (
+        f"a network fused in torch.float32 cannot be changed to {dtype}; call "
+        "fuse(model, dtype=...)"
+    )
+    assert torch.equal(fused.float().to("cpu", FP32)(images), want)
 
 
 def test_no_gradient_flows(model, images):
@@ -378,6 +394,32 @@ def test_a_subclass_is_refused():
     with pytest.raises(ValueError) as raised:
         fuse(Mine(TINY, Protocol((64, 48))).eval())
     assert str(raised.value) == "fuse takes an EMANet, got Mine"
+
+
+RELOADED = """
+import sys, numpy, emanet_triton
+old = emanet_triton.create_model("emanet_demo")
+given = {"model": old, "fused": emanet_triton.fuse(old)}[sys.argv[1]]
+for name in [name for name in sys.modules if name.startswith("emanet_triton")]:
+    del sys.modules[name]
+import emanet_triton
+for call in (
+    lambda: emanet_triton.fuse(given),
+    lambda: emanet_triton.segment(given, numpy.zeros((8, 8, 3), numpy.uint8)),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("given", ["model", "fused"])
+def test_a_model_of_before_a_reload_is_refused(given):
+    code = [sys.executable, "-c", RELOADED, given]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    message = "the model is of a package that was reloaded since; make the model anew\n"
+    assert done.stdout == 2 * message
 
 
 def test_it_is_made_of_ordinary_tensors(images):

@@ -74,15 +74,37 @@ def test_defaults_of_pytorch_change_no_model(tmp_path, device, dtype):
         assert torch.equal(value, want[key]), key
 
 
+@pytest.mark.parametrize("given", ["weights", "checkpoint"])
+def test_under_inference_mode_a_model_is_made_of_ordinary_tensors(tmp_path, given):
+    checkpoint = tiny_eval.write_checkpoint(tmp_path) if given == "checkpoint" else None
+    with torch.inference_mode():
+        model = create_model("tiny", checkpoint=checkpoint)
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    model.train()(torch.randn(2, 3, 32, 32))[0].sum().backward()
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match="unknown model 'emanet'; expected one of: emanet_r50"):
         create_model("emanet")
 
 
-@pytest.mark.parametrize("arguments", [{"checkpoint": "x", "pretrained": True}, {"num_classes": 0}])
-def test_impossible_arguments(arguments):
-    with pytest.raises(ValueError, match=r"not both|must lie in 1 to 255, got 0"):
+IMPOSSIBLE = {
+    "both": (
+        {"checkpoint": "x", "pretrained": True},
+        "give either checkpoint or pretrained=True, not both",
+    ),
+    "none": ({"num_classes": 0}, "num_classes must be an int in 1 to 255, got 0"),
+    "text": ({"num_classes": "5"}, "num_classes must be an int in 1 to 255, got '5'"),
+    "true": ({"num_classes": True}, "num_classes must be an int in 1 to 255, got True"),
+    "float": ({"num_classes": 2.0}, "num_classes must be an int in 1 to 255, got 2.0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_arguments(arguments, message):
+    with pytest.raises(ValueError) as raised:
         create_model("tiny", **arguments)
+    assert str(raised.value) == message
 
 
 @pytest.fixture
