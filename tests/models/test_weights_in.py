@@ -215,10 +215,10 @@ def test_an_infinite_counter_is_no_infinite_weight(tmp_path, weights):
 
 
 def test_control_characters_of_names_are_escaped(tmp_path, weights):
-    key = "\x1b[2J\r"
+    key = "backbone.\x1b[2J\r"
     path: Path = save({**weights, key: torch.tensor(torch.nan)}, tmp_path / "x.pth")
-    assert refusal_of(path).endswith("first \\x1b[2J\\r")
+    assert refusal_of(path).endswith("first backbone.\\x1b[2J\\r")
     path = save({**weights, key: torch.ones(1)}, path)
     with pytest.raises(ValueError) as error:
         load_into(tiny_emanet(), read_checkpoint(path))
-    assert "left over in the file (1):\n  \\x1b[2J\\r" in str(error.value)
+    assert "left over in the file (1):\n  backbone.\\x1b[2J\\r" in str(error.value)
