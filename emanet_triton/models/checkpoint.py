@@ -33,6 +33,7 @@ _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_mode
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
 _EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
+_POINTER = b"version https://git-lfs.github.com/"  # how Git LFS's stand-ins for files begin
 _HEAD = 512  # bytes that tell the format
 _LISTED = 8
 _AUXILIARY = "auxiliary_head."
@@ -226,6 +227,8 @@ def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
         return read_legacy_file
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise UnsupportedError(f"is a web page; {_EXPECTED}: download the file again")
+    if head.startswith(_POINTER):
+        raise UnsupportedError(f"is a pointer of Git LFS; {_EXPECTED}: fetch it with git lfs pull")
     if head[257:262] == b"ustar":
         raise UnsupportedError(
             f"is a tar archive, as PyTorch before 0.1.10 wrote them, too; {_EXPECTED}: "

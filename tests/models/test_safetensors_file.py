@@ -15,6 +15,7 @@ from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.safetensors_file import write_safetensors
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+LONG = {"dtype": "F32", "shape": [1] * 200_000, "data_offsets": [0, 4]}
 
 
 def write(path: Path, header: Any, size: int = 16, length: int | None = None) -> Path:
@@ -46,7 +47,7 @@ def test_misaligned_tensors_are_moved(tmp_path, length):
         ({"w": ENTRY | {"data_offsets": [0, 15]}}, 16, "w has another size than it claims"),
         ({"w": ENTRY | {"shape": [2**62, 4]}}, 16, "w has another size than it claims"),
         ({"w": ENTRY | {"shape": [-2, -2]}}, 16, "the header describes w strangely"),
-        ({"w": ENTRY | {"shape": [1] * 200_000}}, 16, "w has more than 25 dimensions"),
+        ({"w": LONG}, 4, "w has more than 25 dimensions"),
         ({"w": ENTRY | {"dtype": "F31"}}, 16, "the dtype of w is unknown"),
         ({"\x1b": []}, 16, "the header describes \\x1b strangely"),
         ({"w": ENTRY}, 17, "its tensors do not end where the file does"),
