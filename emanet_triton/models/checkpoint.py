@@ -27,15 +27,17 @@ from emanet_triton.models.safetensors_file import (
 )
 from emanet_triton.models.stored import Content, StoredTensor, make
 from emanet_triton.models.torch_file import read_legacy_file, read_zip_file
-from emanet_triton.models.weights_in import find_weights
+from emanet_triton.models.weights_in import PARTS, find_weights
 
 _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_model names files
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
 _EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
+_POINTER = b"version https://git-lfs.github.com/"  # how Git LFS's stand-ins for files begin
 _HEAD = 512  # bytes that tell the format
 _LISTED = 8
 _AUXILIARY = "auxiliary_head."
+_LOSS = ".loss_decode."  # of mmseg's heads
 _COUNTER = "num_batches_tracked"
 
 
@@ -114,7 +116,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
 
     Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
     auxiliary head, which only training uses, may be missing as a whole: the model keeps its own,
-    with a warning.
+    with a warning. Entries outside the network's parts, and those of mmseg's losses, are left out
+    with a warning where nothing else is missing.
 
     With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
     model may then be on the meta device, without memory of its own.
@@ -129,10 +132,19 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
     ours = model.state_dict()
     theirs = checkpoint.state_dict
     dispensable = _dispensable(theirs, ours)
-    _check_fit(checkpoint.path, theirs, {k: v for k, v in ours.items() if k not in dispensable})
+    needed = {key: value for key, value in ours.items() if key not in dispensable}
+    extras = _extras(theirs, needed)
+    theirs = {key: value for key, value in theirs.items() if key not in extras}
+    _check_fit(checkpoint.path, theirs, needed)
     if not share:
         _check_writable(ours)
     model.load_state_dict(theirs | dispensable, assign=share)
+    if extras:
+        warnings.warn(
+            f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
+            f"first {shown(next(iter(extras)))}",
+            stacklevel=2,
+        )
     if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
         warnings.warn(
             f"{checkpoint.path}: has no auxiliary head, which only training uses; "
@@ -215,6 +227,8 @@ def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
         return read_legacy_file
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise UnsupportedError(f"is a web page; {_EXPECTED}: download the file again")
+    if head.startswith(_POINTER):
+        raise UnsupportedError(f"is a pointer of Git LFS; {_EXPECTED}: fetch it with git lfs pull")
     if head[257:262] == b"ustar":
         raise UnsupportedError(
             f"is a tar archive, as PyTorch before 0.1.10 wrote them, too; {_EXPECTED}: "
@@ -283,7 +297,7 @@ def _check_values(weights: dict[str, Tensor]) -> None:
 
 def _dispensable(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a file may lack, and lacks: values for it, zeros for counters and a meta model."""
-    has_head = any(key.startswith(_AUXILIARY) for key in theirs)
+    has_head = any(key.startswith(_AUXILIARY) and _LOSS not in key for key in theirs)
     lacking = {}
     for key, value in ours.items():
         counter = key.endswith(_COUNTER)
@@ -292,6 +306,17 @@ def _dispensable(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str
             zeros = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
             lacking[key] = zeros if fresh else value
     return lacking
+
+
+def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to a training around the network, if the file has all that is needed."""
+    if not needed.keys() <= theirs.keys():
+        return {}
+    return {
+        key: value
+        for key, value in theirs.items()
+        if key not in needed and (key.partition(".")[0] not in PARTS or _LOSS in key)
+    }
 
 
 def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

@@ -4,6 +4,8 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -65,8 +67,7 @@ def read_safetensors_file(data: memoryview) -> Content:
     tensors, begins, parts = {}, {}, []
     for key, entry in header.items():
         storage, shape, begin = _entry(key, entry)
-        stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        tensors[key] = stored_tensor(storage, storage.dtype, 0, shape, stride)
+        tensors[key] = stored_tensor(storage, storage.dtype, 0, shape, _strides(shape))
         begins[key] = start + begin
         parts.append((begin, begin + storage.size))
     end = 0
@@ -112,12 +113,19 @@ def _entry(key: str, entry: object) -> tuple[Storage, tuple[int, ...], int]:
     numbers = type(shape) is list and type(offsets) is list and len(offsets) == 2
     if not numbers or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise DamagedError(f"the header describes {shown(key)} strangely")
+    if len(shape) > DIMENSIONS:
+        raise DamagedError(f"{shown(key)} has more than {DIMENSIONS} dimensions")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise DamagedError(f"the dtype of {shown(key)} is unknown")
-    storage = Storage(key, _DTYPES[dtype], math.prod(shape[:DIMENSIONS]))
+    storage = Storage(key, _DTYPES[dtype], math.prod(shape))
     if storage.size != offsets[1] - offsets[0]:
         raise DamagedError(f"{shown(key)} has another size than it claims")
     return storage, tuple(shape), offsets[0]
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    steps = accumulate(reversed(shape), mul, initial=1)
+    return tuple(steps)[-2::-1]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -39,6 +39,8 @@ _STORAGES = {
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
 }
+_EXPORTED = ("/models/model.json", "serialized_exported_program.json")
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
 
 
@@ -47,9 +49,10 @@ def read_zip_file(data: memoryview) -> Content:
 
     Raises:
         DamagedError, DangerousError: as the message says.
-        UnsupportedError: a file of ``torch.jit.save``.
+        UnsupportedError: a file of ``torch.jit.save`` or ``torch.export.save``, a zip around
+            other files, or one without CRCs.
     """
-    entries = read_zip(data, _refuse_programs)
+    entries = read_zip(data, _check_names)
     folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
     folders = [folder for folder in folders if "/" not in folder]
     if len(folders) != 1:
@@ -73,11 +76,22 @@ def read_zip_file(data: memoryview) -> Content:
     return Content(value, begins, _meta(value), _SPARE)
 
 
-def _refuse_programs(names: Iterable[str]) -> None:
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse zips that hold something else, which their names tell."""
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise UnsupportedError(
             "is TorchScript, a program with weights; expected weights alone: "
             "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
+    if any(name.endswith(_EXPORTED) for name in names):
+        raise UnsupportedError(
+            "is of torch.export, a program with weights; expected weights alone: "
+            "torch.save(torch.export.load(...).state_dict, ...)"
+        )
+    inside = [name for name in names if name.endswith(_CHECKPOINTS)]
+    if inside and not any(name.endswith("/data.pkl") for name in names):
+        raise UnsupportedError(
+            f"is a zip that holds {shown(inside[0])}; expected a checkpoint itself: unpack it"
         )
 
 

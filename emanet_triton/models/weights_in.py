@@ -1,13 +1,17 @@
 """Which entries of a file are a network's weights, under the network's own names."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from emanet_triton.models.damage import UnsupportedError, shown
 from emanet_triton.models.inert import Inert
 from emanet_triton.models.stored import StoredTensor
 
+PARTS = ("backbone", "decode_head", "auxiliary_head")
 _USUAL = "state_dict"  # of mmcv, mmengine and Lightning
-_PARTS = ("backbone", "decode_head", "auxiliary_head")
+_WRAPPERS = frozenset(  # what DDP, torch.compile, checkpointing and FSDP put into names
+    ["module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"]
+)
 _EMA = "ema_"  # of the copies that mmcv's EMAHook keeps in the model
 _COUNT = "n_averaged"  # of torch's AveragedModel
 _LOSSES = ("criterion", "loss", "loss_fn", "loss_function")
@@ -15,14 +19,18 @@ _COUNTER = "num_batches_tracked"
 _SAVE = "torch.save(model.state_dict(), ...)"
 _NOTHING = "holds no weights; expected a state dict of tensors"
 _LISTED = 8
+_DEPTH = 4  # dicts inside one another that are searched
+
+_Dict = dict[Any, Any]
 
 
 def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Find the state dict, strip wrappers' prefixes, and leave out what no network uses.
+    """Find the state dict, take wrappers off its names, and leave out what no network uses.
 
     ``state_dict`` goes before all other containers: where a hook averages weights, mmcv and
-    mmengine store the averaged ones there. Left out are ``ema_*`` copies, ``n_averaged``, buffers
-    of losses, and counters ``num_batches_tracked`` that are no single integer.
+    mmengine store the averaged ones there. A file may also hold one dict for each part of the
+    network. Left out are ``ema_*`` copies, ``n_averaged``, buffers of losses, and counters
+    ``num_batches_tracked`` that are no single integer.
 
     Returns:
         The weights in the order of the file, and notes on what was chosen.
@@ -31,44 +39,96 @@ def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
         UnsupportedError: no weights, several sets of weights, or entries that are no tensors.
     """
     state_dict, notes = _container(value)
+    state_dict = _joined(state_dict)
     others = [key for key, entry in state_dict.items() if not _is_weight(key, entry)]
     if others:
         raise UnsupportedError(
             f"expected a state dict of tensors, but {len(others)} of {len(state_dict)} "
             f"entries are something else, first {_quoted(others[0])}"
         )
-    weights = _without_extras(_stripped(state_dict))
+    weights = _stripped(state_dict)
     if not weights:
         raise UnsupportedError(_NOTHING)
     return weights, notes
 
 
-def _container(value: object) -> tuple[dict[Any, Any], list[str]]:
-    """The dict of weights inside a file, and a note where there are others beside it."""
-    if isinstance(value, Inert):
-        raise UnsupportedError(_object(value))
-    if not isinstance(value, dict):
-        raise UnsupportedError(_NOTHING)
-    holders = [key for key, entry in value.items() if _holds_tensors(entry)]
-    networks = [key for key in holders if any(_prefix(name) is not None for name in value[key])]
-    if _USUAL in value:
-        beside = [_quoted(key) for key in networks if key != _USUAL]
-        return _dict(value[_USUAL]), [f"uses '{_USUAL}', not {_listed(beside)}"] if beside else []
-    if _holds_tensors(value):
-        return value, []
-    candidates = networks or holders
-    if len(candidates) > 1:
-        raise UnsupportedError(
-            f"holds weights under {_listed([_quoted(key) for key in candidates])}; expected one "
-            f"state dict: save the right one alone, {_SAVE}"
+class _Search:
+    """Looks for networks in dicts inside one another, at each dict and each name once."""
+
+    def __init__(self) -> None:
+        self.holding: dict[int, bool] = {}
+        self.naming: dict[str, bool] = {}
+
+    def networks(self, value: _Dict) -> list[tuple[str, _Dict]]:
+        """Path and dict of the networks that are the least deep."""
+        level, seen = [("", value)], {id(value)}
+        for _ in range(_DEPTH):
+            found = [(path, entry) for path, entry in level if self.is_network(entry)]
+            if found:
+                return found
+            level = list(_inside(level, seen))
+        return []
+
+    def is_network(self, entry: _Dict) -> bool:
+        return self.is_in_parts(entry) or any(
+            isinstance(value, StoredTensor) and self.names_part(key) for key, value in entry.items()
         )
-    if candidates:
-        return value[candidates[0]], []
+
+    def is_in_parts(self, entry: _Dict) -> bool:
+        """Whether a dict holds a state dict for each part of a network that is needed."""
+        return all(self.holds_tensors(entry.get(part)) for part in PARTS[:2])
+
+    def holds_tensors(self, entry: object) -> bool:
+        if not isinstance(entry, dict):
+            return False
+        if id(entry) not in self.holding:
+            tensors = (isinstance(value, StoredTensor) for value in entry.values())
+            self.holding[id(entry)] = any(tensors)
+        return self.holding[id(entry)]
+
+    def names_part(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        if key not in self.naming:
+            self.naming[key] = _prefix(key) is not None
+        return self.naming[key]
+
+
+def _inside(level: list[tuple[str, _Dict]], seen: set[int]) -> Iterator[tuple[str, _Dict]]:
+    """The dicts inside those of a level that have not been seen, with their paths."""
+    for path, holder in level:
+        for key, entry in holder.items():
+            if isinstance(entry, dict) and id(entry) not in seen:
+                seen.add(id(entry))
+                yield f"{path}.{_name(key)}" if path else _name(key), entry
+
+
+def _container(value: object) -> tuple[_Dict, list[str]]:
+    """The dict of weights inside a file, and a note where there are others beside it."""
+    search, notes = _Search(), []
+    if isinstance(value, dict) and _USUAL in value:
+        rest = {key: entry for key, entry in value.items() if key != _USUAL}
+        beside = [f"'{path}'" for path, _ in search.networks(rest) if path]
+        notes = [f"uses '{_USUAL}', not {_listed(beside)}"] if beside else []
+        value = value[_USUAL]
+    value = _dict(value)
+    networks = search.networks(value)
     modules = [entry for entry in value.values() if isinstance(entry, Inert) and entry.is_module]
-    return _dict(modules[0] if modules else value), []
+    if not networks and modules:
+        raise UnsupportedError(_object(modules[0]))
+    if not networks and not search.holds_tensors(value):
+        items = value.items()
+        networks = [(_name(key), entry) for key, entry in items if search.holds_tensors(entry)]
+    if len(networks) > 1:
+        paths = [f"'{path}'" for path, _ in networks]
+        raise UnsupportedError(
+            f"holds weights under {_listed(paths)}; expected one state dict: "
+            f"save the right one alone, {_SAVE}"
+        )
+    return (networks[0][1] if networks else value), notes
 
 
-def _dict(entry: object) -> dict[Any, Any]:
+def _dict(entry: object) -> _Dict:
     if isinstance(entry, Inert):
         raise UnsupportedError(_object(entry))
     if not isinstance(entry, dict) or not entry:
@@ -76,8 +136,16 @@ def _dict(entry: object) -> dict[Any, Any]:
     return entry
 
 
-def _holds_tensors(entry: object) -> bool:
-    return isinstance(entry, dict) and any(isinstance(v, StoredTensor) for v in entry.values())
+def _joined(state_dict: _Dict) -> _Dict:
+    """One state dict of those that a file holds for each part of a network."""
+    if not _Search().is_in_parts(state_dict):
+        return state_dict
+    parts = [part for part in PARTS if isinstance(state_dict.get(part), dict)]
+    return {
+        f"{part}.{key}" if isinstance(key, str) else key: entry
+        for part in parts
+        for key, entry in state_dict[part].items()
+    }
 
 
 def _object(found: Inert) -> str:
@@ -96,8 +164,9 @@ def _is_weight(key: object, entry: object) -> bool:
 
 
 def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Take off what wrappers put before the names: ``module.``, ``_orig_mod.``, ``model.`` ..."""
-    prefixes = list(dict.fromkeys(_prefix(key) for key in state_dict))
+    """The weights that a network uses, under its own names."""
+    names = {key: _unwrapped(key) for key in state_dict if key.rpartition(".")[2] != _COUNT}
+    prefixes = list(dict.fromkeys(_prefix(name) for name in names.values()))
     known = [prefix for prefix in prefixes if prefix is not None]
     if len(known) > 1:
         raise UnsupportedError(
@@ -105,18 +174,27 @@ def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             f"save the right one alone, {_SAVE}"
         )
     prefix = known[0] if known else ""
-    stripped = {key.removeprefix(prefix): entry for key, entry in state_dict.items()}
-    if len(stripped) != len(state_dict):
-        raise UnsupportedError(f"holds names twice, with and without {_quoted(prefix)}")
-    return stripped
+    keys: dict[str, str] = {}
+    for key, name in names.items():
+        own = name.removeprefix(prefix)
+        if keys.setdefault(own, key) != key:
+            raise UnsupportedError(
+                f"holds {_quoted(own)} twice, as {_quoted(keys[own])} and {_quoted(key)}; "
+                f"expected one network: save the right one alone, {_SAVE}"
+            )
+    return _without_extras({name: state_dict[key] for name, key in keys.items()})
 
 
-def _prefix(key: object) -> str | None:
+def _unwrapped(key: str) -> str:
+    """A name without what wrappers put into it, wherever it stands."""
+    *holders, last = key.split(".")
+    return ".".join([*(name for name in holders if name not in _WRAPPERS), last])
+
+
+def _prefix(key: str) -> str | None:
     """What stands before the part of the network that a key names, if it names one."""
-    if not isinstance(key, str):
-        return None
     names = key.split(".")
-    places = [names.index(part) for part in _PARTS if part in names]
+    places = [names.index(part) for part in PARTS if part in names]
     return "".join(f"{name}." for name in names[: min(places)]) if places else None
 
 
@@ -126,7 +204,6 @@ def _without_extras(weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]
         key: entry
         for key, entry in weights.items()
         if key not in copies
-        and key != _COUNT
         and key.partition(".")[0] not in _LOSSES
         and (key.rpartition(".")[2] != _COUNTER or _is_counter(entry))
     }
@@ -136,9 +213,12 @@ def _is_counter(entry: StoredTensor) -> bool:
     return not entry.dtype.is_floating_point and not entry.dtype.is_complex and entry.shape == ()
 
 
+def _name(key: object) -> str:
+    return shown(key.path if isinstance(key, Inert) else str(key))
+
+
 def _quoted(key: object) -> str:
-    name = key.path if isinstance(key, Inert) else str(key)
-    return f"'{shown(name)}'"
+    return f"'{_name(key)}'"
 
 
 def _listed(names: list[str]) -> str:

@@ -3,8 +3,9 @@
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
-from emanet_triton.models.damage import DamagedError, shown
+from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
 
 _END = struct.Struct("<4s4H2LH")  # of central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -26,6 +27,7 @@ def read_zip(data: memoryview, check_names: Callable[[Iterable[str]], None]) -> 
 
     Raises:
         DamagedError: the zip is damaged, or is not as ``torch.save`` writes it.
+        UnsupportedError: it has no CRCs.
     """
     begin, count = _directory(data)
     if count > _ENTRIES:
@@ -47,8 +49,18 @@ def read_zip(data: memoryview, check_names: Callable[[Iterable[str]], None]) -> 
             raise DamagedError("its zip entries overlap")
         end = part.stop
         if zlib.crc32(data[part.start : part.stop]) != sums[name]:
-            raise DamagedError(f"wrong CRC of {shown(name)}")
+            _refuse(name, sums[name])
     return entries
+
+
+def _refuse(name: str, crc: int) -> NoReturn:
+    """Say why an entry's CRC is not that of its bytes; PyTorch writes 0 where it computes none."""
+    if crc == 0:
+        raise UnsupportedError(
+            "was saved without CRCs, so nobody can see whether it is damaged: load it, and save it "
+            "again after torch.serialization.set_crc32_options(True)"
+        )
+    raise DamagedError(f"wrong CRC of {shown(name)}")
 
 
 def _directory(data: memoryview) -> tuple[int, int]:

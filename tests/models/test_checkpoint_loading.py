@@ -149,6 +149,62 @@ def test_half_an_auxiliary_head_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["decode_head.loss_decode.class_weight", "auxiliary_head.loss_decode.0.class_weight"],
+        ["ce_loss.weight"],
+        ["val_iou.confmat"],
+        ["mean", "std"],
+        ["model.mean", "model.std"],
+        ["data_preprocessor.mean", "data_preprocessor.std"],
+    ],
+    ids=lambda keys: keys[0],
+)
+def test_what_a_training_puts_beside_the_network_is_left_out(tmp_path, keys, share):
+    state_dict = tiny_emanet().state_dict()
+    extras = {key: torch.ones(19) for key in keys}
+    checkpoint = read_checkpoint(save({**extras, **state_dict}, tmp_path / "x.pth"))
+    model = tiny_emanet()
+    with pytest.warns(UserWarning) as caught:
+        load_into(model, checkpoint, share)
+    assert [str(w.message) for w in caught] == [
+        f"{checkpoint.path}: leaves out {len(keys)} of its entries, which no network uses, "
+        f"first {keys[0]}"
+    ]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state_dict[key]), key
+
+
+def test_a_loss_alone_is_no_auxiliary_head(tmp_path):
+    state_dict = {
+        key: value
+        for key, value in tiny_emanet().state_dict().items()
+        if not key.startswith("auxiliary_head.")
+    }
+    state_dict["auxiliary_head.loss_decode.class_weight"] = torch.ones(19)
+    path = save(state_dict, tmp_path / "x.pth")
+    with pytest.warns(UserWarning) as caught:
+        load_into(tiny_emanet(), read_checkpoint(path))
+    assert [str(w.message) for w in caught] == [
+        f"{path}: leaves out 1 of its entries, which no network uses, "
+        "first auxiliary_head.loss_decode.class_weight",
+        f"{path}: has no auxiliary head, which only training uses; the model keeps its own",
+    ]
+
+
+@pytest.mark.parametrize("part", ["backbone", "decode_head", "auxiliary_head"])
+def test_what_the_network_lacks_inside_its_parts_is_an_error(tmp_path, part):
+    checkpoint = read_tiny(tmp_path)
+    checkpoint.state_dict[f"{part}.more.weight"] = torch.ones(1)
+    assert mismatch(tiny_emanet(), checkpoint) == (
+        f"{checkpoint.path}: does not fit the model\n"
+        "left over in the file (1):\n"
+        f"  {part}.more.weight"
+    )
+
+
 def test_names_another_architecture(tmp_path):
     message = mismatch(tiny_emanet(blocks=(1, 1, 3, 1)), read_tiny(tmp_path))
     assert message.count("\n  ") == 9

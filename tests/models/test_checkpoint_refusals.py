@@ -38,7 +38,8 @@ def bad_file(kind: str, folder: Path) -> Path:
             {
                 "empty": b"",
                 "html": b"\r\n<!DOCTYPE html><html><body>404</body></html>",
-                "text": b"version https://git-lfs.github.com/spec/v1\n",
+                "text": b"version 1 of the weights\n",
+                "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
                 "random": bytes(range(1, 255)) * 9,
                 "safetensors header": struct.pack("<Q", 1 << 40) + b'{"a":',
                 "empty zip": b"PK\x05\x06" + bytes(18),
@@ -56,6 +57,7 @@ def bad_file(kind: str, folder: Path) -> Path:
         ("empty", "is empty"),
         ("html", "is a web page"),
         ("text", "is of no known format"),
+        ("pointer", "is a pointer of Git LFS; "),
         ("random", "is of no known format"),
         ("empty zip", "is of no known format"),
         ("safetensors header", "cannot be read (its header ends beyond the file)"),
@@ -115,6 +117,28 @@ def test_flipped_bit_anywhere_in_zip_changes_no_weight(tmp_path):
         else:
             assert_weights(checkpoint.state_dict)
     assert refused > 50
+
+
+def test_names_a_file_without_crcs(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(weights(), tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert refusal_of(path) == (
+        "was saved without CRCs, so nobody can see whether it is damaged: load it, and save it "
+        "again after torch.serialization.set_crc32_options(True)"
+    )
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_names_a_zip_around_a_checkpoint(tmp_path, compression):
+    path = save(weights(), tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", compression) as archive:
+        archive.write(path, "run/x.pth")
+    assert refusal_of(tmp_path / "x.zip") == (
+        "is a zip that holds run/x.pth; expected a checkpoint itself: unpack it"
+    )
 
 
 def test_refuses_compressed_zip(tmp_path):
@@ -212,6 +236,14 @@ def test_names_what_could_harm(tmp_path, opcodes, name):
         f"asks to run {name}, which no checkpoint needs: refused; "
         "expected a PyTorch (.pth) or safetensors checkpoint"
     )
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_named_tuples_of_the_machine_are_no_alarm(tmp_path, kind):
+    machine = [os.uname(), tmp_path.stat(), os.statvfs(tmp_path), os.times()]
+    machine.append(os.terminal_size((80, 24)))
+    path = save({"state_dict": weights(), "machine": machine}, tmp_path / "x.pth", kind)
+    assert_weights(read_checkpoint(path).state_dict)
 
 
 @pytest.mark.parametrize(

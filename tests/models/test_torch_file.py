@@ -171,6 +171,15 @@ def test_names_torchscript(tmp_path):
     )
 
 
+def test_names_an_exported_program(tmp_path):
+    path = tmp_path / "x.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), path)
+    assert refusal_of(path) == (
+        "is of torch.export, a program with weights; expected weights alone: "
+        "torch.save(torch.export.load(...).state_dict, ...)"
+    )
+
+
 # Hostile files: each in the pickle of a zip, before the first item
 
 
