@@ -68,8 +68,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--fuse",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run the fused inference network; on a GPU only if it agrees with the plain one; "
-        "tf32 is of the plain one",
+        help="run the fused inference network; on a GPU only if it agrees with the plain "
+        "network; tf32 runs the plain network",
     )
     how.add_argument(
         "--compile",
