@@ -68,7 +68,7 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
     """Read a checkpoint that mmseg 0.x or 1.x wrote, or another training, or ``convert``.
 
     PyTorch files (legacy and zip) and safetensors, told apart by content. The weights may stand
-    under ``state_dict``, under another name, or bare, with or without prefixes of wrappers; see
+    under ``state_dict``, under another name, or bare, with or without the names of wrappers; see
     ``find_weights``. The file is read once: the weights are those of the hash. Nothing in it is
     executed. Damage is always found in zip files, whose CRCs are verified, and in files whose
     hash is known.

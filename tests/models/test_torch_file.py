@@ -171,9 +171,21 @@ def test_names_torchscript(tmp_path):
     )
 
 
-def test_names_an_exported_program(tmp_path):
-    path = tmp_path / "x.pt2"
+def export(path: Path) -> None:
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), path)
+
+
+def export_as_before(path: Path) -> None:
+    """The names that older versions of PyTorch gave."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("serialized_exported_program.json", "serialized_state_dict.pt", "version"):
+            archive.writestr(name, b"{}")
+
+
+@pytest.mark.parametrize("write", [export, export_as_before])
+def test_names_an_exported_program(tmp_path, write):
+    path = tmp_path / "x.pt2"
+    write(path)
     assert refusal_of(path) == (
         "is of torch.export, a program with weights; expected weights alone: "
         "torch.save(torch.export.load(...).state_dict, ...)"
