@@ -23,7 +23,7 @@ def checked_image(image: np.ndarray | Tensor) -> np.ndarray:
     Raises:
         ValueError: it is anything else.
     """
-    if isinstance(image, np.ndarray | Tensor) and not getattr(image, "is_meta", False):
+    if isinstance(image, np.ndarray | Tensor) and not _lacks_pixels(image):
         is_uint8 = image.dtype == (torch.uint8 if isinstance(image, Tensor) else np.uint8)
         if is_uint8 and tuple(image.shape[2:]) == (3,) and 0 not in image.shape:
             return image.cpu().numpy() if isinstance(image, Tensor) else image
@@ -32,11 +32,18 @@ def checked_image(image: np.ndarray | Tensor) -> np.ndarray:
     )
 
 
+def _lacks_pixels(image: np.ndarray | Tensor) -> bool:
+    """Whether it holds none, or not one after the other."""
+    return isinstance(image, Tensor) and (image.is_meta or image.layout != torch.strided)
+
+
 def _described(image: object) -> str:
     if isinstance(image, np.ndarray | Tensor):
         shape = f"{image.dtype} {list(image.shape)}"
-        if getattr(image, "is_meta", False):
+        if isinstance(image, Tensor) and image.is_meta:
             return f"{shape} on the meta device"
+        if _lacks_pixels(image):
+            return f"{shape} that is not dense: tensor.to_dense() makes it so"
         if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
             return f"{shape}, whose first axis has the channels"
         return shape
@@ -105,13 +112,15 @@ def check_dtype(network: nn.Module) -> None:
         )
 
 
-def protocol_of(model: nn.Module) -> Protocol:
-    """The model's own protocol.
+def checked_protocol(protocol: Protocol | None, model: nn.Module) -> Protocol:
+    """The protocol, which is the model's own if none is given.
 
     Raises:
-        ValueError: it has none, or one of before the package was reloaded.
+        ValueError: there is none, or one of before the package was reloaded.
     """
-    protocol = getattr(model, "protocol", None)
+    if protocol is not None and not isinstance(protocol, Protocol):
+        raise ValueError(f"protocol must be a Protocol of this package, got {protocol!r}")
+    protocol = protocol or getattr(model, "protocol", None)
     if is_of_reloaded(protocol, Protocol):
         raise ValueError("the model is of a package that was reloaded since; make the model anew")
     if not isinstance(protocol, Protocol):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
-from emanet_triton.eval.given import check_dtype, checked_image, protocol_of, unwrapped
+from emanet_triton.eval.given import check_dtype, checked_image, checked_protocol, unwrapped
 from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
 from emanet_triton.eval.taps import tap_tables
@@ -65,14 +65,14 @@ def segment(
     Raises:
         InputError: memory does not suffice, or the network's logits are not finite.
         ValueError: an image of another shape or dtype, a model in training mode or that cannot
-            run, no protocol, or with ``fuse`` a model that ``fuse`` refuses.
+            run, no protocol or no right one, or with ``fuse`` a model that ``fuse`` refuses.
     """
     array = checked_image(image)
     network, inner = unwrapped(model)
     if fuse and not isinstance(inner, FusedEMANet):
         network = verified_fuse(inner, _autocast_dtype(inner))
     check_dtype(network)
-    predictor = Predictor(network, protocol or protocol_of(inner), ms_flip=ms_flip)
+    predictor = Predictor(network, checked_protocol(protocol, inner), ms_flip=ms_flip)
     labels, *probabilities = predictor.results([array], probabilities=return_probabilities)
     if (labels[0] == NOT_FINITE).all():
         raise InputError("the logits of the network are not finite for this image")

@@ -88,6 +88,7 @@ def em_attention_block(
         "out_bias": out_bias,
     }
     for name, weight in weights.items():
+        _check_tensor(name, weight)
         wanted = [channels, channels] if name.endswith("weight") else [channels]
         if list(weight.shape) != wanted:
             raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
@@ -102,6 +103,8 @@ def em_attention_block(
 
 
 def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str) -> None:
+    _check_tensor("feats", feats)
+    _check_tensor("bases", bases)
     if feats.dim() not in (3, 4):
         raise ValueError(f"feats must be [B, C, H, W] or [B, N, C], got {list(feats.shape)}")
     channels = feats.shape[1] if feats.dim() == 4 else feats.shape[2]
@@ -117,14 +120,22 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
     if not 1 <= bases.shape[2] <= MAX_BASES:
         raise ValueError(f"bases must be 1 to {MAX_BASES} in number, got {bases.shape[2]}")
     if bases.dtype not in (feats.dtype, torch.float32):
-        raise ValueError(f"bases must be {feats.dtype} or torch.float32, got {bases.dtype}")
+        like_feats = "" if feats.dtype == torch.float32 else f"{feats.dtype} or "
+        raise ValueError(f"bases must be {like_feats}torch.float32, got {bases.dtype}")
     _check_device("bases", bases, feats)
+    if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
+        raise ValueError(f"num_stages must be an int, got {num_stages!r}")
     if num_stages < 1:
         raise ValueError(f"num_stages must be at least 1, got {num_stages}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _check_device(name: str, tensor: Tensor, feats: Tensor) -> None:

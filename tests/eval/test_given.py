@@ -28,6 +28,10 @@ IMAGES = {
         torch.zeros((4, 4, 3), dtype=torch.uint8, device="meta"),
         "torch.uint8 [4, 4, 3] on the meta device",
     ),
+    "sparse": (
+        torch.zeros((4, 4, 3), dtype=torch.uint8).to_sparse(),
+        "torch.uint8 [4, 4, 3] that is not dense: tensor.to_dense() makes it so",
+    ),
     "none": (None, "None, as cv2.imread returns it for a file that it cannot read"),
     "string": ("street.png", "the path 'street.png' in place of the pixels of that file"),
     "path": (Path("street.png"), "the path 'street.png' in place of the pixels of that file"),
@@ -45,6 +49,12 @@ def test_bad_image(image, got):
         segment(tiny_model(), image)
     wanted = "image must be uint8 RGB [H, W, 3], an array or a tensor, got "
     assert str(raised.value) == wanted + got
+
+
+def test_bad_protocol():
+    with pytest.raises(ValueError) as raised:
+        segment(tiny_model(), random_image(4, 4), protocol="slide")
+    assert str(raised.value) == "protocol must be a Protocol of this package, got 'slide'"
 
 
 def read_only(image):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from em_cases import Case, channels_first, common_case
@@ -144,8 +145,17 @@ BAD = {
     "no bases": ({"bases": torch.zeros(1, 8, 0)}, "bases must be 1 to 256 in number, got 0"),
     "dtype of bases": (
         {"bases": torch.zeros(1, 8, 3, dtype=torch.float16)},
-        "bases must be torch.float32 or torch.float32, got torch.float16",
+        "^bases must be torch.float32, got torch.float16$",
     ),
+    "dtype of bases beside half": (
+        {"feats": torch.zeros(2, 5, 8).half(), "bases": torch.zeros(1, 8, 3).double()},
+        "^bases must be torch.float16 or torch.float32, got torch.float64$",
+    ),
+    "no feats": ({"feats": None}, "^feats must be a tensor, got NoneType$"),
+    "array": ({"bases": np.zeros((1, 8, 3))}, "^bases must be a tensor, got ndarray$"),
+    "text as stages": ({"num_stages": "3"}, "^num_stages must be an int, got '3'$"),
+    "fraction as stages": ({"num_stages": 2.0}, "^num_stages must be an int, got 2.0$"),
+    "true as stages": ({"num_stages": True}, "^num_stages must be an int, got True$"),
     "device of bases": (
         {"bases": torch.zeros(1, 8, 3, device="meta")},
         "bases must be on cpu like feats, got meta",
@@ -175,11 +185,12 @@ def test_bad_arguments(change, message):
     [
         ("mid_weight", torch.zeros(8, 9), r"mid_weight must be \[8, 8\], got \[8, 9\]"),
         ("out_weight", torch.zeros(8, 8, 1, 1), r"out_weight must be \[8, 8\], got \[8, 8, 1, 1\]"),
+        ("mid_bias", None, "^mid_bias must be a tensor, got NoneType$"),
         ("mid_bias", torch.zeros(1), r"mid_bias must be \[8\], got \[1\]"),
         ("out_bias", torch.zeros(8, dtype=torch.int32), "must be floating point, got torch.int32"),
         ("out_bias", torch.zeros(8, device="meta"), "out_bias must be on cpu like feats, got meta"),
     ],
-    ids=["shape", "rank", "bias", "dtype", "device"],
+    ids=["shape", "rank", "none", "bias", "dtype", "device"],
 )
 def test_bad_weights(name, value, message):
     good = {"feats": torch.zeros(2, 5, 8), "bases": torch.zeros(1, 8, 3)}
