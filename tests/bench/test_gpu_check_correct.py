@@ -42,7 +42,7 @@ CASES = {
     "em block": EmCase("block", 2, (3, 5), 16, 5, dtype="fp16"),
     "em attention": EmCase("attention", 1, (3, 5), 16, 5, "fp32", "tf32", layout="nchw"),
     "labels": LabelsCase("slide", False, SMALL, "fp16", tiny=True),
-    "probabilities": LabelsCase("whole", False, SMALL, "bf16", True, tiny=True),
+    "probabilities": LabelsCase("whole", False, SMALL, "fp32", True, tiny=True),
     "confusion": ConfusionCase(SMALL, 19),
 }
 

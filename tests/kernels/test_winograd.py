@@ -165,7 +165,7 @@ def test_operator_is_registered_in_full(out_dtype):
 X, WEIGHT, BIAS = torch.zeros(1, 8, 5, 5), torch.zeros(6, 8, 3, 3), torch.zeros(6)
 WRONG = {
     "x-3d": ((X[0], WEIGHT, BIAS), {}, "x must be [B, C, H, W], only B may be 0, got [8, 5, 5]"),
-    "x-empty": ((X[:, :, :0], WEIGHT, BIAS), {}, "only B may be 0, got [2, 8, 0, 5]"),
+    "x-empty": ((X[:, :, :0], WEIGHT, BIAS), {}, "only B may be 0, got [1, 8, 0, 5]"),
     "weight": ((X, WEIGHT[:, :4], BIAS), {}, "must be [O, 8, 3, 3], got [6, 4, 3, 3]"),
     "kernel": ((X, WEIGHT[:, :, :1, :1], BIAS), {}, "must be [O, 8, 3, 3], got [6, 8, 1, 1]"),
     "dtype": ((X, WEIGHT.half(), BIAS), {}, "weight must be torch.float32 like x"),
