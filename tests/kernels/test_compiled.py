@@ -253,7 +253,7 @@ def test_bad_input_ends_before_anything_is_compiled(command, capsys, monkeypatch
     for arguments, message in (
         (["--processes", 0], "--processes: expected at least 1, got 0"),
         (["--write", other / "x.csv"], f"{other}: expected a folder that can be written (File"),
-        (["--write", tmp_path], f"{tmp_path}: cannot be read as a table: [Errno 21] Is a dir"),
+        (["--write", tmp_path], f"{tmp_path}: expected a file to write, this is a folder"),
         (["--write", other], f"{other}: expected a table with the columns {columns}"),
     ):
         assert command(*arguments, rows=[row()]) == 2
