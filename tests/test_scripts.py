@@ -28,7 +28,7 @@ RUNS = {
     "emanet_triton.bench em": "--tiny --rounds 1 --providers torch --csv {new}/em.csv",
     "emanet_triton.bench model": "--tiny --rounds 1 --providers plain-fp32",
     "emanet_triton.bench compare": "{results}/em_cpu.csv {results}/em_cpu.csv",
-    "emanet_triton.bench report": "--check --results {results} --readme {root}/README.md",
+    "emanet_triton.bench report": "--check --results {results} --page {root}/docs/benchmarks.md",
     "emanet_triton.bench gpu-check": "--out {new}/gpu-check",
     "emanet_triton.bench.gpu_check.versions": "--out {new}",
     "emanet_triton.bench.gpu_check.warm": "--rehearse --tiny --processes 1 --out {new}",

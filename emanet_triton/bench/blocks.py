@@ -1,4 +1,4 @@
-"""The blocks of figures in README, in Markdown, from measured rows."""
+"""The blocks of figures in docs/benchmarks.md, in Markdown, from measured rows."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ class Results:
     """What lies in a folder of results.
 
     Attributes:
-        folder: as README's links name it.
+        folder: as the page's links name it.
         files: name of each file → its rows.
         compiled: the rows of ``compiled.csv``, as ``kernels.compiled`` writes them.
     """

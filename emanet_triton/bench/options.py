@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         prog="python -m emanet_triton.bench",
         description="Time EMANet and its parts against their peers. Without arguments: a short "
         "selection for the device found.",
-        epilog="also: report [--check], which rebuilds README's tables from results; "
+        epilog="also: report [--check], which rebuilds docs/benchmarks.md from results; "
         "compare A.csv B.csv, which says what got faster or slower; gpu-check --stage "
         "run|profile|rows, which does all that needs a GPU",
     )

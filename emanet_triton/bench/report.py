@@ -1,4 +1,4 @@
-"""``report``: README's blocks of figures and the charts, from the files of results.
+"""``report``: the blocks of figures in docs/benchmarks.md and the charts, from files of results.
 
 A block stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; NAME is one of ``BLOCKS``.
 """
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """Rebuild the blocks and the charts, or with ``--check`` say what is out of date.
 
     Returns:
-        0; with ``--check`` 1 where README or a chart disagrees with the results.
+        0; with ``--check`` 1 where the page or a chart disagrees with the results.
 
     Raises:
         InputError: bad arguments, or files that are not as they should be.
@@ -36,18 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m emanet_triton.bench report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, say what disagrees")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
     options = parser.parse_args(arguments)
-    before = read_text(options.readme)
-    results = read_results(options.results, options.readme)
-    after = rebuilt(options.readme, before, results)
+    before = read_text(options.page)
+    results = read_results(options.results, options.page)
+    after = rebuilt(options.page, before, results)
     if options.check:
-        stale = [*_stale_blocks(options.readme, before, after)]
+        stale = [*_stale_blocks(options.page, before, after)]
         stale += _stale_charts(options.results, results)
-        say("\n".join(stale or ["README and charts agree with the results"]))
+        say("\n".join(stale or ["the page and the charts agree with the results"]))
         return 1 if stale else 0
     if after != before:
-        _write(options.readme, after)
+        _write(options.page, after)
     for path in _superfluous(options.results, results):
         path.unlink()
     if has_matplotlib():
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read_results(folder: Path, readme: Path) -> Results:
+def read_results(folder: Path, page: Path) -> Results:
     """Every CSV file of a folder, in the order of their names.
 
     Raises:
@@ -65,14 +65,14 @@ def read_results(folder: Path, readme: Path) -> Results:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of results, there is none")
-    link = Path(os.path.relpath(folder.resolve(), readme.resolve().parent)).as_posix()
+    link = Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
     paths = [path for path in sorted(folder.glob("*.csv")) if path.name != COMPILED]
     files = {path.name: _read_measured(path) for path in paths}
     return Results(link, files, _read_compiled(folder / COMPILED))
 
 
-def rebuilt(readme: Path, text: str, results: Results) -> str:
-    """README's text with every block made anew.
+def rebuilt(page: Path, text: str, results: Results) -> str:
+    """The page's text with every block made anew.
 
     Raises:
         InputError: a block of another name, one without an end, or none at all.
@@ -83,14 +83,14 @@ def rebuilt(readme: Path, text: str, results: Results) -> str:
         line = text.count("\n", 0, begin.start()) + 1
         if begin[1] not in BLOCKS:
             raise InputError(
-                f"{readme}, line {line}: no block '{begin[1]}'; expected {', '.join(BLOCKS)}"
+                f"{page}, line {line}: no block '{begin[1]}'; expected {', '.join(BLOCKS)}"
             )
         if end < 0 or BEGIN.search(text, begin.end(), end):
-            raise InputError(f"{readme}, line {line}: expected {END} after block '{begin[1]}'")
+            raise InputError(f"{page}, line {line}: expected {END} after block '{begin[1]}'")
         parts += [text[position : begin.end()], f"\n{BLOCKS[begin[1]](results)}\n\n"]
         position = end
     if not parts:
-        raise InputError(f"{readme}: expected blocks <!-- bench:NAME -->, there are none")
+        raise InputError(f"{page}: expected blocks <!-- bench:NAME -->, there are none")
     return "".join([*parts, text[position:]])
 
 
@@ -117,11 +117,11 @@ def _read_compiled(path: Path) -> list[dict[str, str]]:
     return [row for _, row in found]
 
 
-def _stale_blocks(readme: Path, before: str, after: str) -> Iterator[str]:
+def _stale_blocks(page: Path, before: str, after: str) -> Iterator[str]:
     old, new = (_contents(text) for text in (before, after))
     for name, content in new:
         if (name, content) not in old:
-            yield f"{readme}: block '{name}' disagrees with the results"
+            yield f"{page}: block '{name}' disagrees with the results"
 
 
 def _contents(text: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""``report``: from rows to README and charts and back; what disagrees is found."""
+"""``report``: from rows to the page and charts and back; what disagrees is found."""
 
 import csv
 import re
@@ -54,23 +54,23 @@ COMPILED = [
 ]
 
 
-def test_this_repositorys_readme_agrees_with_its_results(monkeypatch, capsys):
+def test_this_repositorys_page_agrees_with_its_results(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.delitem(ZOO, "tiny", raising=False)  # other tests add it
     assert main(["report", "--check"]) == 0, capsys.readouterr().out
 
 
 class Folder:
-    """A README with every block, and results."""
+    """A page with every block, and results."""
 
     def __init__(self, root: Path) -> None:
-        self.readme, self.results = root / "README.md", root / "results"
+        self.page, self.results = root / "page.md", root / "results"
         self.results.mkdir()
         text = "".join(f"{n}\n<!-- bench:{n} -->\n<!-- /bench -->\n" for n in blocks.BLOCKS)
-        self.readme.write_text(f"Before.\n{text}After.\n")
+        self.page.write_text(f"Before.\n{text}After.\n")
 
     def report(self, *arguments: str) -> int:
-        paths = ["--results", str(self.results), "--readme", str(self.readme)]
+        paths = ["--results", str(self.results), "--page", str(self.page)]
         return main(["report", *arguments, *paths])
 
     def measured(self) -> "Folder":
@@ -91,7 +91,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def block(folder, name):
-    text = folder.readme.read_text()
+    text = folder.page.read_text()
     return re.search(rf"<!-- bench:{name} -->\n(.*?)<!-- /bench -->", text, re.S)[1]
 
 
@@ -103,11 +103,11 @@ def line(text, *words):
 
 def test_round_trip(folder, capsys):
     folder.measured()
-    before = folder.readme.read_text(), sorted(p.read_bytes() for p in folder.results.iterdir())
+    before = folder.page.read_text(), sorted(p.read_bytes() for p in folder.results.iterdir())
     assert folder.report("--check") == 0
     assert folder.report() == 0
     assert before == (
-        folder.readme.read_text(),
+        folder.page.read_text(),
         sorted(p.read_bytes() for p in folder.results.iterdir()),
     )
     assert before[0].startswith("Before.\nem\n<!-- bench:em -->\n")
@@ -182,19 +182,19 @@ def test_what_is_not_measured_says_so(folder):
 
 def test_tampering_is_found(folder, capsys):
     folder.measured()
-    text = folder.readme.read_text()
-    folder.readme.write_text(text.replace("2,333", "2,334"))
+    text = folder.page.read_text()
+    folder.page.write_text(text.replace("2,333", "2,334"))
     svg = folder.results / "scale_cpu2.svg"
     svg.write_text(re.sub("figures-.{8}", "figures-00000000", svg.read_text()))
     (folder.results / "roofline_cpu2.svg").unlink()
     assert folder.report("--check") == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder.readme}: block 'em' disagrees with the results",
+        f"{folder.page}: block 'em' disagrees with the results",
         f"{folder.results}/roofline_cpu2.svg: is missing",
         f"{svg}: was drawn from other figures",
     ]
     assert folder.report() == 0
-    assert folder.readme.read_text() == text
+    assert folder.page.read_text() == text
     assert folder.report("--check") == 0
 
 
@@ -252,20 +252,20 @@ def test_a_ratio_chart_is_of_the_cases_that_take_the_longest(monkeypatch):
         ("", "expected blocks <!-- bench:NAME -->, there are none"),
     ],
 )
-def test_bad_readmes(folder, capsys, text, message):
-    folder.readme.write_text("# Title\n" + text)
+def test_bad_pages(folder, capsys, text, message):
+    folder.page.write_text("# Title\n" + text)
     assert folder.report() == 2
     assert message in capsys.readouterr().err
 
 
 def test_rows_of_a_rehearsal_are_refused(folder, capsys):
     write_csv(folder.results / "em_gpu.csv", [replace(gpu_rows()[0], device=REHEARSAL)])
-    before = folder.readme.read_text()
+    before = folder.page.read_text()
     assert folder.report() == 2
     path = folder.results / "em_gpu.csv"
     message = f"error: {path}: expected measured rows, these are of a rehearsal\n"
     assert capsys.readouterr().err == message
-    assert folder.readme.read_text() == before
+    assert folder.page.read_text() == before
 
 
 def test_a_compilation_without_a_number(folder, capsys):
@@ -309,6 +309,6 @@ def test_bad_results_and_arguments(folder, capsys):
     assert "compiled.csv, line 1: missing columns: kernel, " in capsys.readouterr().err
     assert main(["report", "--results", str(folder.results / "none")]) == 2
     assert folder.report("--what") == 2
-    folder.readme.unlink()
+    folder.page.unlink()
     assert folder.report() == 2
     assert capsys.readouterr().err.count("error: ") == 3

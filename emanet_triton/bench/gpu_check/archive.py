@@ -80,7 +80,7 @@ class Archive:
 
 
 def _content(path: Path, folder: Path) -> tuple[str, bytes]:
-    """Name and bytes of a member; a large text is compressed, unless it is rows for the README."""
+    """Name and bytes of a member; a large text is compressed, unless it holds rows."""
     name, content = path.relative_to(folder).as_posix(), path.read_bytes()
     if len(content) > LARGE and path.suffix in TEXTS and not name.endswith(RESULTS):
         return f"{name}.gz", gzip.compress(content, mtime=0)
