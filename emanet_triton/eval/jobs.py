@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.cityscapes import Sample, find_samples
 from emanet_triton.eval.inference import HALF, Predictor
@@ -17,7 +18,6 @@ from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
 from emanet_triton.files import require_writable
-from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol

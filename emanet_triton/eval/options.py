@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from emanet_triton.command import Parser
-from emanet_triton.kernels.cores import usable_cores
+from emanet_triton.cores import usable_cores
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import list_models
 

@@ -29,11 +29,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from emanet_triton.command import Parser, answer, complain, run
+from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import is_stream, require_writable, write_whole
 from emanet_triton.kernels.compiled_code import Figures, figures
 from emanet_triton.kernels.compiled_launches import Group, Launch, groups
-from emanet_triton.kernels.cores import usable_cores
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -12,9 +12,9 @@ import torch
 
 from emanet_triton.bench.options import count
 from emanet_triton.command import Parser, answer, run
+from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
-from emanet_triton.kernels.cores import usable_cores
 from emanet_triton.kernels.tiles import ARCHS
 
 DEVICE = "cuda"  # where the steps measure

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from emanet_triton.kernels import cores
-from emanet_triton.kernels.cores import usable_cores
+from emanet_triton import cores
+from emanet_triton.cores import usable_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 31 0:30 {} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
