@@ -43,23 +43,26 @@ def _quotas() -> Iterator[float]:
 def _cgroups() -> Iterator[Path]:
     """The folders of this process's cgroups and of those around them, of both versions."""
     try:
-        own = (ROOT / "proc/self/cgroup").read_text().splitlines()
-        mounts = (ROOT / "proc/self/mountinfo").read_text().splitlines()
+        own = _lines(ROOT / "proc/self/cgroup")
+        mounts = _lines(ROOT / "proc/self/mountinfo")
     except OSError:  # no Linux
         return
     for line in mounts:
-        fields, _, end = line.partition(" - ")
-        kind, _, options = end.split()[:3]
-        root, mounted = fields.split()[3:5]
+        fields, is_cgroup, end = line.partition(" - cgroup")
+        if not is_cgroup:
+            continue
+        version, _, options = end.split(" ")[:3]  # the source between them may be empty
+        root, mounted = fields.split(" ")[3:5]
         for membership in own:
             number, controllers, path = membership.split(":", 2)
-            version_2 = kind == "cgroup2" and number == "0"
-            if version_2 or (kind == "cgroup" and "cpu" in _common(options, controllers)):
+            of_both = set(options.split(",")) & set(controllers.split(","))
+            if (version == "2" and number == "0") or (version == "" and "cpu" in of_both):
                 yield from _upwards(ROOT / mounted.lstrip("/"), _inside(path, root))
 
 
-def _common(options: str, controllers: str) -> set[str]:
-    return set(options.split(",")) & set(controllers.split(","))
+def _lines(file: Path) -> list[str]:
+    """Lines of a file of the kernel's, whose paths may hold bytes that are not UTF-8."""
+    return file.read_text(errors="surrogateescape").split("\n")[:-1]
 
 
 def _inside(path: str, root: str) -> PurePosixPath:

@@ -10,6 +10,9 @@ from emanet_triton.cores import usable_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 31 0:30 {} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+NO_SOURCE = "40 23 0:40 / /mnt rw - tmpfs  rw,size=64k"
+NO_CGROUP_SOURCE = "41 23 0:26 / /sys/fs/cgroup rw - cgroup2  rw"
+NOT_UTF_8 = "42 23 0:41 / /mnt/caf\udce9\u2028x rw - ext4 /dev/sda1 rw"
 V1_MEMORY = "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
 CPU_V1 = "sys/fs/cgroup/cpu,cpuacct/"
 
@@ -52,6 +55,18 @@ CASES = {  # this process's cgroups, mounts, files, cores of sixteen
     "another_controller": ("3:memory:/", V1_MEMORY, {}, 16),
     "damaged": ("0::/", V2, {"sys/fs/cgroup/cpu.max": "many"}, 16),
     "no_files": ("0::/", V2, {}, 16),
+    "a_mount_without_a_source": (
+        "0::/",
+        f"{NO_SOURCE}\n{NO_CGROUP_SOURCE}",
+        {"sys/fs/cgroup/cpu.max": "300000 100000"},
+        3,
+    ),
+    "a_mount_that_is_not_utf_8": (
+        "0::/",
+        f"{NOT_UTF_8}\n{V2}",
+        {"sys/fs/cgroup/cpu.max": "300000 100000"},
+        3,
+    ),
 }
 
 
@@ -68,7 +83,7 @@ def test_quota(sixteen_cores, own, mounts, files, wanted):
     for name, text in files.items():
         path = sixteen_cores / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
+        path.write_text(f"{text}\n", errors="surrogateescape")
     assert usable_cores() == wanted
 
 
