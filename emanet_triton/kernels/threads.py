@@ -1,9 +1,9 @@
 """Many pieces of work of small operations, shared among threads of the CPU piece by piece.
 
 PyTorch would share each operation among the threads, which would mostly wait for one another; here
-they meet once, at the end. In each of them PyTorch's own operations use one thread, so that the
-bits of a piece depend neither on their number nor on the thread that takes it. A process that
-was forked from one in which such threads ran computes with one thread, also by PyTorch.
+they meet once, at the end. Inside these threads every PyTorch operation uses one thread. So the
+bits of a piece are the same for any number of threads, and for any thread that takes it. A process
+forked after such threads ran uses one thread, also in PyTorch: OpenMP would hang with more.
 """
 
 import atexit
@@ -16,9 +16,8 @@ from queue import SimpleQueue
 
 import torch
 
-SECONDS = 0.1  # after which a signal is seen that came just before the calling thread slept
-SECONDS_TO_END = 5  # for what a thread is at when the process ends
-_POOLS: dict[int, "_Pool"] = {}  # by process: after a fork no thread of the parent is there
+SECONDS = 0.1  # longest delay of a signal that arrives just before the calling thread sleeps
+SECONDS_TO_END = 5  # how long a process that ends waits for each thread
 
 
 def num_threads(device: torch.device) -> int:
@@ -40,8 +39,9 @@ def for_each(
         device: of the tensors. On anything but a CPU the calling thread runs all items.
 
     Raises:
-        BaseException: the first that an item raised, or that a signal raised in the calling thread.
-            Items that had not begun are dropped, those that had begun have ended.
+        BaseException: the first that an item raised. What a signal raises in the calling thread,
+            such as KeyboardInterrupt, goes before it. Items that had not begun are dropped, those
+            that had begun have ended.
     """
     if not items:
         return
@@ -49,7 +49,7 @@ def for_each(
     job = _Job(make_run, items)
     if num_threads(device) == 1 or isinstance(threading.current_thread(), _Worker):
         job.work()
-    elif pool := _POOLS.setdefault(os.getpid(), _Pool()).grown(threads):
+    elif pool := _POOL.grown(threads):
         job.wait_for(pool, threads)
     else:
         with _one_thread():
@@ -81,18 +81,20 @@ class _Job:
             self._end_if_done()
 
     def wait_for(self, pool: "_Pool", threads: int) -> None:
-        """Let so many threads of a pool do the work."""
+        """Give the job to the pool's threads and wait until it has ended."""
         try:
             for _ in range(threads):
                 pool.jobs.put(self)
-            while not self._ended.wait(SECONDS):
-                pass
         except BaseException as error:  # such as KeyboardInterrupt
             self._drop(error)
-            self._ended.wait()
+        while not self._ended.is_set():
+            try:
+                self._ended.wait(SECONDS)
+            except BaseException as error:
+                self._drop(error)
 
     def raise_error(self) -> None:
-        """Raise the first error, if there is one, and keep none of the tensors that it holds."""
+        """Raise the error, if there is one, and keep none of the tensors that it holds."""
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -114,7 +116,8 @@ class _Job:
     def _drop(self, error: BaseException) -> None:
         """Begin no further item."""
         with self._lock:
-            self._error = self._error or error
+            if self._error is None or not isinstance(error, Exception):
+                self._error = error
             self._left.clear()
             self._end_if_done()
 
@@ -129,23 +132,23 @@ class _Pool:
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()  # None ends a thread
-        self._workers: list[_Worker] = []
+        self.workers: list[_Worker] = []
         self._growing = threading.Lock()
 
     def grown(self, threads: int) -> "_Pool | None":
         """This pool with so many threads, or with as many as can start; None if none can."""
         with self._growing:
-            self._workers = [worker for worker in self._workers if worker.is_alive()]
-            if len(self._workers) < threads:
+            self.workers = [worker for worker in self.workers if worker.is_alive()]
+            if len(self.workers) < threads:
                 with _same_threads():
-                    self._start(threads - len(self._workers))
-            return self if self._workers else None
+                    self._start(threads - len(self.workers))
+            return self if self.workers else None
 
     def close(self) -> None:
         """End the threads: while Python ends, one that comes back from PyTorch would abort it."""
-        for _ in self._workers:
+        for _ in self.workers:
             self.jobs.put(None)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.join(SECONDS_TO_END)
 
     def _start(self, count: int) -> None:
@@ -155,7 +158,7 @@ class _Pool:
                 worker = _Worker(self.jobs)
                 worker.start()
                 worker.ready.wait()
-                self._workers += [worker] if worker.serves else []
+                self.workers += [worker] if worker.serves else []
 
 
 class _Worker(threading.Thread):
@@ -178,20 +181,26 @@ class _Worker(threading.Thread):
             del job
 
 
+_POOL = _Pool()
+
+
 @atexit.register
 def _close() -> None:
-    if pool := _POOLS.pop(os.getpid(), None):
-        pool.close()
+    global _POOL
+    pool, _POOL = _POOL, _Pool()
+    pool.close()
 
 
-def _use_one_thread_after_fork() -> None:
-    """Where the parent shared work: OpenMP would wait in the child for the parent's threads."""
-    if _POOLS:
+def _begin_anew_after_fork() -> None:
+    """The pool's threads are not there, and OpenMP would wait for the parent's."""
+    global _POOL
+    if _POOL.workers:
         torch.set_num_threads(1)
+    _POOL = _Pool()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_use_one_thread_after_fork)
+    os.register_at_fork(after_in_child=_begin_anew_after_fork)
 
 
 @contextlib.contextmanager

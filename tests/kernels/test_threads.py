@@ -24,7 +24,7 @@ SECONDS = 120  # after which something hangs, also on a busy machine
 @pytest.fixture
 def own_pool(three_threads, monkeypatch):
     """No thread has started yet."""
-    monkeypatch.setattr(threads, "_POOLS", {})
+    monkeypatch.setattr(threads, "_POOL", threads._Pool())
 
 
 def test_every_item_runs_once_and_every_thread_has_its_own(three_threads):
@@ -194,6 +194,39 @@ def test_an_interruption_drops_what_has_not_begun(three_threads):
         for_each(lambda: run, range(100), CPU)
     assert len(begun) <= 6
     assert sorted(ended) == sorted(begun)
+
+
+def test_a_second_interruption_does_not_leave_the_threads_at_work(three_threads):
+    begun, ended = [], []
+
+    def run(item):
+        begun.append(item)
+        if item == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.6)
+        ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(lambda: run, range(100), CPU)
+    assert len(begun) <= 3
+    assert sorted(ended) == sorted(begun)
+
+
+def test_an_interruption_goes_before_an_item_s_error(three_threads):
+    both_begun = threading.Barrier(2, timeout=SECONDS)
+
+    def run(item):
+        both_begun.wait()
+        if item == 0:
+            raise MemoryError
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(lambda: run, range(2), CPU)
 
 
 ENDINGS = {
