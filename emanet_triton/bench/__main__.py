@@ -20,8 +20,9 @@ from emanet_triton.bench.rows import Row, write_csv, write_json
 from emanet_triton.bench.run import Elsewhere, Here
 from emanet_triton.bench.suites import SUITES, SUMMARIES
 from emanet_triton.command import answer, run, say
+from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, printable
-from emanet_triton.files import is_stream, require_writable
+from emanet_triton.files import is_stream, require_folder, require_writable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,9 +74,9 @@ def _run(options: Namespace) -> int:
     ]
     _check_selected(cases, selection, names)
     _check_outputs(options)  # it would show only after the first case
-    if selection.threads:
-        torch.set_num_threads(selection.threads)
-    with contextlib.closing(_place(selection, method, options)) as place:
+    torch.set_num_threads(selection.threads)
+    place = _place(selection, method, options)
+    with contextlib.closing(place), beside(options.neighbour):
         rows = _measure_all(cases, place, options)
     if options.plot:
         plots.write_plots(rows, options.plot)
@@ -100,7 +101,7 @@ def _selection(options: Namespace) -> Selection:
         dtypes=tuple(options.dtypes),
         networks=tuple(options.networks),
         providers=tuple(options.providers),
-        threads=options.threads,
+        threads=options.threads or min(torch.get_num_threads(), usable_cores()),
     )
 
 
@@ -108,14 +109,17 @@ def _check_outputs(options: Namespace) -> None:
     """Raises InputError where a file cannot be written, or a chart not be drawn."""
     if options.csv and options.json and options.csv.resolve() == options.json.resolve():
         raise InputError(f"--csv {options.csv}: is the file of --json, too; expected another one")
-    places = {"--csv": options.csv, "--json": options.json}
     if options.plot:
         plots.require_matplotlib()
-        places["--plot"] = options.plot / "x"
-    for option, path in places.items():
+    places = (
+        ("--csv", options.csv, require_writable),
+        ("--json", options.json, require_writable),
+        ("--plot", options.plot, require_folder),
+    )
+    for option, path, require in places:
         try:
             if path:
-                require_writable(path)
+                require(path)
         except InputError as error:
             raise InputError(f"{option} {error}") from None
 
@@ -146,10 +150,7 @@ def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace)
         _write(options, rows.values())
 
     try:
-        with (
-            beside(options.neighbour),
-            tqdm(total=len(cases), file=sys.stderr, unit="case") as progress,
-        ):
+        with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
             while cases:
                 case = cases.pop(0)  # with it go its inputs
                 progress.set_description(f"{case.suite}: {case.name}")

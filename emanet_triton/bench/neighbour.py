@@ -14,7 +14,10 @@ PROGRAMS = {
 
 
 def label(kind: str) -> str:
-    """What the device's name of a row says besides, so that no quiet row is held against it."""
+    """Words added to the device's name in each row.
+
+    So ``compare`` never pairs it with a row of a quiet machine.
+    """
     return f"one busy neighbour ({kind})"
 
 

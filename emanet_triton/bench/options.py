@@ -12,6 +12,7 @@ from emanet_triton.command import Parser
 from emanet_triton.errors import InputError
 
 NETWORKS = ("r50", "r101")
+THREADS = "on the CPU; default: PyTorch's number, at most the cores that this process may use"
 Size = tuple[int, int]  # (height, width) of an image in pixels
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     what = parser.add_argument_group("what to measure")
     what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    what.add_argument("--threads", type=count, default=0, metavar="N", help="on the CPU")
+    what.add_argument("--threads", type=count, default=0, metavar="N", help=THREADS)
     what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[])
     what.add_argument(
         "--sizes", nargs="+", type=_size, default=[], metavar="HxW", help="of images, in pixels"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+import torch
 
 from emanet_triton import bench
 from emanet_triton.bench import __main__ as command
@@ -55,6 +56,10 @@ def fake_suite(monkeypatch):
             ["em", "--tiny", "--json", "out", "--csv", "./out"],
             "error: --csv out: is the file of --json, too; expected another one",
         ),
+        (
+            ["em", "--tiny", "--plot", "/proc/none"],
+            "error: --plot /proc/none: expected a folder that can be written (No such file",
+        ),
         (["em", "--what"], "error: unrecognized arguments: --what"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -64,6 +69,19 @@ def test_bad_arguments_end_with_one_line(capsys, arguments, message):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_no_more_threads_than_cores_unless_asked_for(fake_suite, tmp_path, monkeypatch):
+    path, before = tmp_path / "rows.csv", torch.get_num_threads()
+    monkeypatch.setattr(command, "usable_cores", lambda: 2)
+    torch.set_num_threads(3)
+    try:
+        for given, wanted in (([], 2), (["--threads", "3"], 3)):
+            command.main(["em", "--tiny", "--csv", str(path), *given])
+            assert {row.threads for row in read_rows(path)} == {wanted}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, capsys):

@@ -40,7 +40,7 @@ def test_a_step_whose_folder_cannot_be_made(folder, message):
         versions.main(["--out", folder])
 
 
-def test_the_cores_of_a_container_count(monkeypatch):
+def test_processes_default_to_the_usable_cores(monkeypatch):
     monkeypatch.setattr(own, "usable_cores", lambda: 3)
     made = own.Parser()
     own.add_processes(made)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emanet_triton.bench import neighbour
+from emanet_triton.bench import neighbour, run
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.rows import read_rows
 
@@ -16,7 +16,7 @@ SECONDS = 30  # after which something hangs
 
 def children():
     """Processes that this one started and that run."""
-    return set(Path("/proc/self/task/").glob("*/children")) and {
+    return {
         int(child)
         for file in Path("/proc/self/task/").glob("*/children")
         for child in file.read_text().split()
@@ -58,6 +58,19 @@ with neighbour.beside("spin"):
     while process.exists() and process.joinpath("stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_machine_is_measured_beside_it(monkeypatch):
+    before, beside, measure = children(), [], run.measure_machine
+
+    def counted(*arguments):
+        beside.append(len(children() - before))
+        return measure(*arguments)
+
+    monkeypatch.setattr(run, "measure_machine", counted)
+    arguments = ["em", "--tiny", "--rounds", "3", "--seconds", "0.1", "--neighbour", "spin"]
+    assert main(arguments) == 0
+    assert beside == [1]
 
 
 def test_its_rows_say_so(tmp_path):
