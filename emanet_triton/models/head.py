@@ -125,7 +125,6 @@ class EMAHead(nn.Module):
         num_stages: EM iterations.
         channels: of the 3x3 convolutions after the attention.
         num_classes: of the logits.
-        backend: of the EM attention, as in ``EMAttention``.
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
@@ -142,13 +141,12 @@ class EMAHead(nn.Module):
         num_stages: int = 3,
         channels: int = 256,
         num_classes: int = 19,
-        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.fixed_reconstruction: Tensor | None = None
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         self.dropout = nn.Dropout2d(0.1)
-        self.ema_module = EMAttention(ema_channels, num_bases, num_stages, backend=backend)
+        self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
         # From (0, inf) to (-inf, inf); frozen, since no gradient reaches it through the EM steps.
         self.ema_mid_conv = ConvModule(ema_channels, ema_channels, 1, norm=False, act=False)

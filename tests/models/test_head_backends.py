@@ -45,7 +45,8 @@ def small_head(backend: str) -> EMAHead:
     torch.manual_seed(0)
     case = common_case()
     sizes = {"ema_channels": case.channels, "num_bases": case.bases, "channels": 8}
-    head = EMAHead(24, **sizes, num_classes=4, backend=backend)
+    head = EMAHead(24, **sizes, num_classes=4)
+    head.ema_module.backend = backend
     for module in head.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
