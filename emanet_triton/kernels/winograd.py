@@ -298,10 +298,7 @@ def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=device)
     mapping = getattr(_OF_THREAD, "memory", None)
     if mapping is None or len(mapping) < size:
-        try:
-            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise MemoryError(f"no mapping of {size} bytes: {error.strerror}") from error
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without large pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
     _OF_THREAD.memory = mapping if keep else None

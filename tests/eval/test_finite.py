@@ -1,5 +1,7 @@
 """A network that is not finite is named before its labels are believed."""
 
+import errno
+
 import pytest
 import torch
 from test_inference import random_image, tiny_model
@@ -67,9 +69,17 @@ def test_an_overflow_in_fp16_has_a_hint():
         check_network(predictor(False, "fp16", damage), IMAGE)
 
 
-def test_without_memory_nothing_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["cuda", "mapping"],
+)
+def test_without_memory_nothing_is_said(monkeypatch, error):
     def no_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     checked = predictor(True)
     monkeypatch.setattr(checked, "first_logits", no_memory)

@@ -1,4 +1,5 @@
 import errno
+import os
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ from golden_data import relative_error
 from torch.nn import functional as F
 
 from emanet_triton.kernels import winograd
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.kernels.winograd import pack_weight, winograd_conv
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -182,12 +184,15 @@ def test_wrong_arguments(arguments, options, message):
     assert message in str(raised.value)
 
 
-def test_a_mapping_that_fails_is_out_of_memory(monkeypatch):
+@pytest.mark.parametrize(("number", "lacks_memory"), [(errno.ENOMEM, True), (errno.EPERM, False)])
+def test_a_mapping_that_fails(monkeypatch, number, lacks_memory):
     def fail(*_, **__):
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(winograd, "_OF_THREAD", threading.local())
     monkeypatch.setattr(winograd.mmap, "mmap", fail)
     x, weight, bias = torch.zeros(1, 8, 64, 64), torch.zeros(8, 8, 3, 3), torch.zeros(8)
-    with pytest.raises(MemoryError, match=r"^no mapping of \d+ bytes: Cannot allocate memory$"):
+    with pytest.raises(OSError) as raised:
         winograd_conv(x, weight, bias)
+    assert raised.value.errno == number
+    assert is_out_of_memory(raised.value) == lacks_memory
