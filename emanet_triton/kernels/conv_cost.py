@@ -54,16 +54,3 @@ class ConvShape:
             + 4 * self.outputs
             + self.pixels * self.outputs * per_output
         )
-
-
-def bottleneck_flops(shape: tuple[int, int, int, int], planes: int) -> int:
-    """FLOPs of a fused bottleneck on [B, C, H, W] with C outputs; its first 1x1 is done thrice."""
-    batch, channels, height, width = shape
-    return 2 * batch * height * width * planes * (3 * channels + 9 * planes + channels)
-
-
-def bottleneck_bytes(shape: tuple[int, int, int, int], planes: int, itemsize: int) -> int:
-    """Bytes that it moves, its identity being its input, if every tensor moves once."""
-    batch, channels, height, width = shape
-    weights = planes * (2 * channels + 9 * planes)
-    return itemsize * (2 * batch * channels * height * width + weights)
