@@ -31,8 +31,8 @@ class Cache:
     """Findings of one environment, in a file of JSON lines that other environments share.
 
     Processes and threads may share it: a finding is one line, appended by one write, and of two
-    lines with one key the later counts. A file that cannot be read or written is warned about and
-    done without, and so are damaged lines.
+    lines with one key the later counts. If the file cannot be read or written, a warning says so
+    and the work goes on without it. Damaged lines are skipped with a warning.
 
     Args:
         name: of the file in ``cache_folder()``. A line is an object of three strings,
@@ -77,7 +77,10 @@ class Cache:
         lines = [line for line in content.split(b"\n") if line]
         found = [finding for line in lines if (finding := _parse(line))]
         if damaged := len(lines) - len(found):
-            self._warn(f"{damaged} of {len(lines)} lines are damaged, and ignored")
+            self._warn(
+                f"{damaged} of {len(lines)} lines are damaged and ignored; "
+                "delete the file to end this warning"
+            )
         return {f.key: f.finding for f in found if f.environment == self._environment}
 
     def _warn(self, problem: str) -> None:

@@ -79,7 +79,8 @@ def test_a_damaged_line_is_ignored_and_the_others_count(path, damaged):
     path.parent.mkdir()
     content = damaged if isinstance(damaged, bytes) else damaged.encode()
     path.write_bytes(content + b"\n" + line("here", "b", "triton").encode())
-    with pytest.warns(UserWarning, match=rf"^{path}: 1 of 2 lines are damaged, and ignored$"):
+    problem = "1 of 2 lines are damaged and ignored; delete the file to end this warning"
+    with pytest.warns(UserWarning, match=rf"^{path}: {problem}$"):
         kept = Cache("cache.jsonl", "here")
     assert (kept.get("a"), kept.get("b")) == (None, "triton")
 
