@@ -129,12 +129,9 @@ def _full_size_labels(logits: Tensor, size: Size) -> Tensor:
         full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return full.softmax(1).argmax(1).to(torch.uint8)
     except Exception as error:
-        raise _absent(error) from None
-
-
-def _absent(error: Exception) -> Exception:
-    """``Absent`` for lack of memory, any other error as it is."""
-    return Absent("out of memory") if is_out_of_memory(error) else error
+        if not is_out_of_memory(error):
+            raise
+        raise Absent("out of memory") from None
 
 
 def _ours_post(logits: Tensor, size: Size) -> Call:
@@ -221,7 +218,9 @@ def _mmseg_network_call(selection: Selection, model: EMANet, image: Tensor, size
         try:
             logits = mmseg_network(model, image)
         except Exception as error:
-            raise _absent(error) from None
+            if not is_out_of_memory(error):
+                raise
+            raise Absent("out of memory") from None
         return logits, _full_size_labels(logits, size)
 
     return without_gradients(run)
