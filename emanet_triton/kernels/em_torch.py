@@ -7,8 +7,8 @@ step's bases are W1 S + b1 r. r is 1, but 0 for a dead base, one that no positio
 such a base would become b1. Two products with W1 a step take the place of the Gram matrix W1'W1,
 which would square the condition number and have to be kept beside the weights.
 
-On a CPU threads share the positions, and between two passes over them the bases: few meetings, and
-long ways between them, so that a thread which another process slows holds up the others little.
+On a CPU threads share the positions, and between two passes over them the bases. Threads wait for
+one another only between passes, so one slow thread delays the others little.
 Shares and the order in which their sums are added depend on the shape alone, and so do all bits.
 """
 
@@ -24,7 +24,7 @@ EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
 POSITIONS = 512  # of a piece on a CPU: at 512 channels 1 MB
 WIDE = 8192  # positions of a piece elsewhere
 SHARES = 64  # of the positions, at most
-BASES = 16  # of a share of the bases on a CPU
+BASES = 16  # bases in one item of work on a CPU
 
 
 @torch.no_grad()
@@ -98,23 +98,25 @@ class _Steps:
     """
 
     def __init__(self, f: Tensor, bases: Tensor, mid: tuple[Tensor, Tensor] | None = None) -> None:
-        dtype = torch.promote_types(f.dtype, torch.float32)
+        cpu, dtype = f.device.type == "cpu", torch.promote_types(f.dtype, torch.float32)
         self.bases = bases.T.to(dtype, copy=True, memory_format=torch.contiguous_format)  # [K, C]
         self._f, self._mid = f, mid
         self._weight = self.bases if mid is None else torch.empty_like(self.bases)  # nu, [K, C]
         self._bias = None if mid is None else self.bases.new_empty(len(self.bases))  # of the logits
         self._z = self.bases.new_empty(len(f), len(self.bases))  # responsibilities, [N, K]
-        self._sums = self.bases.new_empty(len(self._shares()), *self.bases.shape)
+        self._shares = _shares(*self._z.shape) if cpu else [slice(0, len(f))]
+        self._positions = POSITIONS if cpu else WIDE
+        self._of_bases = _slices(len(self.bases), BASES if cpu else len(self.bases))
+        self._sums = self.bases.new_empty(len(self._shares), *self.bases.shape)
         self._masses = self._sums.new_empty(self._sums.shape[:2])
 
     def run(self, num_stages: int) -> None:
         """The bases after so many E and M steps, and the responsibilities of the last."""
-        cpu, bases = self._f.device.type == "cpu", len(self.bases)
-        of_bases = _slices(bases, BASES if cpu else bases)
-        self._share(lambda: self._fold, of_bases if self._mid else [])
+        if self._mid is not None:
+            self._share(lambda: self._fold, self._of_bases)
         for _ in range(num_stages):
-            self._share(lambda: self._e_step, list(enumerate(self._shares())))
-            self._share(lambda: self._m_step, of_bases)
+            self._share(lambda: self._e_step, list(enumerate(self._shares)))
+            self._share(lambda: self._m_step, self._of_bases)
 
     def reconstruct(self, out: Tensor) -> None:
         """The reconstruction of X, into [N, C]."""
@@ -123,7 +125,7 @@ class _Steps:
             for piece in self._pieces(share):
                 _product(self._z[piece], self.bases, out[piece])
 
-        self._share(lambda: run, self._shares())
+        self._share(lambda: run, self._shares)
 
     def epilogue_(self, weight: Tensor, bias: Tensor) -> None:
         """F becomes relu(F + relu(z mu') weight' + bias) in place."""
@@ -139,7 +141,7 @@ class _Steps:
 
             return run
 
-        self._share(make_run, self._shares())
+        self._share(make_run, self._shares)
 
     def _fold(self, k: slice) -> None:
         """Weight and bias of the logits of some bases."""
@@ -162,7 +164,7 @@ class _Steps:
             mass += z.sum(0)
 
     def _m_step(self, k: slice) -> None:
-        """Some of the bases from the sums of all shares, and what the next E step wants of them."""
+        """New bases k from the sums of all shares, and weight and bias for the next E step."""
         sums, mass = self._sums[0, k], self._masses[0, k]
         for i in range(1, len(self._sums)):
             sums += self._sums[i, k]
@@ -175,22 +177,20 @@ class _Steps:
         self.bases[k] = F.normalize(new, dim=1)
         self._fold(k)
 
-    @property
-    def _positions(self) -> int:
-        return POSITIONS if self._f.device.type == "cpu" else WIDE
-
-    def _shares(self) -> list[slice]:
-        """Of the positions: for threads of a CPU, so few that their sums are small beside F."""
-        if self._f.device.type != "cpu":
-            return [slice(0, len(self._f))]
-        least = max(8 * len(self.bases), -(-len(self._f) // SHARES))
-        return _slices(len(self._f), -(-least // POSITIONS) * POSITIONS)
-
     def _pieces(self, share: slice) -> list[slice]:
         return _slices(share.stop, self._positions, share.start)
 
     def _share(self, make_run: Callable[[], Callable], items: list) -> None:
         for_each(make_run, items, self._f.device)
+
+
+def _shares(positions: int, bases: int) -> list[slice]:
+    """Slices of the positions, one per item of work.
+
+    At least 8 K positions each, so that all partial sums stay small beside F.
+    """
+    least = max(8 * bases, -(-positions // SHARES))
+    return _slices(positions, -(-least // POSITIONS) * POSITIONS)
 
 
 def _slices(stop: int, size: int, start: int = 0) -> list[slice]:

@@ -197,15 +197,23 @@ def test_every_operation_of_a_share_uses_one_thread(three_threads, monkeypatch, 
     assert seen == [1] * 9  # three pieces a step
 
 
-def test_positions_are_cut_into_few_shares():
+@pytest.mark.parametrize(
+    ("bases", "wanted"),
+    [
+        (64, {2048: 4, 8192: 16, 32768: 64, 262144: 64}),
+        (256, {2048: 1, 8192: 4, 32768: 16, 262144: 64}),
+    ],
+    ids=["64", "256"],
+)
+def test_positions_are_cut_into_few_shares(bases, wanted):
     sums = {}
-    for positions in (2048, 8192, 32768, 262144):
-        steps = em_torch._Steps(torch.empty(positions, 4), torch.empty(4, 64))
-        sums[positions] = len(steps._shares())
-    assert sums == {2048: 4, 8192: 16, 32768: 64, 262144: 64}
+    for positions in wanted:
+        steps = em_torch._Steps(torch.empty(positions, 4), torch.empty(4, bases))
+        sums[positions] = len(steps._shares)
+    assert sums == wanted
 
 
 def test_elsewhere_the_calling_thread_takes_all_positions_at_once():
     steps = em_torch._Steps(*(torch.empty(shape, device="meta") for shape in [(9000, 4), (4, 64)]))
-    assert steps._shares() == [slice(0, 9000)]
+    assert steps._shares == [slice(0, 9000)]
     assert steps._pieces(slice(0, 9000)) == [slice(0, 8192), slice(8192, 9000)]
