@@ -6,8 +6,8 @@ import re
 import torch
 
 # PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen; the last line is of the
-# C library, of C++ and of oneDNN, which does not say why it cannot make a primitive. It has no
-# descriptor for one where it cannot compute something at all.
+# C library, of C++ and of oneDNN. oneDNN says only "could not create a primitive" when memory runs
+# out; "primitive descriptor" means that it cannot compute the operation at all.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|alloc_?failed|allocation_failed"
     r"|cannot allocate memory|bad_alloc|could not create a (primitive(?! descriptor)|memory)",

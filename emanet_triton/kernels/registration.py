@@ -18,7 +18,7 @@ class Operator(NamedTuple):
         schema: its name, arguments and results.
         run: computes it.
         fake: makes results of the right shape, dtype and memory format for meta and fake tensors;
-            of an empty batch they are all there is.
+            for an empty batch its results are returned and ``run`` is not called.
         key: the dispatch key under which ``run`` is found: of all devices unless given.
     """
 
