@@ -5,10 +5,10 @@ no matrix products.
 """
 
 import importlib.abc
-import importlib.util
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 
@@ -86,13 +86,17 @@ class _AfterCounter(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name != COUNTER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None:
+            spec.loader.exec_module = self._and_add(spec.loader.exec_module)
+        return spec
 
-        def execute_and_add(module) -> None:
+    def _and_add(self, execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+        def execute_and_add(module: ModuleType) -> None:
             execute(module)
             _add_formulas(self.namespace)
+            sys.meta_path.remove(self)  # only now: somebody may search without importing
 
-        spec.loader.exec_module = execute_and_add
-        return spec
+        return execute_and_add

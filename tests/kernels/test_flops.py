@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from emanet_triton.kernels import conv, conv_cpu, winograd
+from emanet_triton.kernels import conv, conv_cpu, flops, winograd
 from emanet_triton.kernels.ops import em_attention, em_attention_block
 from emanet_triton.kernels.reference import em_attention as plain_em_attention
+from emanet_triton.kernels.registration import NAMESPACE
 
 X, W, B = torch.zeros(2, 16, 6, 5), torch.zeros(8, 16, 3, 3), torch.zeros(8)
+LABELS = {"confusion_counts", "resample_labels", "resample_probabilities"}
 LAYER = 2 * (2 * 6 * 5) * 16 * 8 * 9  # of W on X
 POSITIONS, SQUARE = 2 * 6 * 5, torch.zeros(16, 16)
 EM = 2 * POSITIONS * 16 * 4 * (2 * 3 + 1)
@@ -52,13 +54,31 @@ def test_the_em_attention_counts_as_its_reference_does():
     assert counted(lambda: plain_em_attention(X.flatten(2), torch.zeros(1, 16, 4), 3)) == EM
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["after", "before"])
-def test_it_does_not_matter_when_the_counter_is_imported(late):
-    imports = ["from torch.utils.flop_counter import FlopCounterMode", "import emanet_triton"]
+def test_only_operators_that_make_labels_have_no_formula():
+    found = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    ours = {name for namespace, _, name in found if namespace == NAMESPACE}
+    assert ours - set(flops.FORMULAS) == LABELS
+    assert set(flops.FORMULAS) <= ours
+
+
+COUNTER, PACKAGE = "from torch.utils.flop_counter import FlopCounterMode", "import emanet_triton"
+SEARCH = "importlib.util.find_spec('torch.utils.flop_counter')"
+RELOAD = "importlib.reload(sys.modules['emanet_triton.kernels.ops'])"
+ORDERS = {
+    "after": [PACKAGE, COUNTER],
+    "before": [COUNTER, PACKAGE],
+    "after_a_search": [PACKAGE, SEARCH, COUNTER],
+    "before_a_reload": [COUNTER, PACKAGE, RELOAD],
+    "after_a_reload": [PACKAGE, RELOAD, COUNTER],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_it_does_not_matter_when_the_counter_is_imported(order):
     code = "\n".join(
         [
-            "import sys, torch",
-            *(imports[::-1] if late else imports),
+            "import importlib.util, sys, torch",
+            *order,
             "with FlopCounterMode(display=False) as counter:",
             "    emanet_triton.em_attention(torch.zeros(1, 5, 8), torch.zeros(1, 8, 2))",
             "print(counter.get_total_flops(), any('flops' in str(f) for f in sys.meta_path))",
