@@ -1,5 +1,7 @@
 """What is said about files that do not keep to their format."""
 
+from emanet_triton.errors import one_line
+
 _SHOWN = 100  # characters of a name
 
 
@@ -13,5 +15,4 @@ class UnsupportedError(ValueError):
 
 def shown(name: str) -> str:
     """A name that stands in a file, cut to a bearable length and without control characters."""
-    text = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
-    return text if text.isprintable() else repr(text)[1:-1]
+    return one_line(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")

@@ -63,7 +63,7 @@ def read_zip_file(data: memoryview) -> Content:
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
     storages: dict[str, Storage] = {}
     pickled = entries[f"{folder}/data.pkl"]
-    persistent = _persistent(storages, {})
+    persistent = _persistent(storages)
     value = Unpickler(data[: pickled.stop], pickled.start, _BUILDERS, persistent).load()
     begins = {}
     for key, storage in storages.items():
@@ -103,8 +103,7 @@ def read_legacy_file(data: memoryview) -> Content:
         UnsupportedError: a pickle that ``torch.save`` has not written.
     """
     storages: dict[str, Storage] = {}
-    views: dict[str, tuple[str, int]] = {}
-    unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages, views))
+    unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages))
     if unpickler.load() != _MAGIC:
         raise UnsupportedError(f"is a pickle, but not one of torch.save: {_SAVE_WEIGHTS}")
     version, machine = unpickler.load(), unpickler.load()
@@ -113,19 +112,14 @@ def read_legacy_file(data: memoryview) -> Content:
     if machine.get("little_endian") is not True:
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
     value = unpickler.load()
-    begins = _legacy_storages(data, unpickler, storages, views)
+    begins = _legacy_storages(unpickler, storages)
     return Content(value, begins, _meta(value), _SPARE)
 
 
-def _legacy_storages(
-    data: memoryview,
-    unpickler: Unpickler,
-    storages: dict[str, Storage],
-    views: dict[str, tuple[str, int]],
-) -> dict[str, int]:
-    """First byte of each storage, and of each view of one."""
+def _legacy_storages(unpickler: Unpickler, storages: dict[str, Storage]) -> dict[str, int]:
+    """First byte of each storage that is no part of another one."""
     keys = unpickler.load()
-    stored = storages.keys() - views.keys()
+    stored = {key for key, storage in storages.items() if storage.root is None}
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise DamagedError("it has no list of storages")
     if len(keys) != len(stored) or set(keys) != stored:
@@ -137,19 +131,11 @@ def _legacy_storages(
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
         begins[key] = unpickler.position
         unpickler.take(storages[key].size)
-    for key, (root, offset) in views.items():
-        view, whole = storages[key], storages.get(root)
-        inside = whole and root in begins and 0 <= offset <= whole.numel - view.numel
-        if not inside or whole.dtype != view.dtype:
-            raise DamagedError(f"storage {shown(key)} is no part of another one")
-        begins[key] = begins[root] + offset * view.dtype.itemsize
     return begins
 
 
-def _persistent(
-    storages: dict[str, Storage], views: dict[str, tuple[str, int]]
-) -> Callable[[object], object]:
-    """Make what a pickle's persistent ids stand for, and note it in the two dicts."""
+def _persistent(storages: dict[str, Storage]) -> Callable[[object], object]:
+    """Make what a pickle's persistent ids stand for, and note the storages in the dict."""
 
     def load(identity: object) -> object:
         if type(identity) is not tuple or not identity:
@@ -166,23 +152,27 @@ def _persistent(
         storage = _declare(storages, key, dtype, numel)
         if not view or view[0] is None:
             return storage
-        view_key, offset, view_numel = view[0]
-        storage = _declare(storages, view_key, dtype, view_numel)
-        if type(offset) is not int or views.setdefault(view_key, (key, offset)) != (key, offset):
-            raise DamagedError("it has a strange storage")
-        return storage
+        key, first, numel = view[0]  # a part of it, as PyTorch before 1.0 wrote them
+        return _declare(storages, key, dtype, numel, storage, first)
 
     return load
 
 
 def _declare(
-    storages: dict[str, Storage], key: object, dtype: torch.dtype, numel: object
+    storages: dict[str, Storage],
+    key: object,
+    dtype: torch.dtype,
+    numel: object,
+    root: Storage | None = None,
+    first: object = 0,
 ) -> Storage:
     """Note a storage, which is always described in the same way."""
-    if type(key) is not str or type(numel) is not int or not 0 <= numel < LARGEST:
+    if type(key) is not str or not all(type(n) is int and 0 <= n < LARGEST for n in (numel, first)):
         raise DamagedError("it has a strange storage")
-    storage = storages.setdefault(key, Storage(key, dtype, numel))
-    if (storage.dtype, storage.numel) != (dtype, numel):
+    if root is not None and (root.root is not None or first + numel > root.numel):
+        raise DamagedError(f"storage {shown(key)} is no part of another one")
+    storage = Storage(key, dtype, numel, root, first)
+    if storages.setdefault(key, storage) != storage:
         raise DamagedError(f"storage {shown(key)} is described in two ways")
     return storage
 

@@ -303,13 +303,39 @@ def test_a_legacy_list_of_storages_is_complete(tmp_path, keys, reason):
     assert refusal_of(path).startswith(DAMAGED.format(reason))
 
 
+def with_view(data: bytes, key: bytes, first: int, numel: int) -> bytes:
+    """The pickle whose first tensor without a view is of a part of storage 0."""
+    view = b"(X" + struct.pack("<I", len(key)) + key + bytes([0x4B, first, 0x4B, numel]) + b"t"
+    return data.replace(b"K\x06N", b"K\x06" + view, 1)
+
+
 def test_reads_a_view_of_a_legacy_storage(tmp_path):
-    tensor = Described(Stored(), 1, (2,), (1,))
-    data = described({"w": tensor}, legacy=True)
-    assert data.count(b"K\x06NtQ") + data.count(b"K\x06Nt") == 1
-    view = b"(X\x01\0\0\0vK\x02K\x04t"  # storage "v": 4 elements after the second
-    data = data.replace(b"K\x06N", b"K\x06" + view)
-    path = write_legacy(tmp_path / "x.pth", data, ["0"])
+    data = described({"w": Described(Stored(), 1, (2,), (1,))}, legacy=True)
+    path = write_legacy(tmp_path / "x.pth", with_view(data, b"v", 2, 4), ["0"])
     assert read_checkpoint(path).state_dict["w"].tolist() == [3, 4]
-    write_legacy(path, data.replace(b"K\x02K\x04t", b"K\x03K\x04t"), ["0"])
+    write_legacy(path, with_view(data, b"v", 3, 4), ["0"])
     assert refusal_of(path).startswith(DAMAGED.format("storage v is no part of another one"))
+
+
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize("root_first", [True, False], ids=["root-first", "view-first"])
+def test_a_view_beside_its_storage_wherever_that_lies(tmp_path, padding, root_first):
+    """The storage moves to an aligned place, and the view with it."""
+    part = Described(Stored(), 1, (2,), (1,))
+    whole = Described(Stored(numel=6), 0, (6,), (1,))
+    part.arguments[0].identity = (*part.arguments[0].identity, ("v", 2, 4))
+    whole.arguments[0].identity = (*whole.arguments[0].identity, None)
+    weights = {"whole": whole, "part": part} if root_first else {"part": part, "whole": whole}
+    data = described({"state_dict": weights, "meta": {"note": "x" * padding}})
+    path = write_legacy(tmp_path / "x.pth", data, ["0"])
+    read = read_checkpoint(path).state_dict
+    assert read["whole"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert read["part"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("key", ["\x1b[2J", "a\tb"], ids=["escape", "tab"])
+def test_names_of_storages_are_escaped(tmp_path, key):
+    data = described({"w": Described(Stored(key), 1, (2, 3), (3, 1))})
+    shown = key.encode("unicode_escape").decode()
+    reason = f"a tensor of storage {shown} reaches beyond it"
+    assert refusal_of(write_zip(tmp_path / "x.pth", data)).startswith(DAMAGED.format(reason))
