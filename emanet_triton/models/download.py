@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from emanet_triton.command import complain
-from emanet_triton.errors import InputError, first_line
+from emanet_triton.errors import InputError, first_line, one_line
 from emanet_triton.files import open_plain, temporary_beside, usable
 from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
@@ -100,7 +100,7 @@ def _reason(url: str, error: Exception) -> str:
         error.close()
     reason = error.reason if type(error) is URLError else error
     text = first_line(reason) if isinstance(reason, BaseException) else str(reason)
-    return without_secrets(text, url)[:300]
+    return one_line(without_secrets(text, url))[:300]
 
 
 @contextlib.contextmanager

@@ -188,6 +188,21 @@ def test_answers_that_are_not_the_file(server, destination, status, headers, rea
     assert refusal(server, destination).startswith(f"cannot be downloaded: {reason}")
 
 
+def test_the_words_of_a_server_are_escaped(destination, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+    def answer(client: socket.socket) -> None:
+        with client:
+            client.sendall(b"HTTP/1.1 404 \x1b[2J\tgone\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: answer(server.accept()[0]))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/file.pth"
+        with pytest.raises(InputError) as error:
+            download(url, destination, SHA256, progress=False)
+    assert ": cannot be downloaded: HTTP Error 404: \\x1b[2J\\tgone. " in str(error.value)
+
+
 def test_a_redirect_to_plain_http_is_refused():
     request = Request("https://example.org/x")
     with pytest.raises(ConnectionError, match=r"^it redirects from https to http$"):
