@@ -120,6 +120,15 @@ def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
     assert message == f"{destination}: cannot be written: No space left on device"
 
 
+def test_weights_that_do_not_fit_into_the_memory_twice(tmp_path, source, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(torch.Tensor, "contiguous", fail)
+    message = refused(capsys, source, tmp_path / "y.safetensors")
+    assert message == f"{source}: its weights do not fit into the memory twice"
+
+
 def test_destination_must_be_named_safetensors(tmp_path, source, capsys):
     message = refused(capsys, source, tmp_path / "y.pth")
     assert message == f"{tmp_path / 'y.pth'}: the converted file's name must end in .safetensors"

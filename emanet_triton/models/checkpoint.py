@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
 from emanet_triton.models.inert import DangerousError
 from emanet_triton.models.safetensors_file import (
@@ -49,7 +50,8 @@ class Checkpoint:
         path: the file.
         sha256: of the whole file, 64 hex digits.
         state_dict: key to tensor on the CPU, under the network's own names, dtypes as stored;
-            empty once released. The tensors lie in the memory that the file was read into.
+            empty once released. The tensors lie in the memory that the file was read into, or are
+            copies if they are less than half of it.
         meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
             ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
     """
@@ -92,6 +94,9 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         _check_sizes(stored, len(data))
         weights = make(data, content, stored)
         _check_values(weights)
+        if 2 * sum(value.nbytes for value in weights.values()) < len(data):
+            # Copies let go of the file's memory, most of which is an optimizer's state.
+            weights = {key: value.clone() for key, value in weights.items()}
     except DangerousError as error:
         reason = f"asks to run {shown(str(error))}, which no checkpoint needs: refused"
         raise InputError(f"{path}: {reason}; {_EXPECTED}") from error
@@ -102,12 +107,12 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: cannot be read: it does not fit into the memory") from error
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    if 2 * sum(value.nbytes for value in weights.values()) < len(data):
-        weights = {key: value.clone() for key, value in weights.items()}
     return Checkpoint(path, sha256, weights, content.meta)
 
 
@@ -115,9 +120,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
     """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
 
     Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
-    auxiliary head, which only training uses, may be missing as a whole: the model keeps its own,
-    with a warning. Entries outside the network's parts, and those of mmseg's losses, are left out
-    with a warning where nothing else is missing.
+    auxiliary head, which only training uses, may be missing as a whole: with a warning the model
+    keeps its own, or gets zeros if it is on the meta device. Entries outside the network's parts,
+    and those of mmseg's losses, are left out with a warning where nothing else is missing.
 
     With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
     model may then be on the meta device, without memory of its own.
@@ -147,8 +152,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
         )
     if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
         warnings.warn(
-            f"{checkpoint.path}: has no auxiliary head, which only training uses; "
-            "the model keeps its own",
+            f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
             stacklevel=2,
         )
 
@@ -183,7 +187,9 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         write_whole(destination, data)
     except OSError as error:
         raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(f"{source}: its weights do not fit into the memory twice") from error
     del data
     return read_checkpoint(destination)

@@ -365,6 +365,30 @@ def test_refuses_a_file_larger_than_any_checkpoint_unread(tmp_path):
     assert refusal_of(path) == "is larger than 4 GiB; expected the weights of one network"
 
 
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize("operation", ["clone", "float"])
+def test_a_file_for_which_pytorch_has_no_memory(tmp_path, monkeypatch, operation):
+    def fail(*_):
+        raise RuntimeError(NO_MEMORY)
+
+    content = {"state_dict": weights(), "optimizer": torch.ones(9000)}
+    path = save(content, tmp_path / "x.pth")
+    monkeypatch.setattr(torch.Tensor, operation, fail)
+    assert refusal_of(path) == "cannot be read: it does not fit into the memory"
+
+
+def test_other_errors_of_pytorch_are_no_refusals(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    path = save(weights(), tmp_path / "x.pth")
+    monkeypatch.setattr(torch.Tensor, "float", fail)
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        read_checkpoint(path)
+
+
 def test_names_a_tar_archive(tmp_path):
     path = tmp_path / "x.pth"
     with tarfile.open(path, "w") as archive:
