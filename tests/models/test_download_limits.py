@@ -125,6 +125,25 @@ def test_planted_links_are_not_followed(server, destination, tmp_path, suffix):
     assert precious.read_text() == "precious"
 
 
+@pytest.mark.parametrize("suffix", [".part", ".lock"])
+@pytest.mark.parametrize("kind", ["hard-link", "fifo"])
+def test_planted_files_of_other_kinds_are_refused(server, destination, tmp_path, suffix, kind):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    destination.parent.mkdir(parents=True)
+    planted = destination.with_name(f"file.pth{suffix}")
+    if kind == "fifo":
+        os.mkfifo(planted)
+    else:
+        planted.hardlink_to(precious)
+    assert refusal(server, destination).startswith(
+        "cannot be downloaded: [Errno 22] Is not a regular file with one name: "
+        f"'{planted}'. The next try goes on from what has arrived; the file can also be"
+    )
+    assert planted.exists()
+    assert precious.read_text() == "precious"
+
+
 # Pace and size
 
 
