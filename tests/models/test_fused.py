@@ -322,6 +322,17 @@ def no_statistics(model):
     bn.running_mean = bn.running_var = None
 
 
+def all_sizes(model):
+    conv = model.backbone.stem[0]
+    conv.groups, conv.kernel_size, conv.padding, conv.stride = 2, (5, 5), (0, 0), (3, 3)
+    conv.out_channels, conv.in_channels = 5, 4
+
+
+def own_methods(model):
+    model.decode_head.forward = model.decode_head.extra_repr = lambda *_: ""
+    model.decode_head.get_extra_state = lambda: None
+
+
 ALTERED = {
     replaced_activation: "backbone.layer1.0.relu is a GELU, expected a ReLU",
     hook: "decode_head.conv_seg has a forward hook",
@@ -335,7 +346,9 @@ ALTERED = {
     another_layer: "backbone.layer2 has a module 1, which is none of EMANet's",
     no_activation: "decode_head.bottleneck has no module act",
     other_classes: "decode_head.conv_seg has out_channels 7, expected 5",
-    no_statistics: "backbone.layer1.0.bn1 has as running_mean a NoneType, expected a tensor",
+    no_statistics: "backbone.layer1.0.bn1 has no running_mean",
+    all_sizes: "backbone.stem.0 has in_channels 4, expected 3",
+    own_methods: "decode_head has a forward of its own",
 }
 
 
