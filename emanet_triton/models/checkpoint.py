@@ -19,16 +19,20 @@ from torch import Tensor, nn
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
-from emanet_triton.models.inert import DangerousError
-from emanet_triton.models.safetensors_file import (
+from emanet_triton.models.checkpoint_files.refusals import (
+    DamagedError,
+    DangerousError,
+    UnsupportedError,
+    shown,
+)
+from emanet_triton.models.checkpoint_files.safetensors_file import (
     is_safetensors,
     read_safetensors_file,
     write_safetensors,
 )
-from emanet_triton.models.stored import Content, StoredTensor, make
-from emanet_triton.models.torch_file import read_legacy_file, read_zip_file
-from emanet_triton.models.weights_in import PARTS, find_weights
+from emanet_triton.models.checkpoint_files.stored import Content, StoredTensor, make
+from emanet_triton.models.checkpoint_files.torch_file import read_legacy_file, read_zip_file
+from emanet_triton.models.checkpoint_files.weights_in import PARTS, find_weights
 
 _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_model names files
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
@@ -273,9 +277,9 @@ def _is_date(digits: str) -> bool:
 def _check_sizes(stored: dict[str, StoredTensor], size: int) -> None:
     """Refuse views that would grow beyond their file, before any is made."""
     for key, tensor in stored.items():
-        if tensor.size > size:
+        if tensor.nbytes > size:
             raise UnsupportedError(f"{shown(key)} claims to be larger than the whole file")
-    if sum(tensor.size for tensor in stored.values()) > size:
+    if sum(tensor.nbytes for tensor in stored.values()) > size:
         raise UnsupportedError(
             f"its {len(stored)} tensors together claim to be larger than the whole file"
         )

@@ -11,9 +11,9 @@ from checkpoint_files import refusal_of, save, tiny_emanet
 from torch import Tensor
 
 from emanet_triton.models.checkpoint import load_into, read_checkpoint
-from emanet_triton.models.damage import UnsupportedError
-from emanet_triton.models.stored import Storage, StoredTensor
-from emanet_triton.models.weights_in import PARTS, find_weights
+from emanet_triton.models.checkpoint_files.refusals import UnsupportedError
+from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor
+from emanet_triton.models.checkpoint_files.weights_in import PARTS, find_weights
 
 Weights = dict[str, Tensor]
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from emanet_triton.models.checkpoint_files.refusals import DangerousError
+
 _KEY = 1 << 60  # below it, different integers have different hashes
 _DANGEROUS_MODULES = frozenset(
     [
@@ -61,10 +63,6 @@ _HARMLESS = frozenset(  # tuples with names, which a training may keep of its ma
     )
 )
 _BUILTINS = ("builtins", "__builtin__")
-
-
-class DangerousError(ValueError):
-    """A pickle names a function that could harm; nothing was called. The message is its name."""
 
 
 @dataclass(frozen=True, slots=True)

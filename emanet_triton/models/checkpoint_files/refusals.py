@@ -1,4 +1,4 @@
-"""What is said about files that do not keep to their format."""
+"""Why a file is refused, and how its names are shown."""
 
 from emanet_triton.errors import one_line
 
@@ -11,6 +11,10 @@ class DamagedError(ValueError):
 
 class UnsupportedError(ValueError):
     """A sound file that cannot be used; the message says why and what was expected."""
+
+
+class DangerousError(ValueError):
+    """A pickle names a function that could harm; nothing was called. The message is its name."""
 
 
 def shown(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emanet_triton.models.damage import DamagedError, shown
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, shown
 
 # Names of dtypes as PyTorch spells them.
 DTYPES: dict[str, torch.dtype] = {
@@ -44,7 +44,7 @@ class Storage:
     first: int = 0
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """Bytes."""
         return self.numel * self.dtype.itemsize
 
@@ -68,8 +68,8 @@ class StoredTensor:
     stride: tuple[int, ...]
 
     @property
-    def size(self) -> int:
-        """Bytes of all elements, each counted once."""
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes if no two elements share memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -106,7 +106,7 @@ def stored_tensor(
         raise DamagedError(f"a tensor of storage {key} has impossible sizes")
     tensor = StoredTensor(storage, dtype, offset, shape, stride)
     end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if tensor.size and end * dtype.itemsize > storage.size:
+    if tensor.nbytes and end * dtype.itemsize > storage.nbytes:
         raise DamagedError(f"a tensor of storage {key} reaches beyond it")
     if storage.root is None:
         return tensor
@@ -129,10 +129,10 @@ def make(
     for name, tensor in tensors.items():
         key = tensor.storage.key
         if key not in storages:
-            part = range(content.begins[key], content.begins[key] + tensor.storage.size)
+            part = range(content.begins[key], content.begins[key] + tensor.storage.nbytes)
             storages[key] = _storage(data, part, alignments[key], content.spare)
         empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
-        offset = tensor.offset if tensor.size else 0
+        offset = tensor.offset if tensor.nbytes else 0
         made[name] = empty.set_(storages[key], offset, tensor.shape, tensor.stride)
     return made
 

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from emanet_triton.models.damage import DamagedError
-from emanet_triton.models.inert import DangerousError, Global, Inert, named, put
+from emanet_triton.models.checkpoint_files.inert import Global, Inert, named, put
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, DangerousError
 
 _STEPS = 2_000_000  # opcodes of a file; a training's checkpoint has some 100,000
 _NAME_STEPS = 8  # a class's name takes as long as so many other opcodes

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
 
 _END = struct.Struct("<4s4H2LH")  # of central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")

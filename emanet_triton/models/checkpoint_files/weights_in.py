@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from emanet_triton.models.damage import UnsupportedError, shown
-from emanet_triton.models.inert import Inert
-from emanet_triton.models.stored import StoredTensor
+from emanet_triton.models.checkpoint_files.inert import Inert
+from emanet_triton.models.checkpoint_files.refusals import UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.stored import StoredTensor
 
 PARTS = ("backbone", "decode_head", "auxiliary_head")
 _USUAL = "state_dict"  # of mmcv, mmengine and Lightning

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
-from emanet_triton.models.inert import Global, Inert
-from emanet_triton.models.pickled import Unpickler
-from emanet_triton.models.stored import (
+from emanet_triton.models.checkpoint_files.inert import Global, Inert
+from emanet_triton.models.checkpoint_files.pickled import Unpickler
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.stored import (
     DTYPES,
     LARGEST,
     Content,
@@ -17,7 +17,7 @@ from emanet_triton.models.stored import (
     StoredTensor,
     stored_tensor,
 )
-from emanet_triton.models.zip_file import read_zip
+from emanet_triton.models.checkpoint_files.zip_file import read_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
 _PROTOCOL = 1001  # second pickle
@@ -130,7 +130,7 @@ def _legacy_storages(unpickler: Unpickler, storages: dict[str, Storage]) -> dict
         if numel != storages[key].numel:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
         begins[key] = unpickler.position
-        unpickler.take(storages[key].size)
+        unpickler.take(storages[key].nbytes)
     return begins
 
 
