@@ -12,7 +12,8 @@ from checkpoint_files import save, tiny_emanet, trained_0x, weights
 from safetensors.torch import load_file
 
 from emanet_triton.convert import main
-from emanet_triton.models.checkpoint import load_into, read_checkpoint
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.loading import load_into
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import torch
 from checkpoint_files import refusal_of, save, tiny_emanet
 from torch import Tensor
 
-from emanet_triton.models.checkpoint import load_into, read_checkpoint
+from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files.refusals import UnsupportedError
 from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor
 from emanet_triton.models.checkpoint_files.weights_in import PARTS, find_weights
+from emanet_triton.models.loading import load_into
 
 Weights = dict[str, Tensor]
 

@@ -8,8 +8,9 @@ from checkpoint_files import save, tiny_emanet, weights
 from golden_data import listed_keys
 
 from emanet_triton.errors import InputError
-from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.loading import load_into
 from emanet_triton.models.zoo import ZOO
 
 
