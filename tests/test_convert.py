@@ -135,6 +135,17 @@ def test_destination_must_be_named_safetensors(tmp_path, source, capsys):
     assert message == f"{tmp_path / 'y.pth'}: the converted file's name must end in .safetensors"
 
 
+@pytest.mark.parametrize("name", ["y.pth", "y.safetensors"])
+def test_a_bad_destination_is_refused_before_the_source_is_read(
+    tmp_path, source, capsys, monkeypatch, name
+):
+    read = []
+    monkeypatch.setattr("emanet_triton.models.checkpoint.read_checkpoint", read.append)
+    (tmp_path / name).touch()
+    refused(capsys, source, tmp_path / name)
+    assert read == []
+
+
 def test_bad_source_writes_nothing(tmp_path, capsys):
     source = tmp_path / "x.pth"
     source.write_text("<html>404</html>")

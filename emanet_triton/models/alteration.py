@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import EMAttention
 
-UNUSED = {"": ("auxiliary_head",)}  # children that do nothing in evaluation mode, by module
+UNUSED = {"": (AUXILIARY,)}  # children that do nothing in evaluation mode, by module
 # What may differ from a fresh network: ``fuse`` reads it, or it does nothing in evaluation mode.
 FREE = {
     EMANet: {"architecture", "protocol", "num_classes"},

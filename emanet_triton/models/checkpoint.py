@@ -128,17 +128,14 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             set.
     """
     source, destination = Path(source), Path(destination)
-    if destination.suffix != ".safetensors":
-        raise InputError(f"{destination}: the converted file's name must end in .safetensors")
-    checkpoint = read_checkpoint(source)
-    metadata = {"format": "pt", "source": shown(source.name), "source_sha256": checkpoint.sha256}
     try:
-        if destination.exists() and destination.samefile(source):
-            raise InputError(f"{destination}: is the source itself; expected another file")
-        if destination.exists() and not overwrite:
-            raise InputError(
-                f"{destination}: exists already; it is replaced only on request (--force)"
-            )
+        _check_destination(source, destination, overwrite)
+        checkpoint = read_checkpoint(source)
+        metadata = {
+            "format": "pt",
+            "source": shown(source.name),
+            "source_sha256": checkpoint.sha256,
+        }
         data = write_safetensors(checkpoint.state_dict, metadata)
         checkpoint.release()  # half of the memory
         write_whole(destination, data)
@@ -150,6 +147,18 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         raise InputError(f"{source}: its weights do not fit into the memory twice") from error
     del data
     return read_checkpoint(destination)
+
+
+def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
+    """Refuse what can be known before the source is read."""
+    if destination.suffix != ".safetensors":
+        raise InputError(f"{destination}: the converted file's name must end in .safetensors")
+    if not destination.exists():
+        return
+    if source.exists() and destination.samefile(source):
+        raise InputError(f"{destination}: is the source itself; expected another file")
+    if not overwrite:
+        raise InputError(f"{destination}: exists already; it is replaced only on request (--force)")
 
 
 def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:

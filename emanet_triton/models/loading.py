@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.checkpoint_files.refusals import shown
-from emanet_triton.models.checkpoint_files.weights_in import PARTS
+from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER, PARTS
 
 _LISTED = 8
-_AUXILIARY = "auxiliary_head."
+_AUXILIARY = f"{AUXILIARY}."
 _LOSS = ".loss_decode."  # of mmseg's heads
-_COUNTER = "num_batches_tracked"
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
@@ -34,39 +33,44 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
     Raises:
         InputError: lists the keys that are missing, left over, or of another shape or kind of
             number; nothing is loaded then.
-        ValueError: a model on the meta device without ``share``.
+        ValueError: without ``share``, a model on the meta device or a tensor of it that cannot be
+            written; nothing is loaded then.
     """
     if not checkpoint.state_dict:
         checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
     ours = model.state_dict()
     theirs = checkpoint.state_dict
-    dispensable = _dispensable(theirs, ours)
-    needed = {key: value for key, value in ours.items() if key not in dispensable}
+    stand_ins = _stand_ins(theirs, ours)
+    needed = {key: value for key, value in ours.items() if key not in stand_ins}
     extras = _extras(theirs, needed)
     theirs = {key: value for key, value in theirs.items() if key not in extras}
     _check_fit(checkpoint.path, theirs, needed)
     if not share:
         _check_writable(ours)
-    model.load_state_dict(theirs | dispensable, assign=share)
+    model.load_state_dict(theirs | stand_ins, assign=share)
     if extras:
         warnings.warn(
             f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
             f"first {shown(next(iter(extras)))}",
             stacklevel=2,
         )
-    if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
+    if any(key.startswith(_AUXILIARY) and not key.endswith(COUNTER) for key in stand_ins):
         warnings.warn(
             f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
             stacklevel=2,
         )
 
 
-def _dispensable(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a file may lack, and lacks: values for it, zeros for counters and a meta model."""
+def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Values for the entries that the file lacks and may lack.
+
+    0 for counters; for the auxiliary head the model's own, or zeros if the model is on the meta
+    device.
+    """
     has_head = any(key.startswith(_AUXILIARY) and _LOSS not in key for key in theirs)
     lacking = {}
     for key, value in ours.items():
-        counter = key.endswith(_COUNTER)
+        counter = key.endswith(COUNTER)
         if key not in theirs and (counter or (key.startswith(_AUXILIARY) and not has_head)):
             fresh = counter or value.is_meta
             zeros = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
@@ -106,11 +110,21 @@ def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -
 
 
 def _check_writable(ours: dict[str, Tensor]) -> None:
-    """Write every tensor onto itself: one that cannot be written raises before any has changed."""
-    if any(value.is_meta for value in ours.values()):
-        raise ValueError("a model on the meta device has no memory for weights; give share=True")
-    for value in ours.values():
-        value.copy_(value.clone())
+    """Raise for a tensor that cannot be written, before any has changed."""
+    for key, value in ours.items():
+        if value.is_meta:
+            raise ValueError(
+                "a model on the meta device has no memory for weights; give share=True"
+            )
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{key} was made in inference mode and can be written there only; make the model "
+                "outside torch.inference_mode"
+            )
+        if any(
+            size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True)
+        ):
+            raise ValueError(f"{key} is expanded: several of its elements share memory")
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> str | None:

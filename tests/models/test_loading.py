@@ -134,9 +134,44 @@ def test_a_weight_that_cannot_be_written_leaves_all_others_alone(tmp_path):
     bias = model.decode_head.conv_seg.bias
     bias.data = torch.zeros(1).expand(19)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="unsupported operation"):
+    with pytest.raises(ValueError) as raised:
         load_into(model, read_tiny(tmp_path))
+    assert str(raised.value) == (
+        "decode_head.conv_seg.bias is expanded: several of its elements share memory"
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_of_inference_mode_is_written_there_only(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    with torch.inference_mode():
+        model = tiny_emanet()
+    with pytest.raises(ValueError) as raised:
+        load_into(model, checkpoint)
+    assert str(raised.value) == (
+        "backbone.stem.0.weight was made in inference mode and can be written there only; make "
+        "the model outside torch.inference_mode"
+    )
+    with torch.inference_mode():
+        load_into(model, checkpoint)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, checkpoint.state_dict[key]), key
+
+
+def test_a_loss_beside_a_wrapped_network_is_left_out(tmp_path):
+    """As a Lightning module keeps it."""
+    weights = tiny_emanet().state_dict()
+    content = {f"model.{key}": value for key, value in weights.items()}
+    content["criterion.weight"] = torch.ones(19)
+    path = save(content, tmp_path / "x.pth")
+    model = tiny_emanet()
+    with pytest.warns(UserWarning) as caught:
+        load_into(model, read_checkpoint(path))
+    assert [str(w.message) for w in caught] == [
+        f"{path}: leaves out 1 of its entries, which no network uses, first criterion.weight"
+    ]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
 
 
 def test_half_an_auxiliary_head_is_refused(tmp_path):
@@ -155,6 +190,8 @@ def test_half_an_auxiliary_head_is_refused(tmp_path):
     [
         ["decode_head.loss_decode.class_weight", "auxiliary_head.loss_decode.0.class_weight"],
         ["ce_loss.weight"],
+        ["criterion.weight"],
+        ["loss_fn.weight", "loss.weight", "loss_function.weight"],
         ["val_iou.confmat"],
         ["mean", "std"],
         ["model.mean", "model.std"],

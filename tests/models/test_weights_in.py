@@ -49,10 +49,6 @@ def inside(place: str, wrapper: str) -> Callable[[Weights], Weights]:
     }
 
 
-def with_loss(weights: Weights) -> Weights:
-    return {**prefixed("model.")(weights), "criterion.weight": torch.ones(19)}
-
-
 def in_wrapped_ema_hook(weights: Weights) -> Weights:
     return prefixed("module.")(with_ema_hook(weights))
 
@@ -74,7 +70,6 @@ STATE_DICTS = {
     "compiled-ddp": prefixed("_orig_mod.module."),
     "averaged": averaged,
     "lightning": prefixed("model."),
-    "lightning-loss": with_loss,
     "other-name": prefixed("segmentor.net."),
     "averaged-lightning": averaged_in_lightning,
     "backbone-compiled": inside("backbone.", "_orig_mod."),
