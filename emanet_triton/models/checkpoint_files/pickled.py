@@ -23,6 +23,17 @@ _INTEGER = 16  # bytes
 _ARGUMENTS = 16  # of a call that is understood
 
 
+def apply(builder: Callable[..., object], arguments: object) -> object:
+    """Call a builder with pickled arguments.
+
+    Raises:
+        TypeError: they are no tuple, or not those that it takes.
+    """
+    if type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
+        raise TypeError("no arguments")
+    return builder(*arguments)
+
+
 class Unpickler:
     """Reads the pickles that lie one after the other in a file.
 
@@ -57,7 +68,8 @@ class Unpickler:
         Dicts keep texts and integers as keys; any other key becomes an ``Inert``.
 
         Raises:
-            DamagedError: not a pickle, or one of another size than any checkpoint has.
+            DamagedError: not a pickle, or one with more opcodes, levels or text than any
+                checkpoint has.
             DangerousError: it names a function that could harm.
         """
         self.stack: list[Any] = []
@@ -124,9 +136,7 @@ class Unpickler:
         builder = self._ordered_dict if ordered else self.builders.get(function.path)
         if builder is None:
             return Inert(function.path)
-        if type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
-            self.fail("calls a function strangely")
-        return builder(*arguments)
+        return apply(builder, arguments)
 
     def _ordered_dict(self, pairs: object = ()) -> dict[Any, Any]:
         """Python 2 gives the items to the call, Python 3 sets them afterwards."""

@@ -135,5 +135,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    # Bytes can be viewed where the last stride is 1: a contiguous tensor of one element may have
+    # another, which ``view(-1)`` keeps.
     flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert
-from emanet_triton.models.checkpoint_files.pickled import Unpickler
+from emanet_triton.models.checkpoint_files.pickled import Unpickler, apply
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
 from emanet_triton.models.checkpoint_files.stored import (
     DTYPES,
@@ -17,13 +17,12 @@ from emanet_triton.models.checkpoint_files.stored import (
     StoredTensor,
     stored_tensor,
 )
-from emanet_triton.models.checkpoint_files.zip_file import read_zip
+from emanet_triton.models.checkpoint_files.zip_file import entries_of, intact_parts
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
 _PROTOCOL = 1001  # second pickle
 _NUMEL = struct.Struct("<q")  # stands before each storage of a legacy file
 _SPARE = 8  # bytes before each storage: of its header in both formats
-_ARGUMENTS = 8  # of the functions that make tensors
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -52,27 +51,29 @@ def read_zip_file(data: memoryview) -> Content:
         UnsupportedError: a file of ``torch.jit.save`` or ``torch.export.save``, a zip around
             other files, or one without CRCs.
     """
-    entries = read_zip(data, _check_names)
-    folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
+    entries = entries_of(data)
+    _check_names(entries)  # first: it says more than that an entry is compressed
+    parts = intact_parts(data, entries)
+    folders = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
     folders = [folder for folder in folders if "/" not in folder]
     if len(folders) != 1:
         raise DamagedError("its zip is not one of torch.save")
     (folder,) = folders
-    order = entries.get(f"{folder}/byteorder")
+    order = parts.get(f"{folder}/byteorder")
     if order is not None and bytes(data[order.start : order.stop]) != b"little":
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
     storages: dict[str, Storage] = {}
-    pickled = entries[f"{folder}/data.pkl"]
+    pickled = parts[f"{folder}/data.pkl"]
     persistent = _persistent(storages)
     value = Unpickler(data[: pickled.stop], pickled.start, _BUILDERS, persistent).load()
     begins = {}
     for key, storage in storages.items():
-        entry = entries.get(f"{folder}/data/{key}")
-        if entry is None:
+        part = parts.get(f"{folder}/data/{key}")
+        if part is None:
             raise DamagedError(f"storage {shown(key)} is missing")
-        if len(entry) // storage.dtype.itemsize != storage.numel:
+        if len(part) // storage.dtype.itemsize != storage.numel:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
-        begins[key] = entry.start
+        begins[key] = part.start
     return Content(value, begins, _meta(value), _SPARE)
 
 
@@ -185,10 +186,16 @@ def _storage_dtype(kind: object) -> torch.dtype | None:
 
 
 def _tensor(
-    storage: object, offset: object, shape: object, stride: object, *rest: object
+    storage: object,
+    offset: object,
+    shape: object,
+    stride: object,
+    requires_grad: object = None,
+    hooks: object = None,
+    flags: object = None,
 ) -> StoredTensor | Inert:
     """``_rebuild_tensor`` and, with gradient, hooks and flags, ``_rebuild_tensor_v2``."""
-    return _typed_tensor(storage, offset, shape, stride, *rest[:2], None, *rest[2:])
+    return _typed_tensor(storage, offset, shape, stride, requires_grad, hooks, None, flags)
 
 
 def _typed_tensor(
@@ -221,9 +228,7 @@ def _first(data: object = None, *_: object) -> object:
 def _of_type(function: object, kind: object, arguments: object, state: object) -> object:
     """A tensor of a subclass or with attributes is that tensor."""
     builder = _TENSORS.get(function.path) if isinstance(function, Global) else None
-    if builder is None or type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
-        return Inert("torch.Tensor")
-    return builder(*arguments)
+    return Inert("torch.Tensor") if builder is None else apply(builder, arguments)
 
 
 def _meta(value: object) -> dict[str, Any]:
