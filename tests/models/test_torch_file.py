@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import assert_weights, refusal_of, rewrite_zip, save, weights
+from checkpoint_files import assert_weights, call, named, refusal_of, rewrite_zip, save, weights
 
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.zoo import DEMO, read_published
@@ -199,9 +199,9 @@ def nested_key() -> bytes:
     return b")" + b"q\x63h\x63\x86" * 200 + b"N"
 
 
-def call(path: str, *arguments: bytes) -> bytes:
-    module, _, name = path.rpartition(".")
-    return b"K\x05" + f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+def item(path: str, *arguments: bytes) -> bytes:
+    """Opcodes of an item of a dict: the key 5, and a call."""
+    return b"K\x05" + call(named(path), *arguments)
 
 
 BIG = b"\x8a\x08" + struct.pack("<q", 6 * 10**9)
@@ -212,9 +212,9 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
     ("opcodes", "expected"),
     [
         (nested_key(), STRANGE + "'key'"),
-        (call("builtins.bytearray", BIG), STRANGE + "'5'"),
-        (call("torch.Tensor", b"K\x0a"), STRANGE + "'5'"),
-        (call("torch.FloatStorage", b"K\x0a"), STRANGE + "'5'"),
+        (item("builtins.bytearray", BIG), STRANGE + "'5'"),
+        (item("torch.Tensor", b"K\x0a"), STRANGE + "'5'"),
+        (item("torch.FloatStorage", b"K\x0a"), STRANGE + "'5'"),
         (b"K\x05X\xff\xff\xff\x7f", "the pickle claims more bytes than the file has before byte "),
         (b"(" * 2000, "the pickle is nested too deeply before byte "),
         (b"K\x05" + b"]" * 2_000_000, "the pickle takes more than 2000000 steps before byte "),
@@ -223,7 +223,7 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
             b"K\x05(" + b"K\x01" * 1000 + b"tq\x63" + b"h\x63\x85R" * 1000,
             "the pickle calls what is no function before byte ",
         ),
-        (call("collections.OrderedDict", b"(" + b"]" * 99 + b"l"), "has the unknown opcode 108"),
+        (item("collections.OrderedDict", b"(" + b"]" * 99 + b"l"), "has the unknown opcode 108"),
     ],
     ids=[
         *("nested-key", "bytearray", "tensor", "storage", "long-text", "deep", "many-steps"),
