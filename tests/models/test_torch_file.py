@@ -13,6 +13,8 @@ import torch
 from checkpoint_files import assert_weights, call, named, refusal_of, rewrite_zip, save, weights
 
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint_files.refusals import DamagedError
+from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor, stored_tensor
 from emanet_triton.models.zoo import DEMO, read_published
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -331,6 +333,24 @@ def test_a_view_beside_its_storage_wherever_that_lies(tmp_path, padding, root_fi
     read = read_checkpoint(path).state_dict
     assert read["whole"].tolist() == [0, 1, 2, 3, 4, 5]
     assert read["part"].tolist() == [3, 4]
+
+
+def test_a_view_of_a_view_is_refused(tmp_path):
+    first = Described(Stored(), 0, (2,), (1,))
+    second = Described(Stored("v", 4), 0, (2,), (1,))
+    first.arguments[0].identity = (*first.arguments[0].identity, ("v", 2, 4))
+    second.arguments[0].identity = (*second.arguments[0].identity, ("w", 0, 2))
+    path = write_legacy(tmp_path / "x.pth", described({"a": first, "b": second}), ["0"])
+    assert refusal_of(path).startswith(DAMAGED.format("storage v is described in two ways"))
+
+
+def test_a_tensor_of_a_view_that_begins_inside_an_element():
+    root = Storage("0", torch.uint8, 12)
+    view = Storage("v", torch.uint8, 8, root, 2)
+    with pytest.raises(DamagedError, match=r"^a tensor of storage v begins inside an element$"):
+        stored_tensor(view, torch.float32, 0, (2,), (1,))
+    found = stored_tensor(view, torch.float16, 1, (2,), (1,))
+    assert found == StoredTensor(root, torch.float16, 2, (2,), (1,))
 
 
 @pytest.mark.parametrize("key", ["\x1b[2J", "a\tb"], ids=["escape", "tab"])
