@@ -20,8 +20,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with its line breaks escaped as well: for a name inside a longer message."""
-    return printable(text).replace("\n", "\\n")
+    """The text with its line breaks and tabs escaped as well: for a name in a longer message."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def first_line(error: BaseException) -> str:

@@ -146,6 +146,17 @@ def rewrite_zip(
             archive.writestr(name, change(data) if name.endswith("/data.pkl") else data)
 
 
+def named(path: str) -> bytes:
+    """The opcode of protocol 2 that names a class or function."""
+    module, _, name = path.rpartition(".")
+    return f"c{module}\n{name}\n".encode()
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    """Opcodes of protocol 2 that call a function, all given as opcodes."""
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
 def flip_bit(path: Path, position: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1 << bit

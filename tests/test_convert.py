@@ -12,7 +12,8 @@ from checkpoint_files import save, tiny_emanet, trained_0x, weights
 from safetensors.torch import load_file
 
 from emanet_triton.convert import main
-from emanet_triton.models.checkpoint import load_into, read_checkpoint
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.loading import load_into
 
 
 @pytest.fixture
@@ -120,9 +121,29 @@ def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
     assert message == f"{destination}: cannot be written: No space left on device"
 
 
+def test_weights_that_do_not_fit_into_the_memory_twice(tmp_path, source, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(torch.Tensor, "contiguous", fail)
+    message = refused(capsys, source, tmp_path / "y.safetensors")
+    assert message == f"{source}: its weights do not fit into the memory twice"
+
+
 def test_destination_must_be_named_safetensors(tmp_path, source, capsys):
     message = refused(capsys, source, tmp_path / "y.pth")
     assert message == f"{tmp_path / 'y.pth'}: the converted file's name must end in .safetensors"
+
+
+@pytest.mark.parametrize("name", ["y.pth", "y.safetensors"])
+def test_a_bad_destination_is_refused_before_the_source_is_read(
+    tmp_path, source, capsys, monkeypatch, name
+):
+    read = []
+    monkeypatch.setattr("emanet_triton.models.checkpoint.read_checkpoint", read.append)
+    (tmp_path / name).touch()
+    refused(capsys, source, tmp_path / name)
+    assert read == []
 
 
 def test_bad_source_writes_nothing(tmp_path, capsys):

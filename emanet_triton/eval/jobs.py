@@ -18,8 +18,9 @@ from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.eval.scenes import demo_dataset
 from emanet_triton.files import require_writable
-from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.loading import load_into
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import (

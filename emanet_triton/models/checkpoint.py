@@ -1,33 +1,36 @@
-"""Reading checkpoints that nobody vouches for, and loading them strictly."""
+"""Reading checkpoints that nobody vouches for, and writing their weights alone."""
 
 import hashlib
 import os
 import re
 import stat
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
-from emanet_triton.models.inert import DangerousError
-from emanet_triton.models.safetensors_file import (
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
+from emanet_triton.models.checkpoint_files.refusals import (
+    DamagedError,
+    DangerousError,
+    UnsupportedError,
+    shown,
+)
+from emanet_triton.models.checkpoint_files.safetensors_file import (
     is_safetensors,
     read_safetensors_file,
     write_safetensors,
 )
-from emanet_triton.models.stored import Content, StoredTensor, make
-from emanet_triton.models.torch_file import read_legacy_file, read_zip_file
-from emanet_triton.models.weights_in import PARTS, find_weights
+from emanet_triton.models.checkpoint_files.stored import Content, StoredTensor, make
+from emanet_triton.models.checkpoint_files.torch_file import read_legacy_file, read_zip_file
+from emanet_triton.models.checkpoint_files.weights_in import find_weights
 
 _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_model names files
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
@@ -35,10 +38,6 @@ _EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
 _POINTER = b"version https://git-lfs.github.com/"  # how Git LFS's stand-ins for files begin
 _HEAD = 512  # bytes that tell the format
-_LISTED = 8
-_AUXILIARY = "auxiliary_head."
-_LOSS = ".loss_decode."  # of mmseg's heads
-_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Checkpoint:
         path: the file.
         sha256: of the whole file, 64 hex digits.
         state_dict: key to tensor on the CPU, under the network's own names, dtypes as stored;
-            empty once released. The tensors lie in the memory that the file was read into.
+            empty once released. The tensors lie in the memory that the file was read into, or are
+            copies if they are less than half of it.
         meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
             ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
     """
@@ -92,6 +92,9 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         _check_sizes(stored, len(data))
         weights = make(data, content, stored)
         _check_values(weights)
+        if 2 * sum(value.nbytes for value in weights.values()) < len(data):
+            # Copies let go of the file's memory, most of which is an optimizer's state.
+            weights = {key: value.clone() for key, value in weights.items()}
     except DangerousError as error:
         reason = f"asks to run {shown(str(error))}, which no checkpoint needs: refused"
         raise InputError(f"{path}: {reason}; {_EXPECTED}") from error
@@ -102,55 +105,13 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: cannot be read: it does not fit into the memory") from error
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    if 2 * sum(value.nbytes for value in weights.values()) < len(data):
-        weights = {key: value.clone() for key, value in weights.items()}
     return Checkpoint(path, sha256, weights, content.meta)
-
-
-def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
-    """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
-
-    Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
-    auxiliary head, which only training uses, may be missing as a whole: the model keeps its own,
-    with a warning. Entries outside the network's parts, and those of mmseg's losses, are left out
-    with a warning where nothing else is missing.
-
-    With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
-    model may then be on the meta device, without memory of its own.
-
-    Raises:
-        InputError: lists the keys that are missing, left over, or of another shape or kind of
-            number; nothing is loaded then.
-        ValueError: a model on the meta device without ``share``.
-    """
-    if not checkpoint.state_dict:
-        checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
-    ours = model.state_dict()
-    theirs = checkpoint.state_dict
-    dispensable = _dispensable(theirs, ours)
-    needed = {key: value for key, value in ours.items() if key not in dispensable}
-    extras = _extras(theirs, needed)
-    theirs = {key: value for key, value in theirs.items() if key not in extras}
-    _check_fit(checkpoint.path, theirs, needed)
-    if not share:
-        _check_writable(ours)
-    model.load_state_dict(theirs | dispensable, assign=share)
-    if extras:
-        warnings.warn(
-            f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
-            f"first {shown(next(iter(extras)))}",
-            stacklevel=2,
-        )
-    if any(key.startswith(_AUXILIARY) and not key.endswith(_COUNTER) for key in dispensable):
-        warnings.warn(
-            f"{checkpoint.path}: has no auxiliary head, which only training uses; "
-            "the model keeps its own",
-            stacklevel=2,
-        )
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:
@@ -167,26 +128,37 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             set.
     """
     source, destination = Path(source), Path(destination)
-    if destination.suffix != ".safetensors":
-        raise InputError(f"{destination}: the converted file's name must end in .safetensors")
-    checkpoint = read_checkpoint(source)
-    metadata = {"format": "pt", "source": shown(source.name), "source_sha256": checkpoint.sha256}
     try:
-        if destination.exists() and destination.samefile(source):
-            raise InputError(f"{destination}: is the source itself; expected another file")
-        if destination.exists() and not overwrite:
-            raise InputError(
-                f"{destination}: exists already; it is replaced only on request (--force)"
-            )
+        _check_destination(source, destination, overwrite)
+        checkpoint = read_checkpoint(source)
+        metadata = {
+            "format": "pt",
+            "source": shown(source.name),
+            "source_sha256": checkpoint.sha256,
+        }
         data = write_safetensors(checkpoint.state_dict, metadata)
         checkpoint.release()  # half of the memory
         write_whole(destination, data)
     except OSError as error:
         raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(f"{source}: its weights do not fit into the memory twice") from error
     del data
     return read_checkpoint(destination)
+
+
+def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
+    """Refuse what can be known before the source is read."""
+    if destination.suffix != ".safetensors":
+        raise InputError(f"{destination}: the converted file's name must end in .safetensors")
+    if not destination.exists():
+        return
+    if source.exists() and destination.samefile(source):
+        raise InputError(f"{destination}: is the source itself; expected another file")
+    if not overwrite:
+        raise InputError(f"{destination}: exists already; it is replaced only on request (--force)")
 
 
 def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
@@ -267,9 +239,9 @@ def _is_date(digits: str) -> bool:
 def _check_sizes(stored: dict[str, StoredTensor], size: int) -> None:
     """Refuse views that would grow beyond their file, before any is made."""
     for key, tensor in stored.items():
-        if tensor.size > size:
+        if tensor.nbytes > size:
             raise UnsupportedError(f"{shown(key)} claims to be larger than the whole file")
-    if sum(tensor.size for tensor in stored.values()) > size:
+    if sum(tensor.nbytes for tensor in stored.values()) > size:
         raise UnsupportedError(
             f"its {len(stored)} tensors together claim to be larger than the whole file"
         )
@@ -293,94 +265,3 @@ def _check_values(weights: dict[str, Tensor]) -> None:
             f"expected finite weights, but {len(infinite)} of {len(weights)} tensors "
             f"hold NaN or infinity in float32, first {shown(infinite[0])}"
         )
-
-
-def _dispensable(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a file may lack, and lacks: values for it, zeros for counters and a meta model."""
-    has_head = any(key.startswith(_AUXILIARY) and _LOSS not in key for key in theirs)
-    lacking = {}
-    for key, value in ours.items():
-        counter = key.endswith(_COUNTER)
-        if key not in theirs and (counter or (key.startswith(_AUXILIARY) and not has_head)):
-            fresh = counter or value.is_meta
-            zeros = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
-            lacking[key] = zeros if fresh else value
-    return lacking
-
-
-def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to a training around the network, if the file has all that is needed."""
-    if not needed.keys() <= theirs.keys():
-        return {}
-    return {
-        key: value
-        for key, value in theirs.items()
-        if key not in needed and (key.partition(".")[0] not in PARTS or _LOSS in key)
-    }
-
-
-def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    problems = {
-        "missing from the file": [key for key in ours if key not in theirs],
-        "left over in the file": [shown(key) for key in theirs if key not in ours],
-        "of another shape or type": [
-            f"{key}: {difference}"
-            for key in ours
-            if key in theirs and (difference := _difference(theirs[key], ours[key]))
-        ],
-    }
-    if any(problems.values()):
-        sections = [
-            "\n  ".join([f"{title} ({len(lines)}):", *_cut(lines)])
-            for title, lines in problems.items()
-            if lines
-        ]
-        message = [f"{path}: does not fit the model", *sections, *_hints(theirs, ours)]
-        raise InputError("\n".join(message))
-
-
-def _check_writable(ours: dict[str, Tensor]) -> None:
-    """Write every tensor onto itself: one that cannot be written raises before any has changed."""
-    if any(value.is_meta for value in ours.values()):
-        raise ValueError("a model on the meta device has no memory for weights; give share=True")
-    for value in ours.values():
-        value.copy_(value.clone())
-
-
-def _difference(theirs: Tensor, ours: Tensor) -> str | None:
-    """Describe why one tensor cannot be copied into another, ``None`` if it can."""
-    if theirs.shape != ours.shape:
-        return f"file {list(theirs.shape)}, model {list(ours.shape)}"
-    if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
-        return f"file {theirs.dtype}, model {ours.dtype}".replace("torch.", "")
-    return None
-
-
-def _cut(lines: list[str]) -> list[str]:
-    more = len(lines) - _LISTED
-    return [*lines[:_LISTED], f"... and {more} more"] if more > 0 else lines
-
-
-def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
-    """Guess what a mismatch comes from: another architecture or another number of classes."""
-    hints = []
-    blocks, wanted = _blocks(theirs), _blocks(ours)
-    if blocks != wanted:
-        hints.append(
-            f"The file's backbone has {blocks or 'no'} blocks, the model's {wanted}: "
-            "the file is of another architecture."
-        )
-    classes, expected = (s.get("decode_head.conv_seg.weight") for s in (theirs, ours))
-    if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
-        hints.append(
-            f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}."
-        )
-    return hints
-
-
-def _blocks(keys: Iterable[str]) -> str:
-    """Count the blocks of each stage, as in ``"3-4-6-3"``."""
-    matches = (re.match(r"backbone\.layer(\d+)\.(\d+)\.", key) for key in keys)
-    blocks = Counter(stage for stage, _ in {match.groups() for match in matches if match})
-    return "-".join(str(blocks[stage]) for stage in sorted(blocks))

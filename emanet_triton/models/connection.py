@@ -1,4 +1,4 @@
-"""HTTP as a download needs it: proxies, no other scheme, an end where nothing comes any more."""
+"""HTTP and HTTPS requests, through proxies; an answer that comes too slowly is an error."""
 
 import io
 import re
@@ -50,7 +50,10 @@ def open_url(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
 
 
 def through_proxy(url: str) -> str:
-    """ " through the proxy HOST" if one is set for the address, without name and password."""
+    """For messages: " through the proxy HOST" if one is set for the address, else nothing.
+
+    HOST has no user name and no password.
+    """
     scheme, _, rest = url.partition("://")
     proxy = getproxies().get(scheme)
     if not proxy or proxy_bypass(rest.partition("/")[0]):
@@ -68,7 +71,10 @@ def without_secrets(text: str, *addresses: str) -> str:
 
 
 class _Paced(io.RawIOBase):
-    """A connection's bytes; what trickles ends, be it headers or a body."""
+    """The bytes of a connection.
+
+    Reading raises TimeoutError if fewer than ``_LEAST`` bytes come in ``_WINDOW`` seconds.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from emanet_triton.command import complain
-from emanet_triton.errors import InputError, first_line
+from emanet_triton.errors import InputError, first_line, one_line
 from emanet_triton.files import open_plain, temporary_beside, usable
 from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
@@ -27,13 +27,16 @@ _CHUNK = 1 << 20  # bytes
 _MOST_BYTES = 1 << 30  # of a file; the largest published one has a quarter of it
 _STUCK = 180.0  # seconds in which another process's download did not grow: it would have ended
 _LOOK = 0.1  # seconds between two looks at another process's download
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of flock
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 def hub_file(name: str) -> Path:
-    """Where a published checkpoint lies: in torch's hub cache, or where that cannot be written in
-    the folder that ``usable`` names."""
+    """Where a published checkpoint lies, or shall lie.
+
+    In torch's hub cache; if that lacks the file and cannot be written, in a private temporary
+    folder (see ``files.usable``).
+    """
     given = torch.hub.get_dir()
     folder = Path(given) if given.startswith("~") else Path(given).absolute()  # no home: ~ stays
     found = folder / "checkpoints" / name
@@ -62,24 +65,29 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
         ``destination``.
 
     Raises:
-        InputError: the network or the disk failed, less than 64 KiB came in a minute, the file is
-            larger than a gigabyte, or the hash is wrong (the part is removed).
+        InputError: the network or the disk failed, less than 64 KiB came in a minute, another
+            process's download did not grow for three minutes, the file is larger than a gigabyte,
+            or the hash is wrong (the part is removed).
     """
     if _is_there(destination):
         return destination
     part = destination.with_name(destination.name + ".part")
     lock = destination.with_name(destination.name + ".lock")
-    stays = True
+    has_locks = True
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock, part, progress) as stays:
+        with _locked(lock, part, progress) as has_locks:
             if not _is_there(destination):  # or another process has fetched it meanwhile
-                mine = part if stays else temporary_beside(destination)
-                _complete(url, mine, destination, sha256_prefix, progress, stays)
+                own = part if has_locks else temporary_beside(destination)
+                try:
+                    _complete(url, own, destination, sha256_prefix, progress)
+                finally:
+                    if not has_locks:
+                        own.unlink(missing_ok=True)
     except InputError:
         raise
     except (OSError, HTTPException, ValueError) as error:  # the last: of addresses
-        again = "The next try goes on from what has arrived; the" if stays else "The"
+        again = "The next try goes on from what has arrived; the" if has_locks else "The"
         raise InputError(
             f"{without_secrets(url)}: cannot be downloaded{through_proxy(url)}: "
             f"{_reason(url, error)}. {again} file can also be fetched by hand and saved as "
@@ -100,21 +108,23 @@ def _reason(url: str, error: Exception) -> str:
         error.close()
     reason = error.reason if type(error) is URLError else error
     text = first_line(reason) if isinstance(reason, BaseException) else str(reason)
-    return without_secrets(text, url)[:300]
+    return one_line(without_secrets(text, url))[:300]
+
+
+class _NoLocksError(Exception):
+    """The file system has no locks, or another user's lock cannot be opened."""
 
 
 @contextlib.contextmanager
 def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
-    """Hold the lock of a part; yields False where the file system has no locks.
+    """Hold the lock of a part; yields whether there are locks.
 
     Raises:
         TimeoutError: another process holds it, and its part does not grow.
     """
     try:
         descriptor = _wait_for(lock, part, progress)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except _NoLocksError:
         yield False
         return
     try:
@@ -127,11 +137,7 @@ def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
 def _wait_for(lock: Path, part: Path, progress: bool) -> int:
     """The descriptor of the lock, locked."""
     size, grown, told = -1, time.monotonic(), not progress
-    while True:
-        descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
-        if _is_locked(descriptor, lock) and _is_same(descriptor, lock):
-            return descriptor
-        os.close(descriptor)
+    while (descriptor := _try_lock(lock)) is None:
         if (now := _size(part)) != size:
             size, grown = now, time.monotonic()
         if time.monotonic() - grown > _STUCK:
@@ -143,19 +149,30 @@ def _wait_for(lock: Path, part: Path, progress: bool) -> int:
             complain(f"waiting for another process that downloads {part.stem}")
             told = True
         time.sleep(_LOOK)
+    return descriptor
 
 
-def _is_locked(descriptor: int, lock: Path) -> bool:
-    """Whether this call has locked the file; False if another process holds it."""
+def _try_lock(lock: Path) -> int | None:
+    """The descriptor of the lock, locked; ``None`` if another process holds it."""
+    try:
+        descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
+    except PermissionError as error:
+        raise _NoLocksError from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:  # no locks here: the file is of no use
+        os.close(descriptor)
+        return None
+    except OSError as error:
         os.close(descriptor)
         lock.unlink(missing_ok=True)
+        if error.errno in _NO_LOCKS:
+            raise _NoLocksError from error
         raise
-    return True
+    if _is_same(descriptor, lock):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _is_same(descriptor: int, lock: Path) -> bool:
@@ -173,28 +190,19 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _complete(
-    url: str, part: Path, destination: Path, sha256_prefix: str, progress: bool, stays: bool
-) -> None:
+def _complete(url: str, part: Path, destination: Path, sha256_prefix: str, progress: bool) -> None:
     """Bring ``part`` to the whole file, and that to its final name."""
-    right = False
-    try:
-        with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            if not _sha256(file).startswith(sha256_prefix):
-                _fetch(url, file, destination.name, progress)
-            found = _sha256(file)
-        right = found.startswith(sha256_prefix)
-        if right:
-            part.replace(destination)
-            return
-        stays = False
+    with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        if not _sha256(file).startswith(sha256_prefix):
+            _fetch(url, file, destination.name, progress)
+        found = _sha256(file)
+    if not found.startswith(sha256_prefix):
+        part.unlink(missing_ok=True)
         raise InputError(
             f"{without_secrets(url)}: the SHA-256 of what arrived begins with "
             f"{found[: len(sha256_prefix)]}, expected {sha256_prefix}: it was thrown away"
         )
-    finally:
-        if not right and not stays:
-            part.unlink(missing_ok=True)
+    part.replace(destination)
 
 
 def _fetch(url: str, file: BinaryIO, name: str, progress: bool) -> None:

@@ -11,10 +11,10 @@ from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels import conv_cpu, winograd
 from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.ops import em_attention_block
+from emanet_triton.models.alteration import alteration
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import ConvModule, EMAHead
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
-from emanet_triton.models.unaltered import alteration
 
 ROWS = 16  # output channels that are folded at once, so that little of them exists in float64
 WINOGRAD_CHANNELS = 256  # from which it is the faster (benchmarks/results/conv_cpu.csv)

@@ -14,8 +14,8 @@ class EMAttention(nn.Module):
     """Expectation-maximization attention (Li et al., ICCV 2019; mmseg ``EMAModule``).
 
     In training mode a call also moves ``bases`` towards the batch's bases, averaged over the
-    batch and, where torch.distributed is initialised, over the ranks; not towards bases that are
-    not finite, as those of a batch with an overflow. No gradient flows through the
+    batch and, where torch.distributed is initialised, over the ranks. A batch whose bases are not
+    finite, as after an overflow, leaves ``bases`` as they were. No gradient flows through the
     reconstruction, as in mmseg.
 
     Args:

@@ -46,7 +46,7 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model is, which is on one device."""
+    """The device of a model, all of whose tensors lie on one."""
     return next(model.parameters()).device
 
 

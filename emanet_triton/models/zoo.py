@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from emanet_triton.errors import InputError
-from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.loading import load_into
 from emanet_triton.models.protocol import Protocol
 
 

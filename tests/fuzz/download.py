@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, one_line
 from emanet_triton.models import connection
 from emanet_triton.models import download as module
 from emanet_triton.models.download import download
@@ -35,14 +35,16 @@ def attempt(seed: int, folder: Path) -> str:
         with _serving(rng.choice(FAULTS)(rng, body)) as url:
             try:
                 download(url, destination, sha256, progress=False)
-            except InputError:
+            except InputError as error:
                 result = "refused"
+                assert one_line(str(error)) == str(error)
                 assert not destination.exists()
         with _serving(_whole(rng, body)) as url:
             try:
                 download(url, destination, sha256, progress=False)
             except InputError as error:  # of a part of another file
                 assert "it was thrown away" in str(error)
+                assert one_line(str(error)) == str(error)
                 download(url, destination, sha256, progress=False)
     assert destination.read_bytes() == body
     assert [path.name for path in folder.iterdir()] == ["file.pth"]

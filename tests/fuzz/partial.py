@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -35,7 +36,11 @@ def seal(content: dict[str, Any]) -> str:
 
 def attempt(seed: int, folder: Path) -> str:
     """Damage one of two files: the other counts, and the damaged one counts whole or not at all."""
-    os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{seed}")
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / f"cache-{seed}")):
+        return _attempt(random.Random(seed))
+
+
+def _attempt(rng: random.Random) -> str:
     good, bad = make(), make()
     bad._file = bad._file.with_name("0-1.json")
     good.add(["c"], torch.full((1, 19, 19), 3), 1.0)
@@ -43,8 +48,6 @@ def attempt(seed: int, folder: Path) -> str:
     for name in ("a", "b"):
         bad.add([name], torch.full((1, 19, 19), 5), 1.0)
     bad.write()
-    rng = random.Random(seed)
-    whole = json.loads(bad._file.read_text())
     forged = rng.choice(_DAMAGES)(rng, bad._file)
     reader = make()
     names, counts, seconds = reader.earlier()
@@ -58,7 +61,6 @@ def attempt(seed: int, folder: Path) -> str:
     assert names == set(SAMPLES) or forged
     assert forged or counts.tolist() == [[[13] * 19] * 19]
     assert int(counts.min()) >= 0
-    assert whole["settings"] == SETTINGS
     return "right"
 
 

@@ -22,8 +22,8 @@ from checkpoint_files import (
 )
 
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.inert import Inert
-from emanet_triton.models.torch_file import read_zip_file
+from emanet_triton.models.checkpoint_files.inert import Inert
+from emanet_triton.models.checkpoint_files.torch_file import read_zip_file
 
 # Reading
 

@@ -1,31 +1,23 @@
 """Downloads over connections that break, resumed and verified."""
 
 import hashlib
+import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_files import save, weights
-from download_server import BODY, HALF, SHA256, assert_whole, fetch, part_of, refusal, serving
+from download_server import BODY, HALF, SHA256, assert_whole, fetch, part_of, refusal
 
 import emanet_triton.models.download as module
+from emanet_triton import files
 from emanet_triton.errors import InputError
 from emanet_triton.models import connection
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.download import download
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def destination(tmp_path) -> Path:
-    return tmp_path / "hub" / "checkpoints" / "file.pth"
+from emanet_triton.models.download import download, hub_file
 
 
 def test_whole(server, destination, capsys):
@@ -181,6 +173,15 @@ def test_no_server(destination, monkeypatch):
     assert str(error.value).endswith(f"fetched by hand and saved as {destination}")
 
 
+def test_another_range_than_the_one_asked_for_starts_over(server, destination):
+    server.close_after = HALF
+    refusal(server, destination)
+    server.close_after, server.range_shift = None, 1
+    fetch(server, destination)
+    assert_whole(destination)
+    assert [asked for asked, _ in server.requests] == [None, f"bytes={HALF}-", None]
+
+
 def test_silent_server_times_out(server, destination, monkeypatch):
     monkeypatch.setattr(connection, "_TIMEOUT", 0.1)
     server.gate.clear()
@@ -226,3 +227,46 @@ def test_downloaded_checkpoint_is_verified_at_every_opening(server, tmp_path):
     assert download(server.url, destination, sha256) == destination
     with pytest.raises(InputError, match=f"expected {sha256}: the file is damaged or another one"):
         read_checkpoint(destination, sha256)
+
+
+# Folders
+
+
+def test_an_empty_file_in_the_place_is_replaced(server, destination):
+    destination.parent.mkdir(parents=True)
+    destination.touch()
+    fetch(server, destination)
+    assert_whole(destination)
+
+
+def test_a_folder_in_the_place_is_left_to_the_reader(server, destination):
+    destination.mkdir(parents=True)
+    assert fetch(server, destination) == destination
+    assert server.requests == []
+
+
+def test_no_progress_bar_without_a_standard_error(server, destination, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    download(server.url, destination, SHA256)
+    assert_whole(destination)
+
+
+def test_the_hub_cache_is_used_where_it_can_be_written(tmp_path):
+    assert hub_file("x.pth") == Path(torch.hub.get_dir()) / "checkpoints" / "x.pth"
+
+
+def test_without_a_home_the_hub_cache_is_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", "~/.cache/torch/hub")  # as torch gives it then
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    files._instead_of.cache_clear()
+    with pytest.warns(UserWarning, match="^~/.cache/torch/hub: cannot be written; "):
+        found = hub_file("x.pth")
+    assert found == tmp_path / f"emanet_triton-{os.getuid()}" / "hub" / "checkpoints" / "x.pth"
+
+
+def test_a_file_in_a_hub_cache_that_is_read_only(tmp_path, monkeypatch):
+    found = Path(torch.hub.get_dir()) / "checkpoints" / "x.pth"
+    found.parent.mkdir(parents=True)
+    found.write_text("weights")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert hub_file("x.pth") == found

@@ -12,7 +12,7 @@ from checkpoint_files import refusal_of
 from safetensors.torch import load, save
 
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.safetensors_file import write_safetensors
+from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 LONG = {"dtype": "F32", "shape": [1] * 200_000, "data_offsets": [0, 4]}

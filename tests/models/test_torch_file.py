@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import assert_weights, refusal_of, rewrite_zip, save, weights
+from checkpoint_files import assert_weights, call, named, refusal_of, rewrite_zip, save, weights
 
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint_files.refusals import DamagedError
+from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor, stored_tensor
 from emanet_triton.models.zoo import DEMO, read_published
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -199,9 +201,9 @@ def nested_key() -> bytes:
     return b")" + b"q\x63h\x63\x86" * 200 + b"N"
 
 
-def call(path: str, *arguments: bytes) -> bytes:
-    module, _, name = path.rpartition(".")
-    return b"K\x05" + f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+def item(path: str, *arguments: bytes) -> bytes:
+    """Opcodes of an item of a dict: the key 5, and a call."""
+    return b"K\x05" + call(named(path), *arguments)
 
 
 BIG = b"\x8a\x08" + struct.pack("<q", 6 * 10**9)
@@ -212,9 +214,9 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
     ("opcodes", "expected"),
     [
         (nested_key(), STRANGE + "'key'"),
-        (call("builtins.bytearray", BIG), STRANGE + "'5'"),
-        (call("torch.Tensor", b"K\x0a"), STRANGE + "'5'"),
-        (call("torch.FloatStorage", b"K\x0a"), STRANGE + "'5'"),
+        (item("builtins.bytearray", BIG), STRANGE + "'5'"),
+        (item("torch.Tensor", b"K\x0a"), STRANGE + "'5'"),
+        (item("torch.FloatStorage", b"K\x0a"), STRANGE + "'5'"),
         (b"K\x05X\xff\xff\xff\x7f", "the pickle claims more bytes than the file has before byte "),
         (b"(" * 2000, "the pickle is nested too deeply before byte "),
         (b"K\x05" + b"]" * 2_000_000, "the pickle takes more than 2000000 steps before byte "),
@@ -223,7 +225,7 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
             b"K\x05(" + b"K\x01" * 1000 + b"tq\x63" + b"h\x63\x85R" * 1000,
             "the pickle calls what is no function before byte ",
         ),
-        (call("collections.OrderedDict", b"(" + b"]" * 99 + b"l"), "has the unknown opcode 108"),
+        (item("collections.OrderedDict", b"(" + b"]" * 99 + b"l"), "has the unknown opcode 108"),
     ],
     ids=[
         *("nested-key", "bytearray", "tensor", "storage", "long-text", "deep", "many-steps"),
@@ -303,13 +305,57 @@ def test_a_legacy_list_of_storages_is_complete(tmp_path, keys, reason):
     assert refusal_of(path).startswith(DAMAGED.format(reason))
 
 
+def with_view(data: bytes, key: bytes, first: int, numel: int) -> bytes:
+    """The pickle whose first tensor without a view is of a part of storage 0."""
+    view = b"(X" + struct.pack("<I", len(key)) + key + bytes([0x4B, first, 0x4B, numel]) + b"t"
+    return data.replace(b"K\x06N", b"K\x06" + view, 1)
+
+
 def test_reads_a_view_of_a_legacy_storage(tmp_path):
-    tensor = Described(Stored(), 1, (2,), (1,))
-    data = described({"w": tensor}, legacy=True)
-    assert data.count(b"K\x06NtQ") + data.count(b"K\x06Nt") == 1
-    view = b"(X\x01\0\0\0vK\x02K\x04t"  # storage "v": 4 elements after the second
-    data = data.replace(b"K\x06N", b"K\x06" + view)
-    path = write_legacy(tmp_path / "x.pth", data, ["0"])
+    data = described({"w": Described(Stored(), 1, (2,), (1,))}, legacy=True)
+    path = write_legacy(tmp_path / "x.pth", with_view(data, b"v", 2, 4), ["0"])
     assert read_checkpoint(path).state_dict["w"].tolist() == [3, 4]
-    write_legacy(path, data.replace(b"K\x02K\x04t", b"K\x03K\x04t"), ["0"])
+    write_legacy(path, with_view(data, b"v", 3, 4), ["0"])
     assert refusal_of(path).startswith(DAMAGED.format("storage v is no part of another one"))
+
+
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize("root_first", [True, False], ids=["root-first", "view-first"])
+def test_a_view_beside_its_storage_wherever_that_lies(tmp_path, padding, root_first):
+    """The storage moves to an aligned place, and the view with it."""
+    part = Described(Stored(), 1, (2,), (1,))
+    whole = Described(Stored(numel=6), 0, (6,), (1,))
+    part.arguments[0].identity = (*part.arguments[0].identity, ("v", 2, 4))
+    whole.arguments[0].identity = (*whole.arguments[0].identity, None)
+    weights = {"whole": whole, "part": part} if root_first else {"part": part, "whole": whole}
+    data = described({"state_dict": weights, "meta": {"note": "x" * padding}})
+    path = write_legacy(tmp_path / "x.pth", data, ["0"])
+    read = read_checkpoint(path).state_dict
+    assert read["whole"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert read["part"].tolist() == [3, 4]
+
+
+def test_a_view_of_a_view_is_refused(tmp_path):
+    first = Described(Stored(), 0, (2,), (1,))
+    second = Described(Stored("v", 4), 0, (2,), (1,))
+    first.arguments[0].identity = (*first.arguments[0].identity, ("v", 2, 4))
+    second.arguments[0].identity = (*second.arguments[0].identity, ("w", 0, 2))
+    path = write_legacy(tmp_path / "x.pth", described({"a": first, "b": second}), ["0"])
+    assert refusal_of(path).startswith(DAMAGED.format("storage v is described in two ways"))
+
+
+def test_a_tensor_of_a_view_that_begins_inside_an_element():
+    root = Storage("0", torch.uint8, 12)
+    view = Storage("v", torch.uint8, 8, root, 2)
+    with pytest.raises(DamagedError, match=r"^a tensor of storage v begins inside an element$"):
+        stored_tensor(view, torch.float32, 0, (2,), (1,))
+    found = stored_tensor(view, torch.float16, 1, (2,), (1,))
+    assert found == StoredTensor(root, torch.float16, 2, (2,), (1,))
+
+
+@pytest.mark.parametrize("key", ["\x1b[2J", "a\tb"], ids=["escape", "tab"])
+def test_names_of_storages_are_escaped(tmp_path, key):
+    data = described({"w": Described(Stored(key), 1, (2, 3), (3, 1))})
+    shown = key.encode("unicode_escape").decode()
+    reason = f"a tensor of storage {shown} reaches beyond it"
+    assert refusal_of(write_zip(tmp_path / "x.pth", data)).startswith(DAMAGED.format(reason))

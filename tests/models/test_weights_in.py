@@ -10,10 +10,11 @@ import torch
 from checkpoint_files import refusal_of, save, tiny_emanet
 from torch import Tensor
 
-from emanet_triton.models.checkpoint import load_into, read_checkpoint
-from emanet_triton.models.damage import UnsupportedError
-from emanet_triton.models.stored import Storage, StoredTensor
-from emanet_triton.models.weights_in import PARTS, find_weights
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint_files.refusals import UnsupportedError
+from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor
+from emanet_triton.models.checkpoint_files.weights_in import PARTS, find_weights
+from emanet_triton.models.loading import load_into
 
 Weights = dict[str, Tensor]
 
@@ -48,10 +49,6 @@ def inside(place: str, wrapper: str) -> Callable[[Weights], Weights]:
     }
 
 
-def with_loss(weights: Weights) -> Weights:
-    return {**prefixed("model.")(weights), "criterion.weight": torch.ones(19)}
-
-
 def in_wrapped_ema_hook(weights: Weights) -> Weights:
     return prefixed("module.")(with_ema_hook(weights))
 
@@ -73,7 +70,6 @@ STATE_DICTS = {
     "compiled-ddp": prefixed("_orig_mod.module."),
     "averaged": averaged,
     "lightning": prefixed("model."),
-    "lightning-loss": with_loss,
     "other-name": prefixed("segmentor.net."),
     "averaged-lightning": averaged_in_lightning,
     "backbone-compiled": inside("backbone.", "_orig_mod."),

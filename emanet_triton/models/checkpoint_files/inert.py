@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from emanet_triton.models.checkpoint_files.refusals import DangerousError
+
 _KEY = 1 << 60  # below it, different integers have different hashes
+# Nothing that a pickle names is ever called. These lists protect nobody: they only choose the
+# message, since a file with such a name is an attack.
 _DANGEROUS_MODULES = frozenset(
     [
         "_ctypes",
@@ -63,10 +67,6 @@ _HARMLESS = frozenset(  # tuples with names, which a training may keep of its ma
 _BUILTINS = ("builtins", "__builtin__")
 
 
-class DangerousError(ValueError):
-    """A pickle names a function that could harm; nothing was called. The message is its name."""
-
-
 @dataclass(frozen=True, slots=True)
 class Global:
     """A class or function that a pickle names; it is never looked up.
@@ -97,7 +97,7 @@ def named(module: str, name: str) -> Global:
     """The stand-in for ``module.name``.
 
     Raises:
-        DangerousError: code that is run by it could harm.
+        DangerousError: the lists of dangerous functions and modules hold it, or its module.
     """
     path = f"{module}.{name}"
     if module in _BUILTINS and name in _DANGEROUS_BUILTINS:
@@ -111,7 +111,7 @@ def named(module: str, name: str) -> Global:
 def put(target: object, key: object, value: object) -> None:
     """Set an item of a dict; an ``Inert`` takes it and keeps nothing.
 
-    No key is hashed that could cost anything: a tuple of tuples never ends.
+    Only texts and small integers are hashed: the hash of nested tuples can take for ever.
     """
     if type(target) is dict:
         plain = type(key) is str or (type(key) is int and -_KEY < key < _KEY)

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from emanet_triton.models.damage import DamagedError
-from emanet_triton.models.inert import DangerousError, Global, Inert, named, put
+from emanet_triton.models.checkpoint_files.inert import Global, Inert, named, put
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, DangerousError
 
 _STEPS = 2_000_000  # opcodes of a file; a training's checkpoint has some 100,000
 _NAME_STEPS = 8  # a class's name takes as long as so many other opcodes
@@ -21,6 +21,17 @@ _TEXTS = 1 << 26  # bytes of all texts that are decoded
 _NAME = 512  # bytes of a module's or a class's name
 _INTEGER = 16  # bytes
 _ARGUMENTS = 16  # of a call that is understood
+
+
+def apply(builder: Callable[..., object], arguments: object) -> object:
+    """Call a builder with pickled arguments.
+
+    Raises:
+        TypeError: they are no tuple, or not those that it takes.
+    """
+    if type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
+        raise TypeError("no arguments")
+    return builder(*arguments)
 
 
 class Unpickler:
@@ -57,7 +68,8 @@ class Unpickler:
         Dicts keep texts and integers as keys; any other key becomes an ``Inert``.
 
         Raises:
-            DamagedError: not a pickle, or one of another size than any checkpoint has.
+            DamagedError: not a pickle, or one with more opcodes, levels or text than any
+                checkpoint has.
             DangerousError: it names a function that could harm.
         """
         self.stack: list[Any] = []
@@ -124,9 +136,7 @@ class Unpickler:
         builder = self._ordered_dict if ordered else self.builders.get(function.path)
         if builder is None:
             return Inert(function.path)
-        if type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
-            self.fail("calls a function strangely")
-        return builder(*arguments)
+        return apply(builder, arguments)
 
     def _ordered_dict(self, pairs: object = ()) -> dict[Any, Any]:
         """Python 2 gives the items to the call, Python 3 sets them afterwards."""

@@ -8,8 +8,9 @@ from checkpoint_files import save, tiny_emanet, weights
 from golden_data import listed_keys
 
 from emanet_triton.errors import InputError
-from emanet_triton.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.loading import load_into
 from emanet_triton.models.zoo import ZOO
 
 
@@ -104,8 +105,7 @@ def test_the_auxiliary_head_may_be_missing(tmp_path, share):
     with pytest.warns(UserWarning) as caught:
         load_into(model, checkpoint, share)
     assert [str(w.message) for w in caught] == [
-        f"{checkpoint.path}: has no auxiliary head, which only training uses; "
-        "the model keeps its own"
+        f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded"
     ]
     for key, value in model.state_dict().items():
         assert torch.equal(value, want[key]), key
@@ -117,7 +117,7 @@ def test_a_meta_model_gets_zeros_for_a_missing_auxiliary_head(tmp_path):
         del checkpoint.state_dict[key]
     with torch.device("meta"):
         model = tiny_emanet()
-    with pytest.warns(UserWarning, match="has no auxiliary head"):
+    with pytest.warns(UserWarning, match="has no auxiliary head, .*; none is loaded$"):
         load_into(model, checkpoint, share=True)
     assert not model.auxiliary_head.conv_seg.weight.any()
 
@@ -134,9 +134,44 @@ def test_a_weight_that_cannot_be_written_leaves_all_others_alone(tmp_path):
     bias = model.decode_head.conv_seg.bias
     bias.data = torch.zeros(1).expand(19)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="unsupported operation"):
+    with pytest.raises(ValueError) as raised:
         load_into(model, read_tiny(tmp_path))
+    assert str(raised.value) == (
+        "decode_head.conv_seg.bias is expanded: several of its elements share memory"
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_of_inference_mode_is_written_there_only(tmp_path):
+    checkpoint = read_tiny(tmp_path)
+    with torch.inference_mode():
+        model = tiny_emanet()
+    with pytest.raises(ValueError) as raised:
+        load_into(model, checkpoint)
+    assert str(raised.value) == (
+        "backbone.stem.0.weight was made in inference mode and can be written there only; make "
+        "the model outside torch.inference_mode"
+    )
+    with torch.inference_mode():
+        load_into(model, checkpoint)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, checkpoint.state_dict[key]), key
+
+
+def test_a_loss_beside_a_wrapped_network_is_left_out(tmp_path):
+    """As a Lightning module keeps it."""
+    weights = tiny_emanet().state_dict()
+    content = {f"model.{key}": value for key, value in weights.items()}
+    content["criterion.weight"] = torch.ones(19)
+    path = save(content, tmp_path / "x.pth")
+    model = tiny_emanet()
+    with pytest.warns(UserWarning) as caught:
+        load_into(model, read_checkpoint(path))
+    assert [str(w.message) for w in caught] == [
+        f"{path}: leaves out 1 of its entries, which no network uses, first criterion.weight"
+    ]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
 
 
 def test_half_an_auxiliary_head_is_refused(tmp_path):
@@ -155,6 +190,8 @@ def test_half_an_auxiliary_head_is_refused(tmp_path):
     [
         ["decode_head.loss_decode.class_weight", "auxiliary_head.loss_decode.0.class_weight"],
         ["ce_loss.weight"],
+        ["criterion.weight"],
+        ["loss_fn.weight", "loss.weight", "loss_function.weight"],
         ["val_iou.confmat"],
         ["mean", "std"],
         ["model.mean", "model.std"],
@@ -190,7 +227,7 @@ def test_a_loss_alone_is_no_auxiliary_head(tmp_path):
     assert [str(w.message) for w in caught] == [
         f"{path}: leaves out 1 of its entries, which no network uses, "
         "first auxiliary_head.loss_decode.class_weight",
-        f"{path}: has no auxiliary head, which only training uses; the model keeps its own",
+        f"{path}: has no auxiliary head, which only training uses; none is loaded",
     ]
 
 

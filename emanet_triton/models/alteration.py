@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import EMAttention
 
-UNUSED = {"": ("auxiliary_head",)}  # children that do nothing in evaluation mode, by module
+UNUSED = {"": (AUXILIARY,)}  # children that do nothing in evaluation mode, by module
 # What may differ from a fresh network: ``fuse`` reads it, or it does nothing in evaluation mode.
 FREE = {
     EMANet: {"architecture", "protocol", "num_classes"},
@@ -93,16 +94,21 @@ def _added_behaviour(module: nn.Module, fresh: nn.Module) -> str | None:
         return "has a forward hook"
     if module.training:
         return "is in training mode"
-    for attribute in vars(module).keys() - _OF_EVERY_MODULE - vars(fresh).keys():
+    usual = _OF_EVERY_MODULE | vars(fresh).keys()
+    for attribute in vars(module):
         # Compiling a module in place sets this one, and changes nothing of what it computes.
-        if hasattr(type(module), attribute) and attribute != "_compiled_call_impl":
+        if attribute in usual or attribute == "_compiled_call_impl":
+            continue
+        if hasattr(type(module), attribute):
             return f"has a {attribute} of its own"
     return None
 
 
 def _different_attribute(attributes: dict, wanted: dict, free: set[str]) -> str | None:
-    for attribute in wanted.keys() - _OF_EVERY_MODULE - free:
-        value, want = attributes.get(attribute), wanted[attribute]
+    for attribute, want in wanted.items():
+        if attribute in _OF_EVERY_MODULE or attribute in free:
+            continue
+        value = attributes.get(attribute)
         if type(value) is not type(want) or value != want:
             return f"has {attribute} {value!r}, expected {want!r}"
     return None
@@ -114,6 +120,8 @@ def _different_tensor(module: nn.Module, fresh: nn.Module) -> str | None:
         if want is None:
             if tensor is not None:
                 return f"has a {name}, expected none"
+        elif tensor is None:
+            return f"has no {name}"
         elif type(tensor) not in (Tensor, nn.Parameter):
             return f"has as {name} a {type(tensor).__name__}, expected a tensor"
         elif tensor.shape != want.shape:

@@ -1,4 +1,6 @@
-"""What is said about files that do not keep to their format."""
+"""Why a file is refused, and how its names are shown."""
+
+from emanet_triton.errors import one_line
 
 _SHOWN = 100  # characters of a name
 
@@ -11,7 +13,10 @@ class UnsupportedError(ValueError):
     """A sound file that cannot be used; the message says why and what was expected."""
 
 
+class DangerousError(ValueError):
+    """A pickle names a function that could harm; nothing was called. The message is its name."""
+
+
 def shown(name: str) -> str:
     """A name that stands in a file, cut to a bearable length and without control characters."""
-    text = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
-    return text if text.isprintable() else repr(text)[1:-1]
+    return one_line(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emanet_triton.models.damage import DamagedError
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, shown
 
 # Names of dtypes as PyTorch spells them.
 DTYPES: dict[str, torch.dtype] = {
@@ -33,14 +33,18 @@ class Storage:
         key: its name in the file.
         dtype: of its elements.
         numel: how many elements.
+        root: the storage that it is a part of, if it is one.
+        first: elements of the root before it.
     """
 
     key: str
     dtype: torch.dtype
     numel: int
+    root: "Storage | None" = None
+    first: int = 0
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """Bytes."""
         return self.numel * self.dtype.itemsize
 
@@ -64,8 +68,8 @@ class StoredTensor:
     stride: tuple[int, ...]
 
     @property
-    def size(self) -> int:
-        """Bytes of all elements, each counted once."""
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes if no two elements share memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -75,7 +79,7 @@ class Content:
 
     Attributes:
         value: lists, dicts, texts, numbers, ``StoredTensor`` and ``Inert`` objects.
-        begins: first byte of each storage.
+        begins: first byte of each storage that is no part of another one.
         meta: texts and numbers that the file says about itself.
         spare: bytes before every storage that hold no weights.
     """
@@ -89,21 +93,27 @@ class Content:
 def stored_tensor(
     storage: Storage, dtype: torch.dtype, offset: object, shape: object, stride: object
 ) -> StoredTensor:
-    """Check that a tensor lies inside its storage.
+    """Check that a tensor lies inside its storage; one of a part of a storage lies in the whole.
 
     Raises:
         DamagedError: it does not.
     """
+    key = shown(storage.key)
     tuples = type(shape) is tuple and type(stride) is tuple
     if not tuples or len(shape) != len(stride) or len(shape) > DIMENSIONS:
-        raise DamagedError(f"a tensor of storage {storage.key} has no usable shape")
+        raise DamagedError(f"a tensor of storage {key} has no usable shape")
     if not all(type(n) is int and 0 <= n < LARGEST for n in (offset, *shape, *stride)):
-        raise DamagedError(f"a tensor of storage {storage.key} has impossible sizes")
+        raise DamagedError(f"a tensor of storage {key} has impossible sizes")
     tensor = StoredTensor(storage, dtype, offset, shape, stride)
     end = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if tensor.size and end * dtype.itemsize > storage.size:
-        raise DamagedError(f"a tensor of storage {storage.key} reaches beyond it")
-    return tensor
+    if tensor.nbytes and end * dtype.itemsize > storage.nbytes:
+        raise DamagedError(f"a tensor of storage {key} reaches beyond it")
+    if storage.root is None:
+        return tensor
+    elements, rest = divmod(storage.first * storage.dtype.itemsize, dtype.itemsize)
+    if rest:
+        raise DamagedError(f"a tensor of storage {key} begins inside an element")
+    return replace(tensor, storage=storage.root, offset=elements + offset)
 
 
 def make(
@@ -119,10 +129,10 @@ def make(
     for name, tensor in tensors.items():
         key = tensor.storage.key
         if key not in storages:
-            part = range(content.begins[key], content.begins[key] + tensor.storage.size)
+            part = range(content.begins[key], content.begins[key] + tensor.storage.nbytes)
             storages[key] = _storage(data, part, alignments[key], content.spare)
         empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
-        offset = tensor.offset if tensor.size else 0
+        offset = tensor.offset if tensor.nbytes else 0
         made[name] = empty.set_(storages[key], offset, tensor.shape, tensor.stride)
     return made
 

@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emanet_triton.models.damage import DamagedError, shown
-from emanet_triton.models.stored import DIMENSIONS, DTYPES, Content, Storage, stored_tensor
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, shown
+from emanet_triton.models.checkpoint_files.stored import (
+    DIMENSIONS,
+    DTYPES,
+    Content,
+    Storage,
+    stored_tensor,
+)
 
 _LENGTH = struct.Struct("<Q")  # of the header, which follows it
 _HEADER = 1 << 22  # bytes; that of ResNet-101 takes 70,000
@@ -69,7 +75,7 @@ def read_safetensors_file(data: memoryview) -> Content:
         storage, shape, begin = _entry(key, entry)
         tensors[key] = stored_tensor(storage, storage.dtype, 0, shape, _strides(shape))
         begins[key] = start + begin
-        parts.append((begin, begin + storage.size))
+        parts.append((begin, begin + storage.nbytes))
     end = 0
     for begin, stop in sorted(parts):
         if begin != end:
@@ -118,7 +124,7 @@ def _entry(key: str, entry: object) -> tuple[Storage, tuple[int, ...], int]:
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise DamagedError(f"the dtype of {shown(key)} is unknown")
     storage = Storage(key, _DTYPES[dtype], math.prod(shape))
-    if storage.size != offsets[1] - offsets[0]:
+    if storage.nbytes != offsets[1] - offsets[0]:
         raise DamagedError(f"{shown(key)} has another size than it claims")
     return storage, tuple(shape), offsets[0]
 
@@ -129,5 +135,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    # Bytes can be viewed where the last stride is 1: a contiguous tensor of one element may have
+    # another, which ``view(-1)`` keeps.
     flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 from typing import Any
 
-from emanet_triton.models.damage import UnsupportedError, shown
-from emanet_triton.models.inert import Inert
-from emanet_triton.models.stored import StoredTensor
+from emanet_triton.models.checkpoint_files.inert import Inert
+from emanet_triton.models.checkpoint_files.refusals import UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.stored import StoredTensor
 
-PARTS = ("backbone", "decode_head", "auxiliary_head")
+AUXILIARY = "auxiliary_head"  # only training uses it
+PARTS = ("backbone", "decode_head", AUXILIARY)
+COUNTER = "num_batches_tracked"  # of batch norms; no network uses it
 _USUAL = "state_dict"  # of mmcv, mmengine and Lightning
 _WRAPPERS = frozenset(  # what DDP, torch.compile, checkpointing and FSDP put into names
     ["module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"]
 )
 _EMA = "ema_"  # of the copies that mmcv's EMAHook keeps in the model
 _COUNT = "n_averaged"  # of torch's AveragedModel
-_LOSSES = ("criterion", "loss", "loss_fn", "loss_function")
-_COUNTER = "num_batches_tracked"
 _SAVE = "torch.save(model.state_dict(), ...)"
 _NOTHING = "holds no weights; expected a state dict of tensors"
 _LISTED = 8
@@ -25,12 +25,12 @@ _Dict = dict[Any, Any]
 
 
 def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Find the state dict, take wrappers off its names, and leave out what no network uses.
+    """Find the state dict, take wrappers off its names, and leave out copies and counts.
 
     ``state_dict`` goes before all other containers: where a hook averages weights, mmcv and
     mmengine store the averaged ones there. A file may also hold one dict for each part of the
-    network. Left out are ``ema_*`` copies, ``n_averaged``, buffers of losses, and counters
-    ``num_batches_tracked`` that are no single integer.
+    network. Left out are ``ema_*`` copies, ``n_averaged``, and counters ``num_batches_tracked``
+    that are no single integer; ``load_into`` leaves out what else no network uses.
 
     Returns:
         The weights in the order of the file, and notes on what was chosen.
@@ -111,11 +111,11 @@ def _container(value: object) -> tuple[_Dict, list[str]]:
         beside = [f"'{path}'" for path, _ in search.networks(rest) if path]
         notes = [f"uses '{_USUAL}', not {_listed(beside)}"] if beside else []
         value = value[_USUAL]
-    value = _dict(value)
+    value = _checked_dict(value)
     networks = search.networks(value)
     modules = [entry for entry in value.values() if isinstance(entry, Inert) and entry.is_module]
     if not networks and modules:
-        raise UnsupportedError(_object(modules[0]))
+        raise UnsupportedError(_object_problem(modules[0]))
     if not networks and not search.holds_tensors(value):
         items = value.items()
         networks = [(_name(key), entry) for key, entry in items if search.holds_tensors(entry)]
@@ -128,9 +128,9 @@ def _container(value: object) -> tuple[_Dict, list[str]]:
     return (networks[0][1] if networks else value), notes
 
 
-def _dict(entry: object) -> _Dict:
+def _checked_dict(entry: object) -> _Dict:
     if isinstance(entry, Inert):
-        raise UnsupportedError(_object(entry))
+        raise UnsupportedError(_object_problem(entry))
     if not isinstance(entry, dict) or not entry:
         raise UnsupportedError(_NOTHING)
     return entry
@@ -148,7 +148,7 @@ def _joined(state_dict: _Dict) -> _Dict:
     }
 
 
-def _object(found: Inert) -> str:
+def _object_problem(found: Inert) -> str:
     kind = "a whole module" if found.is_module else "an object"
     return (
         f"holds {kind} ({shown(found.path)}); expected its weights alone: load it where it was "
@@ -160,7 +160,11 @@ def _is_weight(key: object, entry: object) -> bool:
     """Whether an entry is a tensor under a name that can be written as UTF-8."""
     if not isinstance(key, str) or not isinstance(entry, StoredTensor):
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in key)
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -203,9 +207,7 @@ def _without_extras(weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]
     return {
         key: entry
         for key, entry in weights.items()
-        if key not in copies
-        and key.partition(".")[0] not in _LOSSES
-        and (key.rpartition(".")[2] != _COUNTER or _is_counter(entry))
+        if key not in copies and (key.rpartition(".")[2] != COUNTER or _is_counter(entry))
     }
 
 

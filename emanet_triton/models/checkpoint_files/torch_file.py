@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
-from emanet_triton.models.inert import Global, Inert
-from emanet_triton.models.pickled import Unpickler
-from emanet_triton.models.stored import (
+from emanet_triton.models.checkpoint_files.inert import Global, Inert
+from emanet_triton.models.checkpoint_files.pickled import Unpickler, apply
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.stored import (
     DTYPES,
     LARGEST,
     Content,
@@ -17,13 +17,12 @@ from emanet_triton.models.stored import (
     StoredTensor,
     stored_tensor,
 )
-from emanet_triton.models.zip_file import read_zip
+from emanet_triton.models.checkpoint_files.zip_file import entries_of, intact_parts
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
 _PROTOCOL = 1001  # second pickle
 _NUMEL = struct.Struct("<q")  # stands before each storage of a legacy file
 _SPARE = 8  # bytes before each storage: of its header in both formats
-_ARGUMENTS = 8  # of the functions that make tensors
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -52,27 +51,29 @@ def read_zip_file(data: memoryview) -> Content:
         UnsupportedError: a file of ``torch.jit.save`` or ``torch.export.save``, a zip around
             other files, or one without CRCs.
     """
-    entries = read_zip(data, _check_names)
-    folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
+    entries = entries_of(data)
+    _check_names(entries)  # first: it says more than that an entry is compressed
+    parts = intact_parts(data, entries)
+    folders = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
     folders = [folder for folder in folders if "/" not in folder]
     if len(folders) != 1:
         raise DamagedError("its zip is not one of torch.save")
     (folder,) = folders
-    order = entries.get(f"{folder}/byteorder")
+    order = parts.get(f"{folder}/byteorder")
     if order is not None and bytes(data[order.start : order.stop]) != b"little":
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
     storages: dict[str, Storage] = {}
-    pickled = entries[f"{folder}/data.pkl"]
-    persistent = _persistent(storages, {})
+    pickled = parts[f"{folder}/data.pkl"]
+    persistent = _persistent(storages)
     value = Unpickler(data[: pickled.stop], pickled.start, _BUILDERS, persistent).load()
     begins = {}
     for key, storage in storages.items():
-        entry = entries.get(f"{folder}/data/{key}")
-        if entry is None:
+        part = parts.get(f"{folder}/data/{key}")
+        if part is None:
             raise DamagedError(f"storage {shown(key)} is missing")
-        if len(entry) // storage.dtype.itemsize != storage.numel:
+        if len(part) // storage.dtype.itemsize != storage.numel:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
-        begins[key] = entry.start
+        begins[key] = part.start
     return Content(value, begins, _meta(value), _SPARE)
 
 
@@ -103,8 +104,7 @@ def read_legacy_file(data: memoryview) -> Content:
         UnsupportedError: a pickle that ``torch.save`` has not written.
     """
     storages: dict[str, Storage] = {}
-    views: dict[str, tuple[str, int]] = {}
-    unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages, views))
+    unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages))
     if unpickler.load() != _MAGIC:
         raise UnsupportedError(f"is a pickle, but not one of torch.save: {_SAVE_WEIGHTS}")
     version, machine = unpickler.load(), unpickler.load()
@@ -113,19 +113,14 @@ def read_legacy_file(data: memoryview) -> Content:
     if machine.get("little_endian") is not True:
         raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
     value = unpickler.load()
-    begins = _legacy_storages(data, unpickler, storages, views)
+    begins = _legacy_storages(unpickler, storages)
     return Content(value, begins, _meta(value), _SPARE)
 
 
-def _legacy_storages(
-    data: memoryview,
-    unpickler: Unpickler,
-    storages: dict[str, Storage],
-    views: dict[str, tuple[str, int]],
-) -> dict[str, int]:
-    """First byte of each storage, and of each view of one."""
+def _legacy_storages(unpickler: Unpickler, storages: dict[str, Storage]) -> dict[str, int]:
+    """First byte of each storage that is no part of another one."""
     keys = unpickler.load()
-    stored = storages.keys() - views.keys()
+    stored = {key for key, storage in storages.items() if storage.root is None}
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise DamagedError("it has no list of storages")
     if len(keys) != len(stored) or set(keys) != stored:
@@ -136,20 +131,12 @@ def _legacy_storages(
         if numel != storages[key].numel:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
         begins[key] = unpickler.position
-        unpickler.take(storages[key].size)
-    for key, (root, offset) in views.items():
-        view, whole = storages[key], storages.get(root)
-        inside = whole and root in begins and 0 <= offset <= whole.numel - view.numel
-        if not inside or whole.dtype != view.dtype:
-            raise DamagedError(f"storage {shown(key)} is no part of another one")
-        begins[key] = begins[root] + offset * view.dtype.itemsize
+        unpickler.take(storages[key].nbytes)
     return begins
 
 
-def _persistent(
-    storages: dict[str, Storage], views: dict[str, tuple[str, int]]
-) -> Callable[[object], object]:
-    """Make what a pickle's persistent ids stand for, and note it in the two dicts."""
+def _persistent(storages: dict[str, Storage]) -> Callable[[object], object]:
+    """Make what a pickle's persistent ids stand for, and note the storages in the dict."""
 
     def load(identity: object) -> object:
         if type(identity) is not tuple or not identity:
@@ -166,23 +153,27 @@ def _persistent(
         storage = _declare(storages, key, dtype, numel)
         if not view or view[0] is None:
             return storage
-        view_key, offset, view_numel = view[0]
-        storage = _declare(storages, view_key, dtype, view_numel)
-        if type(offset) is not int or views.setdefault(view_key, (key, offset)) != (key, offset):
-            raise DamagedError("it has a strange storage")
-        return storage
+        key, first, numel = view[0]  # a part of it, as PyTorch before 1.0 wrote them
+        return _declare(storages, key, dtype, numel, storage, first)
 
     return load
 
 
 def _declare(
-    storages: dict[str, Storage], key: object, dtype: torch.dtype, numel: object
+    storages: dict[str, Storage],
+    key: object,
+    dtype: torch.dtype,
+    numel: object,
+    root: Storage | None = None,
+    first: object = 0,
 ) -> Storage:
     """Note a storage, which is always described in the same way."""
-    if type(key) is not str or type(numel) is not int or not 0 <= numel < LARGEST:
+    if type(key) is not str or not all(type(n) is int and 0 <= n < LARGEST for n in (numel, first)):
         raise DamagedError("it has a strange storage")
-    storage = storages.setdefault(key, Storage(key, dtype, numel))
-    if (storage.dtype, storage.numel) != (dtype, numel):
+    if root is not None and (root.root is not None or first + numel > root.numel):
+        raise DamagedError(f"storage {shown(key)} is no part of another one")
+    storage = Storage(key, dtype, numel, root, first)
+    if storages.setdefault(key, storage) != storage:
         raise DamagedError(f"storage {shown(key)} is described in two ways")
     return storage
 
@@ -195,10 +186,16 @@ def _storage_dtype(kind: object) -> torch.dtype | None:
 
 
 def _tensor(
-    storage: object, offset: object, shape: object, stride: object, *rest: object
+    storage: object,
+    offset: object,
+    shape: object,
+    stride: object,
+    requires_grad: object = None,
+    hooks: object = None,
+    flags: object = None,
 ) -> StoredTensor | Inert:
     """``_rebuild_tensor`` and, with gradient, hooks and flags, ``_rebuild_tensor_v2``."""
-    return _typed_tensor(storage, offset, shape, stride, *rest[:2], None, *rest[2:])
+    return _typed_tensor(storage, offset, shape, stride, requires_grad, hooks, None, flags)
 
 
 def _typed_tensor(
@@ -231,9 +228,7 @@ def _first(data: object = None, *_: object) -> object:
 def _of_type(function: object, kind: object, arguments: object, state: object) -> object:
     """A tensor of a subclass or with attributes is that tensor."""
     builder = _TENSORS.get(function.path) if isinstance(function, Global) else None
-    if builder is None or type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
-        return Inert("torch.Tensor")
-    return builder(*arguments)
+    return Inert("torch.Tensor") if builder is None else apply(builder, arguments)
 
 
 def _meta(value: object) -> dict[str, Any]:

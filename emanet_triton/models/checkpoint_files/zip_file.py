@@ -1,11 +1,16 @@
-"""Reading the plain zip files that ``torch.save`` writes (PKWARE's APPNOTE 6.3.9)."""
+"""Reading the plain zip files that ``torch.save`` writes (PKWARE's APPNOTE 6.3.9).
+
+Python's ``zipfile`` would copy the weights, does not say where they lie in the file, and reads zips
+whose entries have one name or share bytes.
+"""
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
-from emanet_triton.models.damage import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
 
 _END = struct.Struct("<4s4H2LH")  # of central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -17,40 +22,59 @@ _ENCRYPTED = 1  # in the flags
 _NOT_PLAIN = "its zip entries are compressed or claim more bytes than it has"
 
 
-def read_zip(data: memoryview, check_names: Callable[[Iterable[str]], None]) -> dict[str, range]:
-    """Find the files of a zip, of which none may be compressed or damaged.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a zip, as the central directory describes it.
 
-    ``check_names`` may raise an error that says more than that an entry is compressed.
+    Attributes:
+        part: range of its bytes in the zip; ``None`` if they are compressed, or claimed beyond it.
+        crc: that its bytes should have.
+    """
+
+    part: range | None
+    crc: int
+
+
+def entries_of(data: memoryview) -> dict[str, Entry]:
+    """The files of a zip by name, not yet verified.
+
+    Raises:
+        DamagedError: the zip is damaged, or is not as ``torch.save`` writes it.
+    """
+    begin, count = _directory(data)
+    if count > _ENTRIES:
+        raise DamagedError(f"its zip has more than {_ENTRIES} entries")
+    entries: dict[str, Entry] = {}
+    position = begin
+    for _ in range(count):
+        name, entry, position = _entry(data, position, begin)
+        if name in entries:
+            raise DamagedError(f"its zip holds {shown(name)} twice")
+        entries[name] = entry
+    return entries
+
+
+def intact_parts(data: memoryview, entries: Mapping[str, Entry]) -> dict[str, range]:
+    """Verify the files of a zip, of which none may be compressed or damaged.
 
     Returns:
         Name to the range of its bytes in ``data``, which no other file shares.
 
     Raises:
-        DamagedError: the zip is damaged, or is not as ``torch.save`` writes it.
-        UnsupportedError: it has no CRCs.
+        DamagedError: one is compressed, damaged or shares bytes with another.
+        UnsupportedError: the zip has no CRCs.
     """
-    begin, count = _directory(data)
-    if count > _ENTRIES:
-        raise DamagedError(f"its zip has more than {_ENTRIES} entries")
-    entries: dict[str, range | None] = {}
-    sums: dict[str, int] = {}
-    position = begin
-    for _ in range(count):
-        name, part, crc, position = _entry(data, position, begin)
-        if name in entries:
-            raise DamagedError(f"its zip holds {shown(name)} twice")
-        entries[name], sums[name] = part, crc
-    check_names(entries)
-    if None in entries.values():
+    parts = {name: entry.part for name, entry in entries.items()}
+    if None in parts.values():
         raise DamagedError(_NOT_PLAIN)
     end = 0
-    for name, part in sorted(entries.items(), key=lambda item: item[1].start):
+    for name, part in sorted(parts.items(), key=lambda item: item[1].start):
         if part.start - _LOCAL.size < end:
             raise DamagedError("its zip entries overlap")
         end = part.stop
-        if zlib.crc32(data[part.start : part.stop]) != sums[name]:
-            _refuse(name, sums[name])
-    return entries
+        if zlib.crc32(data[part.start : part.stop]) != entries[name].crc:
+            _refuse(name, entries[name].crc)
+    return parts
 
 
 def _refuse(name: str, crc: int) -> NoReturn:
@@ -84,11 +108,8 @@ def _directory(data: memoryview) -> tuple[int, int]:
     return begin, count
 
 
-def _entry(data: memoryview, position: int, directory: int) -> tuple[str, range | None, int, int]:
-    """Name, bytes and CRC of an entry of the central directory, and where the next one begins.
-
-    The bytes are ``None`` where they are compressed, or claimed beyond the file.
-    """
+def _entry(data: memoryview, position: int, directory: int) -> tuple[str, Entry, int]:
+    """Name and content of an entry of the central directory, and where the next one begins."""
     if position + _ENTRY.size > len(data):
         raise DamagedError("its zip has a damaged directory")
     mark, _, _, flags, method, _, _, crc, packed, size, *rest = _ENTRY.unpack_from(data, position)
@@ -103,7 +124,8 @@ def _entry(data: memoryview, position: int, directory: int) -> tuple[str, range 
     start = _content(data, begin, name)
     plain = not flags & _ENCRYPTED and method == 0 and packed == size
     part = range(start, start + size) if plain and start + size <= directory else None
-    return name.decode("utf-8", "replace"), part, crc, extra_at + extra_size + comment_size
+    end = extra_at + extra_size + comment_size
+    return name.decode("utf-8", "replace"), Entry(part, crc), end
 
 
 def _wide(extra: bytes, values: tuple[int, int, int]) -> list[int]:

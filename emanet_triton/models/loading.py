@@ -1,0 +1,166 @@
+"""Loading checkpoints into networks: strictly, all or nothing."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.checkpoint_files.refusals import shown
+from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER, PARTS
+
+_LISTED = 8
+_AUXILIARY = f"{AUXILIARY}."
+_LOSS = ".loss_decode."  # of mmseg's heads
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
+    """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
+
+    Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
+    auxiliary head, which only training uses, may be missing as a whole: with a warning the model
+    keeps its own, or gets zeros if it is on the meta device. Entries outside the network's parts,
+    and those of mmseg's losses, are left out with a warning where nothing else is missing.
+
+    With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
+    model may then be on the meta device, without memory of its own.
+
+    Raises:
+        InputError: lists the keys that are missing, left over, or of another shape or kind of
+            number; nothing is loaded then.
+        ValueError: without ``share``, a model on the meta device or a tensor of it that cannot be
+            written; nothing is loaded then.
+    """
+    if not checkpoint.state_dict:
+        checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
+    ours = model.state_dict()
+    theirs = checkpoint.state_dict
+    stand_ins = _stand_ins(theirs, ours)
+    needed = {key: value for key, value in ours.items() if key not in stand_ins}
+    extras = _extras(theirs, needed)
+    theirs = {key: value for key, value in theirs.items() if key not in extras}
+    _check_fit(checkpoint.path, theirs, needed)
+    if not share:
+        _check_writable(ours)
+    model.load_state_dict(theirs | stand_ins, assign=share)
+    if extras:
+        warnings.warn(
+            f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
+            f"first {shown(next(iter(extras)))}",
+            stacklevel=2,
+        )
+    if any(key.startswith(_AUXILIARY) and not key.endswith(COUNTER) for key in stand_ins):
+        warnings.warn(
+            f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
+            stacklevel=2,
+        )
+
+
+def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Values for the entries that the file lacks and may lack.
+
+    0 for counters; for the auxiliary head the model's own, or zeros if the model is on the meta
+    device.
+    """
+    has_head = any(key.startswith(_AUXILIARY) and _LOSS not in key for key in theirs)
+    lacking = {}
+    for key, value in ours.items():
+        counter = key.endswith(COUNTER)
+        if key not in theirs and (counter or (key.startswith(_AUXILIARY) and not has_head)):
+            fresh = counter or value.is_meta
+            zeros = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+            lacking[key] = zeros if fresh else value
+    return lacking
+
+
+def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to a training around the network, if the file has all that is needed."""
+    if not needed.keys() <= theirs.keys():
+        return {}
+    return {
+        key: value
+        for key, value in theirs.items()
+        if key not in needed and (key.partition(".")[0] not in PARTS or _LOSS in key)
+    }
+
+
+def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    problems = {
+        "missing from the file": [key for key in ours if key not in theirs],
+        "left over in the file": [shown(key) for key in theirs if key not in ours],
+        "of another shape or type": [
+            f"{key}: {difference}"
+            for key in ours
+            if key in theirs and (difference := _difference(theirs[key], ours[key]))
+        ],
+    }
+    if any(problems.values()):
+        sections = [
+            "\n  ".join([f"{title} ({len(lines)}):", *_cut(lines)])
+            for title, lines in problems.items()
+            if lines
+        ]
+        message = [f"{path}: does not fit the model", *sections, *_hints(theirs, ours)]
+        raise InputError("\n".join(message))
+
+
+def _check_writable(ours: dict[str, Tensor]) -> None:
+    """Raise for a tensor that cannot be written, before any has changed."""
+    for key, value in ours.items():
+        if value.is_meta:
+            raise ValueError(
+                "a model on the meta device has no memory for weights; give share=True"
+            )
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{key} was made in inference mode and can be written there only; make the model "
+                "outside torch.inference_mode"
+            )
+        if any(
+            size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True)
+        ):
+            raise ValueError(f"{key} is expanded: several of its elements share memory")
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> str | None:
+    """Describe why one tensor cannot be copied into another, ``None`` if it can."""
+    if theirs.shape != ours.shape:
+        return f"file {list(theirs.shape)}, model {list(ours.shape)}"
+    if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+        return f"file {theirs.dtype}, model {ours.dtype}".replace("torch.", "")
+    return None
+
+
+def _cut(lines: list[str]) -> list[str]:
+    more = len(lines) - _LISTED
+    return [*lines[:_LISTED], f"... and {more} more"] if more > 0 else lines
+
+
+def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
+    """Guess what a mismatch comes from: another architecture or another number of classes."""
+    hints = []
+    blocks, wanted = _blocks(theirs), _blocks(ours)
+    if blocks != wanted:
+        hints.append(
+            f"The file's backbone has {blocks or 'no'} blocks, the model's {wanted}: "
+            "the file is of another architecture."
+        )
+    classes, expected = (s.get("decode_head.conv_seg.weight") for s in (theirs, ours))
+    if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
+        hints.append(
+            f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
+            f"the model for {expected.shape[0]}."
+        )
+    return hints
+
+
+def _blocks(keys: Iterable[str]) -> str:
+    """Count the blocks of each stage, as in ``"3-4-6-3"``."""
+    matches = (re.match(r"backbone\.layer(\d+)\.(\d+)\.", key) for key in keys)
+    blocks = Counter(stage for stage, _ in {match.groups() for match in matches if match})
+    return "-".join(str(blocks[stage]) for stage in sorted(blocks))
