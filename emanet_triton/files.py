@@ -65,6 +65,16 @@ def open_plain(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_plain(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file, at most ``most``.
+
+    Raises:
+        OSError: as ``open_plain``, or where it cannot be read.
+    """
+    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read(most)
+
+
 def is_stream(path: Path) -> bool:
     """Whether ``path`` is a pipe, a terminal or another device: what is written there is gone."""
     _, descriptor = _resolve(path)
@@ -114,7 +124,7 @@ def require_writable(path: Path) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Make a folder and see that files can be written there.
+    """Make a folder, see that files can be written there, and clear it of killed runs' leftovers.
 
     Raises:
         InputError: they cannot.
@@ -127,6 +137,7 @@ def require_folder(folder: Path) -> None:
         raise InputError(
             f"{folder}: expected a folder that can be written ({error.strerror})"
         ) from None
+    _clean_once(folder)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -18,6 +18,7 @@ from emanet_triton.files import (
     is_stream,
     open_plain,
     remove_leftovers,
+    require_folder,
     require_writable,
     temporary_beside,
     write_whole,
@@ -212,6 +213,14 @@ def test_leftovers_of_a_killed_writer_go_with_the_next_write(tmp_path):
     assert len(names(tmp_path)) == 3
     write_whole(tmp_path / "other", b"")
     assert names(tmp_path) == sorted([mine.name, strange.name, "other"])
+
+
+def test_leftovers_go_when_a_folder_is_checked(tmp_path):
+    old = tmp_path / ".file.emanet-00000000-1-00000000.tmp"
+    old.touch()
+    os.utime(old, (0, 0))
+    require_folder(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_leftovers_of_another_machine_go_when_they_are_old(tmp_path):

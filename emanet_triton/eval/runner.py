@@ -26,7 +26,7 @@ from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
 from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
-from emanet_triton.eval.partial import Earlier, PartialResult
+from emanet_triton.eval.partial import Earlier, PartialResult, Stamp, stamp
 from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.workers import Workers
@@ -136,7 +136,8 @@ def evaluate(
             matrices = matrices_of(counts, [s.name for s in batch], predictor)
             for picture in pictures:
                 picture.result()
-            partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
+            drawn = [stamp(*outputs.pictures(sample)) for sample in batch]
+            partial.add([s.name for s in batch], matrices, time.monotonic() - begun, drawn)
             shown = scores(earlier.counts[0] + partial.counts[0]).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
             bar.update(len(batch))
@@ -171,7 +172,6 @@ def evaluate(
                 elif len(partial.names) < total:
                     say("what is finished is kept; --resume goes on from there")
     counts = earlier.counts + ranks.sum(partial.counts)
-    outputs.remove_leftovers()
     return Result(counts, earlier.seconds + time.monotonic() - begun, waiting)
 
 
@@ -185,13 +185,17 @@ def _taken_over(
 ) -> Earlier:
     """What earlier runs have finished; without ``resume`` nothing, and it is removed."""
     by_name = {sample.name: sample for sample in samples}
-    earlier = partial.earlier(ranks, lambda name: outputs.drawn(by_name[name]))
+
+    def drawn(name: str) -> Stamp:
+        return stamp(*outputs.pictures(by_name[name]))
+
+    earlier = partial.earlier(ranks, drawn if resume else None)
     if ranks.first:
         partial.discard_forgotten()
     if resume:
         say(f"resuming: {len(earlier.names)} of {len(samples)} images were finished before")
-        if partial.left_out:
-            say(f"note: not taken over: {partial.left_out}")
+        if earlier.left_out:
+            say(f"note: not taken over: {earlier.left_out}")
         return earlier
     if earlier.names:
         say(

@@ -390,7 +390,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
     assert "of 3000 images are finished; --resume goes on from there" in err
     assert not out.exists()
     (kept,) = partials(tmp_path)
-    content = json.loads(kept.read_text())
+    content = json.loads(json.loads(kept.read_text())["content"])
     assert 0 < sum(len(batch["images"]) for batch in content["finished"]) < 3000
 
 

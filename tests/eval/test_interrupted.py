@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_eval
+import torch
 
 from emanet_triton.eval import jobs, runner
 from emanet_triton.eval.__main__ import main
@@ -90,8 +91,24 @@ def test_a_picture_that_is_missing_is_made_again(
     finished = int(said.split()[1])
     assert said == (
         f"resuming: {finished} of 6 images were finished before "
-        "note: not taken over: 1 image whose pictures are missing"
+        "note: not taken over: 1 image of a batch whose pictures are missing or have changed"
     )
+
+
+def test_pictures_of_another_run_are_made_again(
+    tmp_path, command, undisturbed, capsys, monkeypatch
+):
+    """It has finished in the same folder since the interruption."""
+    interrupt(monkeypatch, command, 4)
+    other = tiny_eval.write_checkpoint(tmp_path, "other.pth")
+    content = torch.load(other)
+    content["state_dict"]["decode_head.conv_seg.weight"] *= -1
+    torch.save(content, other)
+    assert main(["--ckpt", str(other), "--model", "tiny", *command[2:]]) == 0
+    assert pictures(tmp_path) != undisturbed[1]
+    confusion, said = resume(tmp_path, command, capsys)
+    assert (confusion, pictures(tmp_path)) == undisturbed
+    assert said.startswith("resuming: 0 of 6 images were finished before note: not taken over: ")
 
 
 def test_an_image_that_changed_is_evaluated_again(tmp_path, command, capsys, monkeypatch):
@@ -99,7 +116,7 @@ def test_an_image_that_changed_is_evaluated_again(tmp_path, command, capsys, mon
     image = min(Path(command[3]).glob("leftImg8bit/val/*/*"))
     write_png(image, np.zeros((*tiny_eval.SIZE, 3), np.uint8))
     confusion, said = resume(tmp_path, command, capsys)
-    assert said.endswith("note: not taken over: 1 image whose files have changed")
+    assert said.endswith("note: not taken over: 1 image of a batch whose files have changed")
     out = tmp_path / "anew.json"
     assert main([*command, "--json", str(out)]) == 0
     assert confusion == json.loads(out.read_text())["confusion"]
