@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emanet_triton.cache_folder import cache_folder
 from emanet_triton.eval.cityscapes import CLASSES, Sample
 from emanet_triton.eval.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.report import versions
-from emanet_triton.files import cache_folder, read_plain, write_whole
+from emanet_triton.files import read_plain, write_whole
 from emanet_triton.kernels.cache import digest, triton_version
 
 _SECONDS_BETWEEN_WRITES = 5.0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, run
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scene_objects as objects
@@ -23,7 +24,7 @@ from emanet_triton.eval.scene_canvas import (
     pick,
     shade,
 )
-from emanet_triton.files import cache_folder, remove_leftovers, temporary_beside
+from emanet_triton.files import remove_leftovers, temporary_beside
 
 VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
 DEMO_COUNT = 40

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from emanet_triton.files import cache_folder, open_plain, read_plain, write_whole
+from emanet_triton.cache_folder import cache_folder
+from emanet_triton.files import open_plain, read_plain, write_whole
 from emanet_triton.kernels.device import HAS_TRITON
 
 MOST_BYTES = 4 << 20  # of a file: some ten thousand findings; a longer one is begun anew

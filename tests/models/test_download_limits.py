@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from download_server import HALF, SHA256, assert_whole, fetch, part_of, refusal, serving
 
 import emanet_triton.models.download as module
-from emanet_triton import files
+from emanet_triton import cache_folder
 from emanet_triton.errors import InputError
 from emanet_triton.models import connection
 from emanet_triton.models.download import download, hub_file
@@ -281,8 +282,8 @@ def test_the_hub_cache_is_used_where_it_can_be_written(tmp_path):
 
 def test_without_a_home_the_hub_cache_is_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", "~/.cache/torch/hub")  # as torch gives it then
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    files._instead_of.cache_clear()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache_folder._instead_of.cache_clear()
     with pytest.warns(UserWarning, match="^~/.cache/torch/hub: cannot be written; "):
         found = hub_file("x.pth")
     assert found == tmp_path / f"emanet_triton-{os.getuid()}" / "hub" / "checkpoints" / "x.pth"
