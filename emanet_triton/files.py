@@ -81,6 +81,20 @@ def write_whole(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def write_output(path: Path, data: bytes, make_folder: bool = False) -> None:
+    """``write_whole`` for a file that the user asked for; ``make_folder`` makes its folder.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def require_writable(path: Path) -> None:
     """Make the folder of ``path`` and see that ``write_whole`` can write there; writes nothing.
 

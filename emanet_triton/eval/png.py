@@ -17,7 +17,7 @@ import numpy as np
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.png_chunks import GREY, PALETTE, Chunks, Header, parse
 from emanet_triton.eval.png_rows import bare_png, inflate
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 
 MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without compression
 
@@ -90,10 +90,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
         raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", pixels)
-    try:
-        write_whole(path, encoded.tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_output(path, encoded.tobytes())
 
 
 @contextmanager

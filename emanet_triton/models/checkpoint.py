@@ -182,7 +182,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         checkpoint.release()  # half of the memory
         write_whole(destination, data)
     except OSError as error:
-        raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{destination}: cannot be written ({error.strerror})") from error
     except MemoryError as error:
         raise InputError(f"{source}: its weights do not fit into the memory twice") from error
     del data

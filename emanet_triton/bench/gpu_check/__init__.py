@@ -130,7 +130,7 @@ class Stage:
                 f"--out {self.out}: holds files of a stage {self.name} already; give another folder"
             ) from None
         except OSError as error:
-            raise InputError(f"--out {self.out}: cannot be written: {error.strerror}") from None
+            raise InputError(f"--out {self.out}: cannot be written ({error.strerror})") from None
 
     def run(self, steps: Sequence[Step], seconds: float, grace: float = GRACE) -> int:
         """Run the steps, then print the summary: 1 where one failed, else 0.
