@@ -70,7 +70,8 @@ def read_label_png(path: Path) -> np.ndarray:
 def png_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels of a PNG whose every chunk is intact.
 
-    The pixel data is not inflated: only a writer's mistake passes the checksums of the chunks.
+    The pixel data is not inflated, so a file whose writer compressed wrong rows passes here and is
+    refused by ``read_image``.
 
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
