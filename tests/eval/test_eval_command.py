@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_eval
 import torch
+from kills import TORCHRUN
 
 from emanet_triton import fuse, segment
 from emanet_triton.errors import InputError
@@ -400,10 +401,9 @@ def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
 def test_two_ranks_count_as_one(tmp_path, city, ckpt, threads, options):
     single = run(tmp_path, city, ckpt, *options)
     out = tmp_path / "two.json"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), "--limit", "5"]
     done = subprocess.run(
-        tiny_process(*command, *options, launcher=launcher),
+        tiny_process(*command, *options, launcher=(*TORCHRUN, "2")),
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_eval
 import torch
+from kills import TORCHRUN
 
 from emanet_triton.eval import jobs, runner
 from emanet_triton.eval.__main__ import main
@@ -19,7 +20,6 @@ from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.png import write_png
 
 TESTS = Path(tiny_eval.__file__).parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def run_ranks(tmp_path, command, *, rank: int, where: str, error: str) -> list[s
     script.write_text(RANK.format(rank=rank, where=where, error=error))
     search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script), *command],
+        [sys.executable, *TORCHRUN, "2", str(script), *command],
         env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -249,7 +249,7 @@ def test_a_training_evaluates_in_one_of_its_ranks(tmp_path, command):
     script.write_text(TRAINING)
     evaluation = [sys.executable, str(TESTS / "tiny_eval.py"), *command, "--json", str(out)]
     done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script), *evaluation],
+        [sys.executable, *TORCHRUN, "2", str(script), *evaluation],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
