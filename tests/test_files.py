@@ -16,6 +16,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.files import (
     is_stream,
     open_plain,
+    read_plain,
     remove_leftovers,
     require_folder,
     require_writable,
@@ -197,6 +198,16 @@ def test_open_plain_takes_plain_files_only(tmp_path, kind):
     with pytest.raises(OSError, match=r"Is a symbolic link|Is not a regular file|No such device"):
         open_plain(tmp_path / "planted", os.O_WRONLY | os.O_CREAT)
     assert other.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_read_plain_reads_plain_files_only(tmp_path, kind):
+    other = tmp_path / "other"
+    other.write_text("content")
+    assert [read_plain(other, most) for most in (3, 99)] == [b"con", b"content"]
+    PLANTED[kind](tmp_path / "planted", other)
+    with pytest.raises(OSError, match=r"Is a symbolic link|Is not a regular file"):
+        read_plain(tmp_path / "planted", 99)
 
 
 def test_leftovers_of_a_killed_writer_go_with_the_next_write(tmp_path):
