@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_inference import random_image, tiny_model
+from tiny_models import random_image, tiny_model
 
 from emanet_triton import fuse
 from emanet_triton.errors import InputError
