@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_models import TINY
 
 from emanet_triton import fuse, segment
 from emanet_triton.command import run as run_program
@@ -14,7 +15,7 @@ from emanet_triton.eval import cityscapes, metric
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.cityscapes import CLASSES
 from emanet_triton.eval.png import read_image, write_png
-from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import ZOO, Published, ZooEntry
 
@@ -23,7 +24,7 @@ FILE = "tiny.pth"
 SIZE = (32, 64)
 
 ZOO[NAME] = ZooEntry(
-    architecture=Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8),
+    architecture=TINY,
     protocol=Protocol((64, 32), ratios=(0.5, 1.0)),
     file=FILE,
     sha256="--------",
