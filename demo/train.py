@@ -33,7 +33,7 @@ from emanet_triton.eval.inference import segment
 from emanet_triton.eval.inputs import normalise
 from emanet_triton.eval.metric import Scores, confusion_matrix, scores
 from emanet_triton.eval.scenes import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
-from emanet_triton.files import require_writable, write_whole
+from emanet_triton.files import require_writable, write_output
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.zoo import DEMO, ZOO
 
@@ -205,10 +205,7 @@ def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -
     weights = OrderedDict((key, value.contiguous()) for key, value in model.state_dict().items())
     content = io.BytesIO()
     torch.save({"meta": meta, "state_dict": weights}, content)
-    try:
-        write_whole(path, content.getvalue())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    write_output(path, content.getvalue())
     say(f"{path.name}: {path.stat().st_size} bytes")
 
 

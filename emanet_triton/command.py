@@ -68,10 +68,10 @@ def answer(main: Callable[[], int], interrupted: str = "interrupted") -> int:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command line as a program, and exit.
 
-    SIGTERM counts as Ctrl-C: what is finished is kept. Ctrl-C stays ignored where it was, as in the
-    background of a shell. A standard stream that is closed, full or
-    no longer read never ends the work; if standard output could not be written, other than by
-    a reader that has seen enough, the exit code is 2.
+    SIGTERM and a hangup count as Ctrl-C. Each of the three stays ignored where it was ignored
+    before: a shell ignores Ctrl-C for a command in the background, nohup a hangup. The work goes on
+    when a standard stream is closed or full, or when its reader has ended. The exit code is 2 if
+    standard output could not be written; a reader that ended early (``| head``) is no error.
     """
     _handle_signals()
     _open_closed_streams()
@@ -121,7 +121,8 @@ class _Stream:
 class _Interrupt:
     """Raises KeyboardInterrupt, but not again within some seconds.
 
-    torchrun passes on a Ctrl-C that the terminal has sent to its ranks already.
+    torchrun passes on a Ctrl-C that the terminal has sent to its ranks already, and a terminal that
+    closes sends several hangups.
     """
 
     def __init__(self) -> None:
@@ -135,9 +136,9 @@ class _Interrupt:
 
 def _handle_signals() -> None:
     interrupt = _Interrupt()
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def _open_closed_streams() -> None:

@@ -1,4 +1,4 @@
-"""The one exception that command lines turn into a message and exit code 2; errors in short."""
+"""The exception for bad input, and how errors and names become texts that are safe to print."""
 
 import unicodedata
 
@@ -44,5 +44,8 @@ def is_of_reloaded(value: object, kind: type) -> bool:
 
 
 def _is_harmless(character: str) -> bool:
-    """Neither a control character, nor half of one, nor one that changes the order of others."""
+    """Whether a terminal shows the character itself.
+
+    It is no control character, no lone surrogate, no invisible mark and no line separator.
+    """
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

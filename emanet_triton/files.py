@@ -1,4 +1,4 @@
-"""How files are written whole, and the folder for what this package can make again."""
+"""How files are written whole."""
 
 import contextlib
 import errno
@@ -11,7 +11,6 @@ import shutil
 import stat
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 from emanet_triton.errors import InputError
@@ -20,27 +19,6 @@ _LEFTOVER = re.compile(r"\..+\.emanet-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-
 _OLD = 3600  # seconds after which nobody still writes a temporary file
 _NAME_BYTES = 180  # of a file's name in its temporary file's: a name has at most 255
 _LINKS = 40  # of a chain of symbolic links, as Linux follows them
-
-
-def cache_folder() -> Path:
-    """``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist yet.
-
-    A relative ``$XDG_CACHE_HOME`` is ignored, as its specification asks. Where the folder cannot
-    be written, ``usable`` names another one.
-    """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return usable((given if given.is_absolute() else _home() / ".cache") / "emanet_triton")
-
-
-def usable(folder: Path) -> Path:
-    """The folder if this process can make it and write there, else a private temporary one.
-
-    The first time that the other one is taken, a warning says so.
-    """
-    nearest = next((f for f in (folder, *folder.parents) if _mode(f)), None)
-    if folder.is_absolute() and nearest and _is_writable(nearest):
-        return folder
-    return _instead_of(folder)
 
 
 def open_plain(path: Path, flags: int) -> int:
@@ -65,12 +43,20 @@ def open_plain(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_plain(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file, at most ``most``.
+
+    Raises:
+        OSError: as ``open_plain``, or where it cannot be read.
+    """
+    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read(most)
+
+
 def is_stream(path: Path) -> bool:
     """Whether ``path`` is a pipe, a terminal or another device: what is written there is gone."""
-    _, descriptor = _resolve(path)
-    mode = _mode(path)
-    ordinary = not mode or stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    return descriptor is not None or not ordinary
+    target, descriptor = _resolve(path)
+    return descriptor is not None or _is_device(target)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -87,12 +73,26 @@ def write_whole(path: Path, data: bytes) -> None:
         target, descriptor = _resolve(path)
         if descriptor is not None:
             _write(os.dup(descriptor), data)
-        elif is_stream(target):
+        elif _is_device(target):
             _write_stream(target, data)
         else:
             _replace(target, data)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_output(path: Path, data: bytes, make_folder: bool = False) -> None:
+    """``write_whole`` for a file that the user asked for; ``make_folder`` makes its folder.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def require_writable(path: Path) -> None:
@@ -105,7 +105,7 @@ def require_writable(path: Path) -> None:
         target, descriptor = _resolve(path)
         if descriptor is not None:
             os.fstat(descriptor)
-        elif is_stream(target):
+        elif _is_device(target):
             _check_stream(target)
         else:
             _check_file(path, target)
@@ -114,7 +114,7 @@ def require_writable(path: Path) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Make a folder and see that files can be written there.
+    """Make a folder, see that files can be written there, and clear it of killed runs' leftovers.
 
     Raises:
         InputError: they cannot.
@@ -127,6 +127,7 @@ def require_folder(folder: Path) -> None:
         raise InputError(
             f"{folder}: expected a folder that can be written ({error.strerror})"
         ) from None
+    _clean_once(folder)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -153,38 +154,9 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _home() -> Path:
-    """The home folder, or a relative path where there is none."""
-    given = Path(os.environ.get("HOME", ""))
-    if given.is_absolute():
-        return given
-    try:
-        import pwd
-
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except (ImportError, KeyError):  # a container's user without an entry
-        return Path("~")
-
-
-def _is_writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-@functools.cache  # one warning for a folder
-def _instead_of(folder: Path) -> Path:
-    """A folder of this user alone, in the folder of temporary files."""
-    private = Path(tempfile.gettempdir(), f"emanet_triton-{os.getuid()}")
-    with contextlib.suppress(OSError):
-        private.mkdir(mode=0o700)
-    found = private.lstat() if os.path.lexists(private) else None
-    ours = found and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not ours or found.st_mode & 0o077:
-        private = Path(os.devnull)  # where nothing can be written: the other is somebody else's
-    warnings.warn(
-        f"{folder}: cannot be written; {private} is used instead. XDG_CACHE_HOME names another",
-        stacklevel=1,
-    )
-    return private / folder.name
+def _is_device(path: Path) -> bool:
+    mode = _mode(path)
+    return bool(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _resolve(path: Path) -> tuple[Path, int | None]:

@@ -161,7 +161,8 @@ def main() -> int:
                 flush=True,
             )
             differing += tally.differing
-    print(*differing, sep="\n")
+    for each in differing:
+        print(each)
     return bool(differing)
 
 

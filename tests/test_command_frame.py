@@ -1,6 +1,7 @@
 """The frame of command lines: arguments, closed and full streams, control characters."""
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -87,13 +88,44 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
     assert done.stdout == b"1.5\\xd7 \\udcff \\xe9\n"
 
 
-def test_sigterm_counts_as_ctrl_c():
-    code = (
-        "import os, signal; from emanet_triton.command import answer, run;"
-        "run(lambda: answer(lambda: os.kill(os.getpid(), signal.SIGTERM), 'what was kept'))"
+# Gets a signal, and another one while it ends.
+SIGNALLED = """
+import os, signal, sys
+from emanet_triton.command import answer, run
+
+def main():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a terminal
+run(lambda: answer(main, "what was kept"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_what_counts_as_ctrl_c(number):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(int(number))], capture_output=True, text=True
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "what was kept\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=str)
+def test_what_is_ignored_stays_ignored(number):
+    """As in the background of a shell, and under nohup."""
+    code = (
+        "import os, sys; from emanet_triton.command import answer, run;"
+        "run(lambda: answer(lambda: os.kill(os.getpid(), int(sys.argv[1])) or 7))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(int(number))],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_unwritable_destination(tmp_path, source, capsys, name, reason):
     (tmp_path / "folder.safetensors").mkdir()
     destination = tmp_path / name
     message = refused(capsys, source, destination, "--force")
-    assert message == f"{destination}: cannot be written: {reason}"
+    assert message == f"{destination}: cannot be written ({reason})"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "x.pth"]
 
 
@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
     monkeypatch.setattr("emanet_triton.models.checkpoint.write_whole", write)
     destination = tmp_path / "y.safetensors"
     message = refused(capsys, source, destination)
-    assert message == f"{destination}: cannot be written: No space left on device"
+    assert message == f"{destination}: cannot be written (No space left on device)"
 
 
 def test_weights_that_do_not_fit_into_the_memory_twice(tmp_path, source, capsys, monkeypatch):

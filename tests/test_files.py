@@ -14,10 +14,11 @@ import pytest
 from emanet_triton import files
 from emanet_triton.errors import InputError
 from emanet_triton.files import (
-    cache_folder,
     is_stream,
     open_plain,
+    read_plain,
     remove_leftovers,
+    require_folder,
     require_writable,
     temporary_beside,
     write_whole,
@@ -199,6 +200,16 @@ def test_open_plain_takes_plain_files_only(tmp_path, kind):
     assert other.read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_read_plain_reads_plain_files_only(tmp_path, kind):
+    other = tmp_path / "other"
+    other.write_text("content")
+    assert [read_plain(other, most) for most in (3, 99)] == [b"con", b"content"]
+    PLANTED[kind](tmp_path / "planted", other)
+    with pytest.raises(OSError, match=r"Is a symbolic link|Is not a regular file"):
+        read_plain(tmp_path / "planted", 99)
+
+
 def test_leftovers_of_a_killed_writer_go_with_the_next_write(tmp_path):
     code = (
         "import pathlib, sys, emanet_triton.files as f;"
@@ -212,6 +223,14 @@ def test_leftovers_of_a_killed_writer_go_with_the_next_write(tmp_path):
     assert len(names(tmp_path)) == 3
     write_whole(tmp_path / "other", b"")
     assert names(tmp_path) == sorted([mine.name, strange.name, "other"])
+
+
+def test_leftovers_go_when_a_folder_is_checked(tmp_path):
+    old = tmp_path / ".file.emanet-00000000-1-00000000.tmp"
+    old.touch()
+    os.utime(old, (0, 0))
+    require_folder(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_leftovers_of_another_machine_go_when_they_are_old(tmp_path):
@@ -250,70 +269,3 @@ def test_require_writable_leaves_what_is_there(tmp_path):
     path.write_text("earlier")
     require_writable(path)
     assert path.read_text() == "earlier"
-
-
-# The cache
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The folder of temporary files, and a home without a cache."""
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return tmp_path / "tmp"
-
-
-@pytest.mark.parametrize("given", [None, "", "relative"])
-def test_the_cache_lies_at_home(temporary, monkeypatch, given):
-    if given is not None:
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert cache_folder() == temporary.parent / "home" / ".cache" / "emanet_triton"
-
-
-def test_the_cache_lies_where_xdg_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "emanet_triton"
-
-
-def private(temporary: Path) -> Path:
-    return temporary / f"emanet_triton-{os.getuid()}"
-
-
-@pytest.mark.parametrize("home", [None, "", "relative"])
-def test_without_a_home_the_cache_is_a_private_temporary_folder(temporary, monkeypatch, home):
-    def nobody(user):
-        raise KeyError(f"getpwuid(): uid not found: {user}")
-
-    files._instead_of.cache_clear()
-    monkeypatch.setattr("pwd.getpwuid", nobody)
-    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
-    with pytest.warns(UserWarning, match="is used instead") as seen:
-        assert cache_folder() == cache_folder() == private(temporary) / "emanet_triton"
-    assert [str(warning.message) for warning in seen] == [
-        f"~/.cache/emanet_triton: cannot be written; {private(temporary)} is used instead. "
-        "XDG_CACHE_HOME names another"
-    ]
-    assert mode(private(temporary)) == 0o700
-
-
-def test_a_cache_of_somebody_else_is_done_without(temporary, monkeypatch):
-    (temporary.parent / "home").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.warns(UserWarning, match=r"^.*/home/.cache/emanet_triton: cannot be written; "):
-        assert cache_folder() == private(temporary) / "emanet_triton"
-
-
-@pytest.mark.parametrize("kind", ["link", "open", "file"])
-def test_a_planted_temporary_folder_is_not_used(temporary, monkeypatch, kind, tmp_path):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    if kind == "link":
-        private(temporary).symlink_to(tmp_path)
-    elif kind == "open":
-        private(temporary).mkdir()
-        private(temporary).chmod(0o777)
-    else:
-        private(temporary).touch()
-    with pytest.warns(UserWarning, match="; /dev/null is used instead"):
-        assert cache_folder() == Path("/dev/null/emanet_triton")

@@ -23,4 +23,4 @@ def test_the_command_line():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 process(es): 1 kills, ")
-    assert done.stdout.endswith(" 0 results differ\n\n")
+    assert done.stdout.endswith(" 0 results differ\n")

@@ -11,7 +11,7 @@ import emanet_triton
 
 PACKAGE = Path(emanet_triton.__file__).parent
 LAYERS = ("kernels", "models", "eval", "bench")  # each may import itself and what stands before it
-COMMON = {"command", "cores", "errors", "files", "_version"}
+COMMON = {"cache_folder", "command", "cores", "errors", "files", "_version"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,15 +1,21 @@
 """``python -m emanet_triton.eval`` with one more model in the zoo, small enough for tests."""
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_models import TINY
 
-from emanet_triton.command import run
+from emanet_triton import fuse, segment
+from emanet_triton.command import run as run_program
+from emanet_triton.eval import cityscapes, metric
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.cityscapes import CLASSES
-from emanet_triton.eval.png import write_png
-from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.eval.png import read_image, write_png
+from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import ZOO, Published, ZooEntry
 
@@ -18,7 +24,7 @@ FILE = "tiny.pth"
 SIZE = (32, 64)
 
 ZOO[NAME] = ZooEntry(
-    architecture=Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8),
+    architecture=TINY,
     protocol=Protocol((64, 32), ratios=(0.5, 1.0)),
     file=FILE,
     sha256="--------",
@@ -66,5 +72,34 @@ def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
     return root
 
 
+def run(tmp_path: Path, city: Path, ckpt: Path, *more: str) -> dict:
+    """What the command line writes as JSON; more options follow the data set."""
+    out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), *more]
+    assert main(command) == 0
+    return json.loads(out.read_text())
+
+
+def expected_confusion(city: Path, ms_flip: bool = False, fused: bool = True) -> list[list[int]]:
+    """What a plain loop over ``segment`` counts."""
+    model, total = tiny_network(), 0
+    model = fuse(model) if fused else model
+    for sample in cityscapes.find_samples(city):
+        labels = torch.from_numpy(cityscapes.read_labels(sample))
+        predicted = segment(model, read_image(sample.image), ms_flip=ms_flip)
+        total = total + metric.confusion_matrix(labels, torch.from_numpy(predicted))
+    return total.tolist()
+
+
+def partials() -> list[Path]:
+    """The files of all partial results."""
+    return list((Path(os.environ["XDG_CACHE_HOME"]) / "emanet_triton/partial").glob("*/*.json"))
+
+
+def tiny_process(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The command of this command line in a process of its own."""
+    return [sys.executable, *launcher, __file__, *arguments]
+
+
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

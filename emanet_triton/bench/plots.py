@@ -10,7 +10,7 @@ from emanet_triton.bench.charts import Chart, charts_of
 from emanet_triton.bench.growth import FEWEST_POINTS, fit
 from emanet_triton.bench.rows import Row
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,12 +63,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> None:
     """
     require_matplotlib()
     for chart in charts_of(rows):
-        path = folder / f"{chart.name}.svg"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, svg(chart))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        write_output(folder / f"{chart.name}.svg", svg(chart), make_folder=True)
 
 
 def svg(chart: Chart) -> bytes:

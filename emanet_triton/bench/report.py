@@ -15,7 +15,7 @@ from emanet_triton.bench.plots import has_matplotlib, write_plots
 from emanet_triton.bench.rows import PASSED, Key, Row, read_csv, read_rows, read_text
 from emanet_triton.command import Parser, say
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
 
 COMPILED = "compiled.csv"
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         say("\n".join(stale or ["the page and the charts agree with the results"]))
         return 1 if stale else 0
     if after != before:
-        _write(options.page, after)
+        write_output(options.page, after.encode())
     for path in _superfluous(options.results, results):
         path.unlink()
     if has_matplotlib():
@@ -146,10 +146,3 @@ def _superfluous(folder: Path, results: Results) -> list[Path]:
     names = {f"{chart.name}.svg" for chart in charts_of(results.rows)}
     paths = [path for path in sorted(folder.glob("*.svg")) if path.name not in names]
     return [path for path in paths if digest_of(read_text(path))]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 
 PASSED = "passed"
 
@@ -124,11 +124,7 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """The whole text or none of it: a run that is killed leaves the rows of its last write."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_output(path, text.encode(), make_folder=True)
 
 
 def read_rows(path: Path) -> list[Row]:

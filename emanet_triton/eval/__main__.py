@@ -3,6 +3,7 @@
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -67,7 +68,7 @@ def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
             stamps=plan.stamps,
         )
         partials.append(partial)
-        reports.append(_evaluate(job, plan, args, group, partial))
+        reports.append(_evaluate(job, plan, args, group, partial, tell))
     if group.first:
         try:  # before the tables: a terminal may be gone
             if args.json:
@@ -90,14 +91,19 @@ def _print(reports: list[report.Report], plan: Plan, args: Namespace) -> None:
 
 
 def _evaluate(
-    job: Job, plan: Plan, args: Namespace, group: Ranks, partial: PartialResult
+    job: Job,
+    plan: Plan,
+    args: Namespace,
+    group: Ranks,
+    partial: PartialResult,
+    tell: Callable[[str], None],
 ) -> report.Report:
     predictor = plan.predictor(job, args, args.precision)
     other = plan.predictor(job, args, args.compare) if args.compare else None
-    tell = _note if group.first else _silent
     tell(_how(predictor, plan, args))
+    image = read_image(plan.samples[0].image)
     for each in filter(None, (predictor, other)):
-        check_network(each, read_image(plan.samples[0].image))
+        check_network(each, image)
     result = evaluate(
         predictor,
         plan.samples,

@@ -196,6 +196,15 @@ def prediction_name(sample: Sample) -> str:
     return f"{sample.name}{_IMAGE_SUFFIX}"
 
 
+def visible(folder: Path) -> Iterator[Path]:
+    """What a folder holds, without names that begin with a dot.
+
+    Raises:
+        OSError: the folder may not be read; ``Path.glob`` would leave it out.
+    """
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def problems_error(heading: str, problems: list[str]) -> InputError:
     """One error that lists all problems below its heading, or the first 20 and how many more."""
     lines = [f"  {one_line(problem)}" for problem in problems[:_SHOWN_PROBLEMS]]
@@ -212,25 +221,20 @@ def _folder_problems(root: Path, split: str) -> list[str]:
         if not tree.is_dir():
             problems.append(f"{tree} is missing")
         elif not (tree / split).is_dir():
-            splits = sorted(folder.name for folder in _visible(tree) if folder.is_dir())
+            splits = sorted(folder.name for folder in visible(tree) if folder.is_dir())
             problems.append(f"{tree} has no '{split}', it has: {', '.join(splits) or 'nothing'}")
     return problems
 
 
 def _index(folder: Path, *suffixes: str) -> dict[_Key, Path]:
     """The files of a split folder; of two with one key, that with the earlier suffix."""
-    files = [file for city in _visible(folder) if city.is_dir() for file in _visible(city)]
+    files = [file for city in visible(folder) if city.is_dir() for file in visible(city)]
     return {
         (file.name.removesuffix(suffix), file.parent.name): file
         for suffix in reversed(suffixes)
         for file in files
         if file.name.endswith(suffix)
     }
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """What a folder holds; OSError where ``Path.glob`` would leave out what may not be read."""
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _pair_problems(

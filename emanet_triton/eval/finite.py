@@ -3,7 +3,7 @@
 A fused ReLU turns NaN into 0, so the logits of such a network can be finite and mean nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +19,7 @@ from emanet_triton.kernels.out_of_memory import MemoryWatch
 def check_network(predictor: Predictor, image: np.ndarray) -> None:
     """Run the network on one input of an image, and look at what every module of it returns.
 
-    Where memory does not suffice nothing is said: the evaluation will.
+    If memory runs out here, the check is left out; the evaluation reports it.
 
     Raises:
         InputError: the first module whose output is not finite, by name.
@@ -37,32 +37,55 @@ def check_network(predictor: Predictor, image: np.ndarray) -> None:
         for name, is_finite in zip(largest, finite, strict=True):
             if not is_finite:
                 raise InputError(
-                    f"{name} of the {predictor.network_name} network returns values that are not "
-                    f"finite{_hint(predictor)}"
+                    f"{name} of the {_described(predictor)} returns values that are not finite"
+                    f"{_hint(predictor)}"
                 )
 
 
-def matrices_of(counts: list[Tensor], names: list[str], predictor: Predictor) -> Tensor:
-    """The confusion matrices of a batch, int64 [M, C, C], of its ``confusion_counts``.
+def finite_matrices(
+    counts: list[Tensor], names: list[str], predictors: Sequence[Predictor]
+) -> Tensor:
+    """The confusion matrices of a batch.
 
-    The labels of an image are no class where its logits were not finite, so the counts, which are
-    fetched anyway, tell it; the labels of a data set have been checked before.
+    ``Predictor`` gives every pixel of an image with non-finite logits the label ``NOT_FINITE``,
+    which is no class. ``confusion_counts`` counts such pixels apart, so no further transfer from
+    the device is needed.
+
+    Args:
+        counts: M results of ``confusion_counts``.
+        names: of the images.
+        predictors: M; the labels of each are looked at in its count. Other labels in this count
+            have been looked at before.
+
+    Returns:
+        int64 [M, C, C].
 
     Raises:
         InputError: the logits of an image of the batch were not finite.
     """
+    return torch.stack(
+        [_finite_matrix(c, names, p) for c, p in zip(counts, predictors, strict=True)]
+    )
+
+
+def _finite_matrix(counted: Tensor, names: list[str], predictor: Predictor) -> Tensor:
     try:
-        return torch.stack([as_matrix(counted.cpu()) for counted in counts])
+        return as_matrix(counted.cpu())
     except ValueError:
         raise InputError(
-            f"the logits of the network are not finite for {', '.join(names)}{_hint(predictor)}"
+            f"the logits of the {_described(predictor)} are not finite for {', '.join(names)}"
+            f"{_hint(predictor)}"
         ) from None
+
+
+def _described(predictor: Predictor) -> str:
+    precision = f" in {predictor.precision}" if predictor.precision else ""
+    return f"{predictor.network_name} network{precision}"
 
 
 def _hint(predictor: Predictor) -> str:
     """What helps where a network overflows."""
-    fp16 = predictor.precision == "fp16"
-    return "; --precision bf16 has a wider range than fp16" if fp16 else ""
+    return "; bf16 has a wider range than fp16" if predictor.precision == "fp16" else ""
 
 
 @contextmanager

@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
-from emanet_triton.eval.given import check_dtype, checked_image, checked_protocol, unwrapped
 from emanet_triton.eval.graphs import GraphedNetwork
 from emanet_triton.eval.inputs import cut_windows, scaled_inputs
+from emanet_triton.eval.segment_arguments import (
+    check_dtype,
+    checked_image,
+    checked_protocol,
+    unwrapped,
+)
 from emanet_triton.eval.taps import tap_tables
 from emanet_triton.eval.views import Size, logits_grid, num_windows, view_sizes
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory

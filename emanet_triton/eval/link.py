@@ -80,7 +80,7 @@ class Link:
         """Every rank's JSON value, in the order of the ranks.
 
         Raises:
-            InputError: a rank has failed, is silent or does not get on.
+            InputError: a rank has failed, is silent or makes no progress.
         """
         self._exchanges += 1
         key, text = f"value/{self._exchanges}", json.dumps(value)
@@ -244,7 +244,7 @@ class _Watch:
         """Take note of the latest beats of the ranks that are waited for, then pause a little.
 
         Raises:
-            InputError: a rank is silent or does not get on.
+            InputError: a rank is silent or makes no progress.
         """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, 1.0), now

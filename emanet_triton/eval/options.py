@@ -8,8 +8,8 @@ from emanet_triton.cores import usable_cores
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import list_models
 
-MOST_THREADS = 1024  # a process that starts tens of thousands is killed
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_MOST_THREADS = 1024  # a process that starts tens of thousands is killed
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,6 +144,6 @@ def _count(text: str) -> int:
 
 def _thread_count(text: str) -> int:
     count = _count(text)
-    if count > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS} threads, got {count}")
+    if count > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {count}")
     return count

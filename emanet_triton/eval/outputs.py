@@ -12,10 +12,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import Sample, prediction_name, to_label_ids
 from emanet_triton.eval.draw import overlay
 from emanet_triton.eval.png import write_png
-from emanet_triton.files import is_stream, remove_leftovers, require_folder
-
-PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+from emanet_triton.files import is_stream, require_folder
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,9 @@ class Outputs:
         if self.overlays:
             write_png(self.overlays / name, overlay(image, pred, labels))
 
-    def drawn(self, sample: Sample) -> bool:
-        """Whether all pictures of a sample are there and whole from the first byte to the last."""
-        name = prediction_name(sample)
-        return all(_is_whole(folder / name) for folder in self.folders().values())
-
-    def remove_leftovers(self) -> None:
-        """Remove half-written pictures of runs that were killed."""
-        for folder in self.folders().values():
-            remove_leftovers(folder)
+    def pictures(self, sample: Sample) -> list[Path]:
+        """The files that ``save`` writes."""
+        return [folder / prediction_name(sample) for folder in self.folders().values()]
 
 
 def keep_out(root: Path, places: Mapping[str, Path | None]) -> None:
@@ -118,16 +109,3 @@ def _claim(kept: dict[Path, Path], option: str, path: Path) -> None:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a PNG begins and ends as one; the pixels between are not read."""
-    try:
-        if not path.is_file():  # a FIFO would be waited for
-            return False
-        with path.open("rb") as file:
-            begin = file.read(len(PNG_BEGIN))
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return (begin, file.read()) == (PNG_BEGIN, PNG_END)
-    except OSError:
-        return False

@@ -4,10 +4,8 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-import stat
 import time
 import warnings
 from collections import Counter
@@ -19,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emanet_triton.cache_folder import cache_folder
 from emanet_triton.eval.cityscapes import CLASSES, Sample
 from emanet_triton.eval.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.report import versions
-from emanet_triton.files import cache_folder, write_whole
+from emanet_triton.files import read_plain, write_whole
 from emanet_triton.kernels.cache import digest, triton_version
 
 _SECONDS_BETWEEN_WRITES = 5.0
@@ -33,11 +32,17 @@ _SECONDS_KEPT = 30 * 24 * 3600.0  # of a partial result with which no run has go
 # Why something is left out: of one thing, and of several.
 _DAMAGED = "1 damaged file", "{} damaged files"
 _OTHER_VERSIONS = "1 file of other versions", "{} files of other versions"
-_CHANGED = "1 image whose files have changed", "{} images whose files have changed"
-_NOT_DRAWN = "1 image whose pictures are missing", "{} images whose pictures are missing"
+_CHANGED = (
+    "1 image of a batch whose files have changed",
+    "{} images of batches whose files have changed",
+)
+_NOT_DRAWN = (
+    "1 image of a batch whose pictures are missing or have changed",
+    "{} images of batches whose pictures are missing or have changed",
+)
 _Reason = tuple[str, str]
 
-Stamp = list[int]  # of an image and its label: bytes, ns, bytes, ns
+Stamp = list[int]  # of some files: the bytes and the ns of each that is there
 
 
 class Earlier(NamedTuple):
@@ -47,18 +52,28 @@ class Earlier(NamedTuple):
         names: of the images.
         counts: int64 [M, 19, 19] of these images.
         seconds: the earlier runs took.
+        left_out: what was left out and why, for people; empty if nothing.
     """
 
     names: set[str]
     counts: Tensor
     seconds: float
+    left_out: str = ""
 
 
 class _Piece(NamedTuple):
-    """The images of one batch, their stamps and their counts, int64 [M, 19, 19]."""
+    """The images of one batch.
+
+    Attributes:
+        names: of the images.
+        stamps: of their files.
+        pictures: stamps of what was drawn of them.
+        counts: int64 [M, 19, 19] of these images.
+    """
 
     names: list[str]
     stamps: list[Stamp | None]
+    pictures: list[Stamp]
     counts: np.ndarray
 
 
@@ -67,8 +82,18 @@ class _OtherVersionsError(Exception):
 
 
 def stamps(samples: Iterable[Sample]) -> dict[str, Stamp]:
-    """Size in bytes and time in ns of each sample's image and label; a missing file has none."""
-    return {s.name: [n for path in (s.image, s.label) for n in _stamp(path)] for s in samples}
+    """The stamp of each sample's image and label, by the sample's name."""
+    return {sample.name: stamp(sample.image, sample.label) for sample in samples}
+
+
+def stamp(*paths: Path) -> Stamp:
+    """Size in bytes and time in ns of each file; a missing file has none."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            found += [state.st_size, state.st_mtime_ns]
+    return found
 
 
 def software(device: torch.device) -> dict[str, str]:
@@ -96,7 +121,6 @@ class PartialResult:
     Attributes:
         names: of the images that this process has finished.
         counts: int64 [M, 19, 19] of these images.
-        left_out: what ``earlier`` left out and why, for people; empty if nothing.
     """
 
     def __init__(
@@ -110,23 +134,21 @@ class PartialResult:
     ) -> None:
         text = json.dumps(settings, sort_keys=True)
         self.settings = json.loads(text)  # as a file gives it back: lists for tuples
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        self.folder = cache_folder() / "partial" / digest[:16]
+        self.folder = cache_folder() / "partial" / _sha256(text)[:16]
         self._file = self.folder / f"{time.time_ns()}-{rank}.json"
         self._versions, self._stamps = versions or {}, stamps or {}
         self._samples = set(settings["samples"])
         self._shape = (matrices, len(CLASSES), len(CLASSES))
         cells = math.prod(self._shape)
-        self._largest = 2**20 + 2 * len(text) + len(self._samples) * (12 * cells + 1024)
+        self._largest = 2**20 + 2 * len(text) + len(self._samples) * (12 * cells + 2048)
         self.names: list[str] = []
         self.counts = torch.zeros(self._shape, dtype=torch.int64)
         self.seconds = 0.0
-        self.left_out = ""
         self._finished: list[dict[str, Any]] = []
         self._written = time.monotonic()
 
     def earlier(
-        self, ranks: Ranks | None = None, drawn: Callable[[str], bool] = lambda name: True
+        self, ranks: Ranks | None = None, drawn: Callable[[str], Stamp] | None = None
     ) -> Earlier:
         """All that earlier runs have finished, the same on every rank.
 
@@ -134,7 +156,8 @@ class PartialResult:
 
         Args:
             ranks: the processes that read, each on its machine.
-            drawn: whether the pictures of an image are there.
+            drawn: the stamp of the pictures of an image that are there; ``None`` if they do not
+                matter.
         """
         ranks = ranks or Ranks()
         files: Counter[_Reason] = Counter()
@@ -150,19 +173,19 @@ class PartialResult:
             except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
                 files[_DAMAGED] += 1
             else:
-                usable, left_out = self._usable(found, drawn)
+                usable, changed = self._usable(found, drawn)
                 pieces += usable
-                images |= left_out
+                images |= changed
                 seconds[file.name] = content["seconds"] * len(usable) / max(1, len(found))
         everywhere = ranks.gather([[piece.names for piece in pieces], seconds])
         names, mine = _shared_out([part[0] for part in everywhere], ranks.rank)
         counts = sum((pieces[i].counts for i in mine), np.zeros(self._shape, np.int64))
         took = sum({name: s for part in everywhere for name, s in part[1].items()}.values())
         reasons = files + Counter(why for name, why in images.items() if name not in names)
-        self.left_out = ", ".join(
+        left_out = ", ".join(
             one if number == 1 else many.format(number) for (one, many), number in reasons.items()
         )
-        return Earlier(names, ranks.sum(torch.from_numpy(counts)), took)
+        return Earlier(names, ranks.sum(torch.from_numpy(counts)), took, left_out)
 
     def discard(self) -> None:
         """Remove what earlier runs left."""
@@ -176,13 +199,23 @@ class PartialResult:
                 if named and folder != self.folder and _age(folder) > _SECONDS_KEPT:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def add(self, names: list[str], counts: Tensor, seconds: float) -> None:
-        """Add finished images, int64 [M, 19, 19] of theirs; ``seconds`` is this run's so far."""
+    def add(
+        self, names: list[str], counts: Tensor, seconds: float, pictures: list[Stamp] | None = None
+    ) -> None:
+        """Add a batch of finished images.
+
+        Args:
+            names: of the images.
+            counts: int64 [M, 19, 19] of these images.
+            seconds: of this run so far.
+            pictures: the stamp of what was drawn of each; by default nothing was drawn.
+        """
         self.names += names
         self.counts += counts
         self.seconds = seconds
         marks = [self._stamps.get(name) for name in names]
-        self._finished.append({"images": names, "stamps": marks, "counts": counts.tolist()})
+        batch = {"images": names, "stamps": marks, "pictures": pictures or [[] for _ in names]}
+        self._finished.append(batch | {"counts": counts.tolist()})
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
 
@@ -197,21 +230,24 @@ class PartialResult:
             "finished": self._finished,
             "seconds": self.seconds,
         }
-        content["sha256"] = _checksum(content)
+        text = json.dumps(content)
+        sealed = json.dumps({"sha256": _sha256(text), "content": text})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, json.dumps(content).encode())
+            write_whole(self._file, sealed.encode())
         except OSError as error:
             warnings.warn(f"{self._file}: the partial result is not kept ({error})", stacklevel=2)
         self._written = time.monotonic()
 
     def _read(self, file: Path) -> dict[str, Any]:
         """The content of an undamaged file of these settings and versions."""
-        content = json.loads(_read_regular(file, self._largest))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no partial result")
-        if content.pop("sha256") != _checksum(content) or content["settings"] != self.settings:
-            raise ValueError("its checksum is wrong, or it is of other settings")
+        sealed = json.loads(read_plain(file, self._largest))
+        text = sealed["content"]
+        if not isinstance(text, str) or sealed["sha256"] != _sha256(text):
+            raise ValueError("its checksum is wrong")
+        content = json.loads(text)
+        if content["settings"] != self.settings:
+            raise ValueError("it is of other settings")
         if content["versions"] != self._versions:
             raise _OtherVersionsError
         if not 0 <= content["seconds"] < _LONGEST:
@@ -220,24 +256,27 @@ class PartialResult:
 
     def _pieces(self, finished: list[dict[str, Any]]) -> list[_Piece]:
         """The batches of a file, none of which is an impossible one."""
-        pieces = [_Piece(b["images"], b["stamps"], np.array(b["counts"])) for b in finished]
-        for names, _, counts in pieces:
+        pieces = [
+            _Piece(b["images"], b["stamps"], b["pictures"], np.array(b["counts"])) for b in finished
+        ]
+        for piece in pieces:
+            names = piece.names
             known = isinstance(names, list) and self._samples.issuperset(names)
             if not names or not known or len(set(names)) < len(names):
                 raise ValueError("not the images of a batch")
-            if not self._plausible(counts, len(names)):
+            if not self._plausible(piece.counts, len(names)):
                 raise ValueError("not the counts of a batch")
         return pieces
 
     def _usable(
-        self, pieces: list[_Piece], drawn: Callable[[str], bool]
+        self, pieces: list[_Piece], drawn: Callable[[str], Stamp] | None
     ) -> tuple[list[_Piece], dict[str, _Reason]]:
         """The batches that still are what they were; the images of others, and why."""
         usable, left_out = [], {}
         for piece in pieces:
             if piece.stamps != [self._stamps.get(name) for name in piece.names]:
                 left_out |= dict.fromkeys(piece.names, _CHANGED)
-            elif not all(map(drawn, piece.names)):
+            elif drawn and piece.pictures != list(map(drawn, piece.names)):
                 left_out |= dict.fromkeys(piece.names, _NOT_DRAWN)
             else:
                 usable.append(piece)
@@ -269,34 +308,8 @@ def _shared_out(found: list[list[list[str]]], rank: int) -> tuple[set[str], list
     return names, mine
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read_regular(path: Path, largest: int) -> bytes:
-    """The bytes of a regular file; nothing else is waited for or followed.
-
-    Raises:
-        OSError: it cannot be read, or is a link.
-        ValueError: it is no regular file, or larger than ``largest`` bytes.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_size > largest:
-            raise ValueError(f"{path}: expected a file of at most {largest} bytes")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(largest)
-    finally:
-        os.close(descriptor)
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        state = path.stat()
-    except OSError:
-        return []
-    return [state.st_size, state.st_mtime_ns]
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _age(folder: Path) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.png_chunks import GREY, PALETTE, Chunks, Header, parse
 from emanet_triton.eval.png_rows import bare_png, inflate
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 
 MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without compression
 
@@ -70,7 +70,8 @@ def read_label_png(path: Path) -> np.ndarray:
 def png_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels of a PNG whose every chunk is intact.
 
-    The pixel data is not inflated: only a writer's mistake passes the checksums of the chunks.
+    The pixel data is not inflated, so a file whose writer compressed wrong rows passes here and is
+    refused by ``read_image``.
 
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
@@ -90,10 +91,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
         raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", pixels)
-    try:
-        write_whole(path, encoded.tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_output(path, encoded.tobytes())
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_ROWS_BYTES = 2**28 + 2**20  # 8192 x 8192 pixels of four bytes; 16-bit images are smaller
 MAX_PIXELS = 2**26  # 32 times a Cityscapes image; a header that promises more is not believed
-MAX_SIDE = 1_000_000  # pixels, the limit of libpng
 MAX_CHUNKS = 2**18  # a file of empty chunks would take minutes
+_MAX_ROWS_BYTES = 2**28 + 2**20  # 8192 x 8192 pixels of four bytes; 16-bit images are smaller
+_MAX_SIDE = 1_000_000  # pixels, the limit of libpng
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types
@@ -121,15 +121,15 @@ def _header(name: bytes, content: memoryview) -> Header:
     width, height, depth, color_type, *methods, interlace = struct.unpack(">IIBBBBB", content)
     if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"its header says {width}x{height}, at most {MAX_PIXELS} pixels are read")
-    if max(width, height) > MAX_SIDE:
-        raise ValueError(f"its header says {width}x{height}, a side is at most {MAX_SIDE} pixels")
+    if max(width, height) > _MAX_SIDE:
+        raise ValueError(f"its header says {width}x{height}, a side is at most {_MAX_SIDE} pixels")
     if depth not in _DEPTHS.get(color_type, ()):
         raise ValueError(f"its header says {depth} bits and colour type {color_type}")
     if methods != [0, 0] or interlace > 1:
         raise ValueError("its header says an unknown compression, filter or interlace method")
     header = Header(width, height, depth, color_type, bool(interlace))
-    if (size := header.rows_bytes()) > MAX_ROWS_BYTES:
-        raise ValueError(f"its rows take {size} bytes, at most {MAX_ROWS_BYTES} are read")
+    if (size := header.rows_bytes()) > _MAX_ROWS_BYTES:
+        raise ValueError(f"its rows take {size} bytes, at most {_MAX_ROWS_BYTES} are read")
     return header
 
 

@@ -18,7 +18,7 @@ class Ranks:
     """This process's place among the processes that share an evaluation.
 
     Waiting for another rank ends: with an ``InputError`` that names the rank if it has failed, is
-    dead or does not get on.
+    dead or makes no progress.
 
     Attributes:
         rank: of this process, from 0.

@@ -15,10 +15,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from emanet_triton._version import __version__
-from emanet_triton.errors import InputError
 from emanet_triton.eval.cityscapes import CLASSES
 from emanet_triton.eval.metric import scores
-from emanet_triton.files import write_whole
+from emanet_triton.files import write_output
 from emanet_triton.models.protocol import Protocol
 
 TOLERANCE = 0.05  # percent points of mIoU within which a published figure counts as reproduced
@@ -189,10 +188,7 @@ def write_json(path: Path, reports: list[Report], as_list: bool) -> None:
     """
     content = [report.as_json() for report in reports]
     text = json.dumps(content if as_list else content[0], indent=1) + "\n"
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_output(path, text.encode())
 
 
 def _name_and_views(report: Report) -> tuple[str, str]:

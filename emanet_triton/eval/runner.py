@@ -20,13 +20,13 @@ from emanet_triton.eval.cityscapes import (
     problems_error,
     read_labels,
 )
-from emanet_triton.eval.finite import matrices_of
+from emanet_triton.eval.finite import finite_matrices
 from emanet_triton.eval.heap import give_back
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.inputs import to_device
 from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
-from emanet_triton.eval.partial import Earlier, PartialResult
+from emanet_triton.eval.partial import Earlier, PartialResult, Stamp, stamp
 from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.workers import Workers
@@ -80,10 +80,14 @@ class Result:
 
 
 class _Started(NamedTuple):
-    """A batch on its way: what the device still counts, and the pictures being written."""
+    """A batch on its way: what the device still counts, and the pictures being written.
+
+    ``predictors`` are for ``finite_matrices``: one for each of the counts.
+    """
 
     batch: list[Sample]
     counts: list[Tensor]
+    predictors: list[Predictor]
     pictures: list[Future]
 
 
@@ -132,18 +136,20 @@ def evaluate(
     ):
 
         def finish() -> None:
-            batch, counts, pictures = started.popleft()
-            matrices = matrices_of(counts, [s.name for s in batch], predictor)
+            batch, counts, predictors, pictures = started.popleft()
+            names = [sample.name for sample in batch]
+            matrices = finite_matrices(counts, names, predictors)
             for picture in pictures:
                 picture.result()
-            partial.add([s.name for s in batch], matrices, time.monotonic() - begun)
+            drawn = [stamp(*outputs.pictures(sample)) for sample in batch]
+            partial.add(names, matrices, time.monotonic() - begun, drawn)
             shown = scores(earlier.counts[0] + partial.counts[0]).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
             bar.update(len(batch))
             ranks.progress(f"{len(partial.names)} of {total} images")
 
+        decoded = pool.map(_load, mine, ahead=workers if on_cpu else 2 * workers)
         try:
-            decoded = pool.map(_load, mine, ahead=workers if on_cpu else 2 * workers)
             for batch in mine:
                 ranks.require_others()
                 asked = time.monotonic()
@@ -162,16 +168,9 @@ def evaluate(
             finally:
                 if partial.names:
                     partial.write()
-                finished = len(earlier.names) + len(partial.names)
-                if ranks.count == 1 and finished < len(samples):
-                    say(
-                        f"{finished} of {len(samples)} images are finished; "
-                        "--resume goes on from there"
-                    )
-                elif len(partial.names) < total:
-                    say("what is finished is kept; --resume goes on from there")
+                if left := total - len(partial.names):
+                    say(_what_is_kept(left, len(samples), ranks))
     counts = earlier.counts + ranks.sum(partial.counts)
-    outputs.remove_leftovers()
     return Result(counts, earlier.seconds + time.monotonic() - begun, waiting)
 
 
@@ -185,13 +184,17 @@ def _taken_over(
 ) -> Earlier:
     """What earlier runs have finished; without ``resume`` nothing, and it is removed."""
     by_name = {sample.name: sample for sample in samples}
-    earlier = partial.earlier(ranks, lambda name: outputs.drawn(by_name[name]))
+
+    def drawn(name: str) -> Stamp:
+        return stamp(*outputs.pictures(by_name[name]))
+
+    earlier = partial.earlier(ranks, drawn if resume else None)
     if ranks.first:
         partial.discard_forgotten()
     if resume:
         say(f"resuming: {len(earlier.names)} of {len(samples)} images were finished before")
-        if partial.left_out:
-            say(f"note: not taken over: {partial.left_out}")
+        if earlier.left_out:
+            say(f"note: not taken over: {earlier.left_out}")
         return earlier
     if earlier.names:
         say(
@@ -200,6 +203,13 @@ def _taken_over(
     partial.discard()
     ranks.barrier()  # nobody writes before everybody has removed
     return Earlier(set(), torch.zeros_like(earlier.counts), 0.0)
+
+
+def _what_is_kept(left: int, images: int, ranks: Ranks) -> str:
+    """A line for the user where this rank has ``left`` so many of all images undone."""
+    one = ranks.count == 1
+    kept = f"{images - left} of {images} images are finished" if one else "what is finished is kept"
+    return f"{kept}; --resume goes on from there"
 
 
 def _batches_left(
@@ -223,9 +233,10 @@ def _start(
     images, targets = zip(*loaded, strict=True)
     predicted = list(predictor(images))
     targets_on_device = [to_device(t, p.device) for t, p in zip(targets, predicted, strict=True)]
-    compared = [(targets_on_device, predicted)]
+    predictors, compared = [predictor], [(targets_on_device, predicted)]
     if other is not None:
         others = list(other(images))
+        predictors += [other, other]
         compared += [(targets_on_device, others), (predicted, others)]
     counts = [
         sum(
@@ -238,7 +249,7 @@ def _start(
     if outputs:
         arguments = batch, images, targets, predicted
         pictures = [pool.submit(outputs.save, *each) for each in zip(*arguments, strict=True)]
-    return _Started(batch, counts, pictures)
+    return _Started(batch, counts, predictors, pictures)
 
 
 def _load(batch: list[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,15 +2,17 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, run
 from emanet_triton.errors import InputError
 from emanet_triton.eval import scene_objects as objects
+from emanet_triton.eval.cityscapes import visible
 from emanet_triton.eval.png import write_png
 from emanet_triton.eval.scene_canvas import (
     DISC,
@@ -22,7 +24,7 @@ from emanet_triton.eval.scene_canvas import (
     pick,
     shade,
 )
-from emanet_triton.files import cache_folder, remove_leftovers, temporary_beside
+from emanet_triton.files import remove_leftovers, temporary_beside
 
 VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
 DEMO_COUNT = 40
@@ -114,15 +116,28 @@ def demo_dataset() -> Path:
 
 def _refuse_other_data(root: Path) -> None:
     """Raises InputError where the trees hold anything that ``write_scenes`` does not write."""
+    try:
+        other = next(_other_data(root), None)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error})") from None
+    if other:
+        raise InputError(
+            f"{root}: holds other data ({other}); expected a folder of its own for generated scenes"
+        )
+
+
+def _other_data(root: Path) -> Iterator[Path]:
+    """Files of other data, and cities without a file; hidden names are no data."""
     ours = re.compile(rf"{CITY}_000000_\d{{6,}}_(leftImg8bit|gtFine_labelIds)\.png")
-    for tree in TREES:
-        for city in (root / tree).glob("*/*"):
-            others = [path for path in city.glob("*") if not ours.fullmatch(path.name)]
-            if city.name != CITY or others:
-                raise InputError(
-                    f"{root}: holds other data ({others[0] if others else city}); expected a "
-                    "folder of its own for generated scenes"
-                )
+    splits = [split for tree in TREES for split in _inside(root / tree)]
+    for city in (city for split in splits for city in _inside(split)):
+        yield from (file for file in _inside(city) if not ours.fullmatch(file.name))
+        if city.name != CITY:
+            yield city
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    return visible(folder) if folder.is_dir() else iter(())
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from emanet_triton.errors import InputError
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Equal in a rank and in what it starts; a torchrun within another differs in one of them.
 _IDENTITY = (_RUN_ID, "TORCHELASTIC_RESTART_COUNT", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -50,11 +50,11 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
     """
     if _RUN_ID not in environment:
         return None
-    texts = [environment.get(name, "") for name in _NUMBERS]
-    host = environment.get("MASTER_ADDR", "")
-    if not host or not all(text.isascii() and text.isdigit() for text in texts):
+    *ranks, host, port = (environment.get(name, "") for name in _PLACE)
+    numbers = [*ranks, port]
+    if not host or not all(text.isascii() and text.isdigit() for text in numbers):
         raise _unusable(environment)
-    rank, count, local_rank, local_count, port = map(int, texts)
+    rank, count, local_rank, local_count, port = map(int, numbers)
     if not (rank < count and local_rank < local_count <= count and 0 < port < 2**16):
         raise _unusable(environment)
     return Place(
@@ -71,11 +71,12 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def is_inside_a_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process only works for a rank, as when a training evaluates its checkpoint.
+    """Whether a rank of another program started this process.
 
-    It does where PyTorch's process group is in use already, or where a Python process above it
-    is the same rank. Shells and other programs between torchrun and this process do not count.
-    Where processes cannot be looked at, the answer is no.
+    For example a training that evaluates its checkpoint. The answer is yes where PyTorch's process
+    group is in use already, or where a Python process above this one is the same rank. Shells and
+    other programs between torchrun and this process do not count. Where processes cannot be looked
+    at, the answer is no.
     """
     if dist.is_available() and dist.is_initialized():
         return True
@@ -116,8 +117,7 @@ def _is_python(process: Path) -> bool:
 
 
 def _unusable(environment: Mapping[str, str]) -> InputError:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    found = ", ".join(f"{name}={environment.get(name, '(missing)')!s}" for name in names)
+    found = ", ".join(f"{name}={environment.get(name, '(missing)')}" for name in _PLACE)
     return InputError(
         f"torchrun's environment variables are not usable: {found}; start all ranks with torchrun, "
         f"or unset {_RUN_ID} to run alone"

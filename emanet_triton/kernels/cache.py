@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from emanet_triton.files import cache_folder, open_plain, write_whole
+from emanet_triton.cache_folder import cache_folder
+from emanet_triton.files import open_plain, read_plain, write_whole
 from emanet_triton.kernels.device import HAS_TRITON
 
 MOST_BYTES = 4 << 20  # of a file: some ten thousand findings; a longer one is begun anew
@@ -65,7 +66,7 @@ class Cache:
 
     def _read(self) -> dict[str, str]:
         try:
-            content = _content(self.path)
+            content = read_plain(self.path, MOST_BYTES + 1)
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -85,12 +86,6 @@ class Cache:
 
     def _warn(self, problem: str) -> None:
         warnings.warn(f"{self.path}: {problem}", stacklevel=4)
-
-
-def _content(path: Path) -> bytes:
-    """The file's bytes, at most one more than ``MOST_BYTES``."""
-    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
-        return file.read(MOST_BYTES + 1)
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 from emanet_triton.command import Parser, answer, complain, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, first_line
-from emanet_triton.files import is_stream, require_writable, write_whole
+from emanet_triton.files import is_stream, require_writable, write_output
 from emanet_triton.kernels.compiled_code import Figures, figures
 from emanet_triton.kernels.compiled_launches import Group, Launch, groups
 
@@ -221,10 +221,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     rows = rows + [row for row in earlier if row["triton"] not in versions]
     text = io.StringIO()
     _write(text, sorted(rows, key=lambda row: [row[name] for name in KEY]))
-    try:
-        write_whole(path, text.getvalue().encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_output(path, text.getvalue().encode())
 
 
 def _earlier(path: Path) -> list[dict[str, str]]:

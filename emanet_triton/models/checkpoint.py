@@ -140,7 +140,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
         checkpoint.release()  # half of the memory
         write_whole(destination, data)
     except OSError as error:
-        raise InputError(f"{destination}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{destination}: cannot be written ({error.strerror})") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -18,9 +18,10 @@ from urllib.error import HTTPError, URLError
 import torch
 from tqdm import tqdm
 
+from emanet_triton.cache_folder import writable_or_private
 from emanet_triton.command import complain
 from emanet_triton.errors import InputError, first_line, one_line
-from emanet_triton.files import open_plain, temporary_beside, usable
+from emanet_triton.files import open_plain, temporary_beside
 from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
 _CHUNK = 1 << 20  # bytes
@@ -35,12 +36,12 @@ def hub_file(name: str) -> Path:
     """Where a published checkpoint lies, or shall lie.
 
     In torch's hub cache; if that lacks the file and cannot be written, in a private temporary
-    folder (see ``files.usable``).
+    folder (see ``writable_or_private``).
     """
     given = torch.hub.get_dir()
     folder = Path(given) if given.startswith("~") else Path(given).absolute()  # no home: ~ stays
     found = folder / "checkpoints" / name
-    return found if found.exists() else usable(folder) / "checkpoints" / name
+    return found if found.exists() else writable_or_private(folder) / "checkpoints" / name
 
 
 def download(url: str, destination: Path, sha256_prefix: str, progress: bool = True) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from emanet_triton.bench import gpu_check
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.gpu_check import steps
 from emanet_triton.bench.gpu_check.caches import NAME
-from emanet_triton.bench.gpu_check.endings import as_ctrl_c
 from emanet_triton.bench.gpu_check.steps import Runner, Step
 from emanet_triton.errors import InputError
 
@@ -32,6 +30,7 @@ import sys
 from gpu_check_steps import python, writes
 from emanet_triton.bench import __main__ as bench, gpu_check
 from emanet_triton.bench.gpu_check import steps
+from emanet_triton.command import run
 steps.KEEP_EVERY, gpu_check.PACK_EVERY = 0.2, 0
 kernel = "os.environ['TRITON_CACHE_DIR'] + '/abc/kernel.cubin'"
 then = f"import os; os.mkdir(os.path.dirname({kernel})); open({kernel}, 'w').close(); "
@@ -40,7 +39,7 @@ gpu_check.make_plan = lambda stage, way: [
     writes("first", "a.txt", "of the first"),
     writes("second", "b.txt", "of the second", then),
 ]
-sys.exit(bench.main(["gpu-check", "--rehearse", "--out", sys.argv[1]]))
+run(lambda: bench.main(["gpu-check", "--rehearse", "--out", sys.argv[1]]))
 """
 
 
@@ -239,19 +238,6 @@ def test_ctrl_c_ends_the_step_and_prints_the_summary(tmp_path, number):
     assert packed["01-second/b.txt"] == "of the second"
     assert packed["01-second/log.txt"].endswith("KeyboardInterrupt\n")
     assert packed["summary-run.txt"] == out
-
-
-def test_a_run_that_ignores_a_hangup_goes_on():
-    """As nohup starts it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with as_ctrl_c():
-            os.kill(os.getpid(), signal.SIGHUP)
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # nothing, while the run ends
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

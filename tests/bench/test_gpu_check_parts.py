@@ -87,7 +87,7 @@ def test_an_archive_that_cannot_be_written_is_no_end(tmp_path):
     archive = Archive(tmp_path / "none" / "a.tar", folder)
     archive.update()
     assert archive.problem == (
-        f"{tmp_path}/none/a.tar: cannot be written: No such file or directory"
+        f"{tmp_path}/none/a.tar: cannot be written (No such file or directory)"
     )
 
 

@@ -1,7 +1,40 @@
 """Settings of the evaluation's tests."""
 
+import pytest
+import tiny_eval
+import torch
 from hypothesis import settings
 
 # A busy machine is no bug.
 settings.register_profile("of any speed", deadline=None)
 settings.load_profile("of any speed")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.png"
+
+
+@pytest.fixture
+def city(tmp_path):
+    return tiny_eval.write_cityscapes(tmp_path / "cityscapes")
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    return tiny_eval.write_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def threads():
+    """The number of PyTorch's threads, put back at the end."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(tmp_path, city, ckpt):
+    """The evaluation of six images that draws all pictures."""
+    out = ["--save-predictions", str(tmp_path / "p"), "--save-overlays", str(tmp_path / "o")]
+    return ["--ckpt", str(ckpt), "--data", str(city), *out]

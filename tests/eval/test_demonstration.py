@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from kills import TORCHRUN
 
 from emanet_triton import create_model, fuse, segment
 from emanet_triton.eval.__main__ import main
@@ -51,10 +52,9 @@ def test_pictures_are_of_the_network_and_not_of_its_ablation(tmp_path):
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_torchrun(tmp_path, processes):
     out = tmp_path / "out.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     command = ["-m", "emanet_triton.eval", "--ckpt", "emanet_demo", "--limit", "3"]
     subprocess.run(
-        [sys.executable, *launcher, *command, "--json", str(out)],
+        [sys.executable, *TORCHRUN, processes, *command, "--json", str(out)],
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )

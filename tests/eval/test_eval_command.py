@@ -1,30 +1,20 @@
 """The command line from end to end: what it prints, writes and keeps."""
 
 import json
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tiny_eval
 import torch
+from tiny_eval import expected_confusion, run
 
 from emanet_triton import fuse, segment
-from emanet_triton.errors import InputError
-from emanet_triton.eval import cityscapes, metric, outputs, runner
+from emanet_triton.eval import cityscapes, metric
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.png import read_image
 from emanet_triton.models.zoo import ZOO
 
-TINY = Path(tiny_eval.__file__)
 FIELDS = [
     "model",
     "checkpoint",
@@ -47,42 +37,6 @@ FIELDS = [
     "compared",
     "published",
 ]
-
-
-@pytest.fixture
-def city(tmp_path):
-    return tiny_eval.write_cityscapes(tmp_path / "cityscapes")
-
-
-@pytest.fixture
-def ckpt(tmp_path):
-    return tiny_eval.write_checkpoint(tmp_path)
-
-
-@pytest.fixture
-def threads():
-    """The number of PyTorch's threads, put back at the end."""
-    before = torch.get_num_threads()
-    yield before
-    torch.set_num_threads(before)
-
-
-def run(tmp_path, city, ckpt, *more: str) -> dict:
-    out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), *more]
-    assert main(command) == 0
-    return json.loads(out.read_text())
-
-
-def expected_confusion(city: Path, ms_flip: bool = False, fused: bool = True) -> list[list[int]]:
-    """What a plain loop over ``segment`` counts."""
-    model, total = tiny_eval.tiny_network(), 0
-    model = fuse(model) if fused else model
-    for sample in cityscapes.find_samples(city):
-        labels = torch.from_numpy(cityscapes.read_labels(sample))
-        predicted = segment(model, read_image(sample.image), ms_flip=ms_flip)
-        total = total + metric.confusion_matrix(labels, torch.from_numpy(predicted))
-    return total.tolist()
 
 
 @pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
@@ -168,24 +122,6 @@ def test_two_precisions_in_one_pass(tmp_path, city, ckpt, capsys):
     assert f"{compared['labels_agree']:.4f}%" in out
 
 
-def test_a_picture_that_cannot_be_written_ends_the_run_and_keeps_the_rest(
-    tmp_path, city, ckpt, capsys, monkeypatch
-):
-    written = []
-
-    def full_disk(path, pixels, write=outputs.write_png):
-        if len(written) == 2:
-            raise InputError(f"{path}: cannot be written (No space left on device)")
-        written.append(write(path, pixels))
-
-    monkeypatch.setattr(outputs, "write_png", full_disk)
-    more = ["--save-predictions", str(tmp_path / "out"), "--workers", "1"]
-    assert main(["--ckpt", str(ckpt), "--data", str(city), *more]) == 2
-    err = capsys.readouterr().err
-    assert "No space left on device" in err
-    assert "2 of 6 images are finished; --resume goes on from there" in err
-
-
 def test_saved_predictions_are_label_ids_under_the_servers_names(tmp_path, city, ckpt):
     folder = tmp_path / "predictions"
     run(tmp_path, city, ckpt, "--save-predictions", str(folder), "--limit", "2")
@@ -235,203 +171,3 @@ def test_all_gives_one_table(tmp_path, city, capsys, monkeypatch):
     assert reports[0]["confusion"] == reports[1]["confusion"] == expected_confusion(city)
     assert reports[2]["confusion"] == expected_confusion(city, ms_flip=True)
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4
-
-
-class Stop:
-    """Replaces ``Predictor.__call__``: raises an error at the n-th image."""
-
-    def __init__(self, monkeypatch, at: int, error: BaseException) -> None:
-        self.original, self.left, self.error = Predictor.__call__, at, error
-        monkeypatch.setattr(Predictor, "__call__", lambda *args: self(*args))
-
-    def __call__(self, predictor, images):
-        self.left -= len(images)
-        if self.left < 0:
-            raise self.error
-        return self.original(predictor, images)
-
-
-def partials(tmp_path) -> list[Path]:
-    return list((Path(os.environ["XDG_CACHE_HOME"]) / "emanet_triton/partial").glob("*/*.json"))
-
-
-def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch):
-    command = ["--ckpt", str(ckpt), "--data", str(city)]
-    with monkeypatch.context() as patch:
-        Stop(patch, 2, KeyboardInterrupt())
-        assert main(command) == 2
-        err = capsys.readouterr().err
-        assert "2 of 6 images are finished; --resume goes on from there" in err
-        assert err.rstrip().endswith("interrupted")
-    with monkeypatch.context() as patch:  # and once more, now by an error
-        Stop(patch, 3, RuntimeError("a bug"))
-        with pytest.raises(RuntimeError):
-            main([*command, "--resume"])
-        assert "5 of 6 images are finished" in capsys.readouterr().err
-    assert len(partials(tmp_path)) == 2
-    seen = []
-    monkeypatch.setattr(runner, "_load", lambda b, f=runner._load: seen.extend(b) or f(b))
-    got = run(tmp_path, city, ckpt, "--resume")
-    assert "resuming: 5 of 6 images were finished before" in capsys.readouterr().err
-    assert len(seen) == 1
-    assert got["confusion"] == expected_confusion(city)
-    assert not partials(tmp_path)
-
-
-def test_a_partial_result_belongs_to_its_settings(tmp_path, city, ckpt, capsys, monkeypatch):
-    with monkeypatch.context() as patch:
-        Stop(patch, 2, KeyboardInterrupt())
-        main(["--ckpt", str(ckpt), "--data", str(city)])
-    got = run(tmp_path, city, ckpt, "--resume", "--ms-flip")
-    assert "resuming: 0 of 6" in capsys.readouterr().err
-    assert got["confusion"] == expected_confusion(city, ms_flip=True)
-    got = run(tmp_path, city, ckpt)
-    assert "starting anew: 2 images finished by an interrupted run" in capsys.readouterr().err
-    assert got["confusion"] == expected_confusion(city)
-
-
-def test_a_damaged_partial_result_is_not_counted(tmp_path, city, ckpt, capsys, monkeypatch):
-    with monkeypatch.context() as patch:
-        Stop(patch, 4, KeyboardInterrupt())
-        main(["--ckpt", str(ckpt), "--data", str(city)])
-    (kept,) = partials(tmp_path)
-    kept.write_text(kept.read_text()[:-100])
-    got = run(tmp_path, city, ckpt, "--resume")
-    assert "resuming: 0 of 6" in capsys.readouterr().err
-    assert got["confusion"] == expected_confusion(city)
-
-
-def test_a_result_that_cannot_be_written_is_kept(tmp_path, city, ckpt, capsys, monkeypatch):
-    out = tmp_path / "out.json"
-    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out)]
-    with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.write_json", _disk_full)
-        assert main(command) == 2
-    assert "error: out.json: cannot be written (No space left" in capsys.readouterr().err
-    monkeypatch.setattr(runner, "_load", None)  # nothing is left to be loaded
-    assert main([*command, "--resume"]) == 0
-    assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
-
-
-TERMINALS = {
-    "full-disk": (">/dev/full", 2),
-    "no-output": (">&-", 0),
-    "no-streams": (">&- 2>&-", 0),
-    "head": ("| head -1; exit ${PIPESTATUS[0]}", 0),
-}
-
-
-@pytest.mark.parametrize("terminal", TERMINALS)
-def test_the_result_is_written_whatever_happens_to_the_terminal(tmp_path, city, ckpt, terminal):
-    redirection, code = TERMINALS[terminal]
-    out = tmp_path / "out.json"
-    command = tiny_process("--ckpt", str(ckpt), "--data", str(city), "--json", str(out))
-    done = subprocess.run(
-        ["bash", "-c", f"{shlex.join(command)} {redirection}"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
-
-
-def test_the_tables_are_printed_when_the_result_cannot_be_written(city, ckpt, capsys):
-    assert main(["--ckpt", str(ckpt), "--data", str(city), "--json", "/dev/full"]) == 2
-    out, err = capsys.readouterr()
-    assert out.count("\n") == 25
-    assert err.endswith("error: /dev/full: cannot be written (No space left on device)\n")
-
-
-def test_the_result_goes_through_links_and_into_fifos(tmp_path, city, ckpt):
-    (tmp_path / "link.json").symlink_to("real.json")
-    os.mkfifo(tmp_path / "fifo")
-    written = []
-    reader = threading.Thread(target=lambda: written.append((tmp_path / "fifo").read_text()))
-    reader.start()
-    for name in ("link.json", "fifo"):
-        assert main(["--ckpt", str(ckpt), "--data", str(city), "--json", str(tmp_path / name)]) == 0
-    reader.join(timeout=60)
-    assert (tmp_path / "link.json").is_symlink()
-    for text in (written[0], (tmp_path / "real.json").read_text()):
-        assert json.loads(text)["confusion"] == expected_confusion(city)
-
-
-def _disk_full(path, *args, **kwargs):
-    from emanet_triton.errors import InputError
-
-    raise InputError(f"{path.name}: cannot be written (No space left on device)")
-
-
-def tiny_process(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, *launcher, str(TINY), *arguments]
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
-    city = tiny_eval.write_cityscapes(tmp_path / "large", 3000)
-    out = tmp_path / "out.json"
-    command = tiny_process("--ckpt", str(ckpt), "--data", str(city), "--json", str(out))
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As from a terminal, also where the tests run in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not partials(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "Traceback" not in err
-    assert "of 3000 images are finished; --resume goes on from there" in err
-    assert not out.exists()
-    (kept,) = partials(tmp_path)
-    content = json.loads(kept.read_text())
-    assert 0 < sum(len(batch["images"]) for batch in content["finished"]) < 3000
-
-
-@pytest.mark.parametrize(
-    "options", [[], ["--no-fuse", "--threads", "2"]], ids=["fused", "plain_of_as_many_threads"]
-)
-def test_two_ranks_count_as_one(tmp_path, city, ckpt, threads, options):
-    single = run(tmp_path, city, ckpt, *options)
-    out = tmp_path / "two.json"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), "--limit", "5"]
-    done = subprocess.run(
-        tiny_process(*command, *options, launcher=launcher),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bicycle") == 1
-    want = run(tmp_path, city, ckpt, "--limit", "5", *options)
-    assert json.loads(out.read_text())["confusion"] == want["confusion"] != single["confusion"]
-
-
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path, ckpt):
-    """Peak memory of 50 images is that of 10, within a quarter of the others' pixels."""
-    peaks = []
-    code = (  # not getrusage's ru_maxrss, which starts from the peak of the process that starts it
-        "import pathlib, sys, tiny_eval; code = tiny_eval.main(sys.argv[1:]);"
-        "status = pathlib.Path('/proc/self/status').read_text();"
-        "print(status.partition('VmHWM:')[2].split()[0]); sys.exit(code)"
-    )
-    city = tiny_eval.write_cityscapes(tmp_path / "many", 50, enlarge=16)
-    for limit in ("10", "50"):
-        command = ["--ckpt", str(ckpt), "--data", str(city), "--limit", limit]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"PYTHONPATH": str(TINY.parent)},
-        )
-        peaks.append(int(done.stdout.splitlines()[-1]))
-    pixels = 40 * 4 * 256 * tiny_eval.SIZE[0] * tiny_eval.SIZE[1] / 1024  # KiB, images and labels
-    assert peaks[1] - peaks[0] < pixels / 4

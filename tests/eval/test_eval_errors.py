@@ -18,16 +18,6 @@ from emanet_triton.models.zoo import ZOO
 
 
 @pytest.fixture
-def city(tmp_path):
-    return tiny_eval.write_cityscapes(tmp_path / "cityscapes", 4)
-
-
-@pytest.fixture
-def ckpt(tmp_path):
-    return tiny_eval.write_checkpoint(tmp_path)
-
-
-@pytest.fixture
 def fails(capsys, monkeypatch):
     """Run a command line that must fail before the first forward; return its message."""
 

@@ -2,14 +2,19 @@
 
 import errno
 
+import numpy as np
 import pytest
 import torch
-from test_inference import random_image, tiny_model
+from tiny_models import random_image, tiny_model
 
 from emanet_triton import fuse
 from emanet_triton.errors import InputError
-from emanet_triton.eval.finite import check_network, matrices_of
+from emanet_triton.eval import runner
+from emanet_triton.eval.cityscapes import Sample
+from emanet_triton.eval.finite import check_network, finite_matrices
 from emanet_triton.eval.inference import NOT_FINITE, Predictor
+from emanet_triton.eval.outputs import Outputs
+from emanet_triton.eval.workers import Workers
 from emanet_triton.kernels.resample import confusion_counts
 
 IMAGE = random_image(24, 40)
@@ -56,7 +61,7 @@ def test_the_first_module_that_is_not_finite_is_named(given, name):
     with pytest.raises(InputError) as raised:
         check_network(predictor(fused, damage=damage), IMAGE)
     kind = "fused" if fused else "plain"
-    wanted = f"{name} of the {kind} network returns values that are not finite"
+    wanted = f"{name} of the {kind} network in fp32 returns values that are not finite"
     assert str(raised.value) == wanted
 
 
@@ -65,7 +70,7 @@ def test_an_overflow_in_fp16_has_a_hint():
         model.decode_head.ema_in_conv.bn.weight.data.fill_(1e6)
 
     check_network(predictor(False, damage=damage), IMAGE)
-    with pytest.raises(InputError, match=r"; --precision bf16 has a wider range than fp16$"):
+    with pytest.raises(InputError, match=r"; bf16 has a wider range than fp16$"):
         check_network(predictor(False, "fp16", damage), IMAGE)
 
 
@@ -86,17 +91,20 @@ def test_without_memory_nothing_is_said(monkeypatch, error):
     check_network(checked, IMAGE)
 
 
+class Overflowing(torch.nn.Module):
+    """Its logits are not finite for the second image of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_model()
+
+    def forward(self, inputs):
+        logits = self.model(inputs)
+        logits[1] += torch.nan
+        return logits
+
+
 def test_an_image_whose_logits_are_not_finite_is_named():
-    class Overflowing(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = tiny_model()
-
-        def forward(self, inputs):
-            logits = self.model(inputs)
-            logits[1] += torch.nan
-            return logits
-
     network = Overflowing()
     predictor = Predictor(network, network.model.protocol, batch_size=2)
     labels = list(predictor([IMAGE, IMAGE]))
@@ -104,5 +112,32 @@ def test_an_image_whose_logits_are_not_finite_is_named():
     assert (labels[1] == NOT_FINITE).all()
     counts = sum(confusion_counts(torch.zeros_like(each), each, 19) for each in labels)
     with pytest.raises(InputError) as raised:
-        matrices_of([counts], ["one", "two"], predictor)
-    assert str(raised.value) == "the logits of the network are not finite for one, two"
+        finite_matrices([counts], ["one", "two"], [predictor])
+    wanted = "the logits of the plain network are not finite for one, two"
+    assert str(raised.value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("overflows", "wanted"),
+    [
+        ("first", "the logits of the plain network in fp32 are not finite for one, two"),
+        (
+            "other",
+            "the logits of the plain network in fp16 are not finite for one, two; bf16 has a wider "
+            "range than fp16",
+        ),
+    ],
+)
+def test_of_two_networks_that_which_overflows_is_named(tmp_path, overflows, wanted):
+    model, network = tiny_model(), Overflowing()
+    options = {"batch_size": 2}
+    first = Predictor(network if overflows == "first" else model, model.protocol, **options)
+    other = Predictor(network if overflows == "other" else model, model.protocol, **options)
+    first.precision, other.precision = "fp32", "fp16"  # which a CPU need not compute in
+    samples = [Sample(name, tmp_path, tmp_path) for name in ("one", "two")]
+    loaded = [(IMAGE, np.zeros((24, 40), np.uint8))] * 2
+    with Workers(1) as pool:
+        started = runner._start(first, other, samples, loaded, Outputs(), pool)
+    with pytest.raises(InputError) as raised:
+        finite_matrices(started.counts, ["one", "two"], started.predictors)
+    assert str(raised.value) == wanted

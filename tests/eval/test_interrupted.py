@@ -1,46 +1,44 @@
-"""What an interrupted, disturbed or shared evaluation leaves, and how the next one goes on."""
+"""What an interrupted or disturbed evaluation leaves, and how the next one goes on."""
 
 import json
 import os
-import re
+import signal
 import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_eval
+import torch
+from tiny_eval import expected_confusion, partials, run, tiny_process
 
-from emanet_triton.eval import jobs, runner
+from emanet_triton.errors import InputError
+from emanet_triton.eval import jobs, outputs, runner
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.png import write_png
 
-TESTS = Path(tiny_eval.__file__).parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
+class Stop:
+    """Replaces ``Predictor.__call__``: raises an error at the n-th image."""
 
-@pytest.fixture
-def command(tmp_path):
-    """The evaluation of six images that draws all pictures."""
-    city = tiny_eval.write_cityscapes(tmp_path / "cityscapes")
-    ckpt = tiny_eval.write_checkpoint(tmp_path)
-    out = ["--save-predictions", str(tmp_path / "p"), "--save-overlays", str(tmp_path / "o")]
-    return ["--ckpt", str(ckpt), "--data", str(city), *out]
+    def __init__(self, monkeypatch, at: int, error: BaseException) -> None:
+        self.original, self.left, self.error = Predictor.__call__, at, error
+        monkeypatch.setattr(Predictor, "__call__", lambda *args: self(*args))
+
+    def __call__(self, predictor, images):
+        self.left -= len(images)
+        if self.left < 0:
+            raise self.error
+        return self.original(predictor, images)
 
 
 def interrupt(monkeypatch, command, images: int) -> None:
     """Run until so many images are finished."""
-    left, call = iter(range(images)), Predictor.__call__
-
-    def until_then(self, batch):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return call(self, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "__call__", until_then)
+        Stop(patch, images, KeyboardInterrupt())
         assert main(command) == 2
 
 
@@ -90,8 +88,24 @@ def test_a_picture_that_is_missing_is_made_again(
     finished = int(said.split()[1])
     assert said == (
         f"resuming: {finished} of 6 images were finished before "
-        "note: not taken over: 1 image whose pictures are missing"
+        "note: not taken over: 1 image of a batch whose pictures are missing or have changed"
     )
+
+
+def test_pictures_of_another_run_are_made_again(
+    tmp_path, command, undisturbed, capsys, monkeypatch
+):
+    """It has finished in the same folder since the interruption."""
+    interrupt(monkeypatch, command, 4)
+    other = tiny_eval.write_checkpoint(tmp_path, "other.pth")
+    content = torch.load(other)
+    content["state_dict"]["decode_head.conv_seg.weight"] *= -1
+    torch.save(content, other)
+    assert main(["--ckpt", str(other), "--model", "tiny", *command[2:]]) == 0
+    assert pictures(tmp_path) != undisturbed[1]
+    confusion, said = resume(tmp_path, command, capsys)
+    assert (confusion, pictures(tmp_path)) == undisturbed
+    assert said.startswith("resuming: 0 of 6 images were finished before note: not taken over: ")
 
 
 def test_an_image_that_changed_is_evaluated_again(tmp_path, command, capsys, monkeypatch):
@@ -99,7 +113,7 @@ def test_an_image_that_changed_is_evaluated_again(tmp_path, command, capsys, mon
     image = min(Path(command[3]).glob("leftImg8bit/val/*/*"))
     write_png(image, np.zeros((*tiny_eval.SIZE, 3), np.uint8))
     confusion, said = resume(tmp_path, command, capsys)
-    assert said.endswith("note: not taken over: 1 image whose files have changed")
+    assert said.endswith("note: not taken over: 1 image of a batch whose files have changed")
     out = tmp_path / "anew.json"
     assert main([*command, "--json", str(out)]) == 0
     assert confusion == json.loads(out.read_text())["confusion"]
@@ -177,66 +191,107 @@ def test_it_runs_where_no_thread_can_start(tmp_path, command, undisturbed, capsy
     assert "note" not in capsys.readouterr().err
 
 
-# Two ranks of a torchrun
+def test_a_picture_that_cannot_be_written_ends_the_run_and_keeps_the_rest(
+    tmp_path, city, ckpt, capsys, monkeypatch
+):
+    written = []
 
-RANK = """
-import os, sys, tiny_eval
-from emanet_triton.errors import InputError
-from emanet_triton.eval import jobs, link
-from emanet_triton.eval.inference import Predictor
+    def full_disk(path, pixels, write=outputs.write_png):
+        if len(written) == 2:
+            raise InputError(f"{path}: cannot be written (No space left on device)")
+        written.append(write(path, pixels))
 
-link.BEAT_SECONDS = 0.2
-
-def fail(*_):
-    raise {error}
-
-if os.environ["RANK"] == "{rank}":
-    {where} = fail
-sys.exit(tiny_eval.main(sys.argv[1:]))
-"""
+    monkeypatch.setattr(outputs, "write_png", full_disk)
+    more = ["--save-predictions", str(tmp_path / "out"), "--workers", "1"]
+    assert main(["--ckpt", str(ckpt), "--data", str(city), *more]) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "2 of 6 images are finished; --resume goes on from there" in err
 
 
-def run_ranks(tmp_path, command, *, rank: int, where: str, error: str) -> list[str]:
-    """The messages of two ranks of which one fails."""
-    script = tmp_path / "rank.py"
-    script.write_text(RANK.format(rank=rank, where=where, error=error))
-    search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script), *command],
-        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch):
+    command = ["--ckpt", str(ckpt), "--data", str(city)]
+    with monkeypatch.context() as patch:
+        Stop(patch, 2, KeyboardInterrupt())
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert "2 of 6 images are finished; --resume goes on from there" in err
+        assert err.rstrip().endswith("interrupted")
+    with monkeypatch.context() as patch:  # and once more, now by an error
+        Stop(patch, 3, RuntimeError("a bug"))
+        with pytest.raises(RuntimeError):
+            main([*command, "--resume"])
+        assert "5 of 6 images are finished" in capsys.readouterr().err
+    assert len(partials()) == 2
+    seen = []
+    monkeypatch.setattr(runner, "_load", lambda b, f=runner._load: seen.extend(b) or f(b))
+    got = run(tmp_path, city, ckpt, "--resume")
+    assert "resuming: 5 of 6 images were finished before" in capsys.readouterr().err
+    assert len(seen) == 1
+    assert got["confusion"] == expected_confusion(city)
+    assert not partials()
+
+
+def test_a_partial_result_belongs_to_its_settings(tmp_path, city, ckpt, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        Stop(patch, 2, KeyboardInterrupt())
+        main(["--ckpt", str(ckpt), "--data", str(city)])
+    got = run(tmp_path, city, ckpt, "--resume", "--ms-flip")
+    assert "resuming: 0 of 6" in capsys.readouterr().err
+    assert got["confusion"] == expected_confusion(city, ms_flip=True)
+    got = run(tmp_path, city, ckpt)
+    assert "starting anew: 2 images finished by an interrupted run" in capsys.readouterr().err
+    assert got["confusion"] == expected_confusion(city)
+
+
+def test_a_damaged_partial_result_is_not_counted(tmp_path, city, ckpt, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        Stop(patch, 4, KeyboardInterrupt())
+        main(["--ckpt", str(ckpt), "--data", str(city)])
+    (kept,) = partials()
+    kept.write_text(kept.read_text()[:-100])
+    got = run(tmp_path, city, ckpt, "--resume")
+    assert "resuming: 0 of 6" in capsys.readouterr().err
+    assert got["confusion"] == expected_confusion(city)
+
+
+def test_a_result_that_cannot_be_written_is_kept(tmp_path, city, ckpt, capsys, monkeypatch):
+    out = tmp_path / "out.json"
+    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("emanet_triton.eval.report.write_json", _disk_full)
+        assert main(command) == 2
+    assert "error: out.json: cannot be written (No space left" in capsys.readouterr().err
+    monkeypatch.setattr(runner, "_load", None)  # nothing is left to be loaded
+    assert main([*command, "--resume"]) == 0
+    assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
+
+
+def _disk_full(path, *args, **kwargs):
+    raise InputError(f"{path.name}: cannot be written (No space left on device)")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
+    city = tiny_eval.write_cityscapes(tmp_path / "large", 3000)
+    out = tmp_path / "out.json"
+    command = tiny_process("--ckpt", str(ckpt), "--data", str(city), "--json", str(out))
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        # As from a terminal, also where the tests run in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert done.returncode == 1  # torchrun's own
-    return re.findall("error(?: on rank [01])?: .*|interrupted.*", done.stderr)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["jobs.find_samples", "Predictor.__call__"])
-def test_what_ends_one_rank_ends_all_with_its_message(tmp_path, command, rank, where):
-    said = run_ranks(tmp_path, command, rank=rank, where=where, error="InputError('out of luck')")
-    assert said == ["error" + " on rank 1" * rank + ": out of luck"]
-
-
-TRAINING = """
-import os, subprocess, sys, time
-if os.environ["RANK"] == "0":
-    sys.exit(subprocess.run(sys.argv[1:]).returncode)
-time.sleep(2)
-"""
-
-
-def test_a_training_evaluates_in_one_of_its_ranks(tmp_path, command):
-    script, out = tmp_path / "training.py", tmp_path / "out.json"
-    script.write_text(TRAINING)
-    evaluation = [sys.executable, str(TESTS / "tiny_eval.py"), *command, "--json", str(out)]
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script), *evaluation],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "note: started inside rank 0 of a torchrun, this evaluation runs alone" in done.stderr
-    assert json.loads(out.read_text())["images"] == 6
+    deadline = time.monotonic() + 120
+    while not partials() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "of 3000 images are finished; --resume goes on from there" in err
+    assert not out.exists()
+    (kept,) = partials()
+    content = json.loads(json.loads(kept.read_text())["content"])
+    assert 0 < sum(len(batch["images"]) for batch in content["finished"]) < 3000

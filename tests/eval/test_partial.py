@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fuzz import partial as fuzz
-from fuzz.partial import SETTINGS, STAMPS, VERSIONS, make, seal
+from fuzz.partial import SETTINGS, STAMPS, VERSIONS, content_of, make, seal
 
 from emanet_triton.eval import partial
 from emanet_triton.eval.cityscapes import Sample
@@ -29,9 +29,9 @@ def write(*names: str) -> PartialResult:
 def taken(result: PartialResult | None = None, **options) -> tuple[list[str], int, float, str]:
     """What a later run takes over: names, the count in each cell, seconds; and what it says."""
     result = result or make()
-    names, counts, seconds = result.earlier(**options)
+    names, counts, seconds, left_out = result.earlier(**options)
     assert (counts == counts[0, 0, 0]).all()
-    return sorted(names), int(counts[0, 0, 0]), seconds, result.left_out
+    return sorted(names), int(counts[0, 0, 0]), seconds, left_out
 
 
 def test_finished_images_are_taken_over():
@@ -48,7 +48,7 @@ def test_an_image_counts_once():
 
 def sealed(change):
     """Change the content and give it a right checksum."""
-    return lambda file: file.write_text(seal(change(json.loads(file.read_text()))))
+    return lambda file: file.write_text(seal(change(content_of(file))))
 
 
 def batch(**changes):
@@ -138,15 +138,20 @@ def test_only_images_whose_files_changed_are_left_out():
         ["a", "c"],
         10,
         pytest.approx(4 / 3),
-        "1 image whose files have changed",
+        "1 image of a batch whose files have changed",
     )
 
 
 def test_only_images_whose_pictures_are_there_are_taken_over():
-    write("a", "b", "c")
-    got = taken(drawn=lambda name: name == "a")
+    result = make()
+    for name in ("a", "b", "c"):
+        result.add([name], COUNTS, 2.0, [[7, 8]])
+    result.write()
+    there = {"a": [7, 8], "b": [7, 9], "c": []}
+    got = taken(drawn=there.get)
     assert got[:2] == (["a"], 5)
-    assert got[3] == "2 images whose pictures are missing"
+    assert got[3] == "2 images of batches whose pictures are missing or have changed"
+    assert taken()[:2] == (["a", "b", "c"], 15)
 
 
 def test_stamps_are_of_image_and_label(tmp_path):
@@ -178,7 +183,7 @@ class TwoMachines:
 def test_files_of_other_machines_are_taken_over_and_count_once():
     write("a", "b")
     ranks = TwoMachines([[["b"], ["c"]], {"x.json": 3.0}])
-    names, _, seconds = make().earlier(ranks)
+    names, _, seconds, _ = make().earlier(ranks)
     assert names == {"a", "b", "c"}
     assert int(ranks.own[0, 0, 0]) == 5  # of "a"; the other counts the others
     assert seconds == 5.0

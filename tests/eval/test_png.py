@@ -27,12 +27,6 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval import png_chunks
 from emanet_triton.eval.png import png_size, read_image, read_label_png, write_png
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "file.png"
-
-
 PALETTE = palette_image(RGB[..., 0])
 DEEP = RNG.randint(0, 2**16, (24, 40, 3)).astype(">u2")
 DEEP_ROWS = b"".join(b"\0" + row.tobytes() for row in DEEP)

@@ -32,11 +32,6 @@ from emanet_triton.eval.png import MAX_FILE_BYTES, png_size, read_image, read_la
 from emanet_triton.eval.png_chunks import MAX_CHUNKS
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "file.png"
-
-
 @pytest.mark.parametrize(
     "intact",
     [INTACT, encoded(Image.fromarray(IDS)), encoded(palette_image(IDS))],

@@ -179,6 +179,17 @@ def test_a_folder_with_other_data_is_refused(tmp_path, path):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [other]
 
 
+def test_hidden_names_are_no_other_data(tmp_path):
+    """A killed run leaves half a file, a file manager its own, and macOS one beside each."""
+    city = tmp_path / "leftImg8bit" / "val" / scenes.CITY
+    city.mkdir(parents=True)
+    half = files.temporary_beside(city / f"{scenes.CITY}_000000_000000_leftImg8bit.png")
+    for path in (half, city / ".DS_Store", city.with_name("._x"), city.parents[1] / ".DS_Store"):
+        path.write_text("hidden")
+    scenes.write_scenes(tmp_path, "val", 1)
+    assert len(find_samples(tmp_path)) == 1
+
+
 def test_scenes_may_be_written_again(tmp_path):
     for _ in range(2):
         scenes.write_scenes(tmp_path, "val", 1)

@@ -60,9 +60,13 @@ def test_variables_that_are_not_usable(change, shown):
 
 ASK = "from emanet_triton.eval.torchrun import *; print(is_inside_a_rank())"
 PYTHON = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"]
+ON_ANOTHER_PORT = """
+import os, subprocess, sys
+
+os.environ["MASTER_PORT"] = "29501"
+subprocess.run(sys.argv[1:], check=True)
+"""
 SHELL = ["sh", "-c", '"$@"; true', "sh"]  # it does not become the process that it starts
-OTHER_PORT = [sys.executable, "-c", PYTHON[2].replace("import", "import os,", 1)]
-OTHER_PORT[2] = OTHER_PORT[2].replace("; ", "; os.environ['MASTER_PORT'] = '29501'; ", 1)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ OTHER_PORT[2] = OTHER_PORT[2].replace("; ", "; os.environ['MASTER_PORT'] = '2950
         (PYTHON, True),
         (PYTHON + SHELL, True),
         (SHELL + PYTHON, True),
-        (OTHER_PORT, False),
+        ([sys.executable, "-c", ON_ANOTHER_PORT], False),
     ],
     ids=[
         "rank",

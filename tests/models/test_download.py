@@ -13,7 +13,7 @@ from checkpoint_files import save, weights
 from download_server import BODY, HALF, SHA256, assert_whole, fetch, part_of, refusal
 
 import emanet_triton.models.download as module
-from emanet_triton import files
+from emanet_triton import cache_folder
 from emanet_triton.errors import InputError
 from emanet_triton.models import connection
 from emanet_triton.models.checkpoint import read_checkpoint
@@ -258,7 +258,7 @@ def test_the_hub_cache_is_used_where_it_can_be_written(tmp_path):
 def test_without_a_home_the_hub_cache_is_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", "~/.cache/torch/hub")  # as torch gives it then
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    files._instead_of.cache_clear()
+    cache_folder._instead_of.cache_clear()
     with pytest.warns(UserWarning, match="^~/.cache/torch/hub: cannot be written; "):
         found = hub_file("x.pth")
     assert found == tmp_path / f"emanet_triton-{os.getuid()}" / "hub" / "checkpoints" / "x.pth"

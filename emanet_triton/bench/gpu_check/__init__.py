@@ -16,7 +16,6 @@ from pathlib import Path
 
 from emanet_triton.bench.gpu_check.archive import Archive
 from emanet_triton.bench.gpu_check.caches import NAME, Caches
-from emanet_triton.bench.gpu_check.endings import as_ctrl_c
 from emanet_triton.bench.gpu_check.own import (
     REHEARSAL,
     WARM,
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         InputError: bad arguments, no GPU, or a folder or a cache that is not as it should be.
-        KeyboardInterrupt: by Ctrl-C, a hangup or SIGTERM; the files hold what there was.
+        KeyboardInterrupt: by Ctrl-C; the files hold what there was.
     """
     options = _options(arguments)
     if not options.rehearse:
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     title = f"gpu-check --stage {options.stage}"
     title += f", {REHEARSAL}" if options.rehearse else ""
     steps = make_plan(options.stage, way)
-    with as_ctrl_c(), tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
         stage = Stage(title, Path(work), options.out, options.stage, options.triton_cache)
         return stage.run(steps, 2 * REHEARSAL_SECONDS if options.rehearse else SECONDS)
 
@@ -131,7 +130,7 @@ class Stage:
                 f"--out {self.out}: holds files of a stage {self.name} already; give another folder"
             ) from None
         except OSError as error:
-            raise InputError(f"--out {self.out}: cannot be written: {error.strerror}") from None
+            raise InputError(f"--out {self.out}: cannot be written ({error.strerror})") from None
 
     def run(self, steps: Sequence[Step], seconds: float, grace: float = GRACE) -> int:
         """Run the steps, then print the summary: 1 where one failed, else 0.

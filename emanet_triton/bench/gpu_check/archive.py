@@ -47,7 +47,7 @@ class Archive:
             write_whole(self.path, self._packed())
             self.problem = ""
         except OSError as error:  # the run is worth more than its archive
-            self.problem = f"{self.path}: cannot be written: {error.strerror}"
+            self.problem = f"{self.path}: cannot be written ({error.strerror})"
 
     def _read(self) -> bool:
         """Read what has changed; whether anything has."""

@@ -12,9 +12,9 @@ from emanet_triton.errors import is_of_reloaded
 from emanet_triton.kernels.ops import DTYPES
 from emanet_triton.models.protocol import Protocol
 
-WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
-SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
-WANTED = "an EMANet or what fuse made of one"
+_WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
+_SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
+_WANTED = "an EMANet or what fuse made of one"
 
 
 def checked_image(image: np.ndarray | Tensor) -> np.ndarray:
@@ -58,24 +58,25 @@ def _described(image: object) -> str:
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The network to run, and the one inside all wrappers.
+    """Take the wrappers off a model.
 
-    They differ where ``torch.compile`` was called on it. Wrappers that talk to other processes or
-    devices when they run are left out, and so is a compilation around one of them.
+    Returns ``(network, inner)``: ``inner`` is the model without all wrappers; ``network`` is what
+    runs, which is ``inner`` or what ``torch.compile`` made of it. Wrappers that talk to other
+    processes or devices when they run are left out, and so is a compilation around one of them.
 
     Raises:
         ValueError: it is no module, sharded, in training mode, or not on one device.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be {WANTED}, got a {type(model).__name__}")
+        raise ValueError(f"model must be {_WANTED}, got a {type(model).__name__}")
     network = inner = model
     while True:
-        if SHARDED & {kind.__name__ for kind in type(inner).__mro__}:
+        if _SHARDED & {kind.__name__ for kind in type(inner).__mro__}:
             raise ValueError(
                 "a model under FSDP has only a part of its weights; pass an EMANet with the full "
                 "state dict"
             )
-        if isinstance(inner, WRAPPERS):
+        if isinstance(inner, _WRAPPERS):
             network = inner = inner.module
         elif "_orig_mod" in inner._modules:  # of torch.compile
             inner = inner._orig_mod
@@ -90,7 +91,9 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 def _check_tensors(model: nn.Module) -> None:
     parameters = list(model.parameters())
     if not parameters:
-        raise ValueError(f"model must be {WANTED}, got a {type(model).__name__} without parameters")
+        raise ValueError(
+            f"model must be {_WANTED}, got a {type(model).__name__} without parameters"
+        )
     devices = sorted({str(t.device) for t in (*parameters, *model.buffers())})
     if len(devices) > 1:
         raise ValueError(f"the model must be on one device, got {' and '.join(devices)}")
@@ -126,6 +129,6 @@ def checked_protocol(protocol: Protocol | None, model: nn.Module) -> Protocol:
     if not isinstance(protocol, Protocol):
         raise ValueError(
             f"a model of type {type(model).__name__} has no protocol; pass protocol=, or as model "
-            f"{WANTED}"
+            f"{_WANTED}"
         )
     return protocol
