@@ -257,7 +257,7 @@ def test_the_hub_cache_is_used_where_it_can_be_written(tmp_path):
 
 def test_without_a_home_the_hub_cache_is_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", "~/.cache/torch/hub")  # as torch gives it then
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cache_folder.tempfile, "tempdir", str(tmp_path))
     cache_folder._instead_of.cache_clear()
     with pytest.warns(UserWarning, match="^~/.cache/torch/hub: cannot be written; "):
         found = hub_file("x.pth")
