@@ -21,6 +21,18 @@ def _private_caches(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(cache / "hub"))
 
 
+@pytest.fixture(autouse=True)
+def _same_signal_handlers():
+    """A handler that a test left behind would change what later tests see."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before
+
+
 @pytest.fixture
 def cuda(monkeypatch):
     """A stand-in for torch.cuda's streams, events and graphs."""

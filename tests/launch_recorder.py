@@ -88,9 +88,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, required=True, metavar="FILE.json")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    recorder = Recorder(config.getoption("--record"))
-    config.pluginmanager.register(recorder)
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before a ``conftest.py`` imports the operators."""
+    recorder = Recorder(early_config.known_args_namespace.record)
+    early_config.pluginmanager.register(recorder)
     launches = JITFunction if ON_META else InterpretedFunction
     run = launches.run
 
@@ -141,6 +143,7 @@ def _run_operators_on_meta() -> None:
 
     PyTorch would call what tells the shapes of their results, and nothing else.
     """
+    assert "emanet_triton" not in sys.modules, "imported before its operators could be changed"
     implement, register_fake = torch.library.Library.impl, torch.library.register_fake
     runs = {}
 

@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 
-from emanet_triton import command
 from emanet_triton.command import Parser, answer, complain, say
 from emanet_triton.errors import InputError, one_line, printable
 
@@ -62,20 +60,14 @@ def test_no_stream_ends_the_work(tmp_path, form, unbuffered):
     assert done.stderr.endswith(f"{last}\n" if last else "")
 
 
-def test_a_warning_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back at the end
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-
-    def main():
-        warnings.warn("first\nsecond", stacklevel=1)
-        return 0
-
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-        warnings.simplefilter("always")
-        command.run(main)
-    assert stop.value.code == 0
-    assert capsys.readouterr().err == "note: first\n"
+def test_a_warning_is_one_line():
+    code = "import warnings; run(lambda: warnings.warn('first\\nsecond') or 0)"
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", f"from emanet_triton.command import run; {code}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "note: first\n")
 
 
 def test_a_terminal_that_knows_ascii_only(tmp_path):

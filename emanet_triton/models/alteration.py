@@ -67,7 +67,10 @@ def _children(module: nn.Module, name: str) -> dict[str, nn.Module | None]:
 def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
     where = name or "the network"
     if type(module) is not type(fresh):
-        return f"{where} is a {type(module).__name__}, expected a {type(fresh).__name__}"
+        found, wanted = type(module).__qualname__, type(fresh).__qualname__
+        if found == wanted:
+            return f"{where} is of class {found} of another load of its module"
+        return f"{where} is of class {found}, expected {wanted}"
     found = (
         _different_children(_children(module, name), _children(fresh, name))
         or _added_behaviour(module, fresh)

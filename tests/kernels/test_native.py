@@ -32,9 +32,9 @@ def record(folder: Path, *arguments: str) -> tuple[dict, dict]:
         options = ("-q", "--tb=no", "-p", "no:cacheprovider", "-p", "launch_recorder")
         command = (sys.executable, "-m", "pytest", *options, "--record", str(files[-1]), *arguments)
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, text=True))
-    for process, file in zip(processes, files, strict=True):
+    for process in processes:
         output, _ = process.communicate()
-        assert file.exists(), output
+        assert process.returncode in (0, 1), output  # all tests ran, whatever they found
     return tuple(by_name(json.loads(file.read_text())) for file in files)
 
 
