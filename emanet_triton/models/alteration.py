@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from emanet_triton.errors import is_of_reloaded
 from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import EMAttention
@@ -66,11 +67,10 @@ def _children(module: nn.Module, name: str) -> dict[str, nn.Module | None]:
 
 def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
     where = name or "the network"
+    if is_of_reloaded(module, type(fresh)):
+        return f"{where} is of a class that was reloaded since"
     if type(module) is not type(fresh):
-        found, wanted = type(module).__qualname__, type(fresh).__qualname__
-        if found == wanted:
-            return f"{where} is of class {found} of another load of its module"
-        return f"{where} is of class {found}, expected {wanted}"
+        return f"{where} is a {type(module).__name__}, expected a {type(fresh).__name__}"
     found = (
         _different_children(_children(module, name), _children(fresh, name))
         or _added_behaviour(module, fresh)
