@@ -165,10 +165,7 @@ class _Steps:
 
     def _m_step(self, k: slice) -> None:
         """New bases k from the sums of all shares, and weight and bias for the next E step."""
-        sums, mass = self._sums[0, k], self._masses[0, k]
-        for i in range(1, len(self._sums)):
-            sums += self._sums[i, k]
-            mass += self._masses[i, k]
+        sums, mass = self._sums[:, k].sum(0), self._masses[:, k].sum(0)
         guarded = mass.clamp_min(EPS)
         new = sums / guarded[:, None]
         if self._mid is not None:
