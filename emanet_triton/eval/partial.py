@@ -52,13 +52,11 @@ class Earlier(NamedTuple):
         names: of the images.
         counts: int64 [M, 19, 19] of these images.
         seconds: the earlier runs took.
-        left_out: what was left out and why, for people; empty if nothing.
     """
 
     names: set[str]
     counts: Tensor
     seconds: float
-    left_out: str = ""
 
 
 class _Piece(NamedTuple):
@@ -121,6 +119,7 @@ class PartialResult:
     Attributes:
         names: of the images that this process has finished.
         counts: int64 [M, 19, 19] of these images.
+        left_out: what ``earlier`` left out and why, for people; empty if nothing.
     """
 
     def __init__(
@@ -144,6 +143,7 @@ class PartialResult:
         self.names: list[str] = []
         self.counts = torch.zeros(self._shape, dtype=torch.int64)
         self.seconds = 0.0
+        self.left_out = ""
         self._finished: list[dict[str, Any]] = []
         self._written = time.monotonic()
 
@@ -182,10 +182,10 @@ class PartialResult:
         counts = sum((pieces[i].counts for i in mine), np.zeros(self._shape, np.int64))
         took = sum({name: s for part in everywhere for name, s in part[1].items()}.values())
         reasons = files + Counter(why for name, why in images.items() if name not in names)
-        left_out = ", ".join(
+        self.left_out = ", ".join(
             one if number == 1 else many.format(number) for (one, many), number in reasons.items()
         )
-        return Earlier(names, ranks.sum(torch.from_numpy(counts)), took, left_out)
+        return Earlier(names, ranks.sum(torch.from_numpy(counts)), took)
 
     def discard(self) -> None:
         """Remove what earlier runs left."""

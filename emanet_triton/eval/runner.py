@@ -193,8 +193,8 @@ def _taken_over(
         partial.discard_forgotten()
     if resume:
         say(f"resuming: {len(earlier.names)} of {len(samples)} images were finished before")
-        if earlier.left_out:
-            say(f"note: not taken over: {earlier.left_out}")
+        if partial.left_out:
+            say(f"note: not taken over: {partial.left_out}")
         return earlier
     if earlier.names:
         say(

@@ -29,9 +29,9 @@ def write(*names: str) -> PartialResult:
 def taken(result: PartialResult | None = None, **options) -> tuple[list[str], int, float, str]:
     """What a later run takes over: names, the count in each cell, seconds; and what it says."""
     result = result or make()
-    names, counts, seconds, left_out = result.earlier(**options)
+    names, counts, seconds = result.earlier(**options)
     assert (counts == counts[0, 0, 0]).all()
-    return sorted(names), int(counts[0, 0, 0]), seconds, left_out
+    return sorted(names), int(counts[0, 0, 0]), seconds, result.left_out
 
 
 def test_finished_images_are_taken_over():
@@ -183,7 +183,7 @@ class TwoMachines:
 def test_files_of_other_machines_are_taken_over_and_count_once():
     write("a", "b")
     ranks = TwoMachines([[["b"], ["c"]], {"x.json": 3.0}])
-    names, _, seconds, _ = make().earlier(ranks)
+    names, _, seconds = make().earlier(ranks)
     assert names == {"a", "b", "c"}
     assert int(ranks.own[0, 0, 0]) == 5  # of "a"; the other counts the others
     assert seconds == 5.0
