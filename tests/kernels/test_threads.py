@@ -180,37 +180,22 @@ def test_several_callers_at_once(own_pool):
         assert list(pool.map(call, range(4), timeout=SECONDS)) == [(i, True) for i in range(4)]
 
 
-def test_an_interruption_drops_what_has_not_begun(three_threads):
+@pytest.mark.parametrize(("signals", "seconds", "most"), [(1, 0.3, 6), (2, 0.6, 3)])
+def test_an_interruption_drops_what_has_not_begun(three_threads, signals, seconds, most):
+    """And the second one does not leave the threads at work."""
     begun, ended = [], []
 
     def run(item):
         begun.append(item)
-        if item == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)
-        ended.append(item)
-
-    with pytest.raises(KeyboardInterrupt):
-        for_each(lambda: run, range(100), CPU)
-    assert len(begun) <= 6
-    assert sorted(ended) == sorted(begun)
-
-
-def test_a_second_interruption_does_not_leave_the_threads_at_work(three_threads):
-    begun, ended = [], []
-
-    def run(item):
-        begun.append(item)
-        if item == 0:
+        for _ in range(signals if item == 0 else 0):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.6)
+        time.sleep(seconds)
         ended.append(item)
 
     with pytest.raises(KeyboardInterrupt):
         for_each(lambda: run, range(100), CPU)
-    assert len(begun) <= 3
+    assert len(begun) <= most
     assert sorted(ended) == sorted(begun)
 
 
