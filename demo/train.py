@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.data.cityscapes import CLASSES, IGNORE, to_train_ids
+from emanet_triton.data.scenes.generate import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
 from emanet_triton.errors import InputError
-from emanet_triton.eval.cityscapes import CLASSES, IGNORE, to_train_ids
-from emanet_triton.eval.inference import segment
-from emanet_triton.eval.inputs import normalise
 from emanet_triton.eval.metric import Scores, confusion_matrix, scores
-from emanet_triton.eval.scenes import DEMO_COUNT, TRAIN_SEEDS, VAL_SEEDS, generate_scene
 from emanet_triton.files import require_writable, write_output
+from emanet_triton.inference.inputs import normalise
+from emanet_triton.inference.segment import segment
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.zoo import DEMO, ZOO
 

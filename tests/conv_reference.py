@@ -7,7 +7,7 @@ from device import DEVICE
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.kernels.conv import pack_weight
+from emanet_triton.kernels.conv.op import pack_weight
 
 # What a kernel may add to twice the error of plain PyTorch in the same dtype.
 ATOL = {torch.float32: 1e-6, torch.float16: 2**-12, torch.bfloat16: 2**-9}

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emanet_triton.eval.scenes import write_scenes
+from emanet_triton.data.scenes.generate import write_scenes
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emanet_triton.data.png import png_size, read_image, read_label_png
 from emanet_triton.errors import InputError
-from emanet_triton.eval.png import png_size, read_image, read_label_png
 
 READERS = (png_size, read_image, read_label_png)
 RNG = np.random.RandomState(0)

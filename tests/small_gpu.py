@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import torch
 import triton
 
-from emanet_triton.kernels import compiled
-from emanet_triton.kernels.compiled_launches import BottleneckLaunch, ConvLaunch, EMLaunch
+from emanet_triton.bench.ahead_of_time import gates as compiled
+from emanet_triton.bench.ahead_of_time.launches import BottleneckLaunch, ConvLaunch, EMLaunch
 
 ROWS = (1, 512, 128, 256, 512, 3, 1, 1, True, None, None)
 POINTERS = (2, 512, 97, 97, 512, 3, 1, 4, True, None, None)

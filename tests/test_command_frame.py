@@ -187,15 +187,15 @@ def test_bad_arguments_are_one_message(arguments, message):
 
 COMMANDS = {
     "eval": ("-m", "emanet_triton.eval"),
-    "scenes": ("-m", "emanet_triton.eval.scenes", "x"),
+    "scenes": ("-m", "emanet_triton.data.scenes.generate", "x"),
     "convert": ("-m", "emanet_triton.convert", "a", "b"),
     "bench": ("-m", "emanet_triton.bench"),
     "bench-report": ("-m", "emanet_triton.bench", "report"),
     "bench-compare": ("-m", "emanet_triton.bench", "compare", "a", "b"),
     "gpu-check": ("-m", "emanet_triton.bench", "gpu-check"),
     "gpu-check-step": ("-m", "emanet_triton.bench.gpu_check.versions"),
-    "cost": ("-m", "emanet_triton.kernels.cost"),
-    "compiled": ("-m", "emanet_triton.kernels.compiled"),
+    "cost": ("-m", "emanet_triton.bench.cost"),
+    "compiled": ("-m", "emanet_triton.bench.ahead_of_time.gates"),
     "train": (str(Path(__file__).parents[1] / "demo" / "train.py"),),
 }
 

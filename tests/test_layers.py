@@ -1,6 +1,8 @@
-"""Imports point down: bench, eval, models, kernels; and importing touches no driver."""
+"""Imports point down, never sideways or in circles; and importing touches no driver."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,35 +10,83 @@ from pathlib import Path
 import pytest
 
 import emanet_triton
+from emanet_triton.old_paths import MOVED
 
 PACKAGE = Path(emanet_triton.__file__).parent
-LAYERS = ("kernels", "models", "eval", "bench")  # each may import itself and what stands before it
-COMMON = {"cache_folder", "command", "cores", "errors", "files", "_version"}
+# Each room may import itself and the rooms of earlier lines.
+FLOORS = (
+    ("kernels", "data"),
+    ("models",),
+    ("inference",),
+    ("eval",),
+    ("bench",),
+)
+OPERATORS = ("kernels.em", "kernels.conv", "kernels.resample")  # packages that import no sibling
+COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, anywhere in it."""
+def name_of(path: Path) -> str:
+    """The module in a file, without the name of the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of all that the imports below a node name: modules, and names in them."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, "relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def imported(path: Path) -> set[str]:
+    return imports(ast.parse(path.read_text()))
+
+
+def rooms_below(room: str) -> set[str]:
+    floor = next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+    return {room, *(below for rooms in FLOORS[:floor] for below in rooms)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down(path):
-    layer = path.relative_to(PACKAGE).parts[0]
-    if layer not in LAYERS:  # the package's top and its command lines may import all layers
+    room = name_of(path).partition(".")[0]
+    if not any(room in rooms for rooms in FLOORS):  # the package's top may import all rooms
         return
-    allowed = set(LAYERS[: LAYERS.index(layer) + 1]) | COMMON
     for name in imported(path):
         if name.startswith("emanet_triton"):
-            assert name.split(".")[1] in allowed, f"{path} imports {name}"
+            assert name.split(".")[1] in rooms_below(room) | COMMON, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("package", OPERATORS)
+def test_operators_import_no_other_operators(package):
+    others = tuple(f"emanet_triton.{other}." for other in OPERATORS if other != package)
+    for path in (PACKAGE / package.replace(".", "/")).glob("*.py"):
+        assert [name for name in imported(path) if name.startswith(others)] == []
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {name_of(path): path for path in MODULES}
+    graph = {
+        name: {
+            known
+            for full in imported(path)
+            for inner in [full.removeprefix("emanet_triton.")]
+            for known in [inner if inner in modules else inner.rpartition(".")[0]]
+            if full.startswith("emanet_triton.") and known in modules
+        }
+        for name, path in modules.items()
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"import circle: {' imports '.join(reversed(error.args[1]))}")
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "kernels" in p.parts], ids=lambda p: p.name)
@@ -72,3 +122,20 @@ def test_public_names():
         "list_models",
         "segment",
     } <= set(emanet_triton.__all__)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_paths_name_the_same_modules(old):
+    module = importlib.import_module(old)
+    assert module is importlib.import_module(MOVED[old])
+    assert module.__name__ == module.__spec__.name == MOVED[old]
+
+
+def test_segment_under_its_old_path():
+    assert importlib.import_module("emanet_triton.eval.inference").segment is emanet_triton.segment
+
+
+def test_an_old_path_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "emanet_triton.eval.scenes", str(tmp_path), "--count", "1"]
+    subprocess.run(command, check=True)
+    assert len(list(tmp_path.rglob("*_leftImg8bit.png"))) == 1

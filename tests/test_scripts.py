@@ -21,9 +21,9 @@ BUILT = ("build", "dist", "__pycache__")
 # A quick run of each: arguments, in which {name} is a path of the fixture "paths".
 RUNS = {
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
-    "emanet_triton.eval.scenes": "{new}/scenes --count 1",
+    "emanet_triton.data.scenes.generate": "{new}/scenes --count 1",
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
-    "emanet_triton.kernels.cost": "--batch 8 --positions 32768",
+    "emanet_triton.bench.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers torch",
     "emanet_triton.bench em": "--tiny --rounds 1 --providers torch --csv {new}/em.csv",
     "emanet_triton.bench model": "--tiny --rounds 1 --providers plain-fp32",
@@ -42,11 +42,11 @@ RUNS = {
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
 REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
-SILENT = {"emanet_triton.eval.scenes", "emanet_triton.bench.gpu_check.correct"}
+SILENT = {"emanet_triton.data.scenes.generate", "emanet_triton.bench.gpu_check.correct"}
 # Those that another test runs: that test starts them.
 ELSEWHERE = {
-    "emanet_triton.kernels.compiled": (
-        "tests/kernels/test_compiled.py::test_nothing_is_compiled_under_the_interpreter"
+    "emanet_triton.bench.ahead_of_time.gates": (
+        "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
     ),
     "emanet_triton.models.trial_child": (
         "tests/models/test_trial.py::test_a_child_finds_the_network_sound"

@@ -11,10 +11,11 @@ from tiny_models import TINY
 
 from emanet_triton import fuse, segment
 from emanet_triton.command import run as run_program
-from emanet_triton.eval import cityscapes, metric
+from emanet_triton.data import cityscapes
+from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.data.png import read_image, write_png
+from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.cityscapes import CLASSES
-from emanet_triton.eval.png import read_image, write_png
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import ZOO, Published, ZooEntry

@@ -25,7 +25,7 @@ class Results:
     Attributes:
         folder: as the page's links name it.
         files: name of each file → its rows.
-        compiled: the rows of ``compiled.csv``, as ``kernels.compiled`` writes them.
+        compiled: the rows of ``compiled.csv``, as ``ahead_of_time.gates`` writes them.
     """
 
     folder: str

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from emanet_triton.bench.clocks import Call
-from emanet_triton.kernels.cost import Cost
+from emanet_triton.bench.cost import Cost
 
 
 class Absent(Exception):  # noqa: N818 (it is not an error)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.clocks import Call
-from emanet_triton.eval.inputs import cut_windows
-from emanet_triton.eval.views import Size, window_grid
+from emanet_triton.inference.inputs import cut_windows
+from emanet_triton.inference.views import Size, window_grid
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from emanet_triton.bench.ahead_of_time.gates import COLUMNS as COMPILED_COLUMNS
 from emanet_triton.bench.blocks import BLOCKS, Results
 from emanet_triton.bench.charts import charts_of, digest_of
 from emanet_triton.bench.gpu_check.own import REHEARSAL
@@ -16,7 +17,6 @@ from emanet_triton.bench.rows import PASSED, Key, Row, read_csv, read_rows, read
 from emanet_triton.command import Parser, say
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
-from emanet_triton.kernels.compiled import COLUMNS as COMPILED_COLUMNS
 
 COMPILED = "compiled.csv"
 COMPILED_NUMBERS = ("registers", "stack", "shared", "count")  # of its columns, those reported

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.networks import architecture, make_protocol
 from emanet_triton.bench.options import Size
-from emanet_triton.eval.inputs import cut_windows
-from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import view_sizes
+from emanet_triton.inference.inputs import cut_windows
+from emanet_triton.inference.taps import tap_tables
+from emanet_triton.inference.views import view_sizes
 from emanet_triton.kernels.device import DTYPE_NAMES
-from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedEMANet, fuse
 

@@ -9,16 +9,16 @@ import torch
 from tqdm import tqdm
 
 from emanet_triton.command import FAILED, answer, complain, run, say
+from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.finite import check_network
-from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.jobs import Job, Plan, make_plan
 from emanet_triton.eval.options import parse
 from emanet_triton.eval.partial import PartialResult, software
-from emanet_triton.eval.png import read_image
+from emanet_triton.eval.plan import Job, Plan, make_plan
 from emanet_triton.eval.ranks import Ranks, ranks
 from emanet_triton.eval.runner import Result, evaluate
+from emanet_triton.inference.predictor import Predictor
 
 DEMONSTRATION = """
 This was a demonstration: a small model, trained and evaluated on generated street scenes. Its

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from emanet_triton.eval.cityscapes import CLASSES, IGNORE
+from emanet_triton.data.cityscapes import CLASSES, IGNORE
 
 _ALPHA = 0.65  # of the class colours over the image
 _BLACK, _WHITE, _WRONG = (0, 0, 0), (255, 255, 255), (255, 48, 32)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
-from emanet_triton.eval.inference import Predictor
 from emanet_triton.eval.metric import as_matrix
+from emanet_triton.inference.predictor import Predictor
 from emanet_triton.kernels.out_of_memory import MemoryWatch
 
 

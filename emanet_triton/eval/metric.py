@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.eval.cityscapes import CLASSES
-from emanet_triton.kernels.resample import confusion_counts
+from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.kernels.resample.op import confusion_counts
 
 
 def confusion_matrix(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from emanet_triton.data.cityscapes import Sample, prediction_name, to_label_ids
+from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
-from emanet_triton.eval.cityscapes import Sample, prediction_name, to_label_ids
 from emanet_triton.eval.draw import overlay
-from emanet_triton.eval.png import write_png
 from emanet_triton.files import is_stream, require_folder
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from emanet_triton.cache_folder import cache_folder
-from emanet_triton.eval.cityscapes import CLASSES, Sample
-from emanet_triton.eval.png_chunks import MAX_PIXELS
+from emanet_triton.data.cityscapes import CLASSES, Sample
+from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.report import versions
 from emanet_triton.files import read_plain, write_whole
@@ -97,7 +97,8 @@ def stamp(*paths: Path) -> Stamp:
 def software(device: torch.device) -> dict[str, str]:
     """Versions of everything on which a count may depend, this package's source among it."""
     package = Path(__file__).parents[1]
-    source = [f for room in ("kernels", "models", "eval") for f in (package / room).rglob("*.py")]
+    rooms = "kernels", "models", "data", "inference", "eval"
+    source = [file for room in rooms for file in (package / room).rglob("*.py")]
     gpu = {"triton": triton_version()} if device.type == "cuda" else {}
     return versions() | gpu | {"source": digest(source)}
 

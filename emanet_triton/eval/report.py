@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from emanet_triton._version import __version__
-from emanet_triton.eval.cityscapes import CLASSES
+from emanet_triton.data.cityscapes import CLASSES
 from emanet_triton.eval.metric import scores
 from emanet_triton.files import write_output
 from emanet_triton.models.protocol import Protocol

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emanet_triton.errors import InputError
-from emanet_triton.eval.cityscapes import (
+from emanet_triton.data.cityscapes import (
     CLASSES,
     Sample,
     check_sample,
     problems_error,
     read_labels,
 )
+from emanet_triton.data.png import read_image
+from emanet_triton.errors import InputError
 from emanet_triton.eval.finite import finite_matrices
 from emanet_triton.eval.heap import give_back
-from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.inputs import to_device
 from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import Earlier, PartialResult, Stamp, stamp
-from emanet_triton.eval.png import read_image
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.workers import Workers
-from emanet_triton.kernels.resample import confusion_counts
+from emanet_triton.inference.inputs import to_device
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.kernels.resample.op import confusion_counts
 
 LARGE = 2**20  # pixels of an image: below, returning memory takes more than it is worth
 

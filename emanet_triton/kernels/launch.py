@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 import triton
 
-from emanet_triton.kernels.tiles import Tile
+from emanet_triton.kernels.tile import Tile
 
 P = ParamSpec("P")
 T = TypeVar("T")

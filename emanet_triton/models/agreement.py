@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.kernels import reference
+from emanet_triton.kernels.em import reference
 from emanet_triton.kernels.out_of_memory import is_out_of_memory, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.models.emanet import EMANet

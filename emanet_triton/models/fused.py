@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emanet_triton.errors import InputError, is_of_reloaded
-from emanet_triton.kernels import conv_cpu, winograd
-from emanet_triton.kernels.conv import DTYPES, bottleneck, conv_bias_act, pack_weight
-from emanet_triton.kernels.ops import em_attention_block
+from emanet_triton.kernels.conv import onednn, winograd
+from emanet_triton.kernels.conv.op import DTYPES, bottleneck, conv_bias_act, pack_weight
+from emanet_triton.kernels.em.op import em_attention_block
 from emanet_triton.models.alteration import alteration
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import ConvModule, EMAHead
@@ -158,7 +158,7 @@ class FusedConv(nn.Module):
         options = {"stride": self.stride, "dilation": self.dilation, "relu": self.relu}
         one_dtype = self.out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
         if x.device.type == "cpu" and one_dtype:
-            return conv_cpu.conv_bias_act_(*arguments, **options)
+            return onednn.conv_bias_act_(*arguments, **options)
         return conv_bias_act(
             *arguments, **options, out_dtype=self.out_dtype, provider=self.provider
         )
@@ -334,6 +334,6 @@ def _folded(
 
 
 def _winograd_pays(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.shape[2] != 3 or not conv_cpu.has_onednn(weight.dtype):
+    if weight.device.type != "cpu" or weight.shape[2] != 3 or not onednn.has_onednn(weight.dtype):
         return False
     return min(weight.shape[:2]) >= WINOGRAD_CHANNELS

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels.ops import BACKENDS, em_attention
+from emanet_triton.kernels.em.op import BACKENDS, em_attention
 
 
 class EMAttention(nn.Module):

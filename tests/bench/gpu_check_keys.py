@@ -12,7 +12,7 @@ from emanet_triton.bench.gpu_check.conv_cases import with_dtype
 from emanet_triton.bench.gpu_check.families import small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.walk import OperatorCall
-from emanet_triton.kernels import conv_triton
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 
 GPU = Gpu.of_arch("sm_90")
 

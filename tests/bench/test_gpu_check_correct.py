@@ -14,8 +14,10 @@ from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.families import SMALL, small_cases
 from emanet_triton.bench.measure import Watch
-from emanet_triton.kernels import conv_triton, em_block, resample_triton
-from emanet_triton.kernels.conv import conv_bias_act
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv.op import conv_bias_act
+from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.resample import gather as resample_triton
 
 
 def conv_call(provider="triton", precision="ieee", dtype=torch.float16, residual=True):

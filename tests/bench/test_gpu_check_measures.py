@@ -13,7 +13,9 @@ from emanet_triton.bench.gpu_check.families import FAMILIES, small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch
-from emanet_triton.kernels import conv_tiles, conv_triton, launch
+from emanet_triton.kernels import launch
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.launch import TileReplaced
 
 SM_90 = Gpu.of_arch("sm_90")

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from emanet_triton.bench.case import Absent, Case
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch, measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.rows import Row
-from emanet_triton.kernels.cost import Cost
 
 MACHINE = Machine(
     *("A processor", 2, "", "2.15", "3.9", "abc", "2026-11-23"),

@@ -12,7 +12,7 @@ from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
 from emanet_triton.bench.walk import Recorder
-from emanet_triton.eval.inference import segment
+from emanet_triton.inference.segment import segment
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import fuse
 

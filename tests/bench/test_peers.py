@@ -13,8 +13,8 @@ from emanet_triton.bench.peers import (
     mmseg_labels,
     mmseg_network,
 )
-from emanet_triton.eval.reference import view_logits
-from emanet_triton.eval.views import logits_grid
+from emanet_triton.inference.reference import view_logits
+from emanet_triton.inference.views import logits_grid
 from emanet_triton.models.emanet import EMANet
 
 

@@ -11,9 +11,9 @@ from example_rows import cpu_rows, gpu_rows
 
 from emanet_triton.bench import blocks, charts, plots
 from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.ahead_of_time.gates import COLUMNS
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.rows import write_csv
-from emanet_triton.kernels.compiled import COLUMNS
 from emanet_triton.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]

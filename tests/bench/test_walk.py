@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emanet_triton.bench.walk import OperatorCall, Recorder, TensorSpec, walk
-from emanet_triton.kernels.conv import conv_bias_act
+from emanet_triton.kernels.conv.op import conv_bias_act
 
 SIZE = 1024, 2048
 

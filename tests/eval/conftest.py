@@ -3,16 +3,6 @@
 import pytest
 import tiny_eval
 import torch
-from hypothesis import settings
-
-# A busy machine is no bug.
-settings.register_profile("of any speed", deadline=None)
-settings.load_profile("of any speed")
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "file.png"
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import torch
 from kills import TORCHRUN
 
 from emanet_triton import create_model, fuse, segment
+from emanet_triton.data.cityscapes import find_samples, to_label_ids
+from emanet_triton.data.png import read_image, read_label_png
+from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.cityscapes import find_samples, to_label_ids
-from emanet_triton.eval.png import read_image, read_label_png
-from emanet_triton.eval.scenes import demo_dataset
 
 
 def test_it_segments_and_the_attention_is_worth_it(capsys, tmp_path):

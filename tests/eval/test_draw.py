@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from emanet_triton.eval.cityscapes import CLASSES, IGNORE
+from emanet_triton.data.cityscapes import CLASSES, IGNORE
 from emanet_triton.eval.draw import overlay
 
 PADDING = 4

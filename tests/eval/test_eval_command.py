@@ -10,9 +10,10 @@ import torch
 from tiny_eval import expected_confusion, run
 
 from emanet_triton import fuse, segment
-from emanet_triton.eval import cityscapes, metric
+from emanet_triton.data import cityscapes
+from emanet_triton.data.png import read_image
+from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.png import read_image
 from emanet_triton.models.zoo import ZOO
 
 FIELDS = [
@@ -85,7 +86,7 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
         entry.architecture, entry.protocol, entry.file, first["sha256"][:8], None, figures
     )
     monkeypatch.setitem(ZOO, "tiny", known)
-    monkeypatch.setattr("emanet_triton.eval.jobs._VAL_IMAGES", 6)
+    monkeypatch.setattr("emanet_triton.eval.plan._VAL_IMAGES", 6)
     capsys.readouterr()
     got = run(tmp_path, city, ckpt)
     difference = got["mIoU"] - figure
@@ -160,7 +161,7 @@ def test_all_gives_one_table(tmp_path, city, capsys, monkeypatch):
             tiny.architecture, tiny.protocol, weights.name, sha256[:8], "http://", tiny.published
         )
     monkeypatch.setattr("emanet_triton.models.zoo.ZOO", published)
-    monkeypatch.setattr("emanet_triton.eval.jobs.ZOO", published)
+    monkeypatch.setattr("emanet_triton.eval.plan.ZOO", published)
     out = tmp_path / "all.json"
     capsys.readouterr()
     command = ["--all", "--ckpt", str(tmp_path), "--data", str(city), "--json", str(out)]

@@ -13,7 +13,7 @@ import tiny_eval
 import torch
 
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.inference import Predictor
+from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.zoo import ZOO
 
 

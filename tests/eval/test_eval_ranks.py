@@ -37,8 +37,9 @@ def test_two_ranks_count_as_one(tmp_path, city, ckpt, threads, options):
 RANK = """
 import os, sys, tiny_eval
 from emanet_triton.errors import InputError
-from emanet_triton.eval import jobs, link
-from emanet_triton.eval.inference import Predictor
+from emanet_triton.eval import link
+from emanet_triton.eval import plan as jobs
+from emanet_triton.inference.predictor import Predictor
 
 link.BEAT_SECONDS = 0.2
 

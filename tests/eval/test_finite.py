@@ -8,14 +8,14 @@ import torch
 from tiny_models import random_image, tiny_model
 
 from emanet_triton import fuse
+from emanet_triton.data.cityscapes import Sample
 from emanet_triton.errors import InputError
 from emanet_triton.eval import runner
-from emanet_triton.eval.cityscapes import Sample
 from emanet_triton.eval.finite import check_network, finite_matrices
-from emanet_triton.eval.inference import NOT_FINITE, Predictor
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.workers import Workers
-from emanet_triton.kernels.resample import confusion_counts
+from emanet_triton.inference.predictor import NOT_FINITE, Predictor
+from emanet_triton.kernels.resample.op import confusion_counts
 
 IMAGE = random_image(24, 40)
 

@@ -14,11 +14,12 @@ import tiny_eval
 import torch
 from tiny_eval import expected_confusion, partials, run, tiny_process
 
+from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
-from emanet_triton.eval import jobs, outputs, runner
+from emanet_triton.eval import outputs, runner
+from emanet_triton.eval import plan as jobs
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.png import write_png
+from emanet_triton.inference.predictor import Predictor
 
 
 class Stop:

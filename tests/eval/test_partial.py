@@ -10,8 +10,8 @@ import torch
 from fuzz import partial as fuzz
 from fuzz.partial import SETTINGS, STAMPS, VERSIONS, content_of, make, seal
 
+from emanet_triton.data.cityscapes import Sample
 from emanet_triton.eval import partial
-from emanet_triton.eval.cityscapes import Sample
 from emanet_triton.eval.partial import PartialResult, stamps
 
 COUNTS = torch.full((1, 19, 19), 5)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from emanet_triton.data.png import write_png
 from emanet_triton.eval.__main__ import main
-from emanet_triton.eval.png import write_png
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.zoo import ZOO
 

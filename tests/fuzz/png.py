@@ -9,8 +9,8 @@ from random import Random
 
 import numpy as np
 
+from emanet_triton.data.png import png_size, read_image, read_label_png
 from emanet_triton.errors import InputError
-from emanet_triton.eval.png import png_size, read_image, read_label_png
 from tests.fuzz.png_reference import BrokenRuleError, Png, image, label, parse, samples
 from tests.fuzz.png_writer import make
 

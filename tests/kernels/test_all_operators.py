@@ -7,11 +7,17 @@ import pytest
 import torch
 from device import DEVICE, NATIVE
 
-from emanet_triton.kernels import conv, conv_cpu, ops, resample, winograd
+from emanet_triton.kernels.conv import onednn as conv_cpu
+from emanet_triton.kernels.conv import op as conv
+from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.registration import Operator, register
-from emanet_triton.kernels.resample import Taps
+from emanet_triton.kernels.resample import op as resample
+from emanet_triton.kernels.resample.op import Taps
 
-MODULES = ("conv", "conv_bottleneck", "conv_cpu", "ops", "resample", "winograd")
+MODULES = (
+    "conv.op", "conv.bottleneck", "conv.onednn", "conv.winograd", "em.op", "resample.op",
+)  # fmt: skip
 RELOAD = """
 import importlib, sys
 import torch

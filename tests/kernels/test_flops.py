@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from emanet_triton.kernels import conv, conv_cpu, flops, winograd
-from emanet_triton.kernels.ops import em_attention, em_attention_block
-from emanet_triton.kernels.reference import em_attention as plain_em_attention
+from emanet_triton.kernels import flops
+from emanet_triton.kernels.conv import onednn as conv_cpu
+from emanet_triton.kernels.conv import op as conv
+from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.em.op import em_attention, em_attention_block
+from emanet_triton.kernels.em.reference import em_attention as plain_em_attention
 from emanet_triton.kernels.registration import NAMESPACE
 
 X, W, B = torch.zeros(2, 16, 6, 5), torch.zeros(8, 16, 3, 3), torch.zeros(8)
@@ -63,7 +66,7 @@ def test_only_operators_that_make_labels_have_no_formula():
 
 COUNTER, PACKAGE = "from torch.utils.flop_counter import FlopCounterMode", "import emanet_triton"
 SEARCH = "importlib.util.find_spec('torch.utils.flop_counter')"
-RELOAD = "importlib.reload(sys.modules['emanet_triton.kernels.ops'])"
+RELOAD = "importlib.reload(sys.modules['emanet_triton.kernels.em.op'])"
 ORDERS = {
     "after": [PACKAGE, COUNTER],
     "before": [COUNTER, PACKAGE],

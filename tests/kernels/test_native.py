@@ -12,8 +12,6 @@ import pytest
 TESTS = Path(__file__).parents[1]
 KERNELS = TESTS / "kernels"
 ROOT = TESTS.parent
-# Compiling takes minutes, and this file would start itself.
-LEFT_OUT = ("test_compiled.py", "test_native.py")
 BACKENDS = "tests/models/test_head_backends.py"
 FULL_SIZE = f"--deselect={BACKENDS}::test_golden_logits"  # whose networks are slow to make
 # Device, dtype or shape, as torch.testing compares them and as pytest explains an assertion.
@@ -81,7 +79,7 @@ def kernels_of(tests: dict) -> set[str]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    files = [str(file) for file in KERNELS.glob("test_*.py") if file.name not in LEFT_OUT]
+    files = [str(file) for file in KERNELS.rglob("test_*.py") if file != Path(__file__)]
     return record(tmp_path_factory.mktemp("recorded"), *sorted(files), BACKENDS, FULL_SIZE)
 
 
@@ -114,9 +112,9 @@ ON_THE_CPU = """
 import subprocess, sys
 import pytest, torch
 from device import DEVICE
-from emanet_triton.kernels import conv_triton
-from emanet_triton.kernels.conv import conv_bias_act
-from emanet_triton.kernels.resample import confusion_counts
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv.op import conv_bias_act
+from emanet_triton.kernels.resample.op import confusion_counts
 
 X, W, B = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)
 PLACED = [t.to(DEVICE) for t in (X, W, B)]

@@ -8,9 +8,9 @@ from em_cases import common_case
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from emanet_triton.kernels.conv import bottleneck, conv_bias_act
-from emanet_triton.kernels.ops import em_attention, em_attention_block
-from emanet_triton.kernels.resample import Taps, resample_labels, resample_probabilities
+from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.em.op import em_attention, em_attention_block
+from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import golden_data
 import pytest
 import torch
 
-from emanet_triton.kernels import em_torch, ops
+from emanet_triton.kernels.em import eager as em_torch
+from emanet_triton.kernels.em import op as ops
 from emanet_triton.models import agreement
 from emanet_triton.models.agreement import disagreement, plain_logits, reference_logits
 from emanet_triton.models.emanet import Architecture, EMANet

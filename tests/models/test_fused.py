@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import emanet_triton
 from emanet_triton import fuse
 from emanet_triton.errors import InputError
-from emanet_triton.eval.inference import Predictor, segment
-from emanet_triton.kernels import winograd
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.segment import segment
+from emanet_triton.kernels.conv import winograd
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedConv
 from emanet_triton.models.protocol import Protocol

@@ -252,6 +252,6 @@ def test_kernels_and_models_are_digested(trials, monkeypatch):
     digested = []
     monkeypatch.setattr(trial, "digest", lambda files: str(digested.extend(files)))
     trial.problem_of(ON_GPU)
-    assert {"em_block.py", "conv_triton.py", "fused.py", "trial_child.py"} <= {
+    assert {"block.py", "implicit_gemm.py", "fused.py", "trial_child.py"} <= {
         f.name for f in digested
     }

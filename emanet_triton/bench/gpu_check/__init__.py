@@ -38,7 +38,7 @@ from emanet_triton.bench.rows import PASSED
 from emanet_triton.command import Parser
 from emanet_triton.errors import InputError, describe
 from emanet_triton.files import write_whole
-from emanet_triton.kernels.tiles import ARCHS
+from emanet_triton.kernels.tile import ARCHS
 
 PACK_EVERY = 60.0  # seconds after which the kernels of a running step are packed
 

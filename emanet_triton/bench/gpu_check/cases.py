@@ -13,10 +13,10 @@ from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.options import Size
 from emanet_triton.bench.suites import em, post
 from emanet_triton.bench.walk import OperatorCall, Recorder
-from emanet_triton.eval.taps import tap_tables
-from emanet_triton.kernels import ops
+from emanet_triton.inference.taps import tap_tables
+from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.precision import cuda_fp32
-from emanet_triton.kernels.resample import IGNORE, confusion_counts, resample_probabilities
+from emanet_triton.kernels.resample.op import IGNORE, confusion_counts, resample_probabilities
 
 Run = Callable[[], tuple[Tensor, ...]]  # returns the outputs
 

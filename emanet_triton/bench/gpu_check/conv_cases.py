@@ -12,7 +12,7 @@ from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
 from emanet_triton.bench.suites.conv_layers import layers
 from emanet_triton.bench.walk import OperatorCall, TensorSpec
-from emanet_triton.kernels.conv import bottleneck, conv_bias_act
+from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 

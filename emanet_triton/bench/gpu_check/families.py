@@ -21,8 +21,8 @@ from emanet_triton.bench.options import Size
 from emanet_triton.bench.suites import scale, train_mem
 from emanet_triton.bench.suites.model import MODES
 from emanet_triton.bench.walk import OperatorCall, walk
-from emanet_triton.kernels.conv import bottleneck, conv_bias_act
-from emanet_triton.kernels.tiles import PRECISIONS
+from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.tile import PRECISIONS
 from emanet_triton.models.emanet import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
 
@@ -199,7 +199,7 @@ def _by_cudnn(gpu: Gpu, tiny: bool) -> list[Case]:
 
 
 def _can_fuse(call: OperatorCall) -> bool:
-    """As ``conv_providers.can_fuse``, of a residual that is not the input."""
+    """As ``eager.can_fuse``, of a residual that is not the input."""
     dtypes = {tensor.dtype for tensor in (call["x"], call["residual"]) if tensor}
     return call["relu"] and {call["out_dtype"]} == dtypes
 

@@ -16,7 +16,7 @@ from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import PASSED
-from emanet_triton.kernels.conv import BOTTLENECK_PROVIDERS, PROVIDERS
+from emanet_triton.kernels.conv.op import BOTTLENECK_PROVIDERS, PROVIDERS
 from emanet_triton.models.emanet import logits_size
 
 SILENCE = 45  # seconds

@@ -16,19 +16,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from emanet_triton.bench.ahead_of_time.gates import TARGETS, Compiler
 from emanet_triton.bench.walk import OperatorCall
 from emanet_triton.errors import describe
-from emanet_triton.kernels import (
-    conv_bottleneck,
-    conv_tiles,
-    conv_triton,
-    em_attention,
-    em_block,
-    resample_triton,
-)
-from emanet_triton.kernels.compiled import TARGETS, Compiler
+from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import architecture
-from emanet_triton.kernels.tiles import Tile
+from emanet_triton.kernels.em import attention as em_attention
+from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.resample import gather as resample_triton
+from emanet_triton.kernels.tile import Tile
 
 
 class Gpu(NamedTuple):

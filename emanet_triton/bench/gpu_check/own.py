@@ -15,7 +15,7 @@ from emanet_triton.command import Parser, answer, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
-from emanet_triton.kernels.tiles import ARCHS
+from emanet_triton.kernels.tile import ARCHS
 
 DEVICE = "cuda"  # where the steps measure
 REHEARSAL = "rehearsal: nothing was measured"  # in the place of a device, or of a result

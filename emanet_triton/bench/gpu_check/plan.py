@@ -18,8 +18,9 @@ OWN = f"{BENCH[2]}.gpu_check."
 SILENCE = 45  # seconds after which a suite gives a provider up; those that search have longer
 SEARCHING = ("model", "eval", "scale", "train-mem")
 ON_A_CPU = (  # files of tests in which no kernel of a GPU runs
-    *("compiled", "compiled_code", "native", "launch", "conv_cpu", "conv_cost", "winograd"),
-    *("cost", "threads", "em_torch", "conv_tiles", "reference"),
+    *("test_launch.py", "test_native.py", "test_threads.py"),
+    *("conv/test_conv_shape.py", "conv/test_conv_tiles.py", "conv/test_onednn.py"),
+    *("conv/test_winograd.py", "em/test_em_eager.py", "em/test_em_reference.py"),
 )
 NCU_SECTIONS = (
     "SpeedOfLight",
@@ -191,7 +192,7 @@ def _tests(way: Way, seconds: float) -> Step:
     """The tests of the kernels, without those that no GPU takes part in."""
     folder = ROOT / "tests" / "kernels"
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    command += [f"--ignore={folder / f'test_{name}.py'}" for name in ON_A_CPU]
+    command += [f"--ignore={folder / file}" for file in ON_A_CPU]
     command += [str(folder), *(["-n", "8"] if importlib.util.find_spec("xdist") else [])]
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, *command]
     step = _tool(way, "tests", command, seconds, "pytest")

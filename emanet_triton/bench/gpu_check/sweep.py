@@ -13,6 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
+from emanet_triton.bench.ahead_of_time import code as compiled_code
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.gpu_check import meta, own
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, separate, small_calls
@@ -24,11 +26,11 @@ from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.bench.suites.conv_layers import Layer, layers
 from emanet_triton.bench.walk import OperatorCall, walk
-from emanet_triton.kernels import compiled_code, conv_tiles, conv_triton
-from emanet_triton.kernels.cost import Cost
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.launch import TileReplaced
 from emanet_triton.kernels.replay import Replay, seconds_on_device
-from emanet_triton.kernels.tiles import Tile
+from emanet_triton.kernels.tile import Tile
 
 SHAPES = 12
 ROUNDS = 5

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, without_gradients
@@ -21,10 +22,9 @@ from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.bench.suites import conv_bottleneck
 from emanet_triton.bench.suites.conv_error import bound, relative_error
 from emanet_triton.bench.suites.conv_layers import Layer, layers, walks
-from emanet_triton.kernels import winograd
-from emanet_triton.kernels.conv import conv_bias_act, pack_weight
-from emanet_triton.kernels.conv_cpu import conv_bias_act_, has_onednn
-from emanet_triton.kernels.cost import Cost
+from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.conv.onednn import conv_bias_act_, has_onednn
+from emanet_triton.kernels.conv.op import conv_bias_act, pack_weight
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 QUICK_LAYERS = 6  # of a short run on a CPU

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import compiled, without_gradients
 from emanet_triton.bench.suites.conv_error import bound, relative_error
 from emanet_triton.bench.walk import OperatorCall
-from emanet_triton.kernels.conv import bottleneck, pack_weight
-from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
-from emanet_triton.kernels.cost import Cost
+from emanet_triton.kernels.conv.op import bottleneck, pack_weight
+from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.models.resnet import Bottleneck
 

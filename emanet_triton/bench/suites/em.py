@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
+from emanet_triton.bench.cost import Shape, attention_floor, block_floor
 from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, mmseg_attention, without_gradients
-from emanet_triton.kernels import ops, reference
-from emanet_triton.kernels.cost import Shape, attention_floor, block_floor
+from emanet_triton.kernels.em import op as ops
+from emanet_triton.kernels.em import reference
 from emanet_triton.models.emanet import logits_size
 
 BN_EPS = 1e-5

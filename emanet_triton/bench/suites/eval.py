@@ -20,13 +20,13 @@ from emanet_triton.bench.networks import make_network
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.rows import Row
 from emanet_triton.cores import usable_cores
+from emanet_triton.data.cityscapes import CLASSES, IGNORE, Sample, find_samples, read_labels
+from emanet_triton.data.png import read_image, write_png
+from emanet_triton.data.scenes.generate import DEMO_COUNT, demo_dataset, generate_scene
 from emanet_triton.errors import InputError
 from emanet_triton.eval.__main__ import main as evaluate
-from emanet_triton.eval.cityscapes import CLASSES, IGNORE, Sample, find_samples, read_labels
-from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.png import read_image, write_png
-from emanet_triton.eval.reference import probabilities
-from emanet_triton.eval.scenes import DEMO_COUNT, demo_dataset, generate_scene
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.reference import probabilities
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import DEMO, ZOO, create_model

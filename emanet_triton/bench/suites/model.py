@@ -29,13 +29,13 @@ from emanet_triton.bench.peers import (
     mmseg_network,
     without_gradients,
 )
-from emanet_triton.eval import reference
-from emanet_triton.eval.inference import Predictor
-from emanet_triton.eval.inputs import cut_windows, scaled_inputs
-from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import view_sizes
-from emanet_triton.kernels.conv_tiles import BOTTLENECK_PLANES
-from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.inference import reference
+from emanet_triton.inference.inputs import cut_windows, scaled_inputs
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.taps import tap_tables
+from emanet_triton.inference.views import view_sizes
+from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedBottleneck, FusedConv, FusedEMANet, fuse
 from emanet_triton.models.protocol import Protocol

@@ -14,9 +14,9 @@ from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, full_size_logits, without_gradients
-from emanet_triton.eval.taps import tap_tables
-from emanet_triton.eval.views import logits_grid, view_sizes
-from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.inference.taps import tap_tables
+from emanet_triton.inference.views import logits_grid, view_sizes
+from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.protocol import Protocol
 
 CLASSES = 19

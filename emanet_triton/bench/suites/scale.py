@@ -16,9 +16,9 @@ from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import mmseg_network, without_gradients
 from emanet_triton.bench.rows import Row
-from emanet_triton.eval.taps import tap_tables
+from emanet_triton.inference.taps import tap_tables
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
-from emanet_triton.kernels.resample import resample_labels
+from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet, logits_size
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.zoo import DEMO, create_model

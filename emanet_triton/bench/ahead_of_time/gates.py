@@ -1,0 +1,278 @@
+"""Compile every shipped configuration for its target, without a GPU, and read what came out.
+
+    python -m emanet_triton.bench.ahead_of_time.gates [--write PATH] [--shipped-only]
+
+The table in ``benchmarks/results/compiled.csv`` has the rows of several Triton versions; each run
+replaces those of its own.
+
+The operators' own launchers run on tensors of the meta device, under a driver that names a
+target and can do nothing else, so that each kernel is compiled exactly as it would be launched.
+"""
+
+import argparse
+import csv
+import functools
+import io
+import multiprocessing
+import re
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TextIO
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from emanet_triton.bench.ahead_of_time.code import Figures, figures
+from emanet_triton.bench.ahead_of_time.launches import Group, Launch, groups
+from emanet_triton.command import Parser, answer, complain, run
+from emanet_triton.cores import usable_cores
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import is_stream, require_writable, write_output
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes a program may have; sm_80 itself has 166,912, but its tiles serve its smaller kin too.
+SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+TILE_NAMES = ("PRECISION", "P", "ROWS")  # of a tile, beside its blocks
+
+COLUMNS = (
+    *("kernel", "target", "dtype", "configuration", "constants"),
+    *Figures._fields,
+    "triton",
+)
+KEY = (*COLUMNS[:5], "triton")
+# Versions of Triton with which every gate has held. Another one may well use more registers: what
+# it breaks is reported, and only a launch that would not fit is a failure.
+SEEN = ("3.6", "3.7", "3.8", "3.9")
+
+
+class Compiled(NamedTuple):
+    """Rows of what compiles, and messages about what does not."""
+
+    rows: list[dict[str, str]]
+    failures: list[str]
+
+
+def compile_group(group: Group) -> Compiled:
+    """Run the launchers of a group: a row for each of their kernels of interest."""
+    rows, failures, seen, tiles = [], [], set(), set()
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = self.__name__
+        key = _key(kernel, launch, kwargs)
+        done = key in seen if group.every_use else key[:4] in tiles
+        if done or not (launch.kernels is None or kernel in launch.kernels):
+            return
+        seen.add(key)
+        tiles.add(key[:4])
+        try:
+            compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        except Exception as error:  # whatever a compiler may raise
+            failures.append(f"{', '.join(key)}: does not compile: {first_line(error)}")
+            return
+        values = *key, *map(str, figures(compiled)), triton.__version__
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+
+    for launch in group.launches:
+        triton.runtime.driver.set_active(Compiler(launch.arch))
+        hip = "a version" if TARGETS[launch.arch].backend == "hip" else None
+        with (
+            mock.patch.object(JITFunction, "run", compile_only),
+            mock.patch.object(torch.version, "hip", hip),
+        ):
+            launch.run()
+    return Compiled(rows, failures)
+
+
+class Compiler:
+    """A Triton driver of an architecture: all that the launch path asks before it launches."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.arch]
+
+    def get_current_device(self) -> str:
+        return self.arch
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+def _key(kernel: str, launch: Launch, arguments: dict) -> tuple[str, ...]:
+    meta = {n: v for n, v in arguments.items() if n.startswith("BLOCK") or n in TILE_NAMES}
+    constants = [f"{n}={v}" for n, v in arguments.items() if n.isupper() and n not in meta]
+    tile = configuration(meta, arguments["num_warps"], arguments.get("num_stages"))
+    return kernel, launch.arch, launch.dtype, tile, " ".join((*constants, launch.note))
+
+
+def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int | None) -> str:
+    """A tile as the table writes it."""
+    options = dict(sorted(meta.items())) | {"num_warps": num_warps, "num_stages": num_stages}
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+
+
+def compile_all(everything: bool, processes: int) -> Compiled:
+    """Every shipped configuration, sorted; each process compiles a group at a time."""
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C ends the processes without a word, and this one answers.
+    end = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(processes, context, initializer=end) as pool:
+        done = list(pool.map(compile_group, groups(everything)))
+    rows = {tuple(row[name] for name in KEY): row for found in done for row in found.rows}
+    failures = [failure for found in done for failure in found.failures]
+    return Compiled([rows[key] for key in sorted(rows)], failures)
+
+
+def problems(rows: Iterable[dict[str, str]]) -> list[str]:
+    """What breaks a gate.
+
+    A stack, too much shared memory, no tensor core where one is meant, products of a convolution
+    that wait for one another, or loads narrower than contiguous memory and the tile allow.
+    """
+    found = []
+    for row in rows:
+        what = ", ".join(row[name] for name in KEY)
+        limit = SHARED_LIMITS[row["target"]]
+        if int(row["stack"]):
+            found.append(f"{what}: {row['stack']} bytes of stack")
+        if int(row["shared"]) > limit:
+            found.append(f"{what}: {row['shared']} bytes of shared memory, over {limit}")
+        if uses_tensor_cores(row) != bool(int(row["count"])):
+            found.append(f"{what}: {row['count']} tensor-core instructions")
+        # Where the assembler serialises products a wait follows each; two there always are, one
+        # in the loop, one after it.
+        if row["kernel"].startswith("conv_") and int(row["waits"]) > max(2, int(row["count"]) // 2):
+            found.append(f"{what}: {row['waits']} waits for {row['count']} products")
+        if loads_are_contiguous(row) and int(row["load"]) < int(row["full_load"]):
+            found.append(f"{what}: loads of {row['load']} bytes, not {row['full_load']}")
+    return found
+
+
+def does_not_fit(rows: Iterable[dict[str, str]]) -> list[str]:
+    """The problems that would keep a kernel from starting: too much shared memory."""
+    return [problem for problem in problems(rows) if "of shared memory, over" in problem]
+
+
+def is_seen(version: str) -> bool:
+    """Whether a version of Triton is one with which every gate has held."""
+    return ".".join(re.split(r"\D", version)[:2]) in SEEN
+
+
+def uses_tensor_cores(row: dict[str, str]) -> bool:
+    """Whether a kernel is meant to: products do, but those of fp32 in full on NVIDIA's."""
+    if "PRECISION" not in row["configuration"]:
+        return row["kernel"] == "conv_bottleneck"
+    of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
+    return of_half or "PRECISION=ieee" not in row["configuration"] or row["target"] == "gfx942"
+
+
+def loads_are_contiguous(row: dict[str, str]) -> bool:
+    """Whether a thread can load 16 bytes at once.
+
+    It cannot where interpolation gathers, in NCHW features whose number of positions is odd, or
+    where an image has three channels. Nor can it for a TF32 product on sm_90 and sm_100:
+    the product reads its operands along the summed axis, and memory is contiguous along the other.
+    """
+    narrow = {"resample_kernel"}
+    if row["target"] in ("sm_90", "sm_100") and "PRECISION=tf32 " in row["configuration"]:
+        narrow |= {"em_m_step", "em_epilogue"}
+    constants = row["constants"].split()
+    return row["kernel"] not in narrow and not {"NCHW", "C=3"} & set(constants)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that ``--write`` wrote.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table: {first_line(error)}") from None
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row.values() for row in rows):
+        raise InputError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
+    return rows
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows to a table; its rows of other versions of Triton stay.
+
+    Raises:
+        InputError: what is there is no table, or it cannot be written.
+    """
+    earlier = _earlier(path)
+    versions = {row["triton"] for row in rows}
+    rows = rows + [row for row in earlier if row["triton"] not in versions]
+    text = io.StringIO()
+    _write(text, sorted(rows, key=lambda row: [row[name] for name in KEY]))
+    write_output(path, text.getvalue().encode())
+
+
+def _earlier(path: Path) -> list[dict[str, str]]:
+    return read_table(path) if path.exists() and not is_stream(path) else []
+
+
+def _write(file: TextIO, rows: list[dict[str, str]]) -> None:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def main() -> int:
+    """0 if every gate holds, 1 if not, 2 for bad input."""
+    interrupted = "interrupted: Triton keeps what it has compiled"
+    return answer(lambda: _run(_options()), interrupted)
+
+
+def _options() -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="PATH",
+        help="CSV file instead of a print; rows of other versions of Triton stay",
+    )
+    parser.add_argument(
+        "--shipped-only", action="store_true", help="each tile once, in its commonest use"
+    )
+    parser.add_argument("--processes", type=int, default=usable_cores())
+    return parser.parse_args()
+
+
+def _run(options: argparse.Namespace) -> int:
+    if triton.knobs.runtime.interpret:
+        raise InputError("nothing is compiled while TRITON_INTERPRET is set")
+    if options.processes < 1:
+        raise InputError(f"--processes: expected at least 1, got {options.processes}")
+    if options.write:
+        require_writable(options.write)  # before the minutes that follow
+        _earlier(options.write)
+    rows, failures = compile_all(not options.shipped_only, options.processes)
+    if options.write:
+        write_table(options.write, rows)
+    else:
+        _write(sys.stdout, rows)
+    for problem in (*failures, *problems(rows)):
+        complain(problem)
+    counted = problems if is_seen(triton.__version__) else does_not_fit
+    return 1 if failures or counted(rows) else 0
+
+
+if __name__ == "__main__":
+    run(main)

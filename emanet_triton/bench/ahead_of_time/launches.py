@@ -1,0 +1,259 @@
+"""What is compiled: launches on the meta device that reach every shipped configuration."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple, Protocol
+from unittest import mock
+
+import torch
+
+from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
+from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv import tiles as conv_tiles
+from emanet_triton.kernels.em import attention as em_attention
+from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.resample import gather as resample_triton
+from emanet_triton.kernels.tile import PRECISIONS
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Kernels whose tiles depend on C alone, those whose tiles depend on K, and those of the block
+# that read the features.
+BY_CHANNELS = ("em_reduce", "em_normalise")
+BY_BASES = ("em_e_step", "em_m_step")
+OF_FEATURES = (*BY_BASES, "em_epilogue")
+
+HALF, SINGLE = None, torch.float32  # of a residual or an output: the images' dtype, float32
+
+# Batch, C, H, W, O, kernel, stride, dilation, residual or not, its dtype, dtype of the output:
+# layers of the network, and with odd sizes, that reach every tile.
+CONVOLUTIONS = (
+    (1, 512, 128, 256, 512, 3, 1, 4, True, HALF, HALF),
+    (1, 128, 128, 256, 128, 3, 1, 1, False, HALF, HALF),
+    (1, 64, 256, 512, 64, 3, 1, 1, True, HALF, HALF),
+    (1, 64, 256, 512, 256, 1, 1, 1, True, HALF, HALF),  # expand
+    (1, 2048, 128, 256, 768, 3, 1, 1, False, HALF, SINGLE),  # ema_in_conv and half of conv_cat
+    (8, 2048, 97, 97, 768, 3, 1, 1, False, HALF, SINGLE),  # the same of sliding windows
+    (1, 256, 128, 256, 256, 3, 1, 1, True, SINGLE, HALF),  # conv_cat, second half
+    (1, 128, 256, 512, 128, 3, 2, 1, False, HALF, HALF),
+    (1, 256, 256, 512, 512, 1, 2, 1, False, HALF, HALF),
+    (2, 512, 97, 97, 512, 3, 1, 4, True, HALF, HALF),
+    (1, 512, 97, 97, 512, 3, 1, 4, True, HALF, HALF),
+    (2, 256, 193, 193, 512, 1, 2, 1, False, HALF, HALF),
+    (2, 256, 97, 97, 256, 3, 1, 1, True, SINGLE, HALF),
+    (1, 128, 97, 97, 128, 3, 1, 1, False, HALF, HALF),
+    (1, 128, 193, 193, 128, 3, 2, 1, True, HALF, HALF),
+    (1, 64, 193, 193, 64, 3, 1, 1, True, HALF, HALF),
+    (1, 3, 512, 1024, 32, 3, 2, 1, False, HALF, HALF),  # stem
+    (1, 32, 256, 512, 64, 3, 1, 1, False, HALF, HALF),  # stem
+)
+BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
+
+CLASSES = (19, 64)
+# How many views, whether probabilities are wanted, positions of the logits.
+RESAMPLINGS = {
+    "single": (1, False, 32768),
+    "views": (12, False, 32768),
+    "probabilities": (12, True, 32768),
+    "wide-views": (12, False, 2**27),  # offsets need 64 bits
+    "wide-probabilities": (12, True, 2**27),
+}
+
+
+class Launch(Protocol):
+    """Launches of kernels for an architecture.
+
+    Attributes:
+        arch, dtype: as the table names them.
+        note: what tells its uses from others of the same constants.
+        kernels: those of interest; all unless given.
+    """
+
+    arch: str
+    dtype: str
+    note: str
+    kernels: tuple[str, ...] | None
+
+    def run(self) -> None:
+        """Launch on the meta device."""
+
+
+class Group(NamedTuple):
+    """Launches that one process compiles: every use, or each tile in the first that reaches it."""
+
+    launches: tuple[Launch, ...]
+    every_use: bool = True
+
+
+@dataclass(frozen=True)
+class EMLaunch:
+    """The EM attention or its block: channels-last maps are large, NCHW ones have odd sides."""
+
+    arch: str
+    dtype: str
+    precision: str
+    operator: str
+    channels: int
+    bases: int
+    channels_last: bool = True
+    kernels: tuple[str, ...] = tuple(dict.fromkeys(t.kernel for t in tiles.SHIPPED))
+
+    @property
+    def note(self) -> str:
+        return "channels-last" if self.channels_last else "NCHW"
+
+    def run(self) -> None:
+        dtype = {"dtype": DTYPES[self.dtype], "device": "meta"}
+        feats = torch.empty(2, 32768, self.channels, **dtype)
+        if not self.channels_last:
+            feats = torch.empty(2, self.channels, 97 * 97, **dtype).mT
+        bases = torch.empty(1, self.channels, self.bases, **dtype)
+        with mock.patch.object(em_attention, "architecture", lambda device: self.arch):
+            if self.operator == "em_attention":
+                em_attention.em_attention(feats, bases, 2, self.precision)
+            else:
+                weight, bias = torch.empty(self.channels, self.channels, **dtype), feats[0, 0]
+                convolutions = weight, bias, weight, bias
+                em_block.em_attention_block(feats, bases, *convolutions, 2, self.precision)
+
+
+@dataclass(frozen=True)
+class ConvLaunch:
+    """One of ``CONVOLUTIONS``."""
+
+    arch: str
+    dtype: str
+    precision: str
+    layer: tuple
+    kernels: None = None
+
+    @property
+    def note(self) -> str:
+        *_, has_residual, residual_dtype, out_dtype = self.layer
+        residual = self._name(residual_dtype) if has_residual else "none"
+        return f"residual={residual} out={self._name(out_dtype)}"
+
+    def _name(self, dtype: torch.dtype | None) -> str:
+        return self.dtype if dtype is HALF else "fp32"
+
+    def run(self) -> None:
+        batch, c, height, width, o, kernel, stride, dilation, *rest = self.layer
+        has_residual, residual_dtype, out_dtype = rest
+        dtype = DTYPES[self.dtype]
+        size = batch, o, (height - 1) // stride + 1, (width - 1) // stride + 1
+        conv_triton.conv_bias_act(
+            _image(dtype, batch, c, height, width), _image(dtype, o, c, kernel, kernel),
+            torch.empty(o, device="meta"),
+            _image(residual_dtype or dtype, *size) if has_residual else None,
+            stride, dilation, out_dtype is HALF, out_dtype or dtype, self.precision, self.arch,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BottleneckLaunch:
+    """A fused bottleneck of C, planes and O channels."""
+
+    arch: str
+    dtype: str
+    channels: int
+    planes: int
+    outputs: int
+    note: str = "bottleneck"
+    kernels: None = None
+
+    def run(self) -> None:
+        dtype = DTYPES[self.dtype]
+        weights = [
+            _image(dtype, self.planes, self.channels, 1, 1),
+            _image(dtype, self.planes, self.planes, 3, 3),
+            _image(dtype, self.outputs, self.planes, 1, 1),
+        ]
+        biases = [torch.empty(len(weight), device="meta") for weight in weights]
+        x, residual = (_image(dtype, 1, c, 255, 511) for c in (self.channels, self.outputs))
+        conv_bottleneck.bottleneck(x, weights, biases, residual, self.arch)
+
+
+@dataclass(frozen=True)
+class ResampleLaunch:
+    """Labels, or probabilities too, of Cityscapes' size."""
+
+    arch: str
+    dtype: str
+    classes: int
+    note: str
+    kernels: None = None
+
+    def run(self) -> None:
+        views, probabilities, positions = RESAMPLINGS[self.note]
+        logits = torch.empty(1, self.classes, positions, dtype=DTYPES[self.dtype], device="meta")
+        tables = [
+            torch.empty(views, 3, n_out, dtype=kind, device="meta")
+            for n_out in (1024, 2048)
+            for kind in (torch.int32, torch.float32)
+        ]
+        resample_triton.resample(logits, tables, probabilities=probabilities)
+
+
+@dataclass(frozen=True)
+class ConfusionLaunch:
+    """The confusion matrix of an image."""
+
+    arch: str
+    classes: int
+    dtype: str = "uint8"
+    note: str = "confusion"
+    kernels: None = None
+
+    def run(self) -> None:
+        images = torch.empty(1, 1024, 2048, dtype=torch.uint8, device="meta")
+        resample_triton.confusion(images, images, self.classes)
+
+
+def groups(everything: bool) -> list[Group]:
+    """What reaches every shipped configuration; with everything, EM's other uses, too."""
+    found = [Group((launch,)) for launch in _em(everything)]
+    for arch, dtype, precision in dict.fromkeys(
+        (tile.arch, tile.dtype, tile.meta.get("PRECISION", "ieee")) for tile in conv_tiles.SHIPPED
+    ):
+        launches: list[Launch] = [ConvLaunch(arch, dtype, precision, c) for c in CONVOLUTIONS]
+        if dtype != "fp32":
+            launches += [BottleneckLaunch(arch, dtype, *channels) for channels in BOTTLENECKS]
+        found.append(Group(tuple(launches), every_use=(arch, dtype) == ("sm_90", "bf16")))
+    for arch in ARCHS:
+        labels = (ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS))
+        found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CLASSES))))
+    return found
+
+
+def _em(everything: bool) -> list[EMLaunch]:
+    attention, block = "em_attention", "em_attention_block"
+    found = []
+    for arch in ARCHS:
+        for dtype in DTYPES:
+            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+                if arch == "gfx942" and precision == "tf32x3":
+                    continue  # served by ieee
+                products = (arch, dtype, precision)
+                found += [
+                    EMLaunch(*products, block, 512, 64),
+                    EMLaunch(*products, attention, 512, 64, kernels=("em_reconstruct",)),
+                    EMLaunch(*products, block, 512, 128, kernels=OF_FEATURES),
+                    EMLaunch(*products, block, 512, 256, kernels=BY_BASES),
+                ]
+                if everything:
+                    found += [
+                        EMLaunch(*products, attention, 512, 64, kernels=("em_e_step", "em_reduce")),
+                        EMLaunch(*products, block, 512, 64, False, OF_FEATURES),
+                        EMLaunch(*products, block, 512, 128, False, BY_BASES),
+                        EMLaunch(*products, attention, 512, 256, False, ("em_reconstruct",)),
+                        EMLaunch(*products, block, 512, 256, False, OF_FEATURES),
+                    ]
+            for channels in (64, 128, 256, 1024, 2048):
+                found.append(EMLaunch(arch, dtype, "ieee", block, channels, 64, True, BY_CHANNELS))
+    return found
+
+
+def _image(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)

@@ -1,0 +1,194 @@
+"""Bytes and FLOPs of every launch of the EM kernels, and the least that an operator needs.
+
+    python -m emanet_triton.bench.cost --batch 8 --positions 32768
+
+A launch is charged for each of its tensors once, as if what several of its programs read came
+from the cache, and for the products that it computes, padding of K and recomputation included.
+"""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+
+from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.em.attention import split_length
+from emanet_triton.kernels.tile import DTYPES
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes to and from memory, and floating-point operations (two for a multiply-add)."""
+
+    bytes: int = 0
+    flops: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.bytes + other.bytes, self.flops + other.flops)
+
+    def floor_seconds(self, bandwidth: float, flop_rate: float) -> float:
+        """The time that the slower of memory (bytes/s) and arithmetic (FLOP/s) takes alone."""
+        return max(self.bytes / bandwidth, self.flops / flop_rate)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that serves them."""
+
+    batch: int
+    positions: int
+    channels: int = 512
+    bases: int = 64
+    num_stages: int = 3
+    dtype: str = "bf16"
+    precision: str = "ieee"
+    arch: str = "sm_90"
+
+    @property
+    def element(self) -> int:
+        """Bytes of one number of the features' dtype."""
+        return FLOAT32 if self.dtype == "fp32" else 2
+
+    @property
+    def feats(self) -> int:
+        """Bytes of the features."""
+        return self.batch * self.positions * self.channels * self.element
+
+    @property
+    def padded(self) -> int:
+        """K with the padding that Z has in memory."""
+        return tiles.pad_bases(self.bases)
+
+    @property
+    def responsibilities(self) -> int:
+        """Bytes of Z, [B, N, padded K]."""
+        return self.batch * self.positions * self.padded * self.element
+
+    def numbers(self, images: int) -> int:
+        """How many numbers the bases of so many images are."""
+        return images * self.bases * self.channels
+
+    def product(self, width: int) -> int:
+        """FLOPs of [B, N, C] by [C, width]."""
+        return 2 * self.batch * self.positions * self.channels * width
+
+    def blocks(self, kernel: str, block: str, size: int) -> int:
+        """Blocks that a kernel cuts ``size`` into."""
+        shape = {"num_bases": self.bases, "precision": self.precision}
+        tile = tiles.tile(kernel, self.arch, self.dtype, self.channels, **shape)
+        return -(-size // tile.meta[block])
+
+
+def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
+    """The launches of ``em_attention`` in their order."""
+    new = shape.numbers(shape.batch) * shape.element
+    launches = []
+    for stage in range(shape.num_stages):
+        old = shape.numbers(shape.batch if stage else 1) * shape.element
+        launches += _em_step(shape, old, new)
+    moved = shape.responsibilities + new + shape.feats
+    return [*launches, ("em_reconstruct", Cost(moved, shape.product(shape.padded)))]
+
+
+def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
+    """The launches of ``em_attention_block`` in their order."""
+    launches = []
+    for stage in range(shape.num_stages):
+        images = shape.batch if stage else 1
+        folded = shape.numbers(images) * shape.element + FLOAT32 * images * shape.bases
+        sums = FLOAT32 * (shape.numbers(shape.batch) + shape.batch * shape.bases)
+        launches += [
+            ("em_fold", _small_product(shape, images) + Cost(folded)),
+            *_em_step(shape, folded, sums),
+            ("em_project", _small_product(shape, shape.batch) + Cost(sums)),
+        ]
+    bases = shape.numbers(shape.batch) * shape.element
+    launches.append(("em_normalise", Cost(FLOAT32 * shape.numbers(shape.batch) + bases)))
+    weight = shape.element * shape.channels**2 + FLOAT32 * shape.channels
+    moved = shape.responsibilities + bases + weight + 2 * shape.feats
+    recomputed = shape.blocks("em_epilogue", "BLOCK_O", shape.channels)
+    flops = recomputed * shape.product(shape.padded) + shape.product(shape.channels)
+    return [*launches, ("em_epilogue", Cost(moved, flops))]
+
+
+def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
+    """E step, M step and its reduction, given the bytes of the bases read and written."""
+    rows = shape.batch * shape.bases
+    colsum = FLOAT32 * rows * shape.blocks("em_e_step", "BLOCK_N", shape.positions)
+    splits = -(-shape.positions // split_length(shape.positions))
+    partial = splits * shape.numbers(shape.batch)
+    flops = shape.product(shape.padded)
+    moved = shape.feats + shape.responsibilities
+    return [
+        ("em_e_step", Cost(moved + old + colsum, flops)),
+        ("em_m_step", Cost(moved + FLOAT32 * partial, flops)),
+        ("em_reduce", Cost(FLOAT32 * partial + colsum + new, partial)),
+    ]
+
+
+def _small_product(shape: Shape, images: int) -> Cost:
+    """Bases of so many images by the mid convolution, all float32: what is read, and FLOPs."""
+    layer = shape.channels**2 + shape.channels
+    read = FLOAT32 * (shape.numbers(images) + layer)
+    return Cost(read, 2 * shape.numbers(images) * shape.channels)
+
+
+def attention_floor(shape: Shape) -> Cost:
+    """The least of ``em_attention``: features read once a stage, Z written and read, output."""
+    return _em_floor(shape) + Cost(shape.feats, shape.product(shape.bases))
+
+
+def block_floor(shape: Shape) -> Cost:
+    """The least of the block: as ``attention_floor``, features again for the residual, output."""
+    products = shape.product(shape.bases) + shape.product(shape.channels)
+    return _em_floor(shape) + Cost(2 * shape.feats, products)
+
+
+def _em_floor(shape: Shape) -> Cost:
+    responsibilities = shape.batch * shape.positions * shape.bases * shape.element
+    moved = shape.num_stages * shape.feats + 2 * responsibilities
+    return Cost(moved, 2 * shape.num_stages * shape.product(shape.bases))
+
+
+def main() -> int:
+    """Print the costs of the EM operators; returns the exit code, 2 for bad arguments."""
+    return answer(lambda: _main(_options()))
+
+
+def _options() -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--positions", type=int, default=32768)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s (default: H100)")
+    parser.add_argument("--flop-rate", type=float, default=798e12, help="FLOP/s (default: H100)")
+    return parser.parse_args()
+
+
+def _main(options: argparse.Namespace) -> int:
+    shape = Shape(options.batch, options.positions, dtype=options.dtype)
+    for name, launches, floor in (
+        ("em_attention", attention_launches(shape), attention_floor(shape)),
+        ("em_attention_block", block_launches(shape), block_floor(shape)),
+    ):
+        say(f"{name:20} launches        MB    GFLOP  floor µs")
+        count = Counter(kernel for kernel, _ in launches)
+        whole = sum((cost for _, cost in launches), Cost())
+        for kernel in count:
+            cost = sum((cost for k, cost in launches if k == kernel), Cost())
+            _print_row(kernel, count[kernel], cost, options)
+        _print_row("all launches", len(launches), whole, options)
+        _print_row("floor", "", floor, options)
+    return 0
+
+
+def _print_row(name: str, launches: int | str, cost: Cost, options: argparse.Namespace) -> None:
+    floor = 1e6 * cost.floor_seconds(options.bandwidth, options.flop_rate)
+    columns = f"{cost.bytes / 1e6:9.1f} {cost.flops / 1e9:8.2f} {floor:9.1f}"
+    say(f"  {name:18} {launches:8} {columns}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,142 @@
+"""Reading and writing PNG files: a file is read right or refused, whatever it holds.
+
+Decoders differ about damaged, animated and unusual files. So the container is checked here, the
+pixel data is inflated here, and OpenCV gets a new file of nothing but a header and the rows.
+"""
+
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from emanet_triton.data.png_chunks import GREY, PALETTE, Chunks, Header, parse
+from emanet_triton.data.png_rows import bare_png, inflate
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import write_output
+
+MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without compression
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a colour, palette, grey or RGBA PNG (alpha is dropped, 16 bits become 8).
+
+    Of an animated PNG it is the still image. Colour profiles and the like are ignored.
+
+    Returns:
+        uint8 RGB [H, W, 3]; the pixels OpenCV gives, as in the published evaluation.
+
+    Raises:
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large, or a pixel
+            has no colour in the palette.
+    """
+    with _refusing(path):
+        chunks = _load(path)
+        if chunks.header.color_type == PALETTE:
+            return _colors(_indices(chunks), chunks.palette)
+        return cv2.cvtColor(_decode(chunks, chunks.header, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_label_png(path: Path) -> np.ndarray:
+    """Decode a label PNG to the ids it stores: grey values or palette indices.
+
+    An index that has no colour in the palette is an id as well: Pillow writes such files.
+
+    Returns:
+        uint8 [H, W], or uint16 for a 16-bit file.
+
+    Raises:
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large; or it holds
+            colours or grey of fewer than 8 bits, whose values are not ids.
+    """
+    with _refusing(path):
+        chunks = _load(path)
+        header = chunks.header
+        if header.color_type == PALETTE:
+            return _indices(chunks)
+        if header.color_type == GREY and header.bit_depth >= 8:
+            return _decode(chunks, header, cv2.IMREAD_UNCHANGED)
+        kind = "grey" if header.color_type == GREY else "colour or alpha"
+        raise InputError(
+            f"{path}: not a label PNG ({header.bit_depth}-bit {kind}); expected one id a pixel, "
+            "as grey of 8 or 16 bits or as palette indices"
+        )
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of a PNG whose every chunk is intact.
+
+    The pixel data is not inflated, so a file whose writer compressed wrong rows passes here and is
+    refused by ``read_image``.
+
+    Raises:
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
+    """
+    with _refusing(path):
+        header = _load(path).header
+        return header.height, header.width
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write uint8 grey [H, W] or RGB [H, W, 3]; a reader never sees a half-written file.
+
+    Raises:
+        InputError: the folder is missing or the file cannot be written.
+    """
+    if array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] == (3,)):
+        raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
+    pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", pixels)
+    write_output(path, encoded.tobytes())
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever makes the file unreadable becomes an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, zlib.error, cv2.error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(
+            f"{path}: not a readable PNG ({reason}); expected an intact PNG file"
+        ) from error
+
+
+def _load(path: Path) -> Chunks:
+    """The chunks of a file, which is read once."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a pipe, a socket or a device")  # reading might never end
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    return parse(path.read_bytes())
+
+
+def _indices(chunks: Chunks) -> np.ndarray:
+    """Palette indices, uint8 [H, W]: decoded as grey, of which OpenCV makes the full range."""
+    header = replace(chunks.header, color_type=GREY)
+    return _decode(chunks, header, cv2.IMREAD_UNCHANGED) // (255 // (2**header.bit_depth - 1))
+
+
+def _colors(indices: np.ndarray, palette: bytes) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of palette indices."""
+    table = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    if (largest := indices.max()) >= len(table):
+        raise ValueError(f"a pixel has colour {largest} of a palette of {len(table)}")
+    return np.take(table, indices, axis=0)
+
+
+def _decode(chunks: Chunks, header: Header, flags: int) -> np.ndarray:
+    """What OpenCV makes of the pixel data under a header of the same row sizes."""
+    image = cv2.imdecode(bare_png(header, inflate(chunks.pixel_data, header)), flags)
+    if image is None:
+        raise ValueError("the pixel data does not decode")
+    if image.shape[:2] != (header.height, header.width):
+        raise ValueError(f"it does not decode to {header.width}x{header.height} pixels")
+    return image

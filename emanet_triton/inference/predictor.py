@@ -1,0 +1,235 @@
+"""From an image to labels as in mmsegmentation, without logits of the image's size.
+
+``reference`` is the plain sequence of operations that this is held against.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emanet_triton.errors import InputError
+from emanet_triton.inference.graphs import GraphedNetwork
+from emanet_triton.inference.inputs import cut_windows, scaled_inputs
+from emanet_triton.inference.taps import tap_tables
+from emanet_triton.inference.views import Size, logits_grid, num_windows, view_sizes
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
+from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
+from emanet_triton.models.fused import FusedEMANet
+from emanet_triton.models.protocol import Protocol
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
+MANY = 64  # network inputs at once on a GPU, if nothing else is asked for: all windows of an image
+
+
+class Predictor:
+    """Labels of many images, in batches that shrink when memory runs out.
+
+    Args:
+        model: an EMANet, or what ``fuse`` made of one, in evaluation mode.
+        protocol: how its images are resized, cut into windows and scaled.
+        ms_flip: average over scales and mirroring.
+        precision: ``"fp32"``, ``"tf32"`` (on a GPU), ``"bf16"`` or ``"fp16"`` (autocast); by
+            default the caller's settings hold.
+        batch_size: how many images are taken at once, and how many network inputs, images or
+            windows, go through the network at once. By default one image, and of its windows
+            all on a GPU, one on a CPU, where more at once are no faster.
+        compile: run what ``torch.compile`` makes of the model for each input size.
+        cuda_graphs: on a GPU, replay the network as a CUDA graph for sizes that come again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        protocol: Protocol,
+        *,
+        ms_flip: bool = False,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.model = model
+        self.protocol = protocol
+        self.ms_flip = ms_flip
+        first = next(model.parameters())
+        self.device, self._dtype = first.device, first.dtype
+        self.images_at_once = batch_size or 1
+        self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
+        self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
+        nhwc = isinstance(model, FusedEMANet) and model.channels_last
+        self._layout = torch.channels_last if nhwc else torch.contiguous_format
+        network = torch.compile(model, dynamic=False) if compile else model
+        self._network = GraphedNetwork(network) if self.cuda_graphs else network
+        self.precision, self._compiled = precision, compile
+
+    @property
+    def network_name(self) -> str:
+        """``"fused"`` or ``"plain"``, with ``"compiled "`` before it where it is."""
+        name = "fused" if isinstance(self.model, FusedEMANet) else "plain"
+        return f"compiled {name}" if self._compiled else name
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield uint8 labels [H, W] for each uint8 RGB [H, W, 3], without waiting for the device.
+
+        All labels of an image whose logits are not finite are ``NOT_FINITE``.
+        They are on the model's device, or on the CPU where memory did not suffice there.
+
+        Raises:
+            InputError: memory does not even suffice for one network input.
+        """
+        for _, group in groupby(images, key=lambda image: image.shape):
+            waiting = list(group)
+            while waiting:
+                (labels,) = self.results(waiting[: self.images_at_once])
+                yield from labels
+                del waiting[: len(labels)]
+
+    def results(
+        self, images: Sequence[np.ndarray], *, probabilities: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Labels, uint8 [B, H, W], and if asked for probabilities, float32 [B, C, H, W].
+
+        Of the first images, as many as memory suffices for; all are equally large, uint8 RGB
+        [H, W, 3]. Devices and errors as when called.
+        """
+        resample = resample_probabilities if probabilities else _labels_only
+        images = images[: self.images_at_once]
+        watch = MemoryWatch(self.device)
+        while True:
+            try:
+                with torch.no_grad():  # results are ordinary tensors, as of no inference mode
+                    logits, *taps = self._low_logits(images)
+                    labels, *rest = _resampled(resample, logits, *taps)
+                    finite = logits.isfinite().flatten(1).all(1).to(labels.device)
+                    return labels.masked_fill_(~finite[:, None, None], NOT_FINITE), *rest
+            except Exception as error:  # memory runs out under many names
+                if not watch.explains(error):
+                    raise
+            self._take_less(images)
+            images = images[: self.images_at_once]
+
+    def _take_less(self, images: Sequence[np.ndarray]) -> None:
+        """Halve what goes through the network at once.
+
+        Raises:
+            InputError: it is one input already.
+        """
+        height, width = images[0].shape[:2]
+        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        used = len(images) * max(num_windows(self.protocol, size) for size in sizes)
+        if min(used, self.inputs_at_once) == 1:
+            raise InputError(
+                f"out of memory on {self.device} with an image of {width}x{height} pixels "
+                "at batch size 1; a smaller image, another device or half precision is needed"
+            )
+        self.inputs_at_once = min(used, self.inputs_at_once) // 2
+        self.images_at_once = min(self.images_at_once, self.inputs_at_once)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory on {self.device}; going on with batch size {self.inputs_at_once}",
+            stacklevel=4,
+        )
+
+    def _low_logits(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Taps, Taps]:
+        """What the network says of equally large images, and how their rows and columns tap it.
+
+        Returns:
+            Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
+            the taps of the rows and of the columns.
+        """
+        height, width = images[0].shape[:2]
+        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        views = 2 if self.ms_flip else 1  # of a size
+        positions = views * sum(math.prod(logits_grid(self.protocol, size)) for size in sizes)
+        packed, begin = None, 0
+        for inputs in self._network_inputs(images, sizes):
+            with self._arithmetic():
+                logits = self._network(inputs)
+            windows = logits.unflatten(0, (-1, len(images))).permute(1, 2, 0, 3, 4)
+            end = begin + windows[0, 0].numel()
+            if (begin, end) == (0, positions):  # all there is: as the network has left it
+                packed = windows.flatten(2)
+            else:
+                if packed is None:
+                    packed = logits.new_empty(*windows.shape[:2], positions)
+                packed[:, :, begin:end].unflatten(2, windows.shape[2:]).copy_(windows)
+            begin = end
+        return packed, *tap_tables(self.protocol, (width, height), self.ms_flip, self.device)
+
+    def _network_inputs(
+        self, images: Sequence[np.ndarray], sizes: Sequence[Size]
+    ) -> Iterator[Tensor]:
+        """Some windows of all images at once, [windows * B, 3, h, w], view after view."""
+        windows_at_once = self.inputs_at_once // len(images)
+        for size in sizes:
+            inputs = scaled_inputs(images, size, self.device)
+            for mirrored in (False, True) if self.ms_flip else (False,):
+                view = inputs.flip(3) if mirrored else inputs
+                for windows in cut_windows(view, self.protocol, windows_at_once):
+                    yield windows.to(self._dtype).contiguous(memory_format=self._layout)
+
+    def first_logits(self, image: np.ndarray) -> Tensor:
+        """Logits of one input of an image, by the model itself: not compiled, not recorded."""
+        sizes = view_sizes(self.protocol, image.shape[1::-1], self.ms_flip)
+        inputs = next(self._network_inputs([image], sizes[:1]))
+        with torch.no_grad(), self._arithmetic():
+            return self.model(inputs[:1])
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        if self.precision is None:
+            yield
+            return
+        half = HALF.get(self.precision)
+        # A recorded graph must not hold weights that autocast's cache lets go of.
+        cached = not self.cuda_graphs
+        with (
+            cuda_fp32("tf32" if self.precision == "tf32" else "ieee"),
+            torch.autocast(self.device.type, half, enabled=half is not None, cache_enabled=cached),
+        ):
+            yield
+
+
+def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:
+    return (resample_labels(logits, rows, columns),)
+
+
+def _resampled(
+    resample: Callable[..., tuple[Tensor, ...]], logits: Tensor, rows: Taps, columns: Taps
+) -> tuple[Tensor, ...]:
+    """What ``resample`` returns; where it does not fit, block of rows by block, on the CPU."""
+    height = block = rows.index.shape[2]
+    results: tuple[Tensor, ...] = ()
+    begin = 0
+    while begin < height:
+        part = slice(begin, begin + block)
+        try:
+            got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
+        except Exception as error:  # memory runs out under many names
+            if block == 1 or not is_out_of_memory(error):
+                raise
+            block = -(-block // 2)
+            warnings.warn(
+                f"out of memory on {logits.device}; going on with {block} of {height} rows at once",
+                stacklevel=4,
+            )
+            continue
+        if block == height:
+            return got
+        results = results or tuple(
+            torch.empty((*t.shape[:-2], height, t.shape[-1]), dtype=t.dtype, device="cpu")
+            for t in got
+        )
+        for whole, rows_of_it in zip(results, got, strict=True):
+            whole[..., part, :] = rows_of_it
+        begin += block
+    return results

@@ -1,0 +1,153 @@
+"""Tap tables: everything between the network's outputs and full-size logits, composed per axis.
+
+Bilinear resizing, placing windows, dividing by how many of them cover a pixel, the second resize
+and mirroring are linear and act on rows and columns apart. Composed in float64, rounded once.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from emanet_triton.inference.views import Size, cover_count, logits_grid, view_sizes, window_grid
+from emanet_triton.kernels.resample.op import Taps
+from emanet_triton.models.protocol import Protocol
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """A linear map along one axis: out[i] = sum over t of weight[t, i] * in[index[t, i]].
+
+    Attributes:
+        index: int64 [T, n].
+        weight: float64 [T, n], not negative; every output has a tap that is not 0.
+    """
+
+    index: np.ndarray
+    weight: np.ndarray
+
+    def after(self, first: "AxisMap") -> "AxisMap":
+        """The map that applies ``first``, then this one."""
+        n = self.index.shape[1]
+        weight = first.weight[:, self.index] * self.weight  # [T of first, T, n]
+        return _merged(first.index[:, self.index].reshape(-1, n), weight.reshape(-1, n))
+
+
+def resize_map(n_in: int, n_out: int, align_corners: bool) -> AxisMap:
+    """One axis of ``torch.nn.functional.interpolate(mode="bilinear")``."""
+    position = np.arange(n_out, dtype=np.float64)
+    if align_corners:
+        source = position * ((n_in - 1) / max(n_out - 1, 1))
+    else:
+        source = np.maximum((position + 0.5) * (n_in / n_out) - 0.5, 0)
+    low = np.minimum(source.astype(np.int64), n_in - 1)
+    fraction = np.minimum(source - low, 1)
+    index = np.stack([low, np.minimum(low + 1, n_in - 1)])
+    return _merged(index, np.stack([1 - fraction, fraction]))
+
+
+def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: bool) -> AxisMap:
+    """The windows of an axis, each resized and put in place, averaged where they overlap.
+
+    Args:
+        n_low: positions of the network's output for a window; window k's are k * n_low and on.
+        spans: (begin, end) of the windows, equally long.
+        align_corners: the convention of the resize.
+    """
+    begin, end = spans[0]
+    window = resize_map(n_low, end - begin, align_corners)
+    length = spans[-1][1]
+    count = cover_count(length, spans)
+    index = np.zeros((len(spans), len(window.index), length), np.int64)
+    weight = np.zeros(index.shape)
+    for k, (begin, end) in enumerate(spans):
+        index[k, :, begin:end] = window.index + k * n_low
+        weight[k, :, begin:end] = window.weight / count[begin:end]
+    return _merged(index.reshape(-1, length), weight.reshape(-1, length))
+
+
+def view_maps(protocol: Protocol, scale: Size, size: Size) -> tuple[AxisMap, AxisMap]:
+    """Rows and columns of a view's full-size logits, from the mosaic of its windows' logits.
+
+    Args:
+        protocol: how the view is cut into windows, and the convention of the resizes.
+        scale: (width, height) of the network's input.
+        size: (width, height) of the image.
+    """
+    corners = protocol.align_corners
+    _, *low = logits_grid(protocol, scale)
+    return tuple(
+        resize_map(spans[-1][1], n_out, corners).after(windows_map(n_low, spans, corners))
+        for n_low, spans, n_out in zip(low, window_grid(protocol, scale), size[::-1], strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def tap_tables(
+    protocol: Protocol,
+    size: Size,
+    ms_flip: bool,
+    device: torch.device,
+) -> tuple[Taps, Taps]:
+    """The taps of an image's rows and columns, for ``kernels.resample``.
+
+    The views lie end to end in the order of ``view_sizes``, with ``ms_flip`` each plain, then
+    mirrored; a view's windows row by row; a window's positions row by row.
+
+    Args:
+        protocol: how the image is resized and cut into windows.
+        size: (width, height) of the image and so of the output, in pixels.
+        ms_flip: whether every scale is followed by its mirrored view.
+        device: where to put the tables.
+    """
+    rows, columns, begin = [], [], 0
+    for scale in view_sizes(protocol, size, ms_flip):
+        windows, height, width = logits_grid(protocol, scale)
+        windows_across = len(window_grid(protocol, scale)[1])
+        window = height * width
+        row, column = view_maps(protocol, scale, size)
+        row = _at_offsets(row, height, window * windows_across, width)
+        column = _at_offsets(column, width, window, 1)
+        for mirrored in (False, True) if ms_flip else (False,):
+            rows.append(AxisMap(row.index + begin, row.weight))
+            step = -1 if mirrored else 1
+            columns.append(AxisMap(column.index[:, ::step], column.weight[:, ::step]))
+            begin += window * windows
+    return _packed(rows, device), _packed(columns, device)
+
+
+def _at_offsets(axis: AxisMap, n_low: int, window_stride: int, stride: int) -> AxisMap:
+    """The map with offsets into the packed logits in place of positions along the axis."""
+    window, position = np.divmod(axis.index, n_low)
+    return AxisMap(window * window_stride + position * stride, axis.weight)
+
+
+def _merged(index: np.ndarray, weight: np.ndarray) -> AxisMap:
+    """The map with taps in order, those of one input added up, those of weight 0 left out."""
+    n = index.shape[1]
+    heaviest = np.take_along_axis(index, weight.argmax(0)[None], 0)
+    index = np.where(weight == 0, heaviest, index)
+    order = index.argsort(0, kind="stable")
+    index, weight = np.take_along_axis(index, order, 0), np.take_along_axis(weight, order, 0)
+    tap = np.cumsum(np.diff(index, axis=0, prepend=index[:1]) != 0, axis=0)
+    shape = (tap.max() + 1, n)
+    merged, total = np.broadcast_to(index[:1], shape).copy(), np.zeros(shape)
+    merged[tap, np.arange(n)] = index
+    np.add.at(total, (tap, np.broadcast_to(np.arange(n), tap.shape)), weight)
+    return AxisMap(merged, total)
+
+
+def _packed(views: Sequence[AxisMap], device: torch.device) -> Taps:
+    """The maps of all views, filled up with taps of weight 0 to the same number."""
+    taps = max(len(view.index) for view in views)
+    index, weight = [], []
+    for view in views:
+        missing = ((0, taps - len(view.index)), (0, 0))
+        index.append(np.pad(view.index, missing, "edge"))
+        weight.append(np.pad(view.weight, missing))
+    return Taps(
+        torch.from_numpy(np.stack(index).astype(np.int32)).to(device),
+        torch.from_numpy(np.stack(weight).astype(np.float32)).to(device),
+    )

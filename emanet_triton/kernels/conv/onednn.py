@@ -1,0 +1,122 @@
+"""Convolution with bias, residual and ReLU in one pass on the CPU, by oneDNN.
+
+PyTorch ships oneDNN's fused convolutions for its compiler, as ``torch.ops.mkldnn``. What they
+save here is memory: the sum takes the residual's place, and a fresh allocation of tens of
+megabytes costs as much as a small convolution.
+"""
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.conv.eager import torch_conv
+from emanet_triton.kernels.registration import Operator, register
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in ``dtype`` at full speed on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+@torch.no_grad()
+def conv_bias_act_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """Convolve, add bias and residual and apply ReLU, in the residual's memory where it fits.
+
+    Args:
+        x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. Where oneDNN does
+            not know the dtype, PyTorch's own convolution runs instead.
+        weight: [O, C, k, k], k odd, of that dtype. The padding is ``dilation * (k // 2)``.
+        bias: [O], of that dtype.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], of that dtype; overwritten with the
+            result if it is channels-last.
+        stride, dilation: at least 1.
+        relu: whether negative values become zero.
+
+    Returns:
+        [B, O, ceil(H / stride), ceil(W / stride)], channels-last: ``residual`` or a new tensor.
+        No gradient flows through it.
+
+    Raises:
+        ValueError: a residual of another dtype.
+    """
+    if residual is None:
+        return torch.ops.emanet_triton.conv_cpu(x, weight, bias, stride, dilation, relu)
+    if residual.dtype != x.dtype:
+        raise ValueError(f"residual must be {x.dtype} like x, got {residual.dtype}")
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    torch.ops.emanet_triton.conv_cpu_add_(residual, x, weight, bias, stride, dilation, relu)
+    return residual
+
+
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    dilation: int,
+    relu: bool,
+) -> Tensor:
+    return torch_conv(x, weight, bias, residual, stride, dilation, relu, x.dtype, "ieee")
+
+
+def _geometry(weight: Tensor, stride: int, dilation: int) -> tuple[list[int], list[int], list[int]]:
+    padding = dilation * (weight.shape[2] // 2)
+    return [padding] * 2, [stride] * 2, [dilation] * 2
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, relu: bool) -> Tensor:
+    if not has_onednn(x.dtype):
+        return _plain(x, weight, bias, None, stride, dilation, relu)
+    geometry = _geometry(weight, stride, dilation)
+    activation = "relu" if relu else "none"
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, *geometry, 1, activation, [], ""
+    )
+
+
+def _run_add_(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    dilation: int,
+    relu: bool,
+) -> None:
+    if not has_onednn(x.dtype):
+        residual.copy_(_plain(x, weight, bias, residual, stride, dilation, relu))
+        return
+    geometry = _geometry(weight, stride, dilation)
+    activation = "relu" if relu else None
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        residual, x, weight, bias, *geometry, 1, "add", 1.0, activation, [], None
+    )
+
+
+def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:
+    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
+    shape = x.shape[0], weight.shape[0], height, width
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+_GEOMETRY = "Tensor x, Tensor weight, Tensor bias, int stride, int dilation, bool relu"
+register(
+    __name__,
+    Operator(f"conv_cpu({_GEOMETRY}) -> Tensor", _run, _fake, "CPU"),
+    Operator(
+        f"conv_cpu_add_(Tensor(a!) residual, {_GEOMETRY}) -> ()", _run_add_, lambda *_: None, "CPU"
+    ),
+)

@@ -1,0 +1,339 @@
+"""The operators of convolution: validation, choice of provider, registration with PyTorch."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.conv import choice
+from emanet_triton.kernels.conv.eager import CONVOLUTIONS, can_fuse, has_cudnn
+from emanet_triton.kernels.conv.exact import Check, exact_conv
+from emanet_triton.kernels.conv.shape import ConvShape
+from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.registration import Operator, register
+from emanet_triton.kernels.tile import PRECISIONS
+
+PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
+BOTTLENECK_PROVIDERS = ("auto", "triton", "separate")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NHWC = torch.channels_last
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """[O, C, k, k] → the same in channels-last memory, which is the matrix [O, k * k * C].
+
+    Every provider reads weights so; the operators pack an unpacked weight anew at every call.
+    """
+    return weight.contiguous(memory_format=_NHWC)
+
+
+@torch.no_grad()
+def conv_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    relu: bool = True,
+    out_dtype: torch.dtype | None = None,
+    provider: str = "auto",
+    precision: str = "ieee",
+) -> Tensor:
+    """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
+
+    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to that
+    sum and rounds once; the others round the convolution to the dtype of ``x`` first, except
+    cuDNN with ReLU and a residual of that dtype or none.
+
+    Args:
+        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weight: [O, C, k, k], k 1 or 3, of the same dtype, from ``pack_weight``. The padding is
+            ``dilation * (k // 2)``.
+        bias: [O], in that dtype or float32.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in that dtype or float32.
+        stride: 1 or 2.
+        dilation: at least 1.
+        relu: whether negative values become zero.
+        out_dtype: the dtype of ``x``, which is the default, or float32.
+        provider: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
+            ``"cudnn-benchmark"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under Triton's
+            interpreter too, ``"torch"`` anywhere. ``"auto"`` takes ``"torch"`` on a CPU, and on a
+            GPU the fastest of those whose largest error is at most twice that of ``"torch"``,
+            measured at the first call of a shape (see ``choice``). For float32 at ``"ieee"``
+            Triton takes part with ``"tf32x3"``, and is held to the error of ``"ieee"``.
+        precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
+            Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
+
+    Returns:
+        [B, O, ceil(H / stride), ceil(W / stride)], channels-last. No gradient flows through it.
+
+    Raises:
+        ValueError: an argument is not as above, or the provider cannot run here.
+    """
+    _check_images(x)
+    _check_parameters(x, x.shape[1], "", weight, bias, (1, 3))
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    if residual is not None:
+        _check_residual(x, residual, _out_shape(x, weight, stride))
+    _check_dtype("out_dtype", out_dtype or x.dtype, {x.dtype, torch.float32})
+    _check_name("provider", provider, PROVIDERS)
+    _check_name("precision", precision, PRECISIONS)
+    return torch.ops.emanet_triton.conv_bias_act(
+        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, provider, precision
+    )
+
+
+@torch.no_grad()
+def bottleneck(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    residual: Tensor | None = None,
+    *,
+    provider: str = "auto",
+    precision: str = "ieee",
+) -> Tensor:
+    """A residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1, each folded.
+
+    Args:
+        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], of that dtype, from ``pack_weight``.
+        biases: [P], [P] and [O], in that dtype or float32.
+        residual: [B, O, H, W], of that dtype; ``x`` unless given.
+        provider: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
+            multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
+            as there.
+        precision: of the separate convolutions, as there.
+
+    Returns:
+        [B, O, H, W], channels-last. No gradient flows through it.
+
+    Raises:
+        ValueError: an argument is not as above, or the provider cannot run here.
+    """
+    _check_images(x)
+    if len(weights) != 3 or len(biases) != 3:
+        raise ValueError(
+            f"weights and biases must be three each, got {len(weights)} and {len(biases)}"
+        )
+    channels = x.shape[1]
+    for i, (weight, bias, kernel) in enumerate(zip(weights, biases, (1, 3, 1), strict=True)):
+        _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
+        channels = weight.shape[0]
+    residual = x if residual is None else residual
+    _check_residual(x, residual, _out_shape(x, weights[2], 1), float32=False)
+    _check_name("provider", provider, BOTTLENECK_PROVIDERS)
+    _check_name("precision", precision, PRECISIONS)
+    return torch.ops.emanet_triton.bottleneck(
+        x, list(weights), list(biases), residual, provider, precision
+    )
+
+
+def _check_images(x: Tensor) -> None:
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+def _check_parameters(
+    x: Tensor, channels: int, number: str, weight: Tensor, bias: Tensor, kernels: tuple[int, ...]
+) -> None:
+    name = f"weight{number}"
+    is_kernel = weight.dim() == 4 and weight.shape[2] == weight.shape[3] in kernels
+    if not is_kernel or weight.shape[1] != channels or weight.shape[0] == 0:
+        wanted = " or ".join(f"[O, {channels}, {kernel}, {kernel}]" for kernel in kernels)
+        raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
+    _check_like(x, name, weight, float32=False)
+    if list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias{number} must be [{weight.shape[0]}], got {list(bias.shape)}")
+    _check_like(x, f"bias{number}", bias)
+
+
+def _check_residual(x: Tensor, residual: Tensor, wanted: list[int], float32: bool = True) -> None:
+    if list(residual.shape) != wanted:
+        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
+    _check_like(x, "residual", residual, float32)
+
+
+def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
+    _check_dtype(name, tensor.dtype, {x.dtype, torch.float32} if float32 else {x.dtype})
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+
+
+def _check_dtype(name: str, dtype: torch.dtype, allowed: set[torch.dtype]) -> None:
+    if dtype not in allowed:
+        wanted = " or ".join(sorted(map(str, allowed)))
+        raise ValueError(f"{name} must be {wanted}, got {dtype}")
+
+
+def _check_name(what: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}")
+
+
+def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
+    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
+    return [x.shape[0], weight.shape[0], height, width]
+
+
+def _candidates(
+    x: Tensor, residual: Tensor | None, relu: bool, precision: str
+) -> dict[str, tuple[str, str]]:
+    """{name: (provider, precision)} of what is worth measuring where x is, the default first.
+
+    In float32 Triton's exact products are not: three products of TF32 are faster.
+    """
+    pairs = {"torch": ("torch", precision)}
+    if has_cudnn(x):
+        if can_fuse(x, residual, relu):
+            pairs = {"cudnn": ("cudnn", precision)} | pairs
+        pairs["cudnn-benchmark"] = "cudnn-benchmark", precision
+    if x.is_cuda and HAS_TRITON:
+        if x.dtype != torch.float32 or precision != "ieee":
+            pairs["triton"] = "triton", precision
+        elif torch.version.hip is None:  # AMD has no TF32
+            pairs["triton-tf32x3"] = "triton", "tf32x3"
+    return pairs
+
+
+def _run_conv_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    dilation: int,
+    relu: bool,
+    out_dtype: torch.dtype,
+    provider: str,
+    precision: str,
+) -> Tensor:
+    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
+    if provider != "auto":
+        return CONVOLUTIONS[provider](*arguments, precision)
+    calls = {
+        name: functools.partial(CONVOLUTIONS[provider], *arguments, its_precision)
+        for name, (provider, its_precision) in _candidates(x, residual, relu, precision).items()
+    }
+    if len(calls) == 1:
+        return calls["torch"]()
+    added = None if residual is None else residual.dtype
+    key = _key(
+        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype, added, out_dtype,
+        relu, precision,
+    )  # fmt: skip
+
+    def make_check() -> Check:
+        return Check(
+            x, residual, _out_shape(x, weight, stride), out_dtype, stride,
+            reach=dilation * (weight.shape[2] // 2),
+            relu=relu,
+            linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
+            plain=calls["torch"],
+        )  # fmt: skip
+
+    return calls[choice.choose(key, x.device, calls, "torch", make_check)]()
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(*values) -> str:
+    """What a convolution is looked up by: the fields of a ``ConvShape``, then the precision."""
+    return f"{ConvShape(*values[:-1])}, {values[-1]}"
+
+
+def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
+    out = x
+    for weight, bias, identity in zip(weights, biases, (None, None, residual), strict=True):
+        out = _run_conv_bias_act(
+            out, weight, bias, identity, 1, 1, True, x.dtype, provider, precision
+        )
+    return out
+
+
+def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """In the dtype of x, without residual and the last ReLU."""
+    out = exact_conv(x, weights[0], biases[0], 1, 1).relu()
+    out = exact_conv(out, weights[1], biases[1], 1, 1).relu()
+    return exact_conv(out, weights[2], biases[2], 1, 1)
+
+
+def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
+    with triton_kernels("conv.bottleneck", x, "provider") as kernels:
+        return kernels.bottleneck(x, weights, biases, residual)
+
+
+def _why_not_fused(x: Tensor, weights: list[Tensor]) -> str | None:
+    outputs, planes = weights[2].shape[:2]
+    if x.dtype == torch.float32:
+        return "float16 or bfloat16, got float32"
+    if planes not in BOTTLENECK_PLANES:
+        return f"{' or '.join(map(str, BOTTLENECK_PLANES))} planes, got {planes}"
+    if x.shape[1] % 64 or outputs % 64:
+        return f"input and output channels in multiples of 64, got {x.shape[1]} and {outputs}"
+    return None
+
+
+def _run_bottleneck(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    residual: Tensor,
+    provider: str,
+    precision: str,
+) -> Tensor:
+    why_not = _why_not_fused(x, weights)
+    if provider == "triton" and why_not:
+        raise ValueError(f"provider 'triton' of a bottleneck needs {why_not}")
+    separate = functools.partial(_separate, x, weights, biases, residual)
+    calls = {
+        "separate": functools.partial(separate, "auto", precision),
+        "triton": functools.partial(_fused, x, weights, biases, residual),
+    }
+    if provider == "auto":
+        provider = "separate"
+        if x.is_cuda and HAS_TRITON and not why_not:
+            make_check = functools.partial(
+                Check, x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
+                linear=lambda rows: _exact_bottleneck(rows, weights, biases),
+                plain=functools.partial(separate, "torch", precision),
+            )  # fmt: skip
+            planes, outputs = weights[1].shape[0], weights[2].shape[0]
+            key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
+            provider = choice.choose(key, x.device, calls, "separate", make_check)
+    return calls[provider]()
+
+
+def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:
+    shape = _out_shape(x, weight, stride)
+    return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=_NHWC)
+
+
+def _fake_bottleneck(x, weights, *_) -> Tensor:
+    shape = _out_shape(x, weights[2], 1)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
+
+
+register(
+    __name__,
+    Operator(
+        "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
+        "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor",
+        _run_conv_bias_act,
+        _fake_conv_bias_act,
+    ),
+    Operator(
+        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
+        "str precision) -> Tensor",
+        _run_bottleneck,
+        _fake_bottleneck,
+    ),
+)

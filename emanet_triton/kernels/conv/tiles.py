@@ -1,0 +1,125 @@
+"""Tile sizes of the convolution kernels, per architecture, as literal data: by shape, not timing.
+
+``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
+those without a table of their own; ``gfx942`` fits AMD's 64 KB.
+"""
+
+import functools
+from collections.abc import Iterator
+
+from emanet_triton.kernels.tile import DTYPES, Tile
+
+# Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
+# and no float32 residual, which would not fit its registers; medium: more than 64 outputs; narrow:
+# up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium serves.
+_CLASSES = ("wide", "medium", "narrow", "odd")
+_WIDE_PIXELS = 16384
+
+# BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
+# stands for bf16 and fp16. Sizes are the largest that compile without spills.
+_SIZES = {
+    "conv_rows": {
+        ("sm_90", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
+        ("sm_100", "half"): ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
+    },
+    "conv_pointers": {
+        ("sm_80", "half"): (
+            (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (128, 64, 32, 4, 4),
+        ),
+        ("sm_90", "half"): (
+            (128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
+        ),
+        ("sm_100", "half"): (
+            (128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (128, 64, 32, 4, 4),
+        ),
+        ("gfx942", "half"): (
+            (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 64, 64, 4, 2), (128, 64, 32, 4, 2),
+        ),
+        ("sm_80", "ieee"): ((64, 64, 32, 4, 3),) * 4,
+        ("sm_80", "tf32x3"): ((64, 64, 32, 8, 3),) * 4,
+        ("sm_80", "tf32"): ((128, 64, 32, 8, 3),) * 4,
+        ("sm_90", "ieee"): ((64, 64, 32, 8, 3),) * 4,
+        ("sm_90", "tf32x3"): ((128, 64, 32, 8, 3),) * 4,
+        ("sm_90", "tf32"): ((128, 128, 32, 8, 3),) * 4,
+        ("sm_100", "ieee"): ((64, 64, 32, 8, 3),) * 4,
+        ("sm_100", "tf32x3"): ((64, 64, 32, 8, 3),) * 4,
+        ("sm_100", "tf32"): ((128, 64, 32, 8, 3),) * 4,
+        ("gfx942", "ieee"): ((64, 64, 32, 4, 2),) * 4,
+        ("gfx942", "tf32"): ((64, 64, 32, 4, 2),) * 4,
+    },
+}  # fmt: skip
+
+# The fused bottleneck, half precision only, for 64 and 128 planes.
+_BOTTLENECK = {
+    "sm_80": {64: (64, 64, 64, 8, 3), 128: (32, 64, 64, 8, 3)},
+    "sm_90": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
+    "sm_100": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
+    "gfx942": {64: (128, 64, 64, 8, 2), 128: (64, 64, 32, 8, 2)},
+}
+BOTTLENECK_PLANES = (64, 128)
+DESCRIPTOR_ARCHS = ("sm_90", "sm_100")
+ROW = 128  # BLOCK_M of every tile of ``conv_rows``
+
+
+@functools.cache
+def tile(
+    kernel: str,
+    arch: str,
+    dtype: str,
+    channels: int,
+    outputs: int,
+    pixels: int,
+    precision: str = "ieee",
+    residual: str | None = None,
+) -> Tile:
+    """The configuration of a kernel for C input channels, O outputs and so many output pixels.
+
+    ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
+    ``residual`` is the dtype of the residual, if there is one.
+    """
+    shape_class = _shape_class(channels, outputs, 0 if residual == "fp32" else pixels)
+    return _tile(kernel, arch, dtype, shape_class, precision)
+
+
+@functools.cache
+def bottleneck_tile(arch: str, dtype: str, planes: int) -> Tile:
+    """The configuration of ``conv_bottleneck``; dtype is bf16 or fp16."""
+    return _as_tile("conv_bottleneck", arch, dtype, _BOTTLENECK[arch][planes], {"P": planes})
+
+
+def _shape_class(channels: int, outputs: int, pixels: int) -> str:
+    if channels % 64:
+        return "odd"
+    if outputs <= 64:
+        return "narrow"
+    return "wide" if outputs > 128 and pixels >= _WIDE_PIXELS else "medium"
+
+
+def _tile(kernel: str, arch: str, dtype: str, shape_class: str, precision: str) -> Tile:
+    if dtype != "fp32" or (arch == "gfx942" and precision == "tf32x3"):
+        precision = "ieee"
+    products = precision if dtype == "fp32" else "half"
+    by_class = dict(zip(_CLASSES, _SIZES[kernel][arch, products], strict=False))
+    sizes = by_class.get(shape_class) or by_class["medium"]
+    return _as_tile(kernel, arch, dtype, sizes, {"PRECISION": precision})
+
+
+def _as_tile(kernel: str, arch: str, dtype: str, sizes: tuple[int, ...], meta: dict) -> Tile:
+    block_m, block_o, block_c, num_warps, num_stages = sizes
+    meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c} | meta
+    return Tile(kernel, arch, dtype, meta, num_warps, num_stages)
+
+
+def _shipped() -> Iterator[Tile]:
+    for kernel, table in _SIZES.items():
+        for (arch, products), rows in table.items():
+            for dtype in DTYPES[:2] if products == "half" else DTYPES[2:]:
+                for shape_class in dict(zip(rows, _CLASSES, strict=False)).values():
+                    yield _tile(kernel, arch, dtype, shape_class, products)
+    for arch, table in _BOTTLENECK.items():
+        for dtype in DTYPES[:2]:
+            for planes in table:
+                yield bottleneck_tile(arch, dtype, planes)
+
+
+SHIPPED = tuple(_shipped())

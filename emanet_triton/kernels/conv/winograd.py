@@ -1,0 +1,368 @@
+"""3x3 convolutions with a quarter of the multiplications: Winograd's F(4x4, 3x3), for the CPU.
+
+A tile of 4 x 4 outputs comes from 6 x 6 products of transformed pixels and transformed weights,
+summed over the channels, in place of 144 (Lavin and Gray, CVPR 2016). All is PyTorch: small matrix
+products transform ``TILES`` tiles at once, and between them is one batched matrix product. A
+dilation of d is d * d convolutions, each of every d-th row and column. On a CPU each thread takes
+whole blocks of tiles.
+
+Transformed weights are four times as large as the weights. They are made anew at every call, for
+``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
+Of so few pixels that this would not pay, the convolution is PyTorch's.
+"""
+
+import contextlib
+import itertools
+import math
+import mmap
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.conv.eager import torch_conv
+from emanet_triton.kernels.registration import Operator, register
+from emanet_triton.kernels.threads import for_each, num_threads
+
+TILE = 4
+SIZE = TILE + 2
+TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
+CHANNELS_BYTES = 2048  # of a pixel
+WEIGHTS = 2**14  # transformed at once
+SMALL_PIXELS = 2**14  # of more pixels the memory counts for more than a tenth of the time
+FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
+
+# Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
+# 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
+INPUT = [
+    [1, -1.5, -2, 1.5, 1, 0],
+    [0, -1, 0.5, 2.5, 1, 0],
+    [0, 1, -2.5, 0.5, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 0.5, -1, -0.5, 1, 0],
+    [0, 1, -1.5, -2, 1.5, 1],
+]
+FILTER = [
+    [1, 0, 0],
+    [1 / 3, 1 / 3, 1 / 3],
+    [-1 / 3, 1 / 3, -1 / 3],
+    [-16 / 15, -8 / 15, -4 / 15],
+    [1 / 15, -2 / 15, 4 / 15],
+    [0, 0, 1],
+]
+OUTPUT = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 0.5, -2, 0],
+    [0, 1, 1, 0.25, 4, 0],
+    [0, 1, -1, 0.125, -8, 1],
+]
+_OF_THREAD = threading.local()
+ONES = SIZE + 1  # the product of the point 1 in both axes, which every output takes once
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """[O, C, 3, 3] → the same in memory of the order [rows, columns, O, C].
+
+    The operator reads weights so, and packs an unpacked weight anew at every call.
+    """
+    return weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
+@torch.no_grad()
+def winograd_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    relu: bool = True,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
+
+    The transforms, bias, residual and ReLU are computed in float32, the products in the dtype of
+    ``x``. In half precision the transformed operands are rounded once more than a plain
+    convolution's are: on noise the error is about five times as large.
+
+    Args:
+        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weight: [O, C, 3, 3], from ``pack_weight``, in that dtype.
+        bias: [O], floating point.
+        residual: [B, O, H, W], floating point.
+        dilation: at least 1, which is the padding, too.
+        relu: whether negative values become zero.
+        out_dtype: the dtype of ``x`` unless given.
+
+    Returns:
+        [B, O, H, W], channels-last. No gradient flows through it.
+
+    Raises:
+        ValueError: a shape, the weight's dtype or the dilation is not as above.
+    """
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
+    if weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
+        raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight must be {x.dtype} like x, got {weight.dtype}")
+    if list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    wanted = [x.shape[0], weight.shape[0], *x.shape[2:]]
+    if residual is not None and list(residual.shape) != wanted:
+        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    return torch.ops.emanet_triton.winograd_conv(
+        x, weight, bias, residual, dilation, relu, out_dtype or x.dtype
+    )
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    dilation: int,
+    relu: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    if x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS[x.element_size()]:
+        return torch_conv(x, weight, bias, residual, 1, dilation, relu, out_dtype, "ieee")
+    out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
+    most = CHANNELS_BYTES // x.element_size()
+    pieces = x.split(most, 1)
+    taps = weight.permute(2, 3, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
+    rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
+    across = _tiles_across(x, dilation)
+    threads = num_threads(x.device)
+    small = x.shape[0] * x.shape[2] * x.shape[3] <= SMALL_PIXELS
+    most_tiles = TILES if small or threads == 1 else TILES // 2
+    even = _even_blocks(rows, max(1, most_tiles // across), threads)
+    blocks = [_runs(block, dilation) for block in even]
+
+    channels, outputs = pieces[0].shape[1], len(bias)
+    tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
+    weights_bytes = SIZE**2 * channels * outputs * x.element_size()
+    thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
+    memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep=small)
+    weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
+
+    total = out
+    if len(pieces) > 1 and out_dtype != torch.float32:
+        total = torch.empty_like(out, dtype=torch.float32)
+    addend = residual
+    for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
+        last = i == len(pieces) - 1
+        matrices = _part(weights_memory, (SIZE**2, outputs, piece.shape[1]), x.dtype)
+        at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
+        parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
+        _for_each(_transform_weight, list(parts), of_threads, x.device)
+        convolve = _Convolution(
+            piece, matrices, None if i else bias, addend, out if last else total, dilation,
+            relu and last,
+        )  # fmt: skip
+        _for_each(convolve, blocks, of_threads, x.device)
+        addend = total
+    return out
+
+
+def _for_each(
+    step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
+) -> None:
+    """Call step(scratch, item) for every item, shared among threads of one memory each."""
+    scratches = deque(map(_Scratch, memories))
+
+    def make_run() -> Callable[[object], None]:
+        scratch = scratches.popleft()
+        return lambda item: step(scratch, item)
+
+    for_each(make_run, items, device)
+
+
+class _Scratch:
+    """A thread's two pieces of memory, by turns: a step reads what is in one, writes the other."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._halves = itertools.cycle(memory.chunk(2))
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor in the place of what was taken before the last."""
+        return _part(next(self._halves), shape, dtype)
+
+    def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
+        """What was taken last, in another dtype."""
+        return source if source.dtype == dtype else self.copy(source, dtype)
+
+    def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What is not in the other half, or what was taken last."""
+        return self.take(*source.shape, dtype=dtype).copy_(source)
+
+
+class _Convolution:
+    """From the pixels of a block of rows of tiles to its outputs.
+
+    A run is (image, first output row, number of rows of tiles); a tile is that of a phase of the
+    dilation. Tiles are in the order [rows of tiles, across, phases of the columns].
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        matrices: Tensor,
+        bias: Tensor | None,
+        addend: Tensor | None,
+        out: Tensor,
+        dilation: int,
+        relu: bool,
+    ) -> None:
+        self.images, self.out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)  # [B, H, W, C]
+        self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
+        self.matrices, self.bias, self.dilation, self.relu = matrices, bias, dilation, relu
+        self.width = x.shape[3]
+        self.across = _tiles_across(x, dilation) // dilation
+        self.input, self.output = (x.new_tensor(m, dtype=torch.float32) for m in (INPUT, OUTPUT))
+
+    def __call__(self, scratch: _Scratch, runs: list[tuple[int, int, int]]) -> None:
+        self._write(self._products(self._read(runs, scratch), scratch), runs, scratch)
+
+    def _read(self, runs: list[tuple[int, int, int]], scratch: _Scratch) -> Tensor:
+        """Transformed pixels, [36, tiles, C] in the dtype of x."""
+        channels, d = self.images.shape[3], self.dilation
+        most, rows = max(count for *_, count in runs), sum(count for *_, count in runs)
+        columns = self.across * TILE + 2
+        padded = scratch.take(most * TILE + 2, columns * d, channels)
+        lines = scratch.take(SIZE, rows, columns * d * channels)  # transformed along a column
+        of_runs = lines.split([count for *_, count in runs], 1)
+        for (image, first, count), transformed in zip(runs, of_runs, strict=True):
+            above = first < d  # the first of its rows lies above the image
+            stop = first + TILE * count * d + 1
+            pixels = self.images[image, first if above else first - d : stop : d]
+            padded.zero_()
+            padded[above : above + len(pixels), d : d + self.width] = pixels
+            sixes = padded.flatten(1).unfold(0, SIZE, TILE)[:count].mT  # [rows, 6, columns * d * C]
+            _multiply(self.input, sixes, transformed.transpose(0, 1))
+
+        sixes = lines.unflatten(2, (columns, -1)).unfold(2, SIZE, TILE).permute(0, 4, 1, 2, 3)
+        tiles = scratch.copy(sixes).flatten(2)
+        transformed = scratch.take(*tiles.shape)
+        _multiply(self.input, tiles, transformed)
+        transformed = transformed.flatten(0, 1).unflatten(1, (-1, channels))
+        return scratch.cast(transformed, self.images.dtype)
+
+    def _products(self, pixels: Tensor, scratch: _Scratch) -> Tensor:
+        """[36, tiles, C] → sums over the channels, float32 [36, tiles, O]."""
+        shape = *pixels.shape[:2], self.matrices.shape[1]
+        products = scratch.take(*shape, dtype=pixels.dtype)
+        torch.bmm(pixels, self.matrices.mT, out=products)
+        if self.bias is not None:
+            products[ONES] += self.bias
+        return scratch.cast(products, torch.float32)
+
+    def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
+        """Sums [36, tiles, O] → rows of the output, with what is added and ReLU."""
+        d, outputs = self.dilation, products.shape[2]
+        products = products.flatten(1).unflatten(0, (SIZE, SIZE))
+        columns = scratch.take(SIZE, TILE, products.shape[2])
+        _multiply(self.output, products, columns)
+        in_place = columns.unflatten(2, (-1, self.across, d, outputs)).permute(0, 2, 3, 1, 4, 5)
+        lines = scratch.copy(in_place)
+        inside = lines.flatten(2, 4)[:, :, : self.width].flatten(2).transpose(0, 1)
+        block = scratch.take(len(inside), TILE, inside.shape[2])
+        _multiply(self.output, inside, block)
+
+        of_runs = block.split([count for *_, count in runs])
+        for (image, first, count), part in zip(runs, of_runs, strict=True):
+            rows = slice(first, first + TILE * count * d, d)
+            out = self.out[image, rows].flatten(1)
+            part = part.flatten(0, 1)[: len(out)]
+            if self.addend is not None:
+                part += self.addend[image, rows].flatten(1)
+            out.copy_(part.relu_() if self.relu else part)
+
+
+def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
+    """[m, n] times each of [batch, n, :] → out, [batch, m, :]; all float32."""
+    torch.bmm(matrix.expand(len(sources), -1, -1), sources, out=out)
+
+
+def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
+    """So many bytes, on Linux a mapping of its own in pages as large as there are.
+
+    From the C library some of it would stay behind as holes that fit nothing else. With ``keep``
+    the thread has it again at its next call; without, it keeps none.
+    """
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    mapping = getattr(_OF_THREAD, "memory", None)
+    if mapping is None or len(mapping) < size:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    _OF_THREAD.memory = mapping if keep else None
+    return torch.frombuffer(mapping, dtype=torch.uint8)[:size]
+
+
+def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return memory.view(dtype)[: math.prod(shape)].view(*shape)
+
+
+def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
+    """Taps [9, O, C] → [36, O, C], the other of the two, computed in float32."""
+    taps, out = part
+    one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
+    matrix = torch.kron(one_axis, one_axis).float()
+    taps = (taps if taps.dtype == torch.float32 else scratch.copy(taps)).flatten(1)
+    if out.dtype == torch.float32:
+        torch.mm(matrix, taps, out=out.flatten(1))
+    else:
+        out.flatten(1).copy_(torch.mm(matrix, taps, out=scratch.take(SIZE**2, taps.shape[1])))
+
+
+def _tiles_across(x: Tensor, dilation: int) -> int:
+    return -(-x.shape[3] // (TILE * dilation)) * dilation
+
+
+def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, int]]:
+    """(image, first output row) of every row of tiles."""
+    for image in range(batch):
+        for phase in range(min(dilation, height)):
+            for row in range(phase, height, TILE * dilation):
+                yield image, row
+
+
+def _even_blocks(rows: list, most: int, threads: int) -> list[list]:
+    """Split into blocks of at most so many each, about equally long, as few for every thread."""
+    count = min(-(-len(rows) // (most * threads)) * threads, len(rows))
+    return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
+
+
+def _runs(rows: list[tuple[int, int]], dilation: int) -> list[tuple[int, int, int]]:
+    """(image, first output row, count) of the rows of tiles that follow one another."""
+    runs: list[tuple[int, int, int]] = []
+    for image, row in rows:
+        if runs:
+            before, first, count = runs[-1]
+            if (image, row) == (before, first + count * TILE * dilation):
+                runs[-1] = before, first, count + 1
+                continue
+        runs.append((image, row, 1))
+    return runs
+
+
+def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:
+    shape = x.shape[0], weight.shape[0], *x.shape[2:]
+    return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
+
+
+register(
+    __name__,
+    Operator(
+        "winograd_conv(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int dilation, "
+        "bool relu, ScalarType out_dtype) -> Tensor",
+        _run,
+        _fake,
+    ),
+)

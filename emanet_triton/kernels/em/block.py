@@ -1,0 +1,237 @@
+"""The EM attention block in Triton: EM iterations on folded bases, then one epilogue kernel.
+
+The mid convolution's output X = W₁F + b₁ is never formed: a stage runs on F with the folded bases
+ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both over the L1 norm
+of Z, give the next bases μ = W₁S + r·b₁, normalised; r is what keeps a dead base at zero. The
+epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
+
+Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from emanet_triton.kernels.em.attention import EPS, Stages, load_features, reconstruct
+from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
+
+
+@triton.jit
+def em_project(
+    sums_ptr, mass_ptr, weight_ptr, bias_ptr, out_ptr,
+    num_rows,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """W₁S + r·b₁, all float32: sums [rows, C], mass [rows], weight [C, C], bias [C]."""
+    pid = tl.program_id(0)
+    num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
+    o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    o_m = (pid // num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m, m_o = o_m < num_rows, o_o < C
+
+    b_out = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        p_sums = sums_ptr + o_m[:, None] * C + o_c[None, :]
+        b_sums = tl.load(p_sums, mask=m_m[:, None] & m_c[None, :], other=0.0)
+        p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
+        b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
+        b_out = tl.dot(b_sums, b_weight, b_out, input_precision=PRECISION)
+    b_mass = tl.load(mass_ptr + o_m, mask=m_m, other=0.0)
+    b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0)
+    p_out = out_ptr + o_m[:, None] * C + o_o[None, :]
+    b_out += b_mass[:, None] * b_bias[None, :]
+    tl.store(p_out, b_out, mask=m_m[:, None] & m_o[None, :])
+
+
+@triton.jit
+def em_fold(
+    bases_ptr, weight_ptr, bias_ptr, folded_ptr, logit_bias_ptr,
+    num_rows,
+    C: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """W₁ᵀμ and b₁ᵀμ; with NORMALISE the bases are first divided by their L2 norms.
+
+    bases float32 [rows, C]; folded [rows, C] in the features' dtype; logit_bias float32 [rows].
+    """
+    pid = tl.program_id(0)
+    num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
+    i_o = pid % num_blocks
+    o_o = i_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    o_m = (pid // num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m, m_o = o_m < num_rows, o_o < C
+
+    b_folded = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
+    b_along = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    b_square = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        p_mu = bases_ptr + o_m[:, None] * C + o_c[None, :]
+        b_mu = tl.load(p_mu, mask=m_m[:, None] & m_c[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
+        p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
+        b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
+        b_folded = tl.dot(b_mu, b_weight, b_folded, input_precision=PRECISION)
+        b_along += b_mu * tl.load(bias_ptr + o_c, mask=m_c, other=0.0)[None, :]
+        b_square += b_mu * b_mu
+    b_bias = tl.sum(b_along, axis=1)
+    if NORMALISE:
+        norm = tl.sqrt(tl.sum(b_square, axis=1))
+        norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays one
+        b_folded = b_folded / norm[:, None]
+        b_bias = b_bias / norm
+    p_folded = folded_ptr + o_m[:, None] * C + o_o[None, :]
+    b_folded = b_folded.to(folded_ptr.dtype.element_ty)
+    tl.store(p_folded, b_folded, mask=m_m[:, None] & m_o[None, :])
+    if i_o == 0:
+        tl.store(logit_bias_ptr + o_m, b_bias, mask=m_m)
+
+
+@triton.jit
+def em_normalise(bases_ptr, out_ptr, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Float32 bases [rows, C], each divided by its L2 norm, in the dtype of out [rows, C]."""
+    i_m = tl.program_id(0).to(tl.int64)
+    o_c = tl.arange(0, BLOCK_C)
+    b_mu = tl.load(bases_ptr + i_m * C + o_c, mask=o_c < C, other=0.0)
+    norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0))
+    b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
+    tl.store(out_ptr + i_m * C + o_c, b_mu.to(out_ptr.dtype.element_ty), mask=o_c < C)
+
+
+@triton.jit
+def em_epilogue(
+    x_ptr, z_ptr, bases_ptr, weight_ptr, bias_ptr, out_ptr,
+    N, num_tiles,
+    stride_x_b, stride_x_n, stride_x_c, stride_out_b, stride_out_n, stride_out_c,
+    C: tl.constexpr, K: tl.constexpr, PADDED_K: tl.constexpr, Z_SCALE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """ReLU(F + W₂·ReLU(Zμᵀ) + b₂) for one tile of positions and BLOCK_O channels.
+
+    bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ float32 [C].
+    """
+    pid = tl.program_id(0)
+    num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
+    o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    o_n = pid // num_blocks % num_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_b = (pid // num_blocks // num_tiles).to(tl.int64)
+    m_n, m_o = o_n < N, o_o < C
+    element = z_ptr.dtype.element_ty
+    z_ptr += i_b * N * PADDED_K
+    bases_ptr += i_b * K * C
+
+    o_k = tl.arange(0, BLOCK_K)
+    if PADDED_K == BLOCK_K:  # all of Z stays in registers
+        p_z = z_ptr + o_n.to(tl.int64)[:, None] * PADDED_K + o_k[None, :]
+        b_z = tl.load(p_z, mask=m_n[:, None], other=0.0)  # [BLOCK_N, BLOCK_K]
+    b_out = tl.zeros([BLOCK_N, BLOCK_O], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        if PADDED_K == BLOCK_K:
+            m_mu = (o_k < K)[:, None] & m_c[None, :]
+            b_mu = tl.load(bases_ptr + o_k[:, None] * C + o_c[None, :], mask=m_mu, other=0.0)
+            b_recon = tl.dot(b_z, b_mu, input_precision=PRECISION)  # [BLOCK_N, BLOCK_C]
+        else:
+            b_recon = reconstruct(
+                z_ptr, bases_ptr, o_n, o_c, N, C, K, PADDED_K, BLOCK_N, BLOCK_C, BLOCK_K, PRECISION
+            )
+        b_recon = b_recon * (1.0 / Z_SCALE)
+        b_recon = tl.where(b_recon < 0.0, 0.0, b_recon).to(element)
+        p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
+        b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
+        b_out = tl.dot(b_recon, b_weight, b_out, input_precision=PRECISION)
+    b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0)[None, :]
+    x_ptr += i_b * stride_x_b
+    b_x = load_features(x_ptr, o_n, o_o, N, stride_x_n, stride_x_c, C, BLOCK_O, CHANNELS_LAST)
+    b_out += b_x.to(tl.float32)
+    b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays one, as in torch.relu
+    o_n, o_o = o_n.to(tl.int64), o_o.to(tl.int64)
+    p_out = out_ptr + i_b * stride_out_b + (o_n * stride_out_n)[:, None]
+    p_out += (o_o * stride_out_c)[None, :]
+    tl.store(p_out, b_out.to(element), mask=m_n[:, None] & m_o[None, :])
+
+
+INTERPRETED = not isinstance(em_epilogue, triton.JITFunction)
+
+
+class BlockStages(Stages):
+    """``Stages`` with the launches that folding and the epilogue add."""
+
+    def project(self, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """sums [B, K, C] and mass [B, K] → W₁S + r·b₁, float32 [B, K, C]."""
+        out = torch.empty_like(sums)
+        rows = mass.numel()
+        programs = self._row_programs("em_project", rows)
+        self.launch(em_project, programs, sums, mass, weight, bias, out, rows, C=self.shape["C"])
+        return out
+
+    def fold(
+        self, bases: Tensor, weight: Tensor, bias: Tensor, normalise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """bases, float32 [B, K, C] → W₁ᵀμ in the features' dtype and b₁ᵀμ, float32 [B, K]."""
+        folded = torch.empty_like(bases, dtype=self.feats.dtype)
+        logit_bias = bases.new_empty(bases.shape[:2])
+        rows = logit_bias.numel()
+        self.launch(
+            em_fold, self._row_programs("em_fold", rows),
+            bases, weight, bias, folded, logit_bias, rows,
+            C=self.shape["C"], NORMALISE=normalise,
+        )  # fmt: skip
+        return folded, logit_bias
+
+    def normalise(self, bases: Tensor) -> Tensor:
+        """bases, float32 [B, K, C] → divided by their norms, in the features' dtype."""
+        out = torch.empty_like(bases, dtype=self.feats.dtype)
+        self.launch(em_normalise, bases[..., 0].numel(), bases, out, C=self.shape["C"])
+        return out
+
+    def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        batch, positions, channels = self.feats.shape
+        meta = self.tile("em_epilogue").meta
+        num_tiles = cdiv(positions, meta["BLOCK_N"])
+        num_blocks = cdiv(channels, meta["BLOCK_O"])
+        out = torch.empty_like(self.feats)
+        self.launch(
+            em_epilogue, batch * num_tiles * num_blocks,
+            self.feats, self.z, bases, weight, bias, out,
+            positions, num_tiles, *self.feats.stride(), *out.stride(),
+            **self.shape, PADDED_K=self.z.shape[2], **self.z_scale, **self.channels_last,
+        )  # fmt: skip
+        return out
+
+    def _row_programs(self, kernel: str, rows: int) -> int:
+        meta = self.tile(kernel).meta
+        num_blocks = cdiv(self.shape["C"], meta["BLOCK_O"])
+        return cdiv(rows, meta["BLOCK_M"]) * num_blocks
+
+
+@with_fitting_tiles
+def em_attention_block(
+    feats: Tensor,
+    bases: Tensor,
+    mid_weight: Tensor,
+    mid_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    num_stages: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """feats [B, N, C], bases [1 or B, C, K] → block output [B, N, C], new bases [B, C, K]."""
+    stages = BlockStages(feats, bases.shape[2], precision)
+    mid = mid_weight.float().contiguous(), mid_bias.float().contiguous()
+    mu = bases.transpose(1, 2).float().contiguous()
+    sums = mu.new_empty(feats.shape[0], *mu.shape[1:])
+    mass = mu.new_empty(sums.shape[:2])
+    for stage in range(num_stages):
+        stages.e_step(*stages.fold(mu, *mid, normalise=stage > 0))
+        stages.m_step(sums, mass)
+        mu = stages.project(sums, mass, *mid)
+    mu = stages.normalise(mu)
+    weight = out_weight.to(feats.dtype).contiguous()
+    return stages.epilogue(mu, weight, out_bias.float().contiguous()), mu.transpose(1, 2)

@@ -1,0 +1,207 @@
+"""The operators of EM attention: validation, choice of backend, registration with PyTorch."""
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.em import eager
+from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
+from emanet_triton.kernels.registration import Operator, register
+from emanet_triton.kernels.tile import PRECISIONS
+
+BACKENDS = ("auto", "triton", "torch")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def em_attention(
+    feats: Tensor,
+    bases: Tensor,
+    num_stages: int = 3,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor]:
+    """Run the batched EM iterations (Li et al., ICCV 2019, eq. 12-14; mmseg ``EMAModule``).
+
+    Args:
+        feats: features X, [B, C, H, W] or [B, N, C], any strides; C to 2048; float32, float16 or
+            bfloat16. Channels-last memory is the fastest. B may be 0.
+        bases: initial bases, [1 or B, C, K], K to 256; in the dtype of ``feats`` or float32.
+        num_stages: number of E and M steps, at least 1.
+        backend: ``"triton"`` on a GPU or under Triton's interpreter, ``"torch"`` anywhere,
+            ``"auto"`` picks by device.
+        precision: how the Triton kernels multiply float32 features: ``"ieee"``, ``"tf32x3"``
+            (on AMD the same as ``"ieee"``) or ``"tf32"``.
+
+    Returns:
+        The reconstruction, with the shape, dtype and memory format of ``feats``, and the bases
+        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    _check(feats, bases, num_stages, backend, precision)
+    recon, new_bases = torch.ops.emanet_triton.em_attention(
+        _as_positions(feats), bases, num_stages, _choose(backend, feats), precision
+    )
+    return _as_feats(recon, feats), new_bases
+
+
+@torch.no_grad()
+def em_attention_block(
+    feats: Tensor,
+    bases: Tensor,
+    mid_weight: Tensor,
+    mid_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    num_stages: int = 3,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor]:
+    """Run EM attention with the 1x1 convolutions and the residual around it (mmseg ``EMAHead``).
+
+    The output is relu(F + out(relu(EM attention of mid(F)))); neither mid(F) nor the
+    reconstruction is written to memory.
+
+    Args:
+        feats: features F, as X of ``em_attention``.
+        bases: initial bases, as in ``em_attention``.
+        mid_weight, mid_bias: ``ema_mid_conv``, [C, C] and [C], floating point.
+        out_weight, out_bias: ``ema_out_conv`` with its batch norm folded in, [C, C] and [C].
+        num_stages, backend, precision: as in ``em_attention``.
+
+    Returns:
+        The block's output, with the shape, dtype and memory format of ``feats``, and the bases
+        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    _check(feats, bases, num_stages, backend, precision)
+    channels = bases.shape[1]
+    weights = {
+        "mid_weight": mid_weight,
+        "mid_bias": mid_bias,
+        "out_weight": out_weight,
+        "out_bias": out_bias,
+    }
+    for name, weight in weights.items():
+        _check_tensor(name, weight)
+        wanted = [channels, channels] if name.endswith("weight") else [channels]
+        if list(weight.shape) != wanted:
+            raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
+        if not weight.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {weight.dtype}")
+        _check_device(name, weight, feats)
+    out, new_bases = torch.ops.emanet_triton.em_attention_block(
+        _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
+        num_stages, _choose(backend, feats), precision,
+    )  # fmt: skip
+    return _as_feats(out, feats), new_bases
+
+
+def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str) -> None:
+    _check_tensor("feats", feats)
+    _check_tensor("bases", bases)
+    if feats.dim() not in (3, 4):
+        raise ValueError(f"feats must be [B, C, H, W] or [B, N, C], got {list(feats.shape)}")
+    channels = feats.shape[1] if feats.dim() == 4 else feats.shape[2]
+    if 0 in feats.shape[1:]:
+        raise ValueError(f"feats must have channels and positions, got {list(feats.shape)}")
+    if channels > MAX_CHANNELS:
+        raise ValueError(f"feats must have at most {MAX_CHANNELS} channels, got {channels}")
+    if feats.dtype not in DTYPES:
+        raise ValueError(f"feats must be float32, float16 or bfloat16, got {feats.dtype}")
+    if bases.dim() != 3 or bases.shape[0] not in (1, feats.shape[0]) or bases.shape[1] != channels:
+        batch = feats.shape[0]
+        raise ValueError(f"bases must be [1 or {batch}, {channels}, K], got {list(bases.shape)}")
+    if not 1 <= bases.shape[2] <= MAX_BASES:
+        raise ValueError(f"bases must be 1 to {MAX_BASES} in number, got {bases.shape[2]}")
+    if bases.dtype not in (feats.dtype, torch.float32):
+        like_feats = "" if feats.dtype == torch.float32 else f"{feats.dtype} or "
+        raise ValueError(f"bases must be {like_feats}torch.float32, got {bases.dtype}")
+    _check_device("bases", bases, feats)
+    if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
+        raise ValueError(f"num_stages must be an int, got {num_stages!r}")
+    if num_stages < 1:
+        raise ValueError(f"num_stages must be at least 1, got {num_stages}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _check_device(name: str, tensor: Tensor, feats: Tensor) -> None:
+    if tensor.device != feats.device:
+        raise ValueError(f"{name} must be on {feats.device} like feats, got {tensor.device}")
+
+
+def _choose(backend: str, feats: Tensor) -> str:
+    if backend == "auto":
+        return "triton" if HAS_TRITON and feats.is_cuda else "torch"
+    return backend
+
+
+def _as_positions(feats: Tensor) -> Tensor:
+    """[B, C, H, W] → [B, N, C], a view where the strides allow one; [B, N, C] as it is."""
+    return feats.permute(0, 2, 3, 1).flatten(1, 2) if feats.dim() == 4 else feats
+
+
+def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
+    """[B, N, C] → the shape of ``feats``."""
+    return out.unflatten(1, feats.shape[2:]).permute(0, 3, 1, 2) if feats.dim() == 4 else out
+
+
+def _run_em_attention(
+    feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        with triton_kernels("em.attention", feats) as kernels:
+            return kernels.em_attention(feats, bases, num_stages, precision)
+    recon, new_bases = eager.em_attention(feats, bases, num_stages)
+    return recon, new_bases.mT.contiguous().mT
+
+
+def _run_em_attention_block(
+    feats: Tensor,
+    bases: Tensor,
+    mid_weight: Tensor,
+    mid_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    num_stages: int,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    weights = mid_weight, mid_bias, out_weight, out_bias
+    if backend == "triton":
+        with triton_kernels("em.block", feats) as kernels:
+            return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
+    out, new_bases = eager.em_attention_block(feats, bases, *weights, num_stages)
+    return out, new_bases.mT.contiguous().mT
+
+
+def _fake(feats: Tensor, bases: Tensor, *_) -> tuple[Tensor, Tensor]:
+    batch, channels, num_bases = feats.shape[0], bases.shape[1], bases.shape[2]
+    return torch.empty_like(feats), feats.new_empty(batch, num_bases, channels).mT
+
+
+_ITERATION = "int num_stages, str backend, str precision) -> (Tensor, Tensor)"
+register(
+    __name__,
+    Operator(f"em_attention(Tensor feats, Tensor bases, {_ITERATION}", _run_em_attention, _fake),
+    Operator(
+        "em_attention_block(Tensor feats, Tensor bases, Tensor mid_weight, Tensor mid_bias, "
+        f"Tensor out_weight, Tensor out_bias, {_ITERATION}",
+        _run_em_attention_block,
+        _fake,
+    ),
+)

@@ -1,0 +1,183 @@
+"""Tile sizes of the EM kernels, per architecture, as literal data: by shape, never by timing.
+
+``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
+those without a table of their own; ``gfx942`` fits AMD's 64 KB.
+"""
+
+import functools
+from collections.abc import Iterator
+
+from emanet_triton.kernels.tile import ARCHS, DTYPES, PRECISIONS, Tile
+
+MAX_BASES = 256
+MAX_CHANNELS = 2048
+
+# Block sizes, warps and pipeline stages, by architecture and by how products are computed: "half"
+# is bf16 and fp16, the others are the precisions of fp32. They are the largest candidates of
+# which every use compiles without spilling (bench/ahead_of_time/gates.py).
+
+# BLOCK_N, BLOCK_C, warps, stages for K padded to 64, 128 and 256.
+_PADDED_BASES = (64, 128, 256)
+_BY_BASES = {
+    "em_e_step": {
+        ("sm_80", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        ("sm_80", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+        ("sm_80", "tf32x3"): ((128, 32, 8, 3), (64, 32, 8, 3), (32, 32, 8, 2)),
+        ("sm_80", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
+        ("sm_90", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        ("sm_90", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+        ("sm_90", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 8, 3)),
+        ("sm_90", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
+        ("sm_100", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        ("sm_100", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+        ("sm_100", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3)),  # and see _has_tf32x3
+        ("sm_100", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
+        ("gfx942", "half"): ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
+        ("gfx942", "ieee"): ((128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
+        ("gfx942", "tf32"): ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2)),
+    },
+    "em_m_step": {
+        ("sm_80", "half"): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 3)),
+        ("sm_80", "ieee"): ((32, 64, 4, 3), (32, 64, 8, 3), (32, 32, 8, 3)),
+        ("sm_80", "tf32x3"): ((32, 128, 8, 3), (32, 64, 8, 3), (32, 32, 8, 2)),
+        ("sm_80", "tf32"): ((32, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        ("sm_90", "half"): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 3)),
+        ("sm_90", "ieee"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 8, 3)),
+        ("sm_90", "tf32x3"): ((64, 64, 8, 3), (64, 64, 8, 3), (32, 64, 8, 3)),
+        ("sm_90", "tf32"): ((64, 128, 4, 3), (64, 64, 8, 3), (64, 128, 8, 2)),
+        ("sm_100", "half"): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 3)),
+        ("sm_100", "ieee"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 8, 3)),
+        ("sm_100", "tf32x3"): ((64, 64, 8, 3), (64, 64, 8, 3), (64, 64, 8, 3)),
+        ("sm_100", "tf32"): ((64, 64, 8, 3), (64, 64, 8, 3), (64, 64, 8, 2)),
+        ("gfx942", "half"): ((64, 128, 4, 2), (64, 128, 4, 2), (64, 128, 4, 2)),
+        ("gfx942", "ieee"): ((32, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 2)),
+        ("gfx942", "tf32"): ((64, 128, 4, 2), (64, 128, 4, 2), (64, 64, 4, 1)),
+    },
+}
+
+# BLOCK_N, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
+_RECONSTRUCT = {
+    ("sm_80", "half"): (128, 128, 8, 3),
+    ("sm_80", "ieee"): (64, 64, 8, 1),
+    ("sm_80", "tf32x3"): (64, 32, 8, 3),
+    ("sm_80", "tf32"): (128, 128, 8, 2),
+    ("sm_90", "half"): (128, 128, 8, 3),
+    ("sm_90", "ieee"): (64, 64, 8, 3),
+    ("sm_90", "tf32x3"): (128, 64, 8, 3),
+    ("sm_90", "tf32"): (128, 128, 8, 3),
+    ("sm_100", "half"): (128, 128, 8, 3),
+    ("sm_100", "ieee"): (64, 64, 8, 3),
+    ("sm_100", "tf32x3"): (128, 128, 8, 3),
+    ("sm_100", "tf32"): (128, 128, 8, 3),
+    ("gfx942", "half"): (128, 128, 8, 2),
+    ("gfx942", "ieee"): (64, 64, 8, 1),
+    ("gfx942", "tf32"): (64, 64, 8, 1),
+}
+
+# BLOCK_N, BLOCK_O, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
+_EPILOGUE = {
+    ("sm_80", "half"): (64, 128, 64, 8, 3),
+    ("sm_80", "ieee"): (64, 64, 16, 8, 2),
+    ("sm_80", "tf32x3"): (64, 64, 16, 8, 1),
+    ("sm_80", "tf32"): (64, 128, 32, 8, 1),
+    ("sm_90", "half"): (64, 128, 64, 8, 3),
+    ("sm_90", "ieee"): (64, 64, 32, 8, 2),
+    ("sm_90", "tf32x3"): (128, 64, 32, 8, 1),
+    ("sm_90", "tf32"): (128, 64, 64, 8, 3),
+    ("sm_100", "half"): (64, 64, 64, 8, 3),
+    ("sm_100", "ieee"): (64, 64, 32, 8, 3),
+    ("sm_100", "tf32x3"): (64, 64, 64, 8, 1),
+    ("sm_100", "tf32"): (128, 64, 64, 8, 3),
+    ("gfx942", "half"): (128, 128, 32, 8, 2),
+    ("gfx942", "ieee"): (64, 64, 32, 8, 1),
+    ("gfx942", "tf32"): (64, 64, 32, 8, 1),
+}
+# Others for channels-last features and K to 64, where Z stays in registers.
+_EPILOGUE_OF_FEW = {
+    ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
+    ("sm_90", "half"): (256, 128, 64, 8, 3),
+    ("sm_90", "ieee"): (64, 64, 16, 8, 3),
+    ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
+    ("sm_100", "half"): (128, 128, 64, 8, 3),
+}
+
+# The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages.
+_PROJECTION = (64, 32, 32, 4, 3)
+
+# Kernels of one program a base, by C padded to a power of two: partial sums taken at a time.
+_BY_CHANNELS = {64: 64, 128: 32, 256: 16, 512: 8, 1024: 4, 2048: 2}
+
+
+def _has_tf32x3(kernel: str, arch: str, num_bases: int) -> bool:
+    """AMD has none; an E step of more than 128 bases Triton 3.6 compiles to nothing on sm_100."""
+    return arch != "gfx942" and (kernel, arch, num_bases > 128) != ("em_e_step", "sm_100", True)
+
+
+@functools.cache
+def tile(
+    kernel: str,
+    arch: str,
+    dtype: str,
+    channels: int,
+    num_bases: int,
+    channels_last: bool = True,
+    precision: str = "ieee",
+) -> Tile:
+    """The configuration of a kernel for C channels and K bases.
+
+    ``precision`` matters for fp32 only, and ieee stands in for tf32x3 where ``_has_tf32x3`` says.
+    """
+    if dtype != "fp32" or (precision == "tf32x3" and not _has_tf32x3(kernel, arch, num_bases)):
+        precision = "ieee"
+    products = (arch, precision if dtype == "fp32" else "half")
+    meta: dict[str, int | str] = {"PRECISION": precision}
+    if kernel in _BY_BASES:
+        block_k = pad_bases(num_bases)
+        row = _BY_BASES[kernel][products][_PADDED_BASES.index(block_k)]
+        meta["BLOCK_N"], meta["BLOCK_C"], *launch = row
+        meta["BLOCK_K"] = block_k
+    elif kernel == "em_reconstruct":
+        meta["BLOCK_N"], meta["BLOCK_C"], *launch = _RECONSTRUCT[products]
+        meta["BLOCK_K"] = 64
+    elif kernel == "em_epilogue":
+        few = channels_last and num_bases <= 64
+        row = (few and _EPILOGUE_OF_FEW.get(products)) or _EPILOGUE[products]
+        meta["BLOCK_N"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = row
+        meta["BLOCK_K"] = 64
+    elif kernel in ("em_project", "em_fold"):
+        meta["BLOCK_M"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = _PROJECTION
+        exact = arch == "gfx942" or products[1] == "ieee"
+        meta["PRECISION"] = "ieee" if exact else "tf32x3"
+    else:
+        block_c = max(64, 1 << (channels - 1).bit_length())
+        meta, launch = {"BLOCK_C": block_c}, (4, 1)
+        if kernel == "em_reduce":
+            meta |= {"BLOCK_S": _BY_CHANNELS[block_c], "BLOCK_T": 256}
+            launch = (8, 1)
+    return Tile(kernel, arch, dtype, meta, *launch)
+
+
+def pad_bases(num_bases: int) -> int:
+    """K rounded up to a size that has tiles."""
+    return next(size for size in _PADDED_BASES if size >= num_bases)
+
+
+def _shipped() -> Iterator[Tile]:
+    of_products = (*_BY_BASES, "em_reconstruct", "em_epilogue", "em_project", "em_fold")
+    for arch in ARCHS:
+        for dtype in DTYPES:
+            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+                for kernel in of_products:
+                    for num_bases in _PADDED_BASES:
+                        for channels_last in (True, False):
+                            yield tile(kernel, arch, dtype, 64, num_bases, channels_last, precision)
+            for kernel in ("em_reduce", "em_normalise"):
+                for channels in _BY_CHANNELS:
+                    yield tile(kernel, arch, dtype, channels, 64)
+
+
+def _distinct(found: Iterator[Tile]) -> tuple[Tile, ...]:
+    return tuple({repr(tile): tile for tile in found}.values())
+
+
+SHIPPED = _distinct(_shipped())

@@ -1,0 +1,219 @@
+"""From low-resolution logits of any number of views to labels, without full-size logits.
+
+Resizing, placing windows, dividing by how many cover a pixel and mirroring each act on rows and
+columns apart, so a view's logit at a pixel is a sum of a few taps an axis. The logits of all
+views and windows of an image lie end to end along one axis of P positions, in any order in which
+a tap's position is an offset of its row plus an offset of its column.
+"""
+
+import contextlib
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.registration import Operator, register
+from emanet_triton.kernels.resample import eager
+from emanet_triton.kernels.resample.eager import IGNORE
+
+BACKENDS = ("auto", "triton", "torch")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_TRITON_CLASSES = 64
+
+
+class Taps(NamedTuple):
+    """Where an axis of the output comes from, for each view.
+
+    Attributes:
+        index: int32 [V, T, n], offsets along P; a row's and a column's offset add up. Not
+            checked against P on a GPU.
+        weight: float32 [V, T, n], not negative; 0 where an output has fewer than T taps.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+def resample_labels(logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto") -> Tensor:
+    """Label every pixel with the class of the largest mean probability over the views.
+
+    A single view takes the class of the largest logit, which is the same but for rounding.
+
+    Args:
+        logits: finite, [B, C, P]; C to 255; float32, float16 or bfloat16.
+        rows: taps of the H output rows, V views.
+        columns: taps of the W output columns, V views.
+        backend: ``"triton"`` on a GPU or under Triton's interpreter, for up to 64 classes;
+            ``"torch"`` anywhere, in strips; ``"auto"`` picks by device.
+
+    Returns:
+        uint8 [B, H, W]; the first of equal classes.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    backend = _check(logits, rows, columns, backend)
+    return torch.ops.emanet_triton.resample_labels(logits, *rows, *columns, backend)
+
+
+def resample_probabilities(
+    logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Average the class probabilities over the views; arguments as in ``resample_labels``.
+
+    Returns:
+        The labels, uint8 [B, H, W], the first class of the largest probability, and the
+        probabilities, float32 [B, C, H, W].
+
+    Raises:
+        ValueError: as ``resample_labels``.
+    """
+    backend = _check(logits, rows, columns, backend)
+    return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, backend)
+
+
+def resample_confusion(
+    logits: Tensor, rows: Taps, columns: Taps, targets: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """Count the pixels of each (target, label) pair, the labels as from ``resample_labels``.
+
+    Args:
+        logits, rows, columns, backend: as in ``resample_labels``.
+        targets: uint8 [B, H, W]; 255 is left out.
+
+    Returns:
+        int64 [C * C + 1], as ``confusion_counts``.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    labels = resample_labels(logits, rows, columns, backend=backend)
+    return confusion_counts(targets, labels, logits.shape[1], backend=backend)
+
+
+def confusion_counts(
+    targets: Tensor, labels: Tensor, num_classes: int, *, backend: str = "auto"
+) -> Tensor:
+    """Count the pixels of each (target, label) pair, without waiting for the device.
+
+    Args:
+        targets: uint8, any shape; 255 is left out.
+        labels: uint8, same shape and device.
+        num_classes: C, to 255.
+        backend: as in ``resample_labels``.
+
+    Returns:
+        int64 [C * C + 1]: the pairs row by row, row = target; last the pixels whose target or
+        label is no class, which a proper data set has none of. Exact, the same on every run.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    for name, tensor in (("targets", targets), ("labels", labels)):
+        if tensor.dtype != torch.uint8 or tensor.shape != labels.shape:
+            wanted = f"uint8 {list(labels.shape)}"
+            raise ValueError(f"{name} must be {wanted}, got {tensor.dtype} {list(tensor.shape)}")
+    _check_device("targets", targets, labels, like="labels")
+    backend = _check_backend(backend, num_classes, labels)
+    return torch.ops.emanet_triton.confusion_counts(targets, labels, num_classes, backend)
+
+
+def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
+    """Refuse bad arguments; return the backend to run."""
+    if logits.dim() != 3 or 0 in logits.shape[1:]:
+        raise ValueError(f"logits must be [B, C, P], only B may be 0, got {list(logits.shape)}")
+    if logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
+    classes = logits.shape[1]
+    for name, taps in (("rows", rows), ("columns", columns)):
+        if taps.index.dim() != 3 or taps.index.numel() == 0:
+            shape = list(taps.index.shape)
+            raise ValueError(f"{name}.index must be [V, T, n] and not empty, got {shape}")
+        if taps.weight.shape != taps.index.shape:
+            shapes = f"{list(taps.index.shape)} and {list(taps.weight.shape)}"
+            raise ValueError(f"{name}.index and {name}.weight must have one shape, got {shapes}")
+        if taps.index.dtype != torch.int32 or taps.weight.dtype != torch.float32:
+            dtypes = f"{taps.index.dtype} and {taps.weight.dtype}"
+            raise ValueError(f"{name} must be int32 and float32, got {dtypes}")
+        _check_device(f"{name}.index", taps.index, logits)
+        _check_device(f"{name}.weight", taps.weight, logits)
+    if len(rows.index) != len(columns.index):
+        counts = f"{len(rows.index)} and {len(columns.index)}"
+        raise ValueError(f"rows and columns must have one number of views, got {counts}")
+    return _check_backend(backend, classes, logits)
+
+
+def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
+    if classes > IGNORE:
+        raise ValueError(f"there must be at most {IGNORE} classes, got {classes}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton" and classes > MAX_TRITON_CLASSES:
+        limit = f"at most {MAX_TRITON_CLASSES} classes"
+        raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
+    if backend != "auto":
+        return backend
+    fits = HAS_TRITON and tensor.is_cuda and classes <= MAX_TRITON_CLASSES
+    return "triton" if fits else "torch"
+
+
+def _check_device(name: str, tensor: Tensor, other: Tensor, like: str = "logits") -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
+
+
+def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
+    """The module that computes, ready for the tensor's device."""
+    if backend == "torch":
+        return contextlib.nullcontext(eager)
+    return triton_kernels("resample.gather", tensor)
+
+
+def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:
+    *tables, backend = tables_and_backend
+    with _kernels(backend, logits) as kernels:
+        return kernels.resample(logits, tables, probabilities=False)[0]
+
+
+def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
+    *tables, backend = tables_and_backend
+    with _kernels(backend, logits) as kernels:
+        return kernels.resample(logits, tables, probabilities=True)
+
+
+def _run_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
+    with _kernels(backend, labels) as kernels:
+        return kernels.confusion(targets, labels, num_classes)
+
+
+def _fake_labels(logits: Tensor, rows: Tensor, _row_weight, columns: Tensor, *_) -> Tensor:
+    shape = logits.shape[0], rows.shape[2], columns.shape[2]
+    return torch.empty(shape, dtype=torch.uint8, device=logits.device)
+
+
+def _fake_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
+    labels = _fake_labels(logits, *tables_and_backend)
+    B, H, W = labels.shape
+    shape = B, logits.shape[1], H, W
+    return labels, torch.empty(shape, dtype=torch.float32, device=logits.device)
+
+
+def _fake_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
+    return torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
+
+
+_TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
+_RESAMPLE = f"Tensor logits, {_TABLES}, str backend"
+_COUNTS = "Tensor targets, Tensor labels, int num_classes, str backend"
+register(
+    __name__,
+    Operator(f"resample_labels({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
+    Operator(
+        f"resample_probabilities({_RESAMPLE}) -> (Tensor, Tensor)",
+        _run_probabilities,
+        _fake_probabilities,
+    ),
+    Operator(f"confusion_counts({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
+)

@@ -1,0 +1,111 @@
+"""The cost model against numbers worked out by hand."""
+
+import subprocess
+import sys
+
+import pytest
+
+from emanet_triton.bench import cost
+from emanet_triton.bench.cost import Cost, Shape
+from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.tile import Tile
+
+# 2 images of 300 positions, 64 channels, 7 bases: Z is 64 wide, the M step has 2 ranges of 256.
+SMALL = Shape(2, 300, channels=64, bases=7, num_stages=2)
+FEATS = 2 * 300 * 64 * 2  # 76,800 bytes
+Z = 2 * 300 * 64 * 2
+PARTIAL = 2 * 2 * 7 * 64 * 4  # 7,168 bytes
+COLSUM = 2 * 7 * 3 * 4  # 3 tiles of 128 positions
+PRODUCT = 2 * 2 * 300 * 64 * 64  # FLOPs of one product with Z
+
+
+@pytest.fixture(autouse=True)
+def _tiles(monkeypatch):
+    """Tiles of 128 positions and 32 output channels, whatever the tables say."""
+    tile = Tile("any", "sm_90", "bf16", {"BLOCK_N": 128, "BLOCK_O": 32}, 4, 3)
+    monkeypatch.setattr(tiles, "tile", lambda *shape, **options: tile)
+
+
+def test_costs_add():
+    assert Cost(1, 2) + Cost(30, 40) == Cost(31, 42)
+    assert sum([Cost(1, 2), Cost(3, 4)], Cost()) == Cost(4, 6)
+
+
+def test_the_slower_resource_sets_the_floor():
+    assert Cost(6_000, 10).floor_seconds(bandwidth=3e3, flop_rate=10) == 2
+    assert Cost(6_000, 50).floor_seconds(bandwidth=3e3, flop_rate=10) == 5
+
+
+def test_launches_of_em_attention():
+    first, new = 7 * 64 * 2, 2 * 7 * 64 * 2  # bases of one image, then of two
+    want = [
+        ("em_e_step", Cost(FEATS + Z + COLSUM + first, PRODUCT)),
+        ("em_m_step", Cost(FEATS + Z + PARTIAL, PRODUCT)),
+        ("em_reduce", Cost(PARTIAL + COLSUM + new, 2 * 2 * 7 * 64)),
+        ("em_e_step", Cost(FEATS + Z + COLSUM + new, PRODUCT)),
+        ("em_m_step", Cost(FEATS + Z + PARTIAL, PRODUCT)),
+        ("em_reduce", Cost(PARTIAL + COLSUM + new, 2 * 2 * 7 * 64)),
+        ("em_reconstruct", Cost(Z + new + FEATS, PRODUCT)),
+    ]
+    assert cost.attention_launches(SMALL) == want
+    assert want[0][1] == Cost(154_664, 4_915_200)
+
+
+def test_launches_of_the_block():
+    layer = (64 * 64 + 64) * 4  # weight and bias of the mid convolution
+    rows = 7  # bases of the one initial set
+    fold = Cost(rows * 64 * 4 + layer + rows * 64 * 2 + rows * 4, 2 * rows * 64 * 64)
+    sums = 14 * 64 * 4
+    mass = 14 * 4
+    project = Cost(sums + mass + layer + sums, 2 * 14 * 64 * 64)
+    launches = cost.block_launches(SMALL)
+    stage = ["em_fold", "em_e_step", "em_m_step", "em_reduce", "em_project"]
+    assert [kernel for kernel, _ in launches] == 2 * stage + ["em_normalise", "em_epilogue"]
+    assert launches[0][1] == fold == Cost(19_356, 57_344)
+    assert launches[1][1] == Cost(FEATS + Z + COLSUM + rows * 64 * 2 + rows * 4, PRODUCT)
+    assert launches[3][1] == Cost(PARTIAL + COLSUM + sums + mass, 2 * 2 * 7 * 64)
+    assert launches[4][1] == project
+    second = Cost(sums + layer + 14 * 64 * 2 + mass, 2 * 14 * 64 * 64)
+    assert launches[5][1] == second  # now of two images
+    assert launches[-2][1] == Cost(sums + 14 * 64 * 2)
+    # Two blocks of output channels, and so two reconstructions; W2 in bf16, its bias in fp32.
+    moved = Z + 14 * 64 * 2 + 64 * 64 * 2 + 64 * 4 + 2 * FEATS
+    assert launches[-1][1] == Cost(moved, 2 * PRODUCT + 2 * 2 * 300 * 64 * 64)
+
+
+def test_fp32_takes_twice_the_bytes():
+    wide = Shape(2, 300, channels=64, bases=7, dtype="fp32")
+    [(_, moved)] = cost.attention_launches(wide)[-1:]
+    assert moved.bytes == 2 * (Z + 2 * 7 * 64 * 2 + FEATS)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_floors_of_the_design_notes(batch):
+    """At N=32768 the block needs 59 µs of memory and 40 µs of arithmetic for every image."""
+    floor = cost.block_floor(Shape(batch, 32768))
+    assert floor.bytes / 3.0e12 == pytest.approx(batch * 59e-6, rel=0.01)
+    assert floor.flops / 798e12 == pytest.approx(batch * 40e-6, rel=0.01)
+    assert floor.floor_seconds(3.0e12, 798e12) == floor.bytes / 3.0e12
+
+
+def test_floor_of_em_attention():
+    floor = cost.attention_floor(SMALL)
+    assert floor == Cost(3 * FEATS + 2 * (2 * 300 * 7 * 2), 5 * 2 * 2 * 300 * 64 * 7)
+
+
+def test_launches_never_beat_the_floor():
+    for shape in (SMALL, Shape(1, 9409), Shape(8, 131072, dtype="fp32")):
+        for launches, floor in (
+            (cost.attention_launches(shape), cost.attention_floor(shape)),
+            (cost.block_launches(shape), cost.block_floor(shape)),
+        ):
+            whole = sum((c for _, c in launches), Cost())
+            assert whole.bytes >= floor.bytes
+            assert whole.flops >= floor.flops
+
+
+def test_command_prints_launches_beside_the_floor():
+    command = [sys.executable, "-m", "emanet_triton.bench.cost", "--batch", "8"]
+    lines = subprocess.check_output(command, text=True).splitlines()
+    assert lines[-1].split() == ["floor", "1409.3", "257.70", "469.8"]
+    assert sum(line.split()[0] == "em_e_step" for line in lines) == 2

@@ -1,0 +1,23 @@
+"""Which tile a convolution takes."""
+
+from emanet_triton.kernels.conv import tiles as conv_tiles
+
+
+def test_tiles_are_chosen_by_shape():
+    def blocks(channels, outputs, pixels, **options):
+        tile = conv_tiles.tile("conv_rows", "sm_90", "bf16", channels, outputs, pixels, **options)
+        return tile.meta["BLOCK_O"], tile.meta["BLOCK_C"]
+
+    assert blocks(512, 512, 128 * 256) == (256, 64)
+    assert blocks(512, 512, 97 * 97) == (128, 64)
+    assert blocks(512, 512, 128 * 256, residual="fp32") == (128, 64)
+    assert blocks(512, 512, 128 * 256, residual="bf16") == (256, 64)
+    assert blocks(256, 128, 128 * 256) == (128, 64)
+    assert blocks(256, 64, 128 * 256) == (64, 64)
+    odd = conv_tiles.tile("conv_pointers", "sm_90", "bf16", 3, 32, 512 * 1024)
+    assert odd.meta["BLOCK_C"] == 32
+
+
+def test_amd_has_no_tf32x3_and_takes_full_precision():
+    tile = conv_tiles.tile("conv_pointers", "gfx942", "fp32", 64, 64, 64, "tf32x3")
+    assert tile.meta["PRECISION"] == "ieee"

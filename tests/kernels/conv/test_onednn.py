@@ -1,0 +1,75 @@
+import pytest
+import torch
+from conv_reference import make
+from golden_data import relative_error
+
+from emanet_triton.kernels.conv import onednn as conv_cpu
+from emanet_triton.kernels.conv.onednn import conv_bias_act_
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+NHWC = torch.channels_last
+
+CASES = {
+    "1x1": ((1, 64, 7, 13), 32, 1, {"residual": True}),
+    "3x3": ((2, 16, 9, 8), 24, 3, {}),
+    "3x3-residual": ((1, 16, 9, 8), 24, 3, {"residual": True}),
+    "no-relu": ((1, 16, 9, 8), 19, 1, {"relu": False}),
+    "residual-no-relu": ((1, 16, 9, 8), 16, 1, {"residual": True, "relu": False}),
+    "stride2": ((1, 3, 17, 15), 32, 3, {"stride": 2}),
+    "stride2-1x1": ((1, 16, 8, 9), 32, 1, {"stride": 2, "residual": True}),
+    "dilation2": ((1, 16, 11, 9), 8, 3, {"dilation": 2}),
+    "one-pixel": ((1, 40, 1, 1), 64, 3, {"residual": True}),
+    "two-channels": ((2, 2, 5, 4), 2, 3, {"residual": True}),
+}
+
+
+WAYS = {  # dtype, and whether by oneDNN, which has no float16
+    "fp32-onednn": (FP32, True),
+    "bf16-onednn": (BF16, True),
+    "fp32-plain": (FP32, False),
+    "bf16-plain": (BF16, False),
+    "fp16-plain": (FP16, False),
+}
+
+
+@pytest.mark.parametrize(("dtype", "onednn"), WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), CASES.values(), ids=CASES)
+def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr(conv_cpu, "has_onednn", lambda _: False)
+    elif dtype == BF16 and not conv_cpu.has_onednn(dtype):
+        pytest.skip("this CPU has no fast bfloat16; the plain path is tested")
+    case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
+    exact, eager = case.eager(torch.float64), case.eager(dtype)
+    residual = case.residual
+    if residual is not None:
+        residual = residual.contiguous(memory_format=NHWC)
+    got = conv_bias_act_(case.x, case.weight, case.bias.to(dtype), residual, **case.options)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=NHWC)
+    assert got is residual or residual is None
+    assert relative_error(got, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+def test_operators_are_registered_in_full():
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
+    geometry = case.x, case.weight, case.bias, 1, 1, True
+    torch.library.opcheck(torch.ops.emanet_triton.conv_cpu, geometry)
+    residual = case.residual.contiguous(memory_format=NHWC)
+    torch.library.opcheck(torch.ops.emanet_triton.conv_cpu_add_, (residual, *geometry))
+
+
+def test_a_residual_of_another_layout_is_read_only():
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
+    before = case.residual.clone()
+    got = conv_bias_act_(case.x, case.weight, case.bias, case.residual)
+    in_place = case.residual.contiguous(memory_format=NHWC)
+    assert torch.equal(got, conv_bias_act_(case.x, case.weight, case.bias, in_place))
+    assert torch.equal(case.residual, before)
+    assert torch.equal(in_place, got)
+
+
+def test_wrong_residual():
+    case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
+    with pytest.raises(ValueError, match=r"like x, got torch\.bfloat16"):
+        conv_bias_act_(case.x, case.weight, case.bias, case.residual.bfloat16())

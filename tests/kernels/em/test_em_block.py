@@ -1,0 +1,145 @@
+"""The kernels of the EM attention block against float64, on every branch and on hard inputs."""
+
+import pytest
+import torch
+from device import DTYPES, HALF, tiles_of
+from em_cases import (
+    Case,
+    assert_as_exact,
+    channels_first,
+    common_case,
+    eager_block,
+    plain_products,
+)
+
+from emanet_triton.kernels.em import attention as kernels
+from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.em.op import em_attention_block
+
+CASES = (
+    Case(1, 7, (1, 1), 3),
+    common_case(2, "nchw"),
+    Case(5, 48, (3, 87), 7, "channels_last", own_bases=True),
+    common_case(2, "sliced", stages=2),
+    Case(1, 48, (25, 40), 7, "cropped", stages=1),
+    Case(1, 48, (7, 9), 100, "first", stages=2),
+    Case(1, 7, (3, 43), 3, stages=2),
+)
+
+
+def exact_block(x, mu, weights, num_stages):
+    weights = (w.double() for w in weights)
+    return reference.em_attention_block(
+        channels_first(x).double(), mu.double(), *weights, num_stages
+    )
+
+
+def check(case: Case, dtype: torch.dtype, precision: str = "ieee") -> None:
+    x, mu, weights = case.feats(dtype).relu(), case.initial_bases(dtype), case.weights(dtype)
+    got = em_attention_block(x, mu, *weights, case.stages, backend="triton", precision=precision)
+    assert got[0].shape == x.shape
+    with plain_products(precision):
+        plain = eager_block(channels_first(x), mu, weights, case.stages)
+    exact = exact_block(x, mu, weights, case.stages)
+    assert_as_exact(channels_first(got[0]), plain[0], exact[0])
+    assert_as_exact(got[1], plain[1], exact[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_against_float64(case, dtype):
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_channels_and_bases_of_the_published_networks(dtype):
+    check(Case(1, 512, (3, 43), 64, "channels_last", stages=2), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_100", "gfx942"))
+def test_tiles_of_the_other_architectures(arch, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "architecture", lambda device: arch)
+    check(Case(1, 80, (3, 43), 7, "channels_last", stages=2), dtype)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
+def test_precisions_reach_their_tiles(precision):
+    check(common_case(), torch.float32, precision)
+
+
+def test_half_features_with_float32_weights():
+    case = common_case()
+    x, mu = case.feats(torch.float16), case.initial_bases(torch.float32)
+    weights = case.weights(torch.float32)
+    out, bases = em_attention_block(x, mu, *weights, backend="triton")
+    want_out, want_bases = exact_block(x, mu, weights, 3)
+    torch.testing.assert_close(out.mT.double(), want_out, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(bases.double(), want_bases, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stages"), [*((dtype, 1) for dtype in DTYPES), (torch.float32, 2)], ids=str
+)
+def test_a_dead_base_stays_zero_although_the_mid_convolution_has_a_bias(dtype, stages):
+    case = common_case(2)
+    x, (mid_weight, mid_bias, *out) = case.feats(dtype).abs() + 1, case.weights(dtype)
+    identity = torch.eye(case.channels).to(mid_weight)
+    weights = identity + mid_weight.abs(), mid_bias.abs() + 1, *out
+    mu = torch.ones_like(case.initial_bases(dtype))
+    mu[..., 2] = -20
+    got = em_attention_block(x, mu, *weights, stages, backend="triton")
+    want = exact_block(x, mu, weights, stages)
+    if stages == 1:
+        assert got[1][..., 2].count_nonzero() == 0
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for g, w in zip((got[0].mT, got[1]), want, strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_of_many_hundreds(dtype):
+    case = common_case()
+    x, mu, weights = case.feats(dtype, 150), case.initial_bases(dtype), case.weights(dtype)
+    mid_weight, mid_bias = (w.double() for w in weights[:2])
+    assert ((x.double() @ mid_weight.T + mid_bias) @ mu.double()).max() > 400
+    out, bases = em_attention_block(x, mu, *weights, 1, backend="triton")
+    want_out, want_bases = exact_block(x, mu, weights, 1)
+    # Two bases whose logits differ by less than the rounding of ν share a position anew.
+    tolerance = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}[dtype]
+    torch.testing.assert_close(bases.double(), want_bases, rtol=0, atol=tolerance)
+    torch.testing.assert_close(out.mT.double(), want_out, rtol=1e-3, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_constant_features(value):
+    case = common_case(2)
+    x = torch.full_like(case.feats(torch.float32), value)
+    mu, weights = case.initial_bases(x.dtype), case.weights(x.dtype)
+    got = em_attention_block(x, mu, *weights, backend="triton")
+    want = exact_block(x, mu, weights, 3)
+    torch.testing.assert_close(got[0].mT.double(), want[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1].double(), want[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
+def test_nan_stays_in_its_image_and_fills_it():
+    case = common_case(3)
+    x, mu, weights = (f(torch.float32) for f in (case.feats, case.initial_bases, case.weights))
+    clean = em_attention_block(x, mu, *weights, backend="triton")
+    x[1, 128, 7] = float("nan")
+    for got, want in zip(em_attention_block(x, mu, *weights, backend="triton"), clean, strict=True):
+        assert got[1].isnan().all()
+        assert torch.equal(got[::2], want[::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_on_every_run_and_in_every_batch(dtype):
+    case = Case(11, 48, (1, 257), 7)  # the bases of the tenth image lie in two tiles
+    x, mu, weights = (f(dtype) for f in (case.feats, case.initial_bases, case.weights))
+    together = em_attention_block(x, mu, *weights, 2, backend="triton")
+    alone = em_attention_block(x[9:10], mu, *weights, 2, backend="triton")
+    again = em_attention_block(x, mu, *weights, 2, backend="triton")
+    for i in range(2):
+        assert torch.equal(together[i], again[i])
+        assert torch.equal(together[i][9:10], alone[i])
