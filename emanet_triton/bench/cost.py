@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.em.attention import split_length
-from emanet_triton.kernels.tile import DTYPES
 
 FLOAT32 = 4
 

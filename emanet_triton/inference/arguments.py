@@ -9,7 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from emanet_triton.errors import is_of_reloaded
-from emanet_triton.kernels.em.op import DTYPES
+from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.models.protocol import Protocol
 
 _WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
@@ -108,7 +108,7 @@ def check_dtype(network: nn.Module) -> None:
         ValueError: its parameters are in float64, for example.
     """
     dtype = next(network.parameters()).dtype
-    if dtype not in DTYPES:
+    if dtype not in DTYPE_NAMES:
         raise ValueError(
             f"the network must be in float32, float16 or bfloat16, got {dtype}; pass "
             "model.float() or fuse(model)"

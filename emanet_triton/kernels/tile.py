@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ("bf16", "fp16", "fp32")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
@@ -15,7 +14,7 @@ class Tile:
     Attributes:
         kernel: name of the ``@triton.jit`` function.
         arch: one of ``ARCHS``.
-        dtype: one of ``DTYPES``, of the features or images.
+        dtype: of the features or images, a key of ``device.DTYPES``.
         meta: compile-time arguments of the kernel.
         num_warps, num_stages: launch options.
     """

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emanet_triton.errors import InputError, is_of_reloaded
+from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
-from emanet_triton.kernels.conv.op import DTYPES, bottleneck, conv_bias_act, pack_weight
+from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.em.op import em_attention_block
 from emanet_triton.models.alteration import alteration
 from emanet_triton.models.emanet import EMANet
@@ -56,8 +57,7 @@ def fuse(
         raise ValueError("the model is in training mode; call model.eval() first")
     if model.decode_head.fixed_reconstruction is not None:
         raise ValueError("a model with a fixed_reconstruction is an ablation and is not fused")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+    check_float("dtype", dtype)
     altered = alteration(model)
     if altered is not None:
         raise ValueError(f"fuse takes an EMANet that nothing has altered, but here {altered}")

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels.em.op import BACKENDS, em_attention
+from emanet_triton.kernels.checks import BACKENDS, check_choice
+from emanet_triton.kernels.em.op import em_attention
 
 
 class EMAttention(nn.Module):
@@ -50,8 +51,7 @@ class EMAttention(nn.Module):
             )
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        check_choice("backend", backend, BACKENDS)
         self.num_stages = num_stages
         self.momentum = momentum
         self.backend = backend

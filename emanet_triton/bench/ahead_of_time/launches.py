@@ -10,14 +10,12 @@ import torch
 from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.resample import gather as resample_triton
-from emanet_triton.kernels.tile import PRECISIONS
-
-ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from emanet_triton.kernels.tile import ARCHS, PRECISIONS
 
 # Kernels whose tiles depend on C alone, those whose tiles depend on K, and those of the block
 # that read the features.

@@ -8,6 +8,7 @@ megabytes costs as much as a small convolution.
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import check_dtype
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.registration import Operator, register
 
@@ -53,8 +54,7 @@ def conv_bias_act_(
     """
     if residual is None:
         return torch.ops.emanet_triton.conv_cpu(x, weight, bias, stride, dilation, relu)
-    if residual.dtype != x.dtype:
-        raise ValueError(f"residual must be {x.dtype} like x, got {residual.dtype}")
+    check_dtype("residual", residual.dtype, (x.dtype,), like="x")
     residual = residual.contiguous(memory_format=torch.channels_last)
     torch.ops.emanet_triton.conv_cpu_add_(residual, x, weight, bias, stride, dilation, relu)
     return residual
@@ -112,11 +112,8 @@ def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_GEOMETRY = "Tensor x, Tensor weight, Tensor bias, int stride, int dilation, bool relu"
 register(
     __name__,
-    Operator(f"conv_cpu({_GEOMETRY}) -> Tensor", _run, _fake, "CPU"),
-    Operator(
-        f"conv_cpu_add_(Tensor(a!) residual, {_GEOMETRY}) -> ()", _run_add_, lambda *_: None, "CPU"
-    ),
+    Operator("conv_cpu", _run, _fake, "CPU"),
+    Operator("conv_cpu_add_", _run_add_, lambda *_: None, "CPU", mutates=("residual",)),
 )

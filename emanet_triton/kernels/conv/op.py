@@ -6,6 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import (
+    check_choice,
+    check_device,
+    check_dtype,
+    check_float,
+    check_layout,
+    check_least,
+    check_shape,
+)
 from emanet_triton.kernels.conv import choice
 from emanet_triton.kernels.conv.eager import CONVOLUTIONS, can_fuse, has_cudnn
 from emanet_triton.kernels.conv.exact import Check, exact_conv
@@ -17,7 +26,6 @@ from emanet_triton.kernels.tile import PRECISIONS
 
 PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
 BOTTLENECK_PROVIDERS = ("auto", "triton", "separate")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NHWC = torch.channels_last
 
 
@@ -74,17 +82,19 @@ def conv_bias_act(
     Raises:
         ValueError: an argument is not as above, or the provider cannot run here.
     """
-    _check_images(x)
+    check_layout("x", x, "B, C, H, W")
+    check_float("x", x.dtype)
     _check_parameters(x, x.shape[1], "", weight, bias, (1, 3))
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    check_least("dilation", dilation, 1)
+    dtypes = x.dtype, torch.float32
     if residual is not None:
-        _check_residual(x, residual, _out_shape(x, weight, stride))
-    _check_dtype("out_dtype", out_dtype or x.dtype, {x.dtype, torch.float32})
-    _check_name("provider", provider, PROVIDERS)
-    _check_name("precision", precision, PRECISIONS)
+        check_shape("residual", residual, _out_shape(x, weight, stride))
+        _check_like(x, "residual", residual, dtypes)
+    check_dtype("out_dtype", out_dtype or x.dtype, dtypes)
+    check_choice("provider", provider, PROVIDERS)
+    check_choice("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.conv_bias_act(
         x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, provider, precision
     )
@@ -118,7 +128,8 @@ def bottleneck(
     Raises:
         ValueError: an argument is not as above, or the provider cannot run here.
     """
-    _check_images(x)
+    check_layout("x", x, "B, C, H, W")
+    check_float("x", x.dtype)
     if len(weights) != 3 or len(biases) != 3:
         raise ValueError(
             f"weights and biases must be three each, got {len(weights)} and {len(biases)}"
@@ -128,19 +139,13 @@ def bottleneck(
         _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
         channels = weight.shape[0]
     residual = x if residual is None else residual
-    _check_residual(x, residual, _out_shape(x, weights[2], 1), float32=False)
-    _check_name("provider", provider, BOTTLENECK_PROVIDERS)
-    _check_name("precision", precision, PRECISIONS)
+    check_shape("residual", residual, _out_shape(x, weights[2], 1))
+    _check_like(x, "residual", residual, (x.dtype,))
+    check_choice("provider", provider, BOTTLENECK_PROVIDERS)
+    check_choice("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.bottleneck(
         x, list(weights), list(biases), residual, provider, precision
     )
-
-
-def _check_images(x: Tensor) -> None:
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
 
 
 def _check_parameters(
@@ -151,33 +156,14 @@ def _check_parameters(
     if not is_kernel or weight.shape[1] != channels or weight.shape[0] == 0:
         wanted = " or ".join(f"[O, {channels}, {kernel}, {kernel}]" for kernel in kernels)
         raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
-    _check_like(x, name, weight, float32=False)
-    if list(bias.shape) != [weight.shape[0]]:
-        raise ValueError(f"bias{number} must be [{weight.shape[0]}], got {list(bias.shape)}")
-    _check_like(x, f"bias{number}", bias)
+    _check_like(x, name, weight, (x.dtype,))
+    check_shape(f"bias{number}", bias, [weight.shape[0]])
+    _check_like(x, f"bias{number}", bias, (x.dtype, torch.float32))
 
 
-def _check_residual(x: Tensor, residual: Tensor, wanted: list[int], float32: bool = True) -> None:
-    if list(residual.shape) != wanted:
-        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
-    _check_like(x, "residual", residual, float32)
-
-
-def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
-    _check_dtype(name, tensor.dtype, {x.dtype, torch.float32} if float32 else {x.dtype})
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-
-
-def _check_dtype(name: str, dtype: torch.dtype, allowed: set[torch.dtype]) -> None:
-    if dtype not in allowed:
-        wanted = " or ".join(sorted(map(str, allowed)))
-        raise ValueError(f"{name} must be {wanted}, got {dtype}")
-
-
-def _check_name(what: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}")
+def _check_like(x: Tensor, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    check_dtype(name, tensor.dtype, dtypes)
+    check_device(name, tensor, "x", x)
 
 
 def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
@@ -324,16 +310,6 @@ def _fake_bottleneck(x, weights, *_) -> Tensor:
 
 register(
     __name__,
-    Operator(
-        "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
-        "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor",
-        _run_conv_bias_act,
-        _fake_conv_bias_act,
-    ),
-    Operator(
-        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
-        "str precision) -> Tensor",
-        _run_bottleneck,
-        _fake_bottleneck,
-    ),
+    Operator("conv_bias_act", _run_conv_bias_act, _fake_conv_bias_act),
+    Operator("bottleneck", _run_bottleneck, _fake_bottleneck),
 )

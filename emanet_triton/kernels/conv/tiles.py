@@ -7,13 +7,14 @@ those without a table of their own; ``gfx942`` fits AMD's 64 KB.
 import functools
 from collections.abc import Iterator
 
-from emanet_triton.kernels.tile import DTYPES, Tile
+from emanet_triton.kernels.tile import Tile
 
 # Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
 # and no float32 residual, which would not fit its registers; medium: more than 64 outputs; narrow:
 # up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium serves.
 _CLASSES = ("wide", "medium", "narrow", "odd")
 _WIDE_PIXELS = 16384
+_HALF = ("bf16", "fp16")
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
 # stands for bf16 and fp16. Sizes are the largest that compile without spills.
@@ -113,11 +114,11 @@ def _as_tile(kernel: str, arch: str, dtype: str, sizes: tuple[int, ...], meta: d
 def _shipped() -> Iterator[Tile]:
     for kernel, table in _SIZES.items():
         for (arch, products), rows in table.items():
-            for dtype in DTYPES[:2] if products == "half" else DTYPES[2:]:
+            for dtype in _HALF if products == "half" else ("fp32",):
                 for shape_class in dict(zip(rows, _CLASSES, strict=False)).values():
                     yield _tile(kernel, arch, dtype, shape_class, products)
     for arch, table in _BOTTLENECK.items():
-        for dtype in DTYPES[:2]:
+        for dtype in _HALF:
             for planes in table:
                 yield bottleneck_tile(arch, dtype, planes)
 

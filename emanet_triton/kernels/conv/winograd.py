@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import check_dtype, check_layout, check_least, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
@@ -102,19 +103,14 @@ def winograd_conv(
     Raises:
         ValueError: a shape, the weight's dtype or the dilation is not as above.
     """
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
+    check_layout("x", x, "B, C, H, W")
     if weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
         raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
-    if weight.dtype != x.dtype:
-        raise ValueError(f"weight must be {x.dtype} like x, got {weight.dtype}")
-    if list(bias.shape) != [weight.shape[0]]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
-    wanted = [x.shape[0], weight.shape[0], *x.shape[2:]]
-    if residual is not None and list(residual.shape) != wanted:
-        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    check_dtype("weight", weight.dtype, (x.dtype,), like="x")
+    check_shape("bias", bias, [weight.shape[0]])
+    if residual is not None:
+        check_shape("residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    check_least("dilation", dilation, 1)
     return torch.ops.emanet_triton.winograd_conv(
         x, weight, bias, residual, dilation, relu, out_dtype or x.dtype
     )
@@ -357,12 +353,4 @@ def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
 
 
-register(
-    __name__,
-    Operator(
-        "winograd_conv(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int dilation, "
-        "bool relu, ScalarType out_dtype) -> Tensor",
-        _run,
-        _fake,
-    ),
-)
+register(__name__, Operator("winograd_conv", _run, _fake))

@@ -1,16 +1,23 @@
-"""The operators of EM attention: validation, choice of backend, registration with PyTorch."""
+"""The operators of EM attention: they check arguments, choose a backend, and are registered."""
 
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import (
+    BACKENDS,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_float,
+    check_least,
+    check_shape,
+    check_tensor,
+)
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.em import eager
 from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import PRECISIONS
-
-BACKENDS = ("auto", "triton", "torch")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -89,13 +96,11 @@ def em_attention_block(
         "out_bias": out_bias,
     }
     for name, weight in weights.items():
-        _check_tensor(name, weight)
-        wanted = [channels, channels] if name.endswith("weight") else [channels]
-        if list(weight.shape) != wanted:
-            raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
+        check_tensor(name, weight)
+        check_shape(name, weight, [channels] * (2 if name.endswith("weight") else 1))
         if not weight.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {weight.dtype}")
-        _check_device(name, weight, feats)
+        check_device(name, weight, "feats", feats)
     out, new_bases = torch.ops.emanet_triton.em_attention_block(
         _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
         num_stages, _choose(backend, feats), precision,
@@ -104,8 +109,8 @@ def em_attention_block(
 
 
 def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str) -> None:
-    _check_tensor("feats", feats)
-    _check_tensor("bases", bases)
+    check_tensor("feats", feats)
+    check_tensor("bases", bases)
     if feats.dim() not in (3, 4):
         raise ValueError(f"feats must be [B, C, H, W] or [B, N, C], got {list(feats.shape)}")
     channels = feats.shape[1] if feats.dim() == 4 else feats.shape[2]
@@ -113,35 +118,19 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
         raise ValueError(f"feats must have channels and positions, got {list(feats.shape)}")
     if channels > MAX_CHANNELS:
         raise ValueError(f"feats must have at most {MAX_CHANNELS} channels, got {channels}")
-    if feats.dtype not in DTYPES:
-        raise ValueError(f"feats must be float32, float16 or bfloat16, got {feats.dtype}")
+    check_float("feats", feats.dtype)
     if bases.dim() != 3 or bases.shape[0] not in (1, feats.shape[0]) or bases.shape[1] != channels:
         batch = feats.shape[0]
         raise ValueError(f"bases must be [1 or {batch}, {channels}, K], got {list(bases.shape)}")
     if not 1 <= bases.shape[2] <= MAX_BASES:
         raise ValueError(f"bases must be 1 to {MAX_BASES} in number, got {bases.shape[2]}")
-    if bases.dtype not in (feats.dtype, torch.float32):
-        like_feats = "" if feats.dtype == torch.float32 else f"{feats.dtype} or "
-        raise ValueError(f"bases must be {like_feats}torch.float32, got {bases.dtype}")
-    _check_device("bases", bases, feats)
+    check_dtype("bases", bases.dtype, (feats.dtype, torch.float32))
+    check_device("bases", bases, "feats", feats)
     if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
-    if num_stages < 1:
-        raise ValueError(f"num_stages must be at least 1, got {num_stages}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def _check_device(name: str, tensor: Tensor, feats: Tensor) -> None:
-    if tensor.device != feats.device:
-        raise ValueError(f"{name} must be on {feats.device} like feats, got {tensor.device}")
+    check_least("num_stages", num_stages, 1)
+    check_choice("backend", backend, BACKENDS)
+    check_choice("precision", precision, PRECISIONS)
 
 
 def _choose(backend: str, feats: Tensor) -> str:
@@ -194,14 +183,8 @@ def _fake(feats: Tensor, bases: Tensor, *_) -> tuple[Tensor, Tensor]:
     return torch.empty_like(feats), feats.new_empty(batch, num_bases, channels).mT
 
 
-_ITERATION = "int num_stages, str backend, str precision) -> (Tensor, Tensor)"
 register(
     __name__,
-    Operator(f"em_attention(Tensor feats, Tensor bases, {_ITERATION}", _run_em_attention, _fake),
-    Operator(
-        "em_attention_block(Tensor feats, Tensor bases, Tensor mid_weight, Tensor mid_bias, "
-        f"Tensor out_weight, Tensor out_bias, {_ITERATION}",
-        _run_em_attention_block,
-        _fake,
-    ),
+    Operator("em_attention", _run_em_attention, _fake),
+    Operator("em_attention_block", _run_em_attention_block, _fake),
 )

@@ -7,7 +7,8 @@ those without a table of their own; ``gfx942`` fits AMD's 64 KB.
 import functools
 from collections.abc import Iterator
 
-from emanet_triton.kernels.tile import ARCHS, DTYPES, PRECISIONS, Tile
+from emanet_triton.kernels.device import DTYPES
+from emanet_triton.kernels.tile import ARCHS, PRECISIONS, Tile
 
 MAX_BASES = 256
 MAX_CHANNELS = 2048

@@ -13,13 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import (
+    BACKENDS,
+    check_choice,
+    check_device,
+    check_float,
+    check_layout,
+)
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import eager
 from emanet_triton.kernels.resample.eager import IGNORE
 
-BACKENDS = ("auto", "triton", "torch")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_TRITON_CLASSES = 64
 
 
@@ -115,17 +120,15 @@ def confusion_counts(
         if tensor.dtype != torch.uint8 or tensor.shape != labels.shape:
             wanted = f"uint8 {list(labels.shape)}"
             raise ValueError(f"{name} must be {wanted}, got {tensor.dtype} {list(tensor.shape)}")
-    _check_device("targets", targets, labels, like="labels")
+    check_device("targets", targets, "labels", labels)
     backend = _check_backend(backend, num_classes, labels)
     return torch.ops.emanet_triton.confusion_counts(targets, labels, num_classes, backend)
 
 
 def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
     """Refuse bad arguments; return the backend to run."""
-    if logits.dim() != 3 or 0 in logits.shape[1:]:
-        raise ValueError(f"logits must be [B, C, P], only B may be 0, got {list(logits.shape)}")
-    if logits.dtype not in DTYPES:
-        raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
+    check_layout("logits", logits, "B, C, P")
+    check_float("logits", logits.dtype)
     classes = logits.shape[1]
     for name, taps in (("rows", rows), ("columns", columns)):
         if taps.index.dim() != 3 or taps.index.numel() == 0:
@@ -137,8 +140,8 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
         if taps.index.dtype != torch.int32 or taps.weight.dtype != torch.float32:
             dtypes = f"{taps.index.dtype} and {taps.weight.dtype}"
             raise ValueError(f"{name} must be int32 and float32, got {dtypes}")
-        _check_device(f"{name}.index", taps.index, logits)
-        _check_device(f"{name}.weight", taps.weight, logits)
+        check_device(f"{name}.index", taps.index, "logits", logits)
+        check_device(f"{name}.weight", taps.weight, "logits", logits)
     if len(rows.index) != len(columns.index):
         counts = f"{len(rows.index)} and {len(columns.index)}"
         raise ValueError(f"rows and columns must have one number of views, got {counts}")
@@ -148,8 +151,7 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
 def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
     if classes > IGNORE:
         raise ValueError(f"there must be at most {IGNORE} classes, got {classes}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
     if backend == "triton" and classes > MAX_TRITON_CLASSES:
         limit = f"at most {MAX_TRITON_CLASSES} classes"
         raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
@@ -159,11 +161,6 @@ def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
     return "triton" if fits else "torch"
 
 
-def _check_device(name: str, tensor: Tensor, other: Tensor, like: str = "logits") -> None:
-    if tensor.device != other.device:
-        raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
-
-
 def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
     """The module that computes, ready for the tensor's device."""
     if backend == "torch":
@@ -171,14 +168,28 @@ def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[
     return triton_kernels("resample.gather", tensor)
 
 
-def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:
-    *tables, backend = tables_and_backend
+def _run_labels(
+    logits: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    backend: str,
+) -> Tensor:
+    tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=False)[0]
 
 
-def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
-    *tables, backend = tables_and_backend
+def _run_probabilities(
+    logits: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=True)
 
@@ -204,16 +215,9 @@ def _fake_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str
     return torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
 
 
-_TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
-_RESAMPLE = f"Tensor logits, {_TABLES}, str backend"
-_COUNTS = "Tensor targets, Tensor labels, int num_classes, str backend"
 register(
     __name__,
-    Operator(f"resample_labels({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
-    Operator(
-        f"resample_probabilities({_RESAMPLE}) -> (Tensor, Tensor)",
-        _run_probabilities,
-        _fake_probabilities,
-    ),
-    Operator(f"confusion_counts({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
+    Operator("resample_labels", _run_labels, _fake_labels),
+    Operator("resample_probabilities", _run_probabilities, _fake_probabilities),
+    Operator("confusion_counts", _run_counts, _fake_counts),
 )
