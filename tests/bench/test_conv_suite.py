@@ -5,7 +5,7 @@ import torch
 from device import DEVICE
 
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.cost import Cost
+from emanet_triton.bench.cost import ConvShape, Cost
 from emanet_triton.bench.machine import measure_machine
 from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
@@ -13,7 +13,6 @@ from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
 from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers
 from emanet_triton.bench.suites.conv_error import MOST_ERROR, bound
-from emanet_triton.kernels.conv.shape import ConvShape
 
 SIZE = 512, 1024
 

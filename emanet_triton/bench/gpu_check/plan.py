@@ -19,8 +19,8 @@ SILENCE = 45  # seconds after which a suite gives a provider up; those that sear
 SEARCHING = ("model", "eval", "scale", "train-mem")
 ON_A_CPU = (  # files of tests in which no kernel of a GPU runs
     *("test_launch.py", "test_native.py", "test_threads.py"),
-    *("conv/test_conv_shape.py", "conv/test_conv_tiles.py", "conv/test_onednn.py"),
-    *("conv/test_winograd.py", "em/test_em_eager.py", "em/test_em_reference.py"),
+    *("conv/test_conv_tiles.py", "conv/test_onednn.py", "conv/test_winograd.py"),
+    *("em/test_em_eager.py", "em/test_em_reference.py"),
 )
 NCU_SECTIONS = (
     "SpeedOfLight",

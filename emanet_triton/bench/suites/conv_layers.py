@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from emanet_triton.bench.cost import ConvShape
 from emanet_triton.bench.networks import BLOCKS
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.walk import OperatorCall, TensorSpec, walk
-from emanet_triton.kernels.conv.shape import ConvShape
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 

@@ -1,7 +1,7 @@
 """The operators of convolution: validation, choice of provider, registration with PyTorch."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,14 @@ from emanet_triton.kernels.checks import (
     check_shape,
 )
 from emanet_triton.kernels.conv import choice
-from emanet_triton.kernels.conv.eager import CONVOLUTIONS, can_fuse, has_cudnn
+from emanet_triton.kernels.conv.cudnn import (
+    can_fuse,
+    cudnn_benchmark_conv,
+    cudnn_conv,
+    has_cudnn,
+)
+from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.conv.exact import Check, exact_conv
-from emanet_triton.kernels.conv.shape import ConvShape
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
@@ -191,6 +196,21 @@ def _candidates(
     return pairs
 
 
+def _triton_conv(x: Tensor, *arguments) -> Tensor:
+    with triton_kernels("conv.implicit_gemm", x, "provider") as kernels:
+        return kernels.conv_bias_act(x, *arguments)
+
+
+# Each takes x, weight, bias, residual, stride, dilation, relu, out_dtype and precision, as
+# ``conv_bias_act`` has checked them, and returns the output, channels-last.
+CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {
+    "cudnn": cudnn_conv,
+    "cudnn-benchmark": cudnn_benchmark_conv,
+    "triton": _triton_conv,
+    "torch": torch_conv,
+}
+
+
 def _run_conv_bias_act(
     x: Tensor,
     weight: Tensor,
@@ -213,10 +233,7 @@ def _run_conv_bias_act(
     if len(calls) == 1:
         return calls["torch"]()
     added = None if residual is None else residual.dtype
-    key = _key(
-        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype, added, out_dtype,
-        relu, precision,
-    )  # fmt: skip
+    key = _key(x.shape, weight.shape, stride, dilation, x.dtype, added, out_dtype, relu, precision)
 
     def make_check() -> Check:
         return Check(
@@ -231,9 +248,22 @@ def _run_conv_bias_act(
 
 
 @functools.lru_cache(maxsize=4096)
-def _key(*values) -> str:
-    """What a convolution is looked up by: the fields of a ``ConvShape``, then the precision."""
-    return f"{ConvShape(*values[:-1])}, {values[-1]}"
+def _key(
+    x: torch.Size,
+    weight: torch.Size,
+    stride: int,
+    dilation: int,
+    dtype: torch.dtype,
+    residual: torch.dtype | None,
+    out_dtype: torch.dtype,
+    relu: bool,
+    precision: str,
+) -> str:
+    """All that decides the time of a convolution on one device."""
+    return (
+        f"convolution of {list(x)} with {list(weight)}, stride {stride}, dilation {dilation}, "
+        f"{dtype}, residual {residual}, output {out_dtype}, relu {relu}, {precision}"
+    )
 
 
 def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:

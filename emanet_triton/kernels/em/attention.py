@@ -19,7 +19,6 @@ from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_til
 from emanet_triton.kernels.tile import Tile
 
 EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
-MIN_SPLIT, MAX_SPLITS = 256, 48
 # float16 holds responsibilities down to 2^-24 only; scaled by 2^15 down to 2^-39.
 Z_SCALES = {torch.bfloat16: 1.0, torch.float16: 2.0**15, torch.float32: 1.0}
 
@@ -202,14 +201,6 @@ def em_reconstruct(
     tl.store(p_out, b_recon.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
-def split_length(num_positions: int) -> int:
-    """Positions that one M-step program sums; of N alone, so the batch cannot change a bit."""
-    length = MIN_SPLIT
-    while length * MAX_SPLITS < num_positions:
-        length *= 2
-    return length
-
-
 INTERPRETED = not isinstance(em_e_step, triton.JITFunction)
 
 
@@ -230,7 +221,7 @@ class Stages:
         self._arch = architecture(feats.device)
         self._precision = precision
         batch, positions, channels = feats.shape
-        self.split = split_length(positions)
+        self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
         float32 = {"dtype": torch.float32, "device": feats.device}
         num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])

@@ -12,6 +12,7 @@ from emanet_triton.kernels.tile import ARCHS, PRECISIONS, Tile
 
 MAX_BASES = 256
 MAX_CHANNELS = 2048
+MIN_SPLIT, MAX_SPLITS = 256, 48
 
 # Block sizes, warps and pipeline stages, by architecture and by how products are computed: "half"
 # is bf16 and fp16, the others are the precisions of fp32. They are the largest candidates of
@@ -161,6 +162,14 @@ def tile(
 def pad_bases(num_bases: int) -> int:
     """K rounded up to a size that has tiles."""
     return next(size for size in _PADDED_BASES if size >= num_bases)
+
+
+def split_length(num_positions: int) -> int:
+    """Positions that one M-step program sums; of N alone, so the batch cannot change a bit."""
+    length = MIN_SPLIT
+    while length * MAX_SPLITS < num_positions:
+        length *= 2
+    return length
 
 
 def _shipped() -> Iterator[Tile]:

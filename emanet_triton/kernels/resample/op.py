@@ -79,25 +79,6 @@ def resample_probabilities(
     return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, backend)
 
 
-def resample_confusion(
-    logits: Tensor, rows: Taps, columns: Taps, targets: Tensor, *, backend: str = "auto"
-) -> Tensor:
-    """Count the pixels of each (target, label) pair, the labels as from ``resample_labels``.
-
-    Args:
-        logits, rows, columns, backend: as in ``resample_labels``.
-        targets: uint8 [B, H, W]; 255 is left out.
-
-    Returns:
-        int64 [C * C + 1], as ``confusion_counts``.
-
-    Raises:
-        ValueError: an argument is not as above.
-    """
-    labels = resample_labels(logits, rows, columns, backend=backend)
-    return confusion_counts(targets, labels, logits.shape[1], backend=backend)
-
-
 def confusion_counts(
     targets: Tensor, labels: Tensor, num_classes: int, *, backend: str = "auto"
 ) -> Tensor:
