@@ -168,9 +168,9 @@ def _accept_meta_for_triton() -> None:
     """``triton_kernels`` takes the meta device for a GPU, wherever it has been imported."""
     original = importlib.import_module("emanet_triton.kernels.device").triton_kernels
 
-    def triton_kernels(stem: str, tensor: Tensor, *option: str):
+    def triton_kernels(stem: str, tensor: Tensor):
         if not tensor.is_meta:
-            return original(stem, tensor, *option)
+            return original(stem, tensor)
         return contextlib.nullcontext(importlib.import_module(f"emanet_triton.kernels.{stem}"))
 
     for module in list(sys.modules.values()):

@@ -26,30 +26,29 @@ def architecture(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def triton_kernels(stem: str, tensor: Tensor, option: str = "backend") -> Iterator[ModuleType]:
+def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
     """The module ``kernels/<stem>.py``, imported only here, with the tensor's device as current.
 
     Args:
         stem: a module of Triton kernels that says under ``INTERPRETED`` whether they run in
             Triton's interpreter.
         tensor: the kernels' main input, on the device and in the dtype that they compute in.
-        option: how the caller's users ask for Triton, for the message.
 
     Raises:
         ValueError: Triton is not installed, or cannot run on this device or with this dtype.
     """
     if not HAS_TRITON:
-        raise ValueError(f"{option} 'triton' needs the package triton, which is not installed")
+        raise ValueError("backend 'triton' needs the package triton, which is not installed")
     kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
     if not (tensor.is_cuda or kernels.INTERPRETED):
         raise ValueError(
-            f"{option} 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
+            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
             f"environment before triton is imported; got tensors on {tensor.device}"
         )
     if kernels.INTERPRETED and tensor.dtype == torch.bfloat16:  # it multiplies the bit patterns
         raise ValueError(
-            f"{option} 'triton' is wrong for bfloat16 in Triton's interpreter; take another "
-            f"{option} or dtype, or unset TRITON_INTERPRET on a GPU"
+            "backend 'triton' is wrong for bfloat16 in Triton's interpreter; take another "
+            "backend or dtype, or unset TRITON_INTERPRET on a GPU"
         )
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
         yield kernels

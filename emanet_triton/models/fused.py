@@ -111,7 +111,7 @@ class FusedEMANet(nn.Module):
 class FusedConv(nn.Module):
     """A convolution with bias, then residual and ReLU, by the fastest means there is for it.
 
-    Its attribute ``provider`` is that of ``conv_bias_act``, "auto" unless it is set.
+    Its attribute ``backend`` is that of ``conv_bias_act``, "auto" unless it is set.
 
     Args:
         weight: [O, C, k, k], in the dtype of the input.
@@ -134,7 +134,7 @@ class FusedConv(nn.Module):
         out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.provider = "auto"
+        self.backend = "auto"
         self.stride, self.dilation, self.relu = stride, dilation, relu
         self.out_dtype = out_dtype or weight.dtype
         self.channels_last = channels_last
@@ -159,9 +159,7 @@ class FusedConv(nn.Module):
         one_dtype = self.out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
         if x.device.type == "cpu" and one_dtype:
             return onednn.conv_bias_act_(*arguments, **options)
-        return conv_bias_act(
-            *arguments, **options, out_dtype=self.out_dtype, provider=self.provider
-        )
+        return conv_bias_act(*arguments, **options, out_dtype=self.out_dtype, backend=self.backend)
 
     def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         padding = self.dilation * (self.weight.shape[2] // 2)
@@ -178,13 +176,13 @@ class FusedConv(nn.Module):
 class FusedBottleneck(nn.Module):
     """A residual block: three convolutions, or one operator on a GPU where that exists.
 
-    Its attribute ``provider`` is that of the operator, "auto" unless it is set; where
-    ``has_operator`` is set to False, the three convolutions run by providers of their own.
+    Its attribute ``backend`` is that of the operator, "auto" unless it is set; where
+    ``has_operator`` is set to False, the three convolutions run by backends of their own.
     """
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, channels_last: bool) -> None:
         super().__init__()
-        self.provider = "auto"
+        self.backend = "auto"
         self.conv1 = _fused(block.conv1, block.bn1, dtype, channels_last)
         self.conv2 = _fused(block.conv2, block.bn2, dtype, channels_last)
         self.conv3 = _fused(block.conv3, block.bn3, dtype, channels_last)
@@ -202,7 +200,7 @@ class FusedBottleneck(nn.Module):
         convs = self.conv1, self.conv2, self.conv3
         if x.device.type != "cpu" and self.has_operator:
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
-            return bottleneck(x, weights, biases, self._identity(x), provider=self.provider)
+            return bottleneck(x, weights, biases, self._identity(x), backend=self.backend)
         out = self.conv2(self.conv1(x))
         return self.conv3(out, self._identity(x))  # the largest comes last and becomes the output
 

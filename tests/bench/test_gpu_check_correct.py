@@ -20,13 +20,13 @@ from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.resample import gather as resample_triton
 
 
-def conv_call(provider="triton", precision="ieee", dtype=torch.float16, residual=True):
+def conv_call(backend="triton", precision="ieee", dtype=torch.float16, residual=True):
     """With a residual in a part of a larger tensor, as the head has it."""
     options = {"dtype": dtype, "device": "meta", "memory_format": torch.channels_last}
     weight, bias = torch.empty(16, 16, 3, 3, **options), torch.empty(16, device="meta")
     added = torch.empty(2, 32, 5, 7, **options)[:, 16:] if residual else None
     x = torch.empty(2, 16, 5, 7, **options)
-    given = {"provider": provider, "precision": precision}
+    given = {"backend": backend, "precision": precision}
     (call,) = recorded(lambda: conv_bias_act(x, weight, bias, added, **given))
     return call
 

@@ -160,14 +160,14 @@ def test_the_host_s_time_of_a_call(monkeypatch):
 
 @pytest.mark.parametrize("dead", [False, True], ids=["goes on", "dead"])
 def test_an_error_of_the_host_s_calls(dead):
-    case = ConvCase(small_calls()[0].but(provider="cudnn"))  # there is none on a CPU
+    case = ConvCase(small_calls()[0].but(backend="cudnn"))  # there is none on a CPU
     if dead:
-        with pytest.raises(Lost, match="provider 'cudnn' needs an NVIDIA GPU"):
+        with pytest.raises(Lost, match="backend 'cudnn' needs an NVIDIA GPU"):
             host.time_case(case, Dead())
         return
     gate = host.time_case(case, Watch()).gate
     assert gate == (
-        "failed: ValueError: provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"
+        "failed: ValueError: backend 'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"
     )
 
 

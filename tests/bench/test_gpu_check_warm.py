@@ -100,7 +100,7 @@ gpu = meta.Gpu.of_arch("sm_90")
 planned = {launch.call for launch in families.launches(gpu, tiny=False)}
 half = families.network_calls(["r50", "r101"], ["whole", "slide"])
 single = families.network_calls(["emanet_demo"], ["whole"], "fp32", (256, 512))
-wanted = [call.but(provider="triton") for call in half]
+wanted = [call.but(backend="triton") for call in half]
 wanted += families.convolutions(single, "triton", "tf32x3")
 wanted += [call for call in single if call.name != "conv_bias_act"]
 missing = [call for call in wanted if meta.has_kernel(call) and call not in planned]

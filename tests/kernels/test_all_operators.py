@@ -102,9 +102,9 @@ TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_
         "em_attention_block(Tensor feats, Tensor bases, "
         f"{WEIGHTS}, {ITERATION}) -> (Tensor, Tensor)",
         f"conv_bias_act({CONVOLUTION}, Tensor? residual, int stride, int dilation, bool relu, "
-        "ScalarType out_dtype, str provider, str precision) -> Tensor",
+        "ScalarType out_dtype, str backend, str precision) -> Tensor",
         "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, "
-        "str provider, str precision) -> Tensor",
+        "str backend, str precision) -> Tensor",
         f"conv_cpu({CONVOLUTION}, int stride, int dilation, bool relu) -> Tensor",
         f"conv_cpu_add_(Tensor(a0!) residual, {CONVOLUTION}, int stride, int dilation, bool relu)"
         " -> ()",
@@ -193,12 +193,11 @@ def test_no_pixels_are_counted_as_none():
 @pytest.mark.skipif(NATIVE, reason="bfloat16 is right on a GPU")
 @pytest.mark.parametrize("name", WITH_TRITON)
 def test_bfloat16_is_refused_in_the_interpreter(name):
-    option = "provider" if name in ("conv_bias_act", "bottleneck") else "backend"
     message = (
-        f"{option} 'triton' is wrong for bfloat16 in Triton's interpreter; take another {option} "
+        "backend 'triton' is wrong for bfloat16 in Triton's interpreter; take another backend "
         "or dtype, or unset TRITON_INTERPRET on a GPU"
     )
     with pytest.raises(ValueError) as raised:
-        WITH_TRITON[name](1, torch.bfloat16, **{option: "triton"})
+        WITH_TRITON[name](1, torch.bfloat16, backend="triton")
     assert str(raised.value) == message
-    WITH_TRITON[name](1, torch.float16, **{option: "triton"})
+    WITH_TRITON[name](1, torch.float16, backend="triton")

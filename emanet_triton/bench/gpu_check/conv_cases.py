@@ -18,7 +18,7 @@ from emanet_triton.kernels.device import DTYPE_NAMES
 
 @dataclass(frozen=True)
 class ConvCase:
-    """A convolution by the provider of its call."""
+    """A convolution by the backend of its call."""
 
     call: OperatorCall
 
@@ -26,17 +26,17 @@ class ConvCase:
     def name(self) -> str:
         (layer,) = layers(Counter([self.call]))
         precision = f" {self.call['precision']}" if self.call["x"].dtype == torch.float32 else ""
-        return f"{layer}{precision} {self.call['provider']}"
+        return f"{layer}{precision} {self.call['backend']}"
 
     def calls(self) -> list[OperatorCall]:
         return [self.call]
 
     def runner(self, device: str) -> Run:
-        return self._runner(self.inputs(device), self.call["provider"])
+        return self._runner(self.inputs(device), self.call["backend"])
 
     def compare(self, device: str) -> list[Compared]:
         arguments = self.inputs(device)
-        (got,) = poisoned(self._runner(arguments, self.call["provider"]), device)
+        (got,) = poisoned(self._runner(arguments, self.call["backend"]), device)
         (plain,) = self._runner(arguments, "torch")()
         want = torch.cat([self._exact(*arguments, image) for image in range(len(got))])
         return [close("out", got, want, plain, arguments[0].dtype, self.call["precision"])]
@@ -46,10 +46,10 @@ class ConvCase:
         _fill([x, residual], [weight], [bias])
         return x, weight, bias, residual
 
-    def _runner(self, arguments: tuple[Tensor | None, ...], provider: str) -> Run:
+    def _runner(self, arguments: tuple[Tensor | None, ...], backend: str) -> Run:
         names = "stride", "dilation", "relu", "out_dtype", "precision"
         options = {name: self.call[name] for name in names}
-        return lambda: (conv_bias_act(*arguments, **options, provider=provider),)
+        return lambda: (conv_bias_act(*arguments, **options, backend=backend),)
 
     def _exact(self, x, weight, bias, residual, image: int) -> Tensor:
         """An image in float64."""
@@ -62,7 +62,7 @@ class ConvCase:
 
 @dataclass(frozen=True)
 class BottleneckCase:
-    """A residual block by the provider of its call."""
+    """A residual block by the backend of its call."""
 
     call: OperatorCall
 
@@ -73,7 +73,7 @@ class BottleneckCase:
         sizes = f"C={channels} P={planes} H={height} W={width}"
         projected = " projected" if self.call["residual"].shape != x.shape else ""
         dtype = DTYPE_NAMES[x.dtype]
-        return f"bottleneck {sizes}{projected} B={batch} {dtype} {self.call['provider']}"
+        return f"bottleneck {sizes}{projected} B={batch} {dtype} {self.call['backend']}"
 
     def calls(self) -> list[OperatorCall]:
         return [self.call]
@@ -96,7 +96,7 @@ class BottleneckCase:
         return x, weights, biases, residual
 
     def _runner(self, *arguments: Tensor | list[Tensor]) -> Run:
-        options = {"provider": self.call["provider"], "precision": self.call["precision"]}
+        options = {"backend": self.call["backend"], "precision": self.call["precision"]}
         return lambda: (bottleneck(*arguments, **options),)
 
 

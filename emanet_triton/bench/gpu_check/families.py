@@ -60,11 +60,11 @@ def separate(call: OperatorCall) -> list[OperatorCall]:
 
 
 def convolutions(
-    calls: Sequence[OperatorCall], provider: str, precision: str = "ieee"
+    calls: Sequence[OperatorCall], backend: str, precision: str = "ieee"
 ) -> list[OperatorCall]:
-    """The convolutions among some calls, by a provider."""
+    """The convolutions among some calls, by a backend."""
     own = (call for call in calls if call.name == "conv_bias_act")
-    return list(dict.fromkeys(call.but(provider=provider, precision=precision) for call in own))
+    return list(dict.fromkeys(call.but(backend=backend, precision=precision) for call in own))
 
 
 def small_cases() -> list[Case]:
@@ -77,11 +77,11 @@ def small_cases() -> list[Case]:
 
     def run() -> None:
         bias = torch.empty(64, device="meta")
-        conv_bias_act(image(1, 64, 8, 128), image(64, 64, 3, 3), bias, provider="triton")
-        conv_bias_act(image(1, 64, 9, 17), image(64, 64, 3, 3), bias, provider="triton")
+        conv_bias_act(image(1, 64, 8, 128), image(64, 64, 3, 3), bias, backend="triton")
+        conv_bias_act(image(1, 64, 9, 17), image(64, 64, 3, 3), bias, backend="triton")
         weights = image(64, 256, 1, 1), image(64, 64, 3, 3), image(256, 64, 1, 1)
         biases = bias, bias, torch.empty(256, device="meta")
-        bottleneck(image(1, 256, 8, 16), weights, biases, provider="triton")
+        bottleneck(image(1, 256, 8, 16), weights, biases, backend="triton")
 
     *convs, block = recorded(run)
     conv_cases = [ConvCase(call) for call in convs]
@@ -105,8 +105,8 @@ def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 
 def _by_triton(call: OperatorCall) -> OperatorCall:
-    has_provider = call.name in ("conv_bias_act", "bottleneck")
-    return call.but(provider="triton") if has_provider else call
+    is_convolution = call.name in ("conv_bias_act", "bottleneck")
+    return call.but(backend="triton") if is_convolution else call
 
 
 def _suite_calls() -> list[OperatorCall]:
@@ -165,9 +165,9 @@ def _kernel(call: OperatorCall, gpu: Gpu) -> str:
     return meta.kernels_of(Launch(call), gpu)[0].name
 
 
-def _bottlenecks(gpu: Gpu, tiny: bool, provider: str = "triton") -> list[Case]:
+def _bottlenecks(gpu: Gpu, tiny: bool, backend: str = "triton") -> list[Case]:
     calls = small_calls() if tiny else network_calls(["r50"], MODES)
-    own = [c.but(provider=provider) for c in calls if c.name == "bottleneck" and meta.has_kernel(c)]
+    own = [c.but(backend=backend) for c in calls if c.name == "bottleneck" and meta.has_kernel(c)]
     return [BottleneckCase(call) for call in (own if tiny else _half(own))]
 
 

@@ -16,7 +16,7 @@ from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import PASSED
-from emanet_triton.kernels.conv.op import BOTTLENECK_PROVIDERS, PROVIDERS
+from emanet_triton.kernels.conv.op import BOTTLENECK_BACKENDS, CONV_BACKENDS
 from emanet_triton.models.emanet import logits_size
 
 SILENCE = 45  # seconds
@@ -27,7 +27,7 @@ class Hosted:
     """A call of an operator.
 
     Attributes:
-        case: which, by which provider.
+        case: which, by which backend.
         gate: "passed", "absent: why" or "failed: why".
         first_ms: until the first call in a process is done; kernels may be compiled in it.
         host_us: until a later call returns.
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def cases(tiny: bool) -> list[Case]:
-    """Three convolutions and a bottleneck by every provider, the EM operators, the labels."""
+    """Three convolutions and a bottleneck by every backend, the EM operators, the labels."""
     if tiny:
         return small_cases()
     found: list[Case] = []
@@ -82,9 +82,9 @@ def cases(tiny: bool) -> list[Case]:
             and call["weight"].shape == weight
             and bool(call["residual"]) == has_residual
         )
-        found += [ConvCase(call.but(provider=provider)) for provider in PROVIDERS]
+        found += [ConvCase(call.but(backend=backend)) for backend in CONV_BACKENDS]
     block = next(call for call in whole if call.name == "bottleneck" and has_kernel(call))
-    found += [BottleneckCase(block.but(provider=provider)) for provider in BOTTLENECK_PROVIDERS]
+    found += [BottleneckCase(block.but(backend=backend)) for backend in BOTTLENECK_BACKENDS]
     found += [EmCase(operation, 1, logits_size(*SIZE)) for operation in ("block", "attention")]
     return [*found, *(LabelsCase(mode, False, SIZE, "bf16") for mode in MODES)]
 
@@ -99,7 +99,7 @@ def time_case(case: Case, watch: Watch) -> Hosted:
     row = Hosted(case.name)
     try:
         return _timed(row, case)
-    except Exception as error:  # whatever a provider raises
+    except Exception as error:  # whatever a backend raises
         return replace(row, gate=watch.gate_of(case.name, error))
 
 

@@ -201,7 +201,7 @@ def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
 
 
 def _conv(values: list, arch: str) -> None:
-    *given, _provider, precision = values
+    *given, _backend, precision = values
     conv_triton.conv_bias_act(*given, precision, arch)
 
 

@@ -32,7 +32,7 @@ def large_cases() -> list[Case]:
     found: list[Case] = [ConvCase(call) for call, _ in dominant(False)[:CONVOLUTIONS]]
     calls = network_calls(["r50"], MODES)
     block = next(call for call in calls if call.name == "bottleneck" and has_kernel(call))
-    found.append(BottleneckCase(block.but(provider="triton")))
+    found.append(BottleneckCase(block.but(backend="triton")))
     found.append(EmCase("block", 1, logits_size(*SIZE)))
     return [*found, *(LabelsCase(mode, False, SIZE, "bf16") for mode in MODES)]
 

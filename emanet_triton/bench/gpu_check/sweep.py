@@ -142,7 +142,7 @@ def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
         for call, count in walk(network, mode, SIZE).items():
             for own_call in separate(call) or [call]:
                 if own_call.name == "conv_bias_act":
-                    uses[own_call.but(provider="triton")] += count
+                    uses[own_call.but(backend="triton")] += count
     flops = {call: count * _layer(call).shape.flops for call, count in uses.items()}
     return [(call, uses[call]) for call in sorted(flops, key=flops.get, reverse=True)[:SHAPES]]
 

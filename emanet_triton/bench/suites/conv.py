@@ -214,9 +214,9 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
         return without_gradients(function, *arguments)
     options = problem.geometry | {"relu": shape.relu, "out_dtype": shape.out_dtype}
     if name == "triton-tf32x3":
-        options |= {"provider": "triton", "precision": "tf32x3"}
+        options |= {"backend": "triton", "precision": "tf32x3"}
     else:
-        options["provider"] = name
+        options["backend"] = name
     return without_gradients(conv_bias_act, *arguments, **options)
 
 

@@ -144,4 +144,4 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     arguments = problem.x, problem.weights, problem.biases, problem.identity
     if name in ("torch", "compiled"):
         return without_gradients(plain if name == "torch" else compiled(plain), *arguments)
-    return without_gradients(bottleneck, *arguments, provider=name)
+    return without_gradients(bottleneck, *arguments, backend=name)

@@ -223,29 +223,29 @@ def _like_weights(x: Tensor, model: EMANet) -> Tensor:
     return x.to(weight.dtype).contiguous(memory_format=layout)
 
 
-def fused(problem: Problem, dtype: str, provider: str = "auto") -> Call:
-    """Ours: the fused network, and labels from tap tables; convolutions by one provider or auto."""
+def fused(problem: Problem, dtype: str, backend: str = "auto") -> Call:
+    """Ours: the fused network, and labels from tap tables; convolutions by one backend or auto."""
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
-    if provider != "auto":
-        set_provider(model, provider)
+    if backend != "auto":
+        set_backend(model, backend)
     if problem.resident:
         return without_gradients(resident_labels, model, problem.inputs(), problem)
     predictor = Predictor(model, problem.protocol, ms_flip=problem.ms_flip, cuda_graphs=True)
     return without_gradients(lambda: torch.stack(list(predictor([problem.image]))).cpu())
 
 
-def set_provider(model: FusedEMANet, provider: str) -> None:
+def set_backend(model: FusedEMANet, backend: str) -> None:
     """Have all convolutions run by "cudnn", or by "triton", with bottlenecks in one where it can.
 
     What cuDNN cannot fuse runs by PyTorch's convolution, which is cuDNN's too.
     """
     for module in model.modules():
         if isinstance(module, FusedConv):
-            module.provider = provider
+            module.backend = backend
         elif isinstance(module, FusedBottleneck):
             planes = module.conv2.weight.shape[0]
-            module.has_operator &= provider == "triton" and planes in BOTTLENECK_PLANES
-            module.provider = provider
+            module.has_operator &= backend == "triton" and planes in BOTTLENECK_PLANES
+            module.backend = backend
 
 
 def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which provider computes a convolution on a GPU: measured once, at the first call of a shape.
+"""Which backend computes a convolution on a GPU: measured once, at the first call of a shape.
 
 The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl``, by device, versions and
 the sources of the kernels. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then the
@@ -37,12 +37,12 @@ def choose(
     last_resort: str,
     make_check: Callable[[], Check],
 ) -> str:
-    """The provider for a convolution on a CUDA device.
+    """The backend for a convolution on a CUDA device.
 
     Args:
         key: all that decides the time of the convolution on one device.
         device: where it runs.
-        candidates: {provider: call that computes the convolution}, the default first.
+        candidates: {backend: call that computes the convolution}, the default first.
         last_resort: one of them, for where all fail: this process then goes on with it. On disk
             nothing is kept then, nor where memory runs out; nothing is measured while a CUDA
             graph is recorded.
@@ -71,7 +71,7 @@ def choose(
         return default
     if winner is None:
         _HOPELESS.add((device, key))
-        warnings.warn(f"no provider is left for {key}; {last_resort} is used", stacklevel=2)
+        warnings.warn(f"no backend is left for {key}; {last_resort} is used", stacklevel=2)
         return last_resort
     cache.put(key, winner)
     return winner
@@ -105,7 +105,7 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
             if watch.explains(error):
                 raise
             warnings.warn(
-                f"provider {name} is left out for {key}: {first_line(error)}", stacklevel=3
+                f"backend {name} is left out for {key}: {first_line(error)}", stacklevel=3
             )
     winner = None
     for name, seconds in times.items():
@@ -125,7 +125,7 @@ def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
         if is_out_of_memory(error):
             raise
         warnings.warn(
-            f"provider {name} is timed launch by launch for {key}, as it cannot be recorded: "
+            f"backend {name} is timed launch by launch for {key}, as it cannot be recorded: "
             f"{first_line(error)}",
             stacklevel=2,
         )

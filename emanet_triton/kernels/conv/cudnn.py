@@ -38,7 +38,7 @@ def cudnn_conv(
         torch.OutOfMemoryError: also where cuDNN calls that a missing engine.
     """
     if not has_cudnn(x):
-        raise ValueError(f"provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
+        raise ValueError(f"backend 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
     added = None if residual is None else residual.dtype
     shape = x.shape, weight.shape, x.dtype, added, stride, dilation, precision, x.device

@@ -1,4 +1,4 @@
-"""Whether a provider is as exact as plain PyTorch, by a reference in a higher precision."""
+"""Whether a backend is as exact as plain PyTorch, by a reference in a higher precision."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ class Check:
         reach: how many rows of the input above and below a pixel its output depends on.
         relu: whether the output goes through a ReLU.
         linear: rows of x in a higher precision → rows of the output before residual and ReLU.
-        plain: the output of plain PyTorch, in the precision of the providers.
+        plain: the output of plain PyTorch, in the precision of the backends.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Check:
     plain: Callable[[], Tensor]
 
     def allowed(self) -> float:
-        """The error that a provider may make: twice plain PyTorch's, and one rounding.
+        """The error that a backend may make: twice plain PyTorch's, and one rounding.
 
         That is the rounding of the largest value to the dtype of x.
         """
@@ -53,8 +53,8 @@ class Check:
     def poison(self) -> None:
         """Fill with NaN what PyTorch's allocator gives out next for an output.
 
-        A provider that reads its output before writing it then shows NaN. Twice its size, since
-        a provider may allocate something else first.
+        A backend that reads its output before writing it then shows NaN. Twice its size, since
+        a backend may allocate something else first.
         """
         held = []
         options = {"dtype": self.out_dtype, "device": self.x.device}

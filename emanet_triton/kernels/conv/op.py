@@ -1,4 +1,4 @@
-"""The operators of convolution: validation, choice of provider, registration with PyTorch."""
+"""The operators of convolution: they check arguments, choose a backend, and are registered."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,15 +29,14 @@ from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import PRECISIONS
 
-PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
-BOTTLENECK_PROVIDERS = ("auto", "triton", "separate")
+BOTTLENECK_BACKENDS = ("auto", "triton", "separate")
 _NHWC = torch.channels_last
 
 
 def pack_weight(weight: Tensor) -> Tensor:
     """[O, C, k, k] → the same in channels-last memory, which is the matrix [O, k * k * C].
 
-    Every provider reads weights so; the operators pack an unpacked weight anew at every call.
+    Every backend reads weights so; the operators pack an unpacked weight anew at every call.
     """
     return weight.contiguous(memory_format=_NHWC)
 
@@ -53,7 +52,7 @@ def conv_bias_act(
     dilation: int = 1,
     relu: bool = True,
     out_dtype: torch.dtype | None = None,
-    provider: str = "auto",
+    backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
     """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
@@ -72,7 +71,7 @@ def conv_bias_act(
         dilation: at least 1.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x``, which is the default, or float32.
-        provider: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
+        backend: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
             ``"cudnn-benchmark"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under Triton's
             interpreter too, ``"torch"`` anywhere. ``"auto"`` takes ``"torch"`` on a CPU, and on a
             GPU the fastest of those whose largest error is at most twice that of ``"torch"``,
@@ -85,7 +84,7 @@ def conv_bias_act(
         [B, O, ceil(H / stride), ceil(W / stride)], channels-last. No gradient flows through it.
 
     Raises:
-        ValueError: an argument is not as above, or the provider cannot run here.
+        ValueError: an argument is not as above, or the backend cannot run here.
     """
     check_layout("x", x, "B, C, H, W")
     check_float("x", x.dtype)
@@ -98,10 +97,10 @@ def conv_bias_act(
         check_shape("residual", residual, _out_shape(x, weight, stride))
         _check_like(x, "residual", residual, dtypes)
     check_dtype("out_dtype", out_dtype or x.dtype, dtypes)
-    check_choice("provider", provider, PROVIDERS)
+    check_choice("backend", backend, CONV_BACKENDS)
     check_choice("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.conv_bias_act(
-        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, provider, precision
+        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, backend, precision
     )
 
 
@@ -112,7 +111,7 @@ def bottleneck(
     biases: Sequence[Tensor],
     residual: Tensor | None = None,
     *,
-    provider: str = "auto",
+    backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
     """A residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1, each folded.
@@ -122,7 +121,7 @@ def bottleneck(
         weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], of that dtype, from ``pack_weight``.
         biases: [P], [P] and [O], in that dtype or float32.
         residual: [B, O, H, W], of that dtype; ``x`` unless given.
-        provider: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
+        backend: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
             multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
             as there.
         precision: of the separate convolutions, as there.
@@ -131,7 +130,7 @@ def bottleneck(
         [B, O, H, W], channels-last. No gradient flows through it.
 
     Raises:
-        ValueError: an argument is not as above, or the provider cannot run here.
+        ValueError: an argument is not as above, or the backend cannot run here.
     """
     check_layout("x", x, "B, C, H, W")
     check_float("x", x.dtype)
@@ -146,10 +145,10 @@ def bottleneck(
     residual = x if residual is None else residual
     check_shape("residual", residual, _out_shape(x, weights[2], 1))
     _check_like(x, "residual", residual, (x.dtype,))
-    check_choice("provider", provider, BOTTLENECK_PROVIDERS)
+    check_choice("backend", backend, BOTTLENECK_BACKENDS)
     check_choice("precision", precision, PRECISIONS)
     return torch.ops.emanet_triton.bottleneck(
-        x, list(weights), list(biases), residual, provider, precision
+        x, list(weights), list(biases), residual, backend, precision
     )
 
 
@@ -179,7 +178,7 @@ def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
 def _candidates(
     x: Tensor, residual: Tensor | None, relu: bool, precision: str
 ) -> dict[str, tuple[str, str]]:
-    """{name: (provider, precision)} of what is worth measuring where x is, the default first.
+    """{name: (backend, precision)} of what is worth measuring where x is, the default first.
 
     In float32 Triton's exact products are not: three products of TF32 are faster.
     """
@@ -197,7 +196,7 @@ def _candidates(
 
 
 def _triton_conv(x: Tensor, *arguments) -> Tensor:
-    with triton_kernels("conv.implicit_gemm", x, "provider") as kernels:
+    with triton_kernels("conv.implicit_gemm", x) as kernels:
         return kernels.conv_bias_act(x, *arguments)
 
 
@@ -209,6 +208,7 @@ CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {
     "triton": _triton_conv,
     "torch": torch_conv,
 }
+CONV_BACKENDS = ("auto", *CONVOLUTIONS)
 
 
 def _run_conv_bias_act(
@@ -220,15 +220,15 @@ def _run_conv_bias_act(
     dilation: int,
     relu: bool,
     out_dtype: torch.dtype,
-    provider: str,
+    backend: str,
     precision: str,
 ) -> Tensor:
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
-    if provider != "auto":
-        return CONVOLUTIONS[provider](*arguments, precision)
+    if backend != "auto":
+        return CONVOLUTIONS[backend](*arguments, precision)
     calls = {
-        name: functools.partial(CONVOLUTIONS[provider], *arguments, its_precision)
-        for name, (provider, its_precision) in _candidates(x, residual, relu, precision).items()
+        name: functools.partial(CONVOLUTIONS[backend], *arguments, its_precision)
+        for name, (backend, its_precision) in _candidates(x, residual, relu, precision).items()
     }
     if len(calls) == 1:
         return calls["torch"]()
@@ -266,11 +266,11 @@ def _key(
     )
 
 
-def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
+def _separate(x, weights, biases, residual, backend: str, precision: str) -> Tensor:
     out = x
     for weight, bias, identity in zip(weights, biases, (None, None, residual), strict=True):
         out = _run_conv_bias_act(
-            out, weight, bias, identity, 1, 1, True, x.dtype, provider, precision
+            out, weight, bias, identity, 1, 1, True, x.dtype, backend, precision
         )
     return out
 
@@ -283,7 +283,7 @@ def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) ->
 
 
 def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
-    with triton_kernels("conv.bottleneck", x, "provider") as kernels:
+    with triton_kernels("conv.bottleneck", x) as kernels:
         return kernels.bottleneck(x, weights, biases, residual)
 
 
@@ -303,19 +303,19 @@ def _run_bottleneck(
     weights: list[Tensor],
     biases: list[Tensor],
     residual: Tensor,
-    provider: str,
+    backend: str,
     precision: str,
 ) -> Tensor:
     why_not = _why_not_fused(x, weights)
-    if provider == "triton" and why_not:
-        raise ValueError(f"provider 'triton' of a bottleneck needs {why_not}")
+    if backend == "triton" and why_not:
+        raise ValueError(f"backend 'triton' of a bottleneck needs {why_not}")
     separate = functools.partial(_separate, x, weights, biases, residual)
     calls = {
         "separate": functools.partial(separate, "auto", precision),
         "triton": functools.partial(_fused, x, weights, biases, residual),
     }
-    if provider == "auto":
-        provider = "separate"
+    if backend == "auto":
+        backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
             make_check = functools.partial(
                 Check, x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
@@ -324,8 +324,8 @@ def _run_bottleneck(
             )  # fmt: skip
             planes, outputs = weights[1].shape[0], weights[2].shape[0]
             key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
-            provider = choice.choose(key, x.device, calls, "separate", make_check)
-    return calls[provider]()
+            backend = choice.choose(key, x.device, calls, "separate", make_check)
+    return calls[backend]()
 
 
 def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:

@@ -51,7 +51,7 @@ CUDNN_CALLS = {
 def test_cudnn_is_called_for_what_it_can_fuse(residual, relu, wanted, monkeypatch):
     calls = fake_cudnn(monkeypatch)
     case = make((1, 8, 5, 5), 4, 3, residual=residual, relu=relu, dilation=2)
-    found = conv.conv_bias_act(*case.operands, **case.options, provider="cudnn")
+    found = conv.conv_bias_act(*case.operands, **case.options, backend="cudnn")
     assert calls == wanted
     assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
 
@@ -59,9 +59,9 @@ def test_cudnn_is_called_for_what_it_can_fuse(residual, relu, wanted, monkeypatc
 def test_cudnn_never_gets_its_input_as_residual(monkeypatch):
     calls = fake_cudnn(monkeypatch)
     case = make((1, 8, 5, 5), 8, 1)
-    found = conv.conv_bias_act(case.x, case.weight, case.bias, case.x, provider="cudnn")
+    found = conv.conv_bias_act(case.x, case.weight, case.bias, case.x, backend="cudnn")
     assert calls == []
-    expected = conv.conv_bias_act(case.x, case.weight, case.bias, case.x, provider="torch")
+    expected = conv.conv_bias_act(case.x, case.weight, case.bias, case.x, backend="torch")
     assert torch.equal(found, expected)
 
 
@@ -115,12 +115,12 @@ def test_a_shape_without_an_engine_goes_to_pytorch_and_is_remembered(refusing_cu
     )
     with pytest.warns(UserWarning) as warned:
         for _ in range(2):
-            found = conv.conv_bias_act(*case.operands, provider="cudnn")
+            found = conv.conv_bias_act(*case.operands, backend="cudnn")
             assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
     assert [str(w.message) for w in warned] == [message]
     assert len(calls) == 1
     errors.clear()
-    conv.conv_bias_act(*make((1, 8, 5, 6), 4, 3).operands, provider="cudnn")
+    conv.conv_bias_act(*make((1, 8, 5, 6), 4, 3).operands, backend="cudnn")
     assert len(calls) == 2
 
 
@@ -128,7 +128,7 @@ def test_a_shape_without_an_engine_goes_to_pytorch_and_is_remembered(refusing_cu
 def test_other_errors_of_cudnn_are_not_taken_for_a_missing_engine(refusing_cudnn, error):
     refusing_cudnn[1].append(error)
     with pytest.raises(type(error), match=str(error)):
-        conv.conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, provider="cudnn")
+        conv.conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, backend="cudnn")
     assert not cudnn._REFUSED
 
 
@@ -146,7 +146,7 @@ def test_no_engine_for_lack_of_memory(refusing_cudnn, monkeypatch, short, wanted
     monkeypatch.setattr(eager.F, "conv2d", refuse)
     monkeypatch.setattr(cudnn.MemoryWatch, "_is_short", lambda watch: short)
     with pytest.raises(RuntimeError, match="unable to find an engine") as caught:
-        conv.conv_bias_act(*case.operands, provider="cudnn")
+        conv.conv_bias_act(*case.operands, backend="cudnn")
     assert type(caught.value) is wanted
     assert not cudnn._REFUSED
 
@@ -181,8 +181,8 @@ def test_cudnn_measures_its_fused_engines_only_where_asked(monkeypatch, recordin
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
     case = make((1, 8, 5, 5), 4, 3)
     with cuda_fp32(ambient):
-        for provider in ("cudnn", "cudnn-benchmark", "cudnn"):
-            found = conv.conv_bias_act(*case.operands, provider=provider)
+        for backend in ("cudnn", "cudnn-benchmark", "cudnn"):
+            found = conv.conv_bias_act(*case.operands, backend=backend)
             assert_close_to_eager(found, case.eager(torch.float64), case.eager(HALF))
     usual = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, ambient
     other = {"ieee": "tf32", "tf32": "ieee"}[ambient]
@@ -194,7 +194,7 @@ def test_in_float32_cudnn_measures_plain_engines(monkeypatch):
     settings = Settings(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     case = make((1, 8, 5, 5), 4, 3, dtype=SINGLE)
-    found = conv.conv_bias_act(*case.operands, provider="cudnn-benchmark")
+    found = conv.conv_bias_act(*case.operands, backend="cudnn-benchmark")
     assert_close_to_eager(found, case.eager(torch.float64), case.eager(SINGLE))
     assert settings.fused == []
     [(benchmark, deterministic, _)] = settings.plain

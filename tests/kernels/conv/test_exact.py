@@ -1,4 +1,4 @@
-"""The check that a provider has to pass, block of rows by block of rows."""
+"""The check that a backend has to pass, block of rows by block of rows."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_twice_the_error_of_plain_pytorch_and_a_rounding_are_allowed(dtype, chec
     case = make((1, 64, 9, 5), 4, 3, dtype=dtype)
     check = check_of(case, checks)
     exact = case.eager(torch.float64)
-    error = (conv.conv_bias_act(*case.operands, provider="torch").double() - exact).abs().max()
+    error = (conv.conv_bias_act(*case.operands, backend="torch").double() - exact).abs().max()
     rounding = torch.finfo(dtype).eps / 2 * exact.abs().max()
     assert check.allowed() == pytest.approx((2 * error + rounding).item(), rel=1e-3)
 
@@ -92,7 +92,7 @@ def test_products_rounded_to_tf32_do_not_pass_for_float32(checks):
     case = make((1, 64, 9, 5), 4, 3, dtype=SINGLE)
     check = check_of(case, checks)
     rounded = [(t.view(torch.int32) & ~0x1FFF).view(SINGLE) for t in (case.x, case.weight)]
-    found = conv.conv_bias_act(*rounded, case.bias, provider="torch")
+    found = conv.conv_bias_act(*rounded, case.bias, backend="torch")
     assert check.error(found) > 10 * check.allowed()
 
 
