@@ -16,7 +16,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @functools.cache
-def architecture(device: torch.device) -> str:
+def gpu_arch(device: torch.device) -> str:
     """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
     if device.type == "cpu":
         return "sm_90"

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SMALLEST_BLOCK = 16  # the least that a product takes
-BLOCKS = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
+BLOCK_NAMES = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
 
 # For each device, what replaces a tile that did not fit.
 _REPLACEMENTS: dict[tuple[torch.device, Tile], Tile] = {}
@@ -48,7 +48,7 @@ def launch(
     try:
         kernel[(programs,)](
             *arguments, **constants, **tile.meta,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+            num_warps=tile.num_warps, num_stages=tile.pipeline_stages, enable_fp_fusion=True,
         )  # fmt: skip
     except triton.OutOfResources as error:
         _replace(tile, device, error)
@@ -84,9 +84,9 @@ def smaller(tile: Tile) -> Tile | None:
     """The tile with a pipeline stage less or, without pipeline, with its longest block halved."""
     if "PRECISION" not in tile.meta and "P" not in tile.meta:
         return None  # not a product: its block is as long as the data
-    if tile.num_stages > 1:
-        return replace(tile, num_stages=tile.num_stages - 1)
-    blocks = {n: tile.meta[n] for n in BLOCKS if tile.meta.get(n, 0) > SMALLEST_BLOCK}
+    if tile.pipeline_stages > 1:
+        return replace(tile, pipeline_stages=tile.pipeline_stages - 1)
+    blocks = {n: tile.meta[n] for n in BLOCK_NAMES if tile.meta.get(n, 0) > SMALLEST_BLOCK}
     if not blocks:
         return None
     longest = max(blocks, key=blocks.__getitem__)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+FP32_PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Tile:
         arch: one of ``ARCHS``.
         dtype: of the features or images, a key of ``device.DTYPES``.
         meta: compile-time arguments of the kernel.
-        num_warps, num_stages: launch options.
+        num_warps, pipeline_stages: launch options; Triton calls the second ``num_stages``.
     """
 
     kernel: str
@@ -24,4 +24,4 @@ class Tile:
     dtype: str
     meta: Mapping[str, int | bool | str] = field(hash=False)
     num_warps: int
-    num_stages: int
+    pipeline_stages: int

@@ -42,7 +42,7 @@ def tiles_of(rows):
 
 def shipped_tiles():
     return {
-        (t.kernel, t.arch, t.dtype, compiled.configuration(t.meta, t.num_warps, t.num_stages))
+        (t.kernel, t.arch, t.dtype, compiled.configuration(t.meta, t.num_warps, t.pipeline_stages))
         for t in (*tiles.SHIPPED, *conv_tiles.SHIPPED)
     }
 

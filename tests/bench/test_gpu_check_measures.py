@@ -48,7 +48,7 @@ def candidate(monkeypatch):
     monkeypatch.setattr(sweep, "_resources", lambda launch, gpu: (128, 0, 65_536))
     call = with_dtype(small_calls()[0], torch.float16)
     tile = conv_tiles.tile("conv_rows", "sm_90", "fp16", 64, 64, 1024)
-    smaller = replace(tile, meta={**tile.meta, "BLOCK_O": 32}, num_stages=2)
+    smaller = replace(tile, meta={**tile.meta, "BLOCK_O": 32}, pipeline_stages=2)
     sweep._problem.cache_clear()
     return sweep.Candidate(Launch(call, smaller), 3, False)
 
@@ -114,7 +114,7 @@ def test_a_tile_that_was_refused_once_is_tried_again(candidate, monkeypatch):
     with pytest.warns(UserWarning, match="does not fit"):
         gates = [sweep.time_tile(candidate, SM_90, Watch()).gate for _ in range(2)]
     assert all(gate.startswith("absent: it does not fit: out of resource") for gate in gates)
-    assert asked == [candidate.launch.tile.num_stages] * 2
+    assert asked == [candidate.launch.tile.pipeline_stages] * 2
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["goes on", "dead"])
@@ -212,11 +212,11 @@ def test_the_family_of_cudnn_has_both_of_its_operators():
 
 def test_a_gpu_is_named_as_triton_names_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
-    monkeypatch.setattr(meta, "architecture", lambda device: "sm_80")
+    monkeypatch.setattr(meta, "gpu_arch", lambda device: "sm_80")
     gpu = Gpu.here()
     assert (gpu.arch, gpu.target.backend, gpu.target.arch) == ("sm_80", "cuda", 89)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(meta, "architecture", lambda device: "gfx942")
+    monkeypatch.setattr(meta, "gpu_arch", lambda device: "gfx942")
     assert Gpu.here() == Gpu.of_arch("gfx942")
 
 

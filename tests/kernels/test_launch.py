@@ -67,7 +67,7 @@ def test_the_next_smaller_tile_is_taken_once_and_remembered():
         "a_kernel does not fit cpu with its usual tile: shared memory required 4096, available "
         "1024; a smaller, slower tile runs instead"
     ]
-    assert (tile.num_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
+    assert (tile.pipeline_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
     assert operator(kernel) == tile  # a second warning would be an error
     assert kernel.launched == [((4,), 32, 32, 1)] * 2
 
@@ -76,7 +76,7 @@ def test_a_warning_that_is_an_error_does_not_keep_the_tile():
     kernel = Kernel(2048)
     with pytest.raises(UserWarning, match="does not fit cpu"):
         operator(kernel)
-    assert operator(kernel).num_stages == 1
+    assert operator(kernel).pipeline_stages == 1
 
 
 def test_threads_replace_tiles_at_the_same_time():
@@ -89,7 +89,7 @@ def test_threads_replace_tiles_at_the_same_time():
             list(pool.map(lambda tile: launch._replace(tile, CPU, error), tiles_ * 2))
     finally:
         sys.setswitchinterval(before)
-    assert all(launch.fitting(tile, CPU).num_stages == 8 for tile in tiles_)
+    assert all(launch.fitting(tile, CPU).pipeline_stages == 8 for tile in tiles_)
 
 
 def test_another_device_keeps_its_tile():
@@ -113,12 +113,12 @@ def shrink(tile):
 def test_every_tile_of_a_product_shrinks_to_the_smallest(shipped):
     for tile in shipped:
         *_, last = shrink(tile)
-        blocks = {last.meta[name] for name in launch.BLOCKS if name in last.meta}
+        blocks = {last.meta[name] for name in launch.BLOCK_NAMES if name in last.meta}
         if tile.kernel in ("em_reduce", "em_normalise"):
             assert last is tile
         else:
             assert blocks == {launch.SMALLEST_BLOCK}
-            assert last.num_stages == 1
+            assert last.pipeline_stages == 1
 
 
 def test_no_launcher_rounds_up_by_triton():

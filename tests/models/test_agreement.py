@@ -65,14 +65,14 @@ def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monk
     @contextlib.contextmanager
     def wrong_kernels(stem, tensor):
         def attention(feats, bases, *arguments):
-            recon, bases = em_torch.em_attention(feats, bases, *arguments[:-1])
+            recon, bases = em_torch.run_attention(feats, bases, *arguments[:-1])
             return 2 * recon, bases
 
         def block(feats, bases, *arguments):
-            out, bases = em_torch.em_attention_block(feats, bases, *arguments[:-1])
+            out, bases = em_torch.run_block(feats, bases, *arguments[:-1])
             return 1.1 * out, bases
 
-        yield SimpleNamespace(em_attention=attention, em_attention_block=block)
+        yield SimpleNamespace(run_attention=attention, run_block=block)
 
     monkeypatch.setattr(ops, "triton_kernels", wrong_kernels)
     model.decode_head.ema_module.backend = "triton"

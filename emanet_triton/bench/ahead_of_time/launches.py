@@ -15,7 +15,7 @@ from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.resample import gather as resample_triton
-from emanet_triton.kernels.tile import ARCHS, PRECISIONS
+from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 
 # Kernels whose tiles depend on C alone, those whose tiles depend on K, and those of the block
 # that read the features.
@@ -108,13 +108,13 @@ class EMLaunch:
         if not self.channels_last:
             feats = torch.empty(2, self.channels, 97 * 97, **dtype).mT
         bases = torch.empty(1, self.channels, self.bases, **dtype)
-        with mock.patch.object(em_attention, "architecture", lambda device: self.arch):
+        with mock.patch.object(em_attention, "gpu_arch", lambda device: self.arch):
             if self.operator == "em_attention":
-                em_attention.em_attention(feats, bases, 2, self.precision)
+                em_attention.run_attention(feats, bases, 2, self.precision)
             else:
                 weight, bias = torch.empty(self.channels, self.channels, **dtype), feats[0, 0]
                 convolutions = weight, bias, weight, bias
-                em_block.em_attention_block(feats, bases, *convolutions, 2, self.precision)
+                em_block.run_block(feats, bases, *convolutions, 2, self.precision)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _em(everything: bool) -> list[EMLaunch]:
     found = []
     for arch in ARCHS:
         for dtype in DTYPES:
-            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+            for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 if arch == "gfx942" and precision == "tf32x3":
                     continue  # served by ieee
                 products = (arch, dtype, precision)

@@ -22,7 +22,7 @@ from emanet_triton.bench.suites import scale, train_mem
 from emanet_triton.bench.suites.model import MODES
 from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
-from emanet_triton.kernels.tile import PRECISIONS
+from emanet_triton.kernels.tile import FP32_PRECISIONS
 from emanet_triton.models.emanet import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
 
@@ -128,7 +128,7 @@ def _em(operation: str) -> list[Case]:
         EmCase(operation, batch, low, dtype=dtype) for dtype in ("bf16", "fp16") for batch in (1, 8)
     ]
     found += [EmCase(operation, 8, window), EmCase(operation, 1, window, layout="nchw")]
-    found += [EmCase(operation, 1, low, dtype="fp32", precision=p) for p in PRECISIONS]
+    found += [EmCase(operation, 1, low, dtype="fp32", precision=p) for p in FP32_PRECISIONS]
     return [*found, EmCase(operation, 8, low, dtype="fp32")]
 
 
@@ -154,7 +154,7 @@ def _conv_family(kernel: str) -> Callable[[Gpu, bool], list[Case]]:
         else:
             calls = list(_half(convolutions(network_calls(["r50"], MODES), "triton")))
             single = network_calls(["r50"], ["whole"], "fp32")
-            for precision in PRECISIONS:
+            for precision in FP32_PRECISIONS:
                 calls += convolutions(single, "triton", precision)
         return [ConvCase(call) for call in calls if _kernel(call, gpu) == kernel]
 

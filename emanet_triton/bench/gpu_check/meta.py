@@ -22,7 +22,7 @@ from emanet_triton.errors import describe
 from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
-from emanet_triton.kernels.device import architecture
+from emanet_triton.kernels.device import gpu_arch
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.resample import gather as resample_triton
@@ -47,7 +47,7 @@ class Gpu(NamedTuple):
     @classmethod
     def here(cls) -> "Gpu":
         """The one that PyTorch finds."""
-        arch = architecture(torch.device("cuda"))
+        arch = gpu_arch(torch.device("cuda"))
         if torch.version.hip:
             return cls.of_arch(arch)
         major, minor = torch.cuda.get_device_capability()
@@ -211,14 +211,14 @@ def _bottleneck(values: list, arch: str) -> None:
 
 def _em_attention(values: list, arch: str) -> None:
     *given, _backend, precision = values
-    with mock.patch.object(em_attention, "architecture", lambda device: arch):
-        em_attention.em_attention(*given, precision)
+    with mock.patch.object(em_attention, "gpu_arch", lambda device: arch):
+        em_attention.run_attention(*given, precision)
 
 
 def _em_block(values: list, arch: str) -> None:
     *given, _backend, precision = values
-    with mock.patch.object(em_attention, "architecture", lambda device: arch):
-        em_block.em_attention_block(*given, precision)
+    with mock.patch.object(em_attention, "gpu_arch", lambda device: arch):
+        em_block.run_block(*given, precision)
 
 
 def _labels(values: list, arch: str) -> None:

@@ -91,7 +91,7 @@ class Candidate:
     def row(self) -> Swept:
         tile = self.launch.tile
         blocks = "x".join(str(tile.meta[f"BLOCK_{letter}"]) for letter in "MOC")
-        text = f"{blocks} warps={tile.num_warps} stages={tile.num_stages}"
+        text = f"{blocks} warps={tile.num_warps} stages={tile.pipeline_stages}"
         name = ConvCase(self.launch.call).name
         return Swept(name, self.uses, tile.kernel, text, self.shipped)
 
@@ -163,13 +163,13 @@ def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
 
 def _sizes(tile: Tile) -> tuple[int, ...]:
     blocks = (tile.meta[f"BLOCK_{letter}"] for letter in "MOC")
-    return *blocks, tile.num_warps, tile.num_stages
+    return *blocks, tile.num_warps, tile.pipeline_stages
 
 
 def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:
-    block_m, block_o, block_c, num_warps, num_stages = sizes
+    block_m, block_o, block_c, *options = sizes
     blocks = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c}
-    return Tile(tile.kernel, tile.arch, tile.dtype, {**tile.meta, **blocks}, num_warps, num_stages)
+    return Tile(tile.kernel, tile.arch, tile.dtype, {**tile.meta, **blocks}, *options)
 
 
 def _suits(sizes: tuple[int, ...], call: OperatorCall) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.conv.implicit_gemm import nhwc
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 
@@ -94,7 +94,7 @@ def bottleneck(
     x, residual = nhwc(x), nhwc(residual)
     batch, height, width, channels = x.shape
     outputs, planes = residual.shape[3], weights[0].shape[0]
-    tile = tiles.bottleneck_tile(arch or architecture(x.device), DTYPE_NAMES[x.dtype], planes)
+    tile = tiles.bottleneck_tile(arch or gpu_arch(x.device), DTYPE_NAMES[x.dtype], planes)
     tile = fitting(tile, x.device)
     out = x.new_empty(residual.shape)
     parameters = [

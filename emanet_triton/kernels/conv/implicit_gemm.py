@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.kernels.conv import tiles
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 # A row of which less than this fills the tiles that cover it is left to ``conv_pointers``.
@@ -147,7 +147,7 @@ def conv_bias_act(
     arch: str | None = None,
 ) -> Tensor:
     """x [B, C, H, W] → [B, O, ceil(H / stride), ceil(W / stride)], channels-last."""
-    arch = arch or architecture(x.device)
+    arch = arch or gpu_arch(x.device)
     x, weight, bias = nhwc(x), nhwc(weight), bias.contiguous()
     residual = None if residual is None else nhwc(residual)
     batch, height, width, channels = x.shape

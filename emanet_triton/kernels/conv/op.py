@@ -27,7 +27,7 @@ from emanet_triton.kernels.conv.exact import Check, exact_conv
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
-from emanet_triton.kernels.tile import PRECISIONS
+from emanet_triton.kernels.tile import FP32_PRECISIONS
 
 BOTTLENECK_BACKENDS = ("auto", "triton", "separate")
 _NHWC = torch.channels_last
@@ -98,7 +98,7 @@ def conv_bias_act(
         _check_like(x, "residual", residual, dtypes)
     check_dtype("out_dtype", out_dtype or x.dtype, dtypes)
     check_choice("backend", backend, CONV_BACKENDS)
-    check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, FP32_PRECISIONS)
     return torch.ops.emanet_triton.conv_bias_act(
         x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, backend, precision
     )
@@ -146,7 +146,7 @@ def bottleneck(
     check_shape("residual", residual, _out_shape(x, weights[2], 1))
     _check_like(x, "residual", residual, (x.dtype,))
     check_choice("backend", backend, BOTTLENECK_BACKENDS)
-    check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, FP32_PRECISIONS)
     return torch.ops.emanet_triton.bottleneck(
         x, list(weights), list(biases), residual, backend, precision
     )

@@ -106,9 +106,9 @@ def _tile(kernel: str, arch: str, dtype: str, shape_class: str, precision: str) 
 
 
 def _as_tile(kernel: str, arch: str, dtype: str, sizes: tuple[int, ...], meta: dict) -> Tile:
-    block_m, block_o, block_c, num_warps, num_stages = sizes
+    block_m, block_o, block_c, *options = sizes
     meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c} | meta
-    return Tile(kernel, arch, dtype, meta, num_warps, num_stages)
+    return Tile(kernel, arch, dtype, meta, *options)
 
 
 def _shipped() -> Iterator[Tile]:

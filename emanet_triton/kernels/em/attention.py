@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
@@ -218,7 +218,7 @@ class Stages:
         self.shape = {"C": feats.shape[2], "K": num_bases}
         self.z_scale = {"Z_SCALE": Z_SCALES[feats.dtype]}
         self.channels_last = {"CHANNELS_LAST": feats.stride(2) == 1}
-        self._arch = architecture(feats.device)
+        self._arch = gpu_arch(feats.device)
         self._precision = precision
         batch, positions, channels = feats.shape
         self.split = tiles.split_length(positions)
@@ -287,7 +287,7 @@ class Stages:
 
 
 @with_fitting_tiles
-def em_attention(
+def run_attention(
     feats: Tensor, bases: Tensor, num_stages: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """feats [B, N, C], bases [1 or B, C, K] → reconstruction [B, N, C], new bases [B, C, K]."""

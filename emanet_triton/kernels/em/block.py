@@ -212,7 +212,7 @@ class BlockStages(Stages):
 
 
 @with_fitting_tiles
-def em_attention_block(
+def run_block(
     feats: Tensor,
     bases: Tensor,
     mid_weight: Tensor,

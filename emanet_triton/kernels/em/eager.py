@@ -28,7 +28,7 @@ BASES = 16  # bases in one item of work on a CPU
 
 
 @torch.no_grad()
-def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
+def run_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
     """Run the EM iterations of ``reference.em_attention``.
 
     Args:
@@ -54,7 +54,7 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
 
 
 @torch.no_grad()
-def em_attention_block(
+def run_block(
     feats: Tensor,
     bases: Tensor,
     mid_weight: Tensor,
@@ -73,7 +73,7 @@ def em_attention_block(
         num_stages: number of E and M steps, at least 1.
 
     Returns:
-        The block's output and the bases, as of ``em_attention``.
+        The block's output and the bases, as of ``run_attention``.
     """
     dtype = torch.promote_types(feats.dtype, torch.float32)
     y = torch.empty_like(feats, dtype=dtype).copy_(feats)  # F, and in the end the output

@@ -17,7 +17,7 @@ from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.em import eager
 from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
 from emanet_triton.kernels.registration import Operator, register
-from emanet_triton.kernels.tile import PRECISIONS
+from emanet_triton.kernels.tile import FP32_PRECISIONS
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
     check_least("num_stages", num_stages, 1)
     check_choice("backend", backend, BACKENDS)
-    check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, FP32_PRECISIONS)
 
 
 def _choose(backend: str, feats: Tensor) -> str:
@@ -154,8 +154,8 @@ def _run_em_attention(
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         with triton_kernels("em.attention", feats) as kernels:
-            return kernels.em_attention(feats, bases, num_stages, precision)
-    recon, new_bases = eager.em_attention(feats, bases, num_stages)
+            return kernels.run_attention(feats, bases, num_stages, precision)
+    recon, new_bases = eager.run_attention(feats, bases, num_stages)
     return recon, new_bases.mT.contiguous().mT
 
 
@@ -173,8 +173,8 @@ def _run_em_attention_block(
     weights = mid_weight, mid_bias, out_weight, out_bias
     if backend == "triton":
         with triton_kernels("em.block", feats) as kernels:
-            return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
-    out, new_bases = eager.em_attention_block(feats, bases, *weights, num_stages)
+            return kernels.run_block(feats, bases, *weights, num_stages, precision)
+    out, new_bases = eager.run_block(feats, bases, *weights, num_stages)
     return out, new_bases.mT.contiguous().mT
 
 

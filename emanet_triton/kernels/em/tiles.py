@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 
 from emanet_triton.kernels.device import DTYPES
-from emanet_triton.kernels.tile import ARCHS, PRECISIONS, Tile
+from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS, Tile
 
 MAX_BASES = 256
 MAX_CHANNELS = 2048
@@ -176,7 +176,7 @@ def _shipped() -> Iterator[Tile]:
     of_products = (*_BY_BASES, "em_reconstruct", "em_epilogue", "em_project", "em_fold")
     for arch in ARCHS:
         for dtype in DTYPES:
-            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+            for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 for kernel in of_products:
                     for num_bases in _PADDED_BASES:
                         for channels_last in (True, False):
