@@ -101,7 +101,7 @@ def eager_block(
 
 
 def plain_products(precision: str) -> contextlib.AbstractContextManager:
-    """Plain PyTorch's products of float32 on a GPU: for every kind of TF32 those in TF32."""
+    """Within, plain PyTorch multiplies float32 on a GPU exactly, or else in TF32."""
     return cuda_fp32("ieee" if precision == "ieee" else "tf32")
 
 

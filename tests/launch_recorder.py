@@ -102,7 +102,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
             run(self, *args, grid=grid, warmup=True, **kwargs)
 
     launches.run = record
-    torch.compile = lambda function, **_: function  # which launches the same, without the wait
+    torch.compile = lambda function, **_: function  # launches the same kernels, without the wait
     subprocess.Popen.__init__ = _skip_processes
     if ON_META:
         JITFunction._do_compile = lambda self, key, *_: recorder.compile(self.fn.__name__, key)
@@ -141,7 +141,7 @@ class Driver:
 def _run_operators_on_meta() -> None:
     """Import the package so that its operators do on meta what they do on a GPU.
 
-    PyTorch would call what tells the shapes of their results, and nothing else.
+    For meta tensors PyTorch would only call the functions that make results of the right shape.
     """
     assert "emanet_triton" not in sys.modules, "imported before its operators could be changed"
     implement, register_fake = torch.library.Library.impl, torch.library.register_fake
@@ -176,7 +176,9 @@ def _accept_meta_for_triton() -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "triton_kernels", None) is original:
             module.triton_kernels = triton_kernels
-    torch.library.opcheck = lambda operator, arguments: operator(*arguments)  # it passes over meta
+    torch.library.opcheck = lambda operator, arguments: operator(
+        *arguments
+    )  # it skips meta tensors
 
 
 def _let_values_be_read() -> None:
@@ -199,7 +201,7 @@ def _let_values_be_read() -> None:
         return a.is_meta or equal(a, b)
 
     torch.equal = is_equal
-    enter = torch.autocast.__init__  # which does not know meta
+    enter = torch.autocast.__init__  # does not accept meta
 
     def autocast(self, device_type, *args, **kwargs):
         enter(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)

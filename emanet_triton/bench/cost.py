@@ -1,9 +1,9 @@
-"""Bytes and FLOPs of every launch of the EM kernels, and the least that an operator needs.
+"""Bytes and FLOPs of a convolution and of the EM kernels, and the least an EM operator needs.
 
     python -m emanet_triton.bench.cost --batch 8 --positions 32768
 
-A launch is charged for each of its tensors once, as if what several of its programs read came
-from the cache, and for the products that it computes, padding of K and recomputation included.
+A launch counts the bytes of each tensor once, as if programs that read the same data found it in
+the cache. It counts all products that it computes, also of the padding of K and recomputed ones.
 """
 
 import argparse
@@ -30,13 +30,13 @@ class Cost:
         return Cost(self.bytes + other.bytes, self.flops + other.flops)
 
     def floor_seconds(self, bandwidth: float, flop_rate: float) -> float:
-        """The time that the slower of memory (bytes/s) and arithmetic (FLOP/s) takes alone."""
+        """Seconds that memory (bytes/s) or arithmetic (FLOP/s) alone takes, whichever is slower."""
         return max(self.bytes / bandwidth, self.flops / flop_rate)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that serves them."""
+    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that they use."""
 
     batch: int
     positions: int
@@ -68,7 +68,7 @@ class Shape:
         return self.batch * self.positions * self.padded * self.element
 
     def numbers(self, images: int) -> int:
-        """How many numbers the bases of so many images are."""
+        """How many numbers the bases of some images have."""
         return images * self.bases * self.channels
 
     def product(self, width: int) -> int:
@@ -181,19 +181,19 @@ def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
 
 
 def _small_product(shape: Shape, images: int) -> Cost:
-    """Bases of so many images by the mid convolution, all float32: what is read, and FLOPs."""
+    """Bases of some images times the mid convolution, in float32: bytes read, and FLOPs."""
     layer = shape.channels**2 + shape.channels
     read = FLOAT32 * (shape.numbers(images) + layer)
     return Cost(read, 2 * shape.numbers(images) * shape.channels)
 
 
 def attention_floor(shape: Shape) -> Cost:
-    """The least of ``em_attention``: features read once a stage, Z written and read, output."""
+    """Least cost of ``em_attention``: features once a stage, Z written and read, the output."""
     return _em_floor(shape) + Cost(shape.feats, shape.product(shape.bases))
 
 
 def block_floor(shape: Shape) -> Cost:
-    """The least of the block: as ``attention_floor``, features again for the residual, output."""
+    """Least cost of the block: as ``attention_floor``, and features once more for the residual."""
     products = shape.product(shape.bases) + shape.product(shape.channels)
     return _em_floor(shape) + Cost(2 * shape.feats, products)
 

@@ -1,4 +1,4 @@
-"""Where kernels can run: Triton's presence, a device's tile table, modules loaded when needed."""
+"""Where kernels can run: whether Triton is installed, which tiles fit a GPU, loading of kernels."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @functools.cache
 def gpu_arch(device: torch.device) -> str:
-    """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
+    """The architecture whose tiles a device uses; on a CPU the interpreter uses ``sm_90``'s."""
     if device.type == "cpu":
         return "sm_90"
     if torch.version.hip:
@@ -27,12 +27,12 @@ def gpu_arch(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
-    """The module ``kernels/<stem>.py``, imported only here, with the tensor's device as current.
+    """Import the module ``emanet_triton.kernels.<stem>`` and make the tensor's device current.
 
     Args:
-        stem: a module of Triton kernels that says under ``INTERPRETED`` whether they run in
-            Triton's interpreter.
-        tensor: the kernels' main input, on the device and in the dtype that they compute in.
+        stem: a module of Triton kernels. Its ``INTERPRETED`` says whether Triton's interpreter
+            runs them.
+        tensor: the kernels' main input, on the device and in the dtype of the computation.
 
     Raises:
         ValueError: Triton is not installed, or cannot run on this device or with this dtype.

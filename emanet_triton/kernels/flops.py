@@ -1,7 +1,7 @@
-"""FLOPs of the operators for PyTorch's ``FlopCounterMode``: of matrix products, as it counts them.
+"""FLOPs of the operators for PyTorch's ``FlopCounterMode``, which counts matrix products only.
 
-A convolution counts as the direct one, whatever computes it. The operators that make labels have
-no matrix products.
+A convolution counts as a direct convolution, whatever algorithm computes it. The operators that
+make labels have no matrix products.
 """
 
 import importlib.abc
@@ -46,7 +46,7 @@ def _em_attention_block(
     return _em_attention(feats, bases, num_stages) + layers
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[..., int]] = {
     "bottleneck": _bottleneck,
     "conv_bias_act": _conv,
     "conv_cpu": _conv,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# A place where PyTorch keeps an ``fp32_precision``, and those it follows while its own is "none".
+# An object with an ``fp32_precision``, then the objects that it follows while its own is "none".
 Place = tuple[Any, ...]
 
 
@@ -37,13 +37,13 @@ def cuda_fp32(precision: str) -> Iterator[None]:
 
 
 def _places() -> list[Place]:
-    """All of CUDA, and the CPU's matrix products, which the old interface sets with CUDA's."""
-    backends = torch.backends
+    """All settings of CUDA, and the CPU's for matrix products, which the old interface sets too."""
+    backends: Any = torch.backends  # has attributes that no type checker sees
     cuda = backends.cudnn, backends
-    # What backends.mkldnn.fp32_precision shows; to set it sets backends.fp32_precision.
+    # backends.mkldnn.fp32_precision shows it, but an assignment sets backends.fp32_precision.
     cpu = backends._FP32Precision("mkldnn", "all"), backends
     return [
-        cuda,  # what convolutions follow once ``backends.cudnn.flags`` has been left
+        cuda,  # convolutions follow it after ``backends.cudnn.flags`` has ended
         (backends.cudnn.conv, *cuda),
         (backends.cudnn.rnn, *cuda),
         (backends.cuda.matmul, *cuda),
@@ -63,10 +63,10 @@ def _is_set(precision: str) -> bool:
 
 
 def _own(setting: Any, *parents: Any) -> str:
-    """What was set in one place itself; "none" if it follows its parents.
+    """The setting's own value; "none" if it follows its parents.
 
-    PyTorch shows what holds in the end. Where a parent shows the same, only a change of the parent
-    tells the two apart.
+    PyTorch shows the value in effect. If a parent shows the same value, only a change of the parent
+    tells whether the setting follows it.
     """
     shown = setting.fp32_precision
     if not parents or shown == "none" or shown != parents[0].fp32_precision:

@@ -122,7 +122,7 @@ def test_every_tile_of_a_product_shrinks_to_the_smallest(shipped):
 
 
 def test_no_launcher_rounds_up_by_triton():
-    """It takes 6 microseconds of each launch; within a kernel it would be ``tl.cdiv``."""
+    """``triton.cdiv`` takes 6 microseconds of each launch; a kernel would use ``tl.cdiv``."""
     files = sorted(Path(launch.__file__).parent.rglob("*.py"))
     assert len(files) > 20
     assert [file.name for file in files if "triton.cdiv(" in file.read_text()] == []
@@ -147,5 +147,5 @@ def test_all_operators_run_on_a_gpu_of_little_memory(tmp_path):
     assert max(max(sizes) for sizes in launched.values()) <= shared
     refused = [message.split()[0] for message in warned]
     assert set(refused) >= {"em_epilogue", "conv_rows", "conv_pointers", "conv_bottleneck"}
-    assert len(refused) == len(set(refused))  # each kernel is spoken of once
+    assert len(refused) == len(set(refused))  # each kernel is named once
     assert all(f"available {shared};" in message for message in warned)

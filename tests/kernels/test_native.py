@@ -21,7 +21,7 @@ NOTHING = {"kernels": [], "elsewhere": [], "outcome": "", "error": ""}
 
 
 def record(folder: Path, *arguments: str) -> tuple[dict, dict]:
-    """What tests do in the interpreter, and what they do where the meta device stands for a GPU."""
+    """Records of tests in the interpreter, and on the meta device in the place of a GPU."""
     files, processes = [], []
     for interpret in "10":
         files.append(folder / f"{interpret}.json")
@@ -43,7 +43,7 @@ def by_name(tests: dict[str, dict]) -> dict[str, dict]:
 
 
 def problems(interpreted: dict, native: dict) -> list[str]:
-    """What would go wrong on a GPU, line by line, in the tests that it does not skip."""
+    """Problems that a GPU would have with the tests that it does not skip, a line each."""
     found = []
     for name in interpreted | native:
         here, there = interpreted.get(name, NOTHING), native.get(name, NOTHING)

@@ -33,10 +33,10 @@ def conv_bottleneck(
     C: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The output of BLOCK_M - 2 pixels of B * H * W; the two at the ends are for their neighbours.
+    """The output of BLOCK_M - 2 of the B * H * W pixels; the tile's first and last have none.
 
-    Of every row of the image that the 3x3 needs the first 1x1 is computed anew; the nine taps are
-    summed by column, and the sums of the left and the right column shifted by a pixel at the end.
+    The first 1x1 is computed anew for each of the three rows that the 3x3 needs. The nine taps are
+    summed by column; at the end the sums of the left and the right column are shifted by a pixel.
     """
     first = tl.program_id(0) * (BLOCK_M - 2) - 1
     o_m = first + tl.arange(0, BLOCK_M)
@@ -50,7 +50,7 @@ def conv_bottleneck(
     b_right = tl.zeros([BLOCK_M, P], tl.float32)
     for i in range(3):
         dy = i - 1
-        # Outside the image any pixel is read: what comes of it is the padding, zero.
+        # Outside the image any pixel is read; the padding, zero, then replaces its result.
         o_in = tl.minimum(tl.maximum(o_m + dy * W, 0), num_pixels - 1).to(tl.int64)
         b_h = tl.zeros([BLOCK_M, P], tl.float32)
         for c in range(0, C, BLOCK_C):

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +32,11 @@ def cudnn_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    """cuDNN's fused convolution; ``torch_conv`` where there is none, or no engine for a shape.
+    """One of ``op.CONVOLUTIONS``: cuDNN's fused convolution, or ``torch_conv`` if there is none.
 
     Raises:
-        ValueError: there is no NVIDIA GPU.
-        torch.OutOfMemoryError: also where cuDNN calls that a missing engine.
+        ValueError: x is not on an NVIDIA GPU.
+        torch.OutOfMemoryError: memory ran out, even if cuDNN reports a missing engine.
     """
     if not has_cudnn(x):
         raise ValueError(f"backend 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
@@ -61,7 +62,7 @@ def cudnn_conv(
 
 
 def can_fuse(x: Tensor, residual: Tensor | None, relu: bool) -> bool:
-    """Whether cuDNN has a fused form: with ReLU, and a residual of the dtype of x or none.
+    """Whether cuDNN can fuse: a ReLU follows, and a residual, if any, has the dtype of x.
 
     The residual must not be the input (github.com/pytorch/pytorch/issues/62926).
     """
@@ -78,7 +79,7 @@ def _fused_conv(
     dilation: int,
     precision: str,
 ) -> Tensor:
-    """Of the dtype of x. Some shapes are slow (github.com/pytorch/pytorch/issues/68506)."""
+    """In the dtype of x. Some shapes are slow (github.com/pytorch/pytorch/issues/68506)."""
     x, weight = x.contiguous(memory_format=_NHWC), weight.contiguous(memory_format=_NHWC)
     padding = dilation * (weight.shape[2] // 2)
     geometry = bias.to(x.dtype), (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1
@@ -90,7 +91,7 @@ def _fused_conv(
 
 
 def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
-    """``torch_conv`` after cuDNN has refused to fuse; if memory is the reason, that is raised."""
+    """``torch_conv`` after cuDNN has refused to fuse; raises if memory is the reason."""
     watch = MemoryWatch(x.device)
     try:
         return torch_conv(x, *arguments)
@@ -101,26 +102,27 @@ def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
 
 
 def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
-    """By the engine that cuDNN finds the fastest at the first call of a shape in a process.
+    """One of ``op.CONVOLUTIONS``: cuDNN measures its engines at a process's first call of a shape.
 
     PyTorch keeps one engine for a shape and some settings, whether it was measured or not. So the
-    settings here differ from those of ``cudnn_conv``: ``deterministic`` for a plain convolution;
-    for a fused one, which ignores it, the TF32 setting, which means nothing in half precision.
-    In float32 there is nothing to tell two fused ones apart, and none is used.
+    settings here must differ from those of ``cudnn_conv``. For a plain convolution,
+    ``deterministic`` differs. A fused convolution ignores it; the TF32 setting differs, which means
+    nothing in half precision. In float32 no setting could differ, so nothing is fused.
     """
+    settings: Any = torch.backends.cudnn  # has attributes that no type checker sees
     with _cudnn_benchmark():
         if x.dtype == torch.float32:
             return torch_conv(x, *arguments)
-        other = "ieee" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32"
+        other = "ieee" if settings.conv.fp32_precision == "tf32" else "tf32"
         with cuda_fp32(other):
             return cudnn_conv(x, *arguments)
 
 
 @contextlib.contextmanager
 def _cudnn_benchmark() -> Iterator[None]:
-    """PyTorch's settings of the process, put back at the end.
+    """Within, cuDNN measures its engines; the end restores the settings, which are the process's.
 
-    Nothing can be measured while a CUDA graph is recorded, but an engine that is kept can be used.
+    While a CUDA graph is recorded nothing can be measured, but PyTorch can use an engine it kept.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic

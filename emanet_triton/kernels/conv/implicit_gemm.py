@@ -18,7 +18,7 @@ from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
-# A row of which less than this fills the tiles that cover it is left to ``conv_pointers``.
+# If an image's rows fill a smaller share of their tiles, ``conv_pointers`` runs.
 _MIN_FILLED = 0.8
 
 
@@ -27,10 +27,10 @@ def load_sums(
     bias_ptr, residual_ptr, first, m_m, o_o,
     OUT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Bias plus residual, float32 [BLOCK_M, BLOCK_O]: what the sum of products starts from.
+    """Bias plus residual, float32 [BLOCK_M, BLOCK_O], to which the products are added.
 
-    Added afterwards instead, they would need the registers of a second tile. ``first`` is the
-    output pixel of row 0; the others follow it.
+    If they were added after the products, they would need the registers of a second tile.
+    ``first`` is the output pixel of row 0; the others follow it.
     """
     m_o = o_o < OUT
     b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)
@@ -46,9 +46,9 @@ def load_sums(
 
 @triton.jit
 def store_outputs(b_out, out_ptr, first, m_m, o_o, OUT: tl.constexpr, RELU: tl.constexpr):
-    """Stores float32 sums [BLOCK_M, BLOCK_O] of the pixels from ``first`` on, cast once."""
+    """Store float32 sums [BLOCK_M, BLOCK_O] of the pixels from ``first`` on, cast once."""
     if RELU:
-        b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays one, as in torch.relu
+        b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
     o_out = tl.arange(0, b_out.shape[0])[:, None] * OUT + o_o[None, :]
     p_out = out_ptr + first.to(tl.int64) * OUT + o_out
     tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=m_m[:, None] & (o_o < OUT)[None, :])
@@ -177,7 +177,7 @@ def conv_bias_act(
 
 
 def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
-    """x [B, H, W, C] as ``conv_rows`` reads it, or None where it should not."""
+    """x [B, H, W, C] as ``conv_rows`` reads it, or None if ``conv_pointers`` should run."""
     batch, height, width, channels = x.shape
     if x.dtype == torch.float32 or channels % 64:
         return None

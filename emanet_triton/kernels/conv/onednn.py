@@ -1,8 +1,8 @@
 """Convolution with bias, residual and ReLU in one pass on the CPU, by oneDNN.
 
-PyTorch ships oneDNN's fused convolutions for its compiler, as ``torch.ops.mkldnn``. What they
-save here is memory: the sum takes the residual's place, and a fresh allocation of tens of
-megabytes costs as much as a small convolution.
+PyTorch ships oneDNN's fused convolutions for its compiler, as ``torch.ops.mkldnn``. They save
+memory here: the sum overwrites the residual, and a fresh allocation of tens of megabytes takes as
+long as a small convolution.
 """
 
 import torch
@@ -36,12 +36,12 @@ def conv_bias_act_(
     """Convolve, add bias and residual and apply ReLU, in the residual's memory where it fits.
 
     Args:
-        x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. Where oneDNN does
-            not know the dtype, PyTorch's own convolution runs instead.
-        weight: [O, C, k, k], k odd, of that dtype. The padding is ``dilation * (k // 2)``.
-        bias: [O], of that dtype.
-        residual: [B, O, ceil(H / stride), ceil(W / stride)], of that dtype; overwritten with the
-            result if it is channels-last.
+        x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. If oneDNN does not
+            know the dtype, PyTorch's own convolution runs instead.
+        weight: [O, C, k, k], k odd, in the dtype of ``x``. The padding is ``dilation * (k // 2)``.
+        bias: [O], in the dtype of ``x``.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in the dtype of ``x``; overwritten
+            with the result if it is channels-last.
         stride, dilation: at least 1.
         relu: whether negative values become zero.
 
@@ -50,7 +50,7 @@ def conv_bias_act_(
         No gradient flows through it.
 
     Raises:
-        ValueError: a residual of another dtype.
+        ValueError: the residual has another dtype than ``x``.
     """
     if residual is None:
         return torch.ops.emanet_triton.conv_cpu(x, weight, bias, stride, dilation, relu)

@@ -34,9 +34,9 @@ _NHWC = torch.channels_last
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, k, k] → the same in channels-last memory, which is the matrix [O, k * k * C].
+    """Copy a weight [O, C, k, k] to channels-last memory, which is the matrix [O, k * k * C].
 
-    Every backend reads weights so; the operators pack an unpacked weight anew at every call.
+    Every backend reads weights in this layout; the operators copy others at every call.
     """
     return weight.contiguous(memory_format=_NHWC)
 
@@ -57,28 +57,28 @@ def conv_bias_act(
 ) -> Tensor:
     """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
 
-    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to that
-    sum and rounds once; the others round the convolution to the dtype of ``x`` first, except
-    cuDNN with ReLU and a residual of that dtype or none.
+    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to this
+    sum and rounds once. cuDNN does so with ReLU and without a residual of another dtype than
+    ``x``. Otherwise the convolution is first rounded to the dtype of ``x``.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weight: [O, C, k, k], k 1 or 3, of the same dtype, from ``pack_weight``. The padding is
+        weight: [O, C, k, k], k 1 or 3, in the dtype of ``x``, from ``pack_weight``. The padding is
             ``dilation * (k // 2)``.
-        bias: [O], in that dtype or float32.
-        residual: [B, O, ceil(H / stride), ceil(W / stride)], in that dtype or float32.
+        bias: [O], in the dtype of ``x`` or float32.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in the dtype of ``x`` or float32.
         stride: 1 or 2.
         dilation: at least 1.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x``, which is the default, or float32.
-        backend: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
-            ``"cudnn-benchmark"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under Triton's
-            interpreter too, ``"torch"`` anywhere. ``"auto"`` takes ``"torch"`` on a CPU, and on a
-            GPU the fastest of those whose largest error is at most twice that of ``"torch"``,
-            measured at the first call of a shape (see ``choice``). For float32 at ``"ieee"``
-            Triton takes part with ``"tf32x3"``, and is held to the error of ``"ieee"``.
-        precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
-            Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
+        backend: ``"torch"`` runs anywhere, ``"triton"`` on a GPU and in Triton's interpreter,
+            ``"cudnn"`` on an NVIDIA GPU; with ``"cudnn-benchmark"`` cuDNN measures which of its
+            engines is the fastest. ``"auto"`` is ``"torch"`` on a CPU. On a GPU it measures at the
+            first call of a shape (see ``choice``), and takes the fastest backend whose largest
+            error is at most twice that of ``"torch"``. For float32 at ``"ieee"`` Triton takes part
+            with ``"tf32x3"``, and is held to the error of ``"ieee"``.
+        precision: how a GPU multiplies float32: ``"ieee"``, ``"tf32x3"`` (Triton on an NVIDIA GPU;
+            elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)], channels-last. No gradient flows through it.
@@ -114,17 +114,20 @@ def bottleneck(
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
-    """A residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1, each folded.
+    """Run a residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1.
+
+    Batch norms are folded into the weights and biases.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], of that dtype, from ``pack_weight``.
-        biases: [P], [P] and [O], in that dtype or float32.
-        residual: [B, O, H, W], of that dtype; ``x`` unless given.
-        backend: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
-            multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
-            as there.
-        precision: of the separate convolutions, as there.
+        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], in the dtype of ``x``, from
+            ``pack_weight``.
+        biases: [P], [P] and [O], in the dtype of ``x`` or float32.
+        residual: [B, O, H, W], in the dtype of ``x``; ``x`` unless given.
+        backend: ``"triton"`` is one kernel, for float16 and bfloat16, P 64 or 128 and C and O
+            multiples of 64; ``"separate"`` is three calls of ``conv_bias_act``. ``"auto"`` is
+            ``"separate"`` on a CPU and measures on a GPU, as in ``conv_bias_act``.
+        precision: of the separate convolutions, as in ``conv_bias_act``.
 
     Returns:
         [B, O, H, W], channels-last. No gradient flows through it.
@@ -178,9 +181,9 @@ def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
 def _candidates(
     x: Tensor, residual: Tensor | None, relu: bool, precision: str
 ) -> dict[str, tuple[str, str]]:
-    """{name: (backend, precision)} of what is worth measuring where x is, the default first.
+    """{name: (backend, precision)} of the candidates on the device of x, the default first.
 
-    In float32 Triton's exact products are not: three products of TF32 are faster.
+    Triton's exact products of float32 are no candidate: three products of TF32 are faster.
     """
     pairs = {"torch": ("torch", precision)}
     if has_cudnn(x):
@@ -276,7 +279,7 @@ def _separate(x, weights, biases, residual, backend: str, precision: str) -> Ten
 
 
 def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """In the dtype of x, without residual and the last ReLU."""
+    """The block without residual and last ReLU, by plain PyTorch in the dtype of x."""
     out = exact_conv(x, weights[0], biases[0], 1, 1).relu()
     out = exact_conv(out, weights[1], biases[1], 1, 1).relu()
     return exact_conv(out, weights[2], biases[2], 1, 1)

@@ -1,4 +1,4 @@
-"""Tile sizes of the convolution kernels, per architecture, as literal data: by shape, not timing.
+"""Tile sizes of the convolution kernels by GPU architecture and shape, chosen without timing.
 
 ``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
 those without a table of their own; ``gfx942`` fits AMD's 64 KB.
@@ -11,14 +11,16 @@ from emanet_triton.kernels.tile import Tile
 
 # Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
 # and no float32 residual, which would not fit its registers; medium: more than 64 outputs; narrow:
-# up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium serves.
+# up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium's tile
+# serves the other classes.
 _CLASSES = ("wide", "medium", "narrow", "odd")
 _WIDE_PIXELS = 16384
 _HALF = ("bf16", "fp16")
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
-# stands for bf16 and fp16. Sizes are the largest that compile without spills.
-_SIZES = {
+# stands for bf16 and fp16. These are the largest sizes that compile without spills.
+_Sizes = tuple[int, ...]
+_SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     "conv_rows": {
         ("sm_90", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
         ("sm_100", "half"): ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
@@ -117,9 +119,9 @@ def _shipped() -> Iterator[Tile]:
             for dtype in _HALF if products == "half" else ("fp32",):
                 for shape_class in dict(zip(rows, _CLASSES, strict=False)).values():
                     yield _tile(kernel, arch, dtype, shape_class, products)
-    for arch, table in _BOTTLENECK.items():
+    for arch, by_planes in _BOTTLENECK.items():
         for dtype in _HALF:
-            for planes in table:
+            for planes in by_planes:
                 yield bottleneck_tile(arch, dtype, planes)
 
 

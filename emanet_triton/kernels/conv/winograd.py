@@ -6,9 +6,9 @@ products transform ``TILES`` tiles at once, and between them is one batched matr
 dilation of d is d * d convolutions, each of every d-th row and column. On a CPU each thread takes
 whole blocks of tiles.
 
-Transformed weights are four times as large as the weights. They are made anew at every call, for
+Transformed weights are four times as large as the weights. Every call computes them anew, for
 ``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
-Of so few pixels that this would not pay, the convolution is PyTorch's.
+For few pixels this does not pay, and PyTorch's convolution runs instead.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from emanet_triton.kernels.threads import for_each, num_threads
 TILE = 4
 SIZE = TILE + 2
 TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
-CHANNELS_BYTES = 2048  # of a pixel
-WEIGHTS = 2**14  # transformed at once
+CHANNELS_BYTES = 2048  # of one pixel
+WEIGHTS = 2**14  # numbers transformed at once
 SMALL_PIXELS = 2**14  # of more pixels the memory counts for more than a tenth of the time
-FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
+FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: PyTorch's convolution is faster below
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
 # 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
@@ -60,13 +60,13 @@ OUTPUT = [
     [0, 1, -1, 0.125, -8, 1],
 ]
 _OF_THREAD = threading.local()
-ONES = SIZE + 1  # the product of the point 1 in both axes, which every output takes once
+ONES = SIZE + 1  # the product of the point 1 in both axes, which every output adds once
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] → the same in memory of the order [rows, columns, O, C].
+    """Copy a weight [O, C, 3, 3] to memory in the order [rows, columns, O, C].
 
-    The operator reads weights so, and packs an unpacked weight anew at every call.
+    The operator reads weights in this layout, and copies others at every call.
     """
     return weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
@@ -90,10 +90,10 @@ def winograd_conv(
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weight: [O, C, 3, 3], from ``pack_weight``, in that dtype.
+        weight: [O, C, 3, 3], in the dtype of ``x``, from ``pack_weight``.
         bias: [O], floating point.
         residual: [B, O, H, W], floating point.
-        dilation: at least 1, which is the padding, too.
+        dilation: at least 1; also the padding.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x`` unless given.
 
@@ -168,7 +168,7 @@ def _run(
 def _for_each(
     step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
 ) -> None:
-    """Call step(scratch, item) for every item, shared among threads of one memory each."""
+    """Call step(scratch, item) for every item, in threads that have one of the memories each."""
     scratches = deque(map(_Scratch, memories))
 
     def make_run() -> Callable[[object], None]:
@@ -179,29 +179,29 @@ def _for_each(
 
 
 class _Scratch:
-    """A thread's two pieces of memory, by turns: a step reads what is in one, writes the other."""
+    """The two halves of a thread's memory, used in turns: a step reads one and writes the other."""
 
     def __init__(self, memory: Tensor) -> None:
         self._halves = itertools.cycle(memory.chunk(2))
 
     def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor in the place of what was taken before the last."""
+        """A tensor in the half that was not taken last."""
         return _part(next(self._halves), shape, dtype)
 
     def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
-        """What was taken last, in another dtype."""
+        """The tensor that was taken last, in another dtype."""
         return source if source.dtype == dtype else self.copy(source, dtype)
 
     def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What is not in the other half, or what was taken last."""
+        """A copy of a tensor that is in the half taken last, or in no half."""
         return self.take(*source.shape, dtype=dtype).copy_(source)
 
 
 class _Convolution:
-    """From the pixels of a block of rows of tiles to its outputs.
+    """Computes the outputs of a block of rows of tiles.
 
-    A run is (image, first output row, number of rows of tiles); a tile is that of a phase of the
-    dilation. Tiles are in the order [rows of tiles, across, phases of the columns].
+    A run is (image, first output row, number of rows of tiles). With a dilation of d a tile has
+    every d-th row and column. The order of tiles is [rows of tiles, across, phases of the columns].
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class _Convolution:
         return scratch.cast(products, torch.float32)
 
     def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
-        """Sums [36, tiles, O] → rows of the output, with what is added and ReLU."""
+        """Sums [36, tiles, O] → rows of the output, with the addend and ReLU."""
         d, outputs = self.dilation, products.shape[2]
         products = products.flatten(1).unflatten(0, (SIZE, SIZE))
         columns = scratch.take(SIZE, TILE, products.shape[2])
@@ -285,10 +285,10 @@ def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
 
 
 def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
-    """So many bytes, on Linux a mapping of its own in pages as large as there are.
+    """Allocate ``size`` bytes, on Linux in a mapping of their own, of huge pages if possible.
 
-    From the C library some of it would stay behind as holes that fit nothing else. With ``keep``
-    the thread has it again at its next call; without, it keeps none.
+    Memory from the C library would leave holes that fit nothing else. With ``keep`` the thread uses
+    the memory again at its next call; without, it keeps no memory.
     """
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8, device=device)
@@ -306,7 +306,7 @@ def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
-    """Taps [9, O, C] → [36, O, C], the other of the two, computed in float32."""
+    """Transform taps [9, O, C] in float32 into the part's second tensor, [36, O, C]."""
     taps, out = part
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
     matrix = torch.kron(one_axis, one_axis).float()
@@ -330,13 +330,13 @@ def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, in
 
 
 def _even_blocks(rows: list, most: int, threads: int) -> list[list]:
-    """Split into blocks of at most so many each, about equally long, as few for every thread."""
+    """Split into blocks of at most ``most`` rows, about equally long, equally many per thread."""
     count = min(-(-len(rows) // (most * threads)) * threads, len(rows))
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
 def _runs(rows: list[tuple[int, int]], dilation: int) -> list[tuple[int, int, int]]:
-    """(image, first output row, count) of the rows of tiles that follow one another."""
+    """Join rows of tiles that follow one another: (image, first output row, count)."""
     runs: list[tuple[int, int, int]] = []
     for image, row in rows:
         if runs:

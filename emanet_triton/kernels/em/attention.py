@@ -1,9 +1,9 @@
-"""EM attention in Triton: one kernel for the E step, one for the M step, one that reduces it.
+"""EM attention in Triton: kernels for the E step, the M step and the sum of its partial results.
 
 The responsibilities Z [B, N, BLOCK_K] are stored between the E and the M step, in the features'
-dtype and multiplied by ``Z_SCALE``; the M step sums X·Z over fixed ranges of positions, and a
-reduction in a fixed order follows: no atomics, so an image's bits are the same on every run and
-whatever else is in the batch. Logits, softmax, sums and norms are float32.
+dtype and multiplied by ``Z_SCALE``. The M step sums X·Z over fixed ranges of positions, and a
+reduction adds these sums in a fixed order, without atomics. So an image's result has the same bits
+on every run and in every batch. Logits, softmax, sums and norms are float32.
 
 Index letters: b image, n position, c channel, k base, s range of positions (split).
 """
@@ -50,7 +50,7 @@ def em_e_step(
     CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Z = softmax(Xᵀμ + bias) of one tile of positions, and its sums over those positions.
+    """Z = softmax(Xᵀμ + bias) of one tile of positions, and its sums over these positions.
 
     bases [1 or B, K, C]; bias float32 [1 or B, K]; z [B, N, BLOCK_K], zero from K on;
     colsum float32 [B, K, num_tiles], of the Z that is stored.
@@ -126,8 +126,8 @@ def em_reduce(
 ):  # fmt: skip
     """One base from its partial sums: the L1 norm over positions, then the L2 norm over channels.
 
-    bases [B, K, C]. Without NORMALISE the L2 norm is left out and mass, float32 [B, K], receives
-    what the L1-normalised responsibilities add up to: 1, or less for a base that is nearly dead.
+    bases [B, K, C]. Without NORMALISE the L2 norm is left out, and mass, float32 [B, K], receives
+    the sum of the L1-normalised responsibilities: 1, or less for a base that is nearly dead.
     """
     pid = tl.program_id(0).to(tl.int64)
     i_b, i_k = pid // K, pid % K
@@ -146,7 +146,7 @@ def em_reduce(
     for s in range(0, num_splits, BLOCK_S):
         p_sum = partial_ptr + ((i_b * num_splits + s + o_s) * K + i_k)[:, None] * C + o_c[None, :]
         b_sum += tl.load(p_sum, mask=(s + o_s < num_splits)[:, None] & m_c[None, :], other=0.0)
-    # A NaN must stay one, so the guards are comparisons and not tl.maximum.
+    # A NaN must stay NaN, so the guards are comparisons and not tl.maximum.
     guarded = tl.where(mass < EPS, EPS, mass)
     b_mu = tl.sum(b_sum, axis=0) / guarded  # [BLOCK_C]
     if NORMALISE:
@@ -223,11 +223,11 @@ class Stages:
         batch, positions, channels = feats.shape
         self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
-        float32 = {"dtype": torch.float32, "device": feats.device}
         num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
         num_splits = cdiv(positions, self.split)
-        self.colsum = torch.empty(batch, num_bases, num_tiles, **float32)
-        self.partial = torch.empty(batch, num_splits, num_bases, channels, **float32)
+        self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
+        partial = batch, num_splits, num_bases, channels
+        self.partial = feats.new_empty(partial, dtype=torch.float32)
 
     def tile(self, kernel: str) -> Tile:
         channels, num_bases = self.shape.values()
@@ -243,7 +243,7 @@ class Stages:
         launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
     def e_step(self, bases: Tensor, bias: Tensor | None = None) -> None:
-        """bases [1 or B, K, C], contiguous; bias float32 [1 or B, K], added to the logits."""
+        """Write Z. Bases [1 or B, K, C] are contiguous; bias of the logits float32 [1 or B, K]."""
         batch, positions, _ = self.feats.shape
         num_tiles = self.colsum.shape[2]
         stride_bases_b, stride_bias_b = (
@@ -257,7 +257,7 @@ class Stages:
         )  # fmt: skip
 
     def m_step(self, bases: Tensor, mass: Tensor | None = None) -> None:
-        """Writes the new bases [B, K, C]; given mass [B, K], not divided by their L2 norm."""
+        """Write new bases [B, K, C]; given mass [B, K], write it too and skip the L2 norm."""
         batch, positions, channels = self.feats.shape
         num_splits = self.partial.shape[1]
         num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])

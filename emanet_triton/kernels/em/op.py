@@ -36,14 +36,14 @@ def em_attention(
             bfloat16. Channels-last memory is the fastest. B may be 0.
         bases: initial bases, [1 or B, C, K], K to 256; in the dtype of ``feats`` or float32.
         num_stages: number of E and M steps, at least 1.
-        backend: ``"triton"`` on a GPU or under Triton's interpreter, ``"torch"`` anywhere,
-            ``"auto"`` picks by device.
+        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, ``"torch"`` anywhere;
+            ``"auto"`` is ``"triton"`` on a GPU and else ``"torch"``.
         precision: how the Triton kernels multiply float32 features: ``"ieee"``, ``"tf32x3"``
             (on AMD the same as ``"ieee"``) or ``"tf32"``.
 
     Returns:
         The reconstruction, with the shape, dtype and memory format of ``feats``, and the bases
-        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+        after the last M step, [B, C, K], in the same dtype. No gradient flows through either.
 
     Raises:
         ValueError: an argument is not as above.
@@ -82,7 +82,7 @@ def em_attention_block(
 
     Returns:
         The block's output, with the shape, dtype and memory format of ``feats``, and the bases
-        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+        after the last M step, [B, C, K], in the same dtype. No gradient flows through either.
 
     Raises:
         ValueError: an argument is not as above.

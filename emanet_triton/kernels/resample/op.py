@@ -1,9 +1,10 @@
-"""From low-resolution logits of any number of views to labels, without full-size logits.
+"""Make labels from low-resolution logits of any number of views, without full-size logits.
 
-Resizing, placing windows, dividing by how many cover a pixel and mirroring each act on rows and
-columns apart, so a view's logit at a pixel is a sum of a few taps an axis. The logits of all
-views and windows of an image lie end to end along one axis of P positions, in any order in which
-a tap's position is an offset of its row plus an offset of its column.
+Resizing, placing windows, dividing by the number of windows over a pixel, and mirroring act on rows
+and on columns separately. So a view's logit at a pixel is a weighted sum of few low-resolution
+logits, its *taps*: some rows times some columns. The logits of all views and windows of an image
+lie end to end along one axis of P positions, in any order in which a tap's position is an offset of
+its row plus an offset of its column.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ MAX_TRITON_CLASSES = 64
 
 
 class Taps(NamedTuple):
-    """Where an axis of the output comes from, for each view.
+    """The taps of every output along one axis, for each view.
 
     Attributes:
         index: int32 [V, T, n], offsets along P; a row's and a column's offset add up. Not
@@ -37,7 +38,7 @@ class Taps(NamedTuple):
         weight: float32 [V, T, n], not negative; 0 where an output has fewer than T taps.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     weight: Tensor
 
 
@@ -50,8 +51,8 @@ def resample_labels(logits: Tensor, rows: Taps, columns: Taps, *, backend: str =
         logits: finite, [B, C, P]; C to 255; float32, float16 or bfloat16.
         rows: taps of the H output rows, V views.
         columns: taps of the W output columns, V views.
-        backend: ``"triton"`` on a GPU or under Triton's interpreter, for up to 64 classes;
-            ``"torch"`` anywhere, in strips; ``"auto"`` picks by device.
+        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, for up to 64 classes;
+            ``"torch"`` runs anywhere; ``"auto"`` is ``"triton"`` where it runs on a GPU.
 
     Returns:
         uint8 [B, H, W]; the first of equal classes.
@@ -91,8 +92,8 @@ def confusion_counts(
         backend: as in ``resample_labels``.
 
     Returns:
-        int64 [C * C + 1]: the pairs row by row, row = target; last the pixels whose target or
-        label is no class, which a proper data set has none of. Exact, the same on every run.
+        int64 [C * C + 1]: the counts of the pairs, a row per target; last, how many pixels have a
+        target or a label that is no class: 0 for a sound data set. Exact, the same on every run.
 
     Raises:
         ValueError: an argument is not as above.
@@ -143,7 +144,7 @@ def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
 
 
 def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
-    """The module that computes, ready for the tensor's device."""
+    """The module of the backend, with the tensor's device current."""
     if backend == "torch":
         return contextlib.nullcontext(eager)
     return triton_kernels("resample.gather", tensor)

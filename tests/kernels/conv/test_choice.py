@@ -30,7 +30,7 @@ class Call:
 
 
 def make_check(plain=None):
-    """Of a convolution whose output is all ones."""
+    """The check of a convolution whose output is all ones."""
     return Check(
         ONES, None, ONES.shape, ONES.dtype, 1, 0, False, lambda rows: rows, plain or Call()
     )
@@ -38,7 +38,7 @@ def make_check(plain=None):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU on which the backend that was timed last is the fastest; gives what it timed."""
+    """A GPU on which the backend that is timed last is the fastest; yields the timed names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("EMANET_TRITON_CONV_SEARCH", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
@@ -164,7 +164,7 @@ class Allocator:
 
 
 def test_memory_is_poisoned_before_each(gpu, monkeypatch):
-    """Memory that the one before has written does not hide what the next reads."""
+    """Memory that an earlier candidate wrote does not hide what the next one reads."""
     allocator = Allocator(monkeypatch)
     with pytest.warns(UserWarning, match="its error is nan") as warned:
         winner = choose(cudnn=allocator.reading, torch=allocator.writing, triton=allocator.reading)
@@ -240,7 +240,7 @@ def launching(cuda, name, seconds, host_seconds):
 
 
 def test_the_clock_is_that_of_replays(cuda):
-    """Python's 73 microseconds do not count: they are not there when the network is replayed."""
+    """Python's 73 microseconds do not count: a replay of the network does not have them."""
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     cudnn = launching(cuda, "cudnn", 20e-6, 5e-6)
     candidates = {"cudnn": cudnn, "torch": cudnn, "triton": triton}

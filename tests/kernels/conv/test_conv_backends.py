@@ -1,4 +1,4 @@
-"""Which backends take part in a convolution, and by what the choice among them is kept."""
+"""Which backends are candidates for a convolution, and by which key the choice is kept."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_the_winner_computes(nvidia, monkeypatch, dtype, precision, winner, want
 
 @pytest.fixture
 def keys(monkeypatch):
-    """What convolutions on a GPU are looked up by; plain PyTorch computes them."""
+    """Keys of the choices for convolutions on a GPU; plain PyTorch computes them."""
     found = []
 
     def choose(key, device, calls, last_resort, make_check):

@@ -10,7 +10,7 @@ from emanet_triton.kernels.conv import op as conv
 FP16, BF16, SINGLE = torch.float16, torch.bfloat16, torch.float32
 PLACES = {"triton": DEVICE, "torch": "cpu"}
 
-# Shapes that take row tiles where there are any, then shapes that take its pointers.
+# Shapes that ``conv_rows`` takes if it has tiles, then shapes that ``conv_pointers`` takes.
 ROWS = {
     "3x3": ((1, 64, 3, 128), 64, 3, {"residual": True}),
     "partial-row": ((1, 64, 4, 104), 72, 3, {"dilation": 2, "residual": SINGLE}),

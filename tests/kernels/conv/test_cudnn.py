@@ -66,7 +66,7 @@ def test_cudnn_never_gets_its_input_as_residual(monkeypatch):
 
 
 def fake_cudnn(monkeypatch):
-    """Stand-ins with the signatures of cuDNN's operators; the names of those that were called."""
+    """Replace cuDNN's operators by stand-ins; returns a list of the names that are called."""
     calls = []
 
     def relu(x, weight, bias, stride, padding, dilation, groups):
@@ -136,7 +136,7 @@ def test_other_errors_of_cudnn_are_not_taken_for_a_missing_engine(refusing_cudnn
     ("short", "wanted"), [(True, torch.OutOfMemoryError), (False, RuntimeError)], ids=str
 )
 def test_no_engine_for_lack_of_memory(refusing_cudnn, monkeypatch, short, wanted):
-    """PyTorch's convolution finds none, either, and its allocator knows why."""
+    """PyTorch's convolution finds no engine either, and its allocator knows why."""
 
     def refuse(*args):
         raise NO_ENGINE
@@ -152,7 +152,7 @@ def test_no_engine_for_lack_of_memory(refusing_cudnn, monkeypatch, short, wanted
 
 
 class Settings:
-    """What cuDNN's engines are looked up by, at each of its fused or plain convolutions."""
+    """The settings by which PyTorch looks up cuDNN's engines, at each convolution."""
 
     def __init__(self, monkeypatch):
         self.fused, self.plain = [], []
@@ -176,7 +176,7 @@ class Settings:
 @pytest.mark.parametrize("ambient", ["ieee", "tf32"])
 @pytest.mark.parametrize("recording", [False, True], ids=["eager", "recording"])
 def test_cudnn_measures_its_fused_engines_only_where_asked(monkeypatch, recording, ambient):
-    """PyTorch looks them up by the TF32 setting, but not by whether they shall be deterministic."""
+    """PyTorch looks fused engines up by the TF32 setting, but not by ``deterministic``."""
     settings = Settings(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
     case = make((1, 8, 5, 5), 4, 3)

@@ -1,4 +1,4 @@
-"""The check that a backend has to pass, block of rows by block of rows."""
+"""The check that a backend has to pass: it compares blocks of rows one by one."""
 
 import functools
 
@@ -28,7 +28,7 @@ CASES = {
 
 @pytest.fixture
 def checks(monkeypatch):
-    """The checks of convolutions that plain PyTorch then computes."""
+    """The checks made for convolutions; plain PyTorch computes the convolutions."""
     calls = []
 
     def choose(key, device, candidates, last_resort, make_check):
@@ -103,7 +103,9 @@ def test_the_next_outputs_are_poisoned(checks, monkeypatch):
 
     def record(shape, value, **options):
         if len(made) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")  # one is better than none
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory."
+            )  # one poisoned tensor is better than none
         made.append(full(shape, value, **options))
         return made[-1]
 
