@@ -46,7 +46,7 @@ def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
 
 
-def check_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 

@@ -15,7 +15,7 @@ class Operator(NamedTuple):
     """An operator as PyTorch sees it.
 
     Attributes:
-        name: of the operator in ``torch.ops.emanet_triton``.
+        name: its name in ``torch.ops.emanet_triton``.
         run: computes the results. The annotations of its arguments and its results are the
             operator's schema.
         fake: makes results of the right shape, dtype and memory format for meta and fake tensors.

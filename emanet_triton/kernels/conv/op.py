@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.checks import (
+    check_at_least,
     check_choice,
     check_device,
     check_dtype,
     check_float,
     check_layout,
-    check_least,
     check_shape,
 )
 from emanet_triton.kernels.conv import choice
@@ -91,7 +91,7 @@ def conv_bias_act(
     _check_parameters(x, x.shape[1], "", weight, bias, (1, 3))
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    check_least("dilation", dilation, 1)
+    check_at_least("dilation", dilation, 1)
     dtypes = x.dtype, torch.float32
     if residual is not None:
         check_shape("residual", residual, _out_shape(x, weight, stride))

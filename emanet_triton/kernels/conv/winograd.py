@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from emanet_triton.kernels.checks import check_dtype, check_layout, check_least, check_shape
+from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
@@ -110,7 +110,7 @@ def winograd_conv(
     check_shape("bias", bias, [weight.shape[0]])
     if residual is not None:
         check_shape("residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
-    check_least("dilation", dilation, 1)
+    check_at_least("dilation", dilation, 1)
     return torch.ops.emanet_triton.winograd_conv(
         x, weight, bias, residual, dilation, relu, out_dtype or x.dtype
     )

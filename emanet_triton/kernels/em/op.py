@@ -5,11 +5,11 @@ from torch import Tensor
 
 from emanet_triton.kernels.checks import (
     BACKENDS,
+    check_at_least,
     check_choice,
     check_device,
     check_dtype,
     check_float,
-    check_least,
     check_shape,
     check_tensor,
 )
@@ -128,7 +128,7 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
     check_device("bases", bases, "feats", feats)
     if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
-    check_least("num_stages", num_stages, 1)
+    check_at_least("num_stages", num_stages, 1)
     check_choice("backend", backend, BACKENDS)
     check_choice("precision", precision, FP32_PRECISIONS)
 
