@@ -43,6 +43,17 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
 def say(text: str = "") -> None:
     """Print to standard output."""
     print(printable(text), flush=True)

@@ -22,7 +22,7 @@ FLOORS = (
     ("bench",),
 )
 OPERATORS = ("kernels.em", "kernels.conv", "kernels.resample")  # packages that import no sibling
-COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files"}
+COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files", "versions"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,8 +11,7 @@ from tiny_models import TINY
 
 from emanet_triton import fuse, segment
 from emanet_triton.command import run as run_program
-from emanet_triton.data import cityscapes
-from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.data.cityscapes import CITYSCAPES, CLASSES
 from emanet_triton.data.png import read_image, write_png
 from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
@@ -85,8 +84,8 @@ def expected_confusion(city: Path, ms_flip: bool = False, fused: bool = True) ->
     """What a plain loop over ``segment`` counts."""
     model, total = tiny_network(), 0
     model = fuse(model) if fused else model
-    for sample in cityscapes.find_samples(city):
-        labels = torch.from_numpy(cityscapes.read_labels(sample))
+    for sample in CITYSCAPES.find_samples(city):
+        labels = torch.from_numpy(CITYSCAPES.read_labels(sample))
         predicted = segment(model, read_image(sample.image), ms_flip=ms_flip)
         total = total + metric.confusion_matrix(labels, torch.from_numpy(predicted))
     return total.tolist()

@@ -1,14 +1,14 @@
 """The command line of ``python -m emanet_triton.bench``."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.neighbour import PROGRAMS
-from emanet_triton.command import Parser
+from emanet_triton.command import Parser, count
 from emanet_triton.errors import InputError
 
 NETWORKS = ("r50", "r101")
@@ -139,19 +139,11 @@ def _size(text: str) -> Size:
     return int(height), int(width)
 
 
-def count(text: str) -> int:
-    return _number(text, int, "a whole number of at least 1")
-
-
 def _positive(text: str) -> float:
-    return _number(text, float, "a number above 0")
-
-
-def _number(text: str, kind: Callable[[str], T], wanted: str) -> T:
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        value = 0
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
     return value

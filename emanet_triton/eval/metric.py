@@ -1,4 +1,4 @@
-"""The Cityscapes metric: one integer confusion matrix, and the scores computed from it."""
+"""The metric of Cityscapes: one integer confusion matrix, and the scores computed from it."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.kernels.resample.op import confusion_counts
 
 
 def confusion_matrix(
-    labels: Tensor, predictions: Tensor, num_classes: int = len(CLASSES)
+    labels: Tensor, predictions: Tensor, num_classes: int = len(CITYSCAPES.classes)
 ) -> Tensor:
     """Count the pixels of each (label, prediction) pair; matrices of images add up.
 

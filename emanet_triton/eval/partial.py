@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from emanet_triton.cache_folder import cache_folder
-from emanet_triton.data.cityscapes import CLASSES, Sample
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import Sample
 from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
-from emanet_triton.eval.report import versions
 from emanet_triton.files import read_plain, write_whole
 from emanet_triton.kernels.cache import digest, triton_version
+from emanet_triton.versions import versions
 
 _SECONDS_BETWEEN_WRITES = 5.0
 _LONGEST = 1e9  # seconds that a run may have taken, some 30 years
@@ -50,7 +51,7 @@ class Earlier(NamedTuple):
 
     Attributes:
         names: of the images.
-        counts: int64 [M, 19, 19] of these images.
+        counts: int64 [M, C, C] of these images.
         seconds: the earlier runs took.
     """
 
@@ -66,7 +67,7 @@ class _Piece(NamedTuple):
         names: of the images.
         stamps: of their files.
         pictures: stamps of what was drawn of them.
-        counts: int64 [M, 19, 19] of these images.
+        counts: int64 [M, C, C] of these images.
     """
 
     names: list[str]
@@ -114,12 +115,13 @@ class PartialResult:
         settings: everything that determines the result, JSON values; ``"samples"`` lists the names.
         rank: of the process, in the file's name.
         matrices: M, how many confusion matrices are counted.
+        classes: C, of the data set.
         versions: of the software; a file of other versions is left out.
         stamps: of the samples by name, see ``stamps``; an image with another stamp is left out.
 
     Attributes:
         names: of the images that this process has finished.
-        counts: int64 [M, 19, 19] of these images.
+        counts: int64 [M, C, C] of these images.
         left_out: what ``earlier`` left out and why, for people; empty if nothing.
     """
 
@@ -129,6 +131,7 @@ class PartialResult:
         rank: int = 0,
         matrices: int = 1,
         *,
+        classes: int = len(CITYSCAPES.classes),
         versions: dict[str, str] | None = None,
         stamps: dict[str, Stamp] | None = None,
     ) -> None:
@@ -138,7 +141,7 @@ class PartialResult:
         self._file = self.folder / f"{time.time_ns()}-{rank}.json"
         self._versions, self._stamps = versions or {}, stamps or {}
         self._samples = set(settings["samples"])
-        self._shape = (matrices, len(CLASSES), len(CLASSES))
+        self._shape = (matrices, classes, classes)
         cells = math.prod(self._shape)
         self._largest = 2**20 + 2 * len(text) + len(self._samples) * (12 * cells + 2048)
         self.names: list[str] = []
@@ -207,7 +210,7 @@ class PartialResult:
 
         Args:
             names: of the images.
-            counts: int64 [M, 19, 19] of these images.
+            counts: int64 [M, C, C] of these images.
             seconds: of this run so far.
             pictures: the stamp of what was drawn of each; by default nothing was drawn.
         """
@@ -273,7 +276,8 @@ class PartialResult:
         self, pieces: list[_Piece], drawn: Callable[[str], Stamp] | None
     ) -> tuple[list[_Piece], dict[str, _Reason]]:
         """The batches that still are what they were; the images of others, and why."""
-        usable, left_out = [], {}
+        usable: list[_Piece] = []
+        left_out: dict[str, _Reason] = {}
         for piece in pieces:
             if piece.stamps != [self._stamps.get(name) for name in piece.names]:
                 left_out |= dict.fromkeys(piece.names, _CHANGED)

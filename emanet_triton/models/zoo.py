@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import Dataset
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.download import download, hub_file
@@ -41,6 +43,7 @@ class ZooEntry:
         sha256: the first eight hex digits of the file's SHA-256.
         url: where the file is published; ``None`` for the file inside this package.
         published: the reported figures; ``None`` where nothing was published.
+        dataset: the data set whose classes the model has.
     """
 
     architecture: Architecture
@@ -49,6 +52,7 @@ class ZooEntry:
     sha256: str
     url: str | None
     published: Published | None
+    dataset: Dataset = CITYSCAPES
 
 
 _R50 = Architecture(blocks=(3, 4, 6, 3))
@@ -171,6 +175,14 @@ def find_entry(name: str) -> ZooEntry:
     return ZOO[name]
 
 
+def published_path(name: str, folder: str | Path | None = None) -> Path:
+    """The file of ``read_published``, also if it has not been downloaded yet."""
+    entry = find_entry(name)
+    if entry.url is None:
+        return _WEIGHTS / entry.file
+    return hub_file(entry.file) if folder is None else Path(folder) / entry.file
+
+
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
     """Read the published checkpoint of a model, with its hash checked.
 
@@ -183,12 +195,8 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
         InputError: an unknown name, or a file that is missing, damaged or not the published one.
     """
     entry = find_entry(name)
-    if entry.url is None:
-        path = _WEIGHTS / entry.file
-    elif folder is not None:
-        path = Path(folder) / entry.file
-    else:
-        path = hub_file(entry.file)
+    path = published_path(name, folder)
+    if entry.url is not None and folder is None:
         download(entry.url, path, entry.sha256)
     return read_checkpoint(path, entry.sha256)
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -215,7 +216,7 @@ def test_control_characters_of_names_are_escaped(fails, city, ckpt):
     image.rename(image.with_name("a\x1b[2J\n\rb_leftImg8bit.png"))
     err = fails("--ckpt", ckpt, "--data", city)
     assert "a\\x1b[2J\\n\\rb_leftImg8bit.png has no label" in err
-    assert len(err.splitlines()) == 3
+    assert len(err[err.index("error: ") :].splitlines()) == 3
 
 
 @pytest.mark.parametrize("option", ["--json", "--save-predictions", "--save-overlays"])
@@ -268,6 +269,73 @@ def test_all_problems_of_the_files_at_once(fails, ckpt, city):
     assert f"{flipped}: not a readable PNG (checksum error" in err
     assert "64x32 pixels, its image has 9x8" in err
     assert f"{illegal}: illegal labelIds 77; expected 0 to 33" in err
+
+
+GIVEN, WRONG = ("model", "file", "file and model", "all"), ("no folder", "other folder", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    # Only the content of a renamed file says which model and which data set it is of.
+    [*product(GIVEN, WRONG), ("renamed file", "no folder")],
+)
+def test_data_is_checked_before_any_checkpoint(
+    fails, city, ckpt, tmp_path, monkeypatch, given, wrong
+):
+    """Nothing is downloaded, and no file of hundreds of megabytes is read, to no purpose."""
+
+    def touched(*_):
+        raise AssertionError("a checkpoint was touched before the data set was checked")
+
+    monkeypatch.setattr("emanet_triton.models.zoo.download", touched)
+    monkeypatch.setattr("emanet_triton.models.zoo.read_checkpoint", touched)
+    monkeypatch.setattr("emanet_triton.eval.plan.read_checkpoint", touched)
+    renamed = ckpt.with_name("mine.pth")
+    renamed.write_bytes(ckpt.read_bytes())
+    command = {
+        "model": ["--ckpt", next(iter(ZOO))],
+        "file": ["--ckpt", ckpt],
+        "file and model": ["--ckpt", renamed, "--model", "tiny"],
+        "renamed file": ["--ckpt", renamed],
+        "all": ["--all"],
+    }[given]
+    data = {"no folder": city / "typo", "other folder": tmp_path, "damaged": city}[wrong]
+    image = image_of(city, "leftImg8bit")
+    image.write_bytes(b"")
+    message = {
+        "no folder": "there is no such folder",
+        "other folder": f"{tmp_path / 'gtFine'} is missing",
+        "damaged": f"{image}: not a readable PNG (empty file)",
+    }[wrong]
+    assert message in fails(*command, "--data", data)
+
+
+def test_problems_of_all_kinds_come_in_one_message(fails, ckpt, city):
+    images = sorted((city / "leftImg8bit").rglob("*.png"))
+    labels = sorted((city / "gtFine").rglob("*.png"))
+    unlabelled, unseen, damaged, illegal = images[0], labels[1], images[2], labels[3]
+    labels[0].unlink()
+    images[1].unlink()
+    damaged.write_bytes(b"")
+    cv2.imwrite(str(illegal), np.full(tiny_eval.SIZE, 77, np.uint8))
+    err = fails("--ckpt", ckpt, "--data", city)
+    assert err[err.index("error: ") :].splitlines() == [
+        "error: 4 problems in the data set:",
+        f"  {unlabelled} has no label",
+        f"  {unseen} has no image",
+        f"  {illegal}: illegal labelIds 77; expected 0 to 33, or 255 for -1",
+        f"  {damaged}: not a readable PNG (empty file); expected an intact PNG file",
+    ]
+
+
+def test_a_message_of_many_problems_has_at_most_20_lines(fails, ckpt, tmp_path):
+    large = tiny_eval.write_cityscapes(tmp_path / "large", 24)
+    for i, image in enumerate(sorted(large.glob("leftImg8bit/*/*/*"))):
+        image.unlink() if i % 2 else image.write_bytes(b"")
+    lines = fails("--ckpt", ckpt, "--data", large).replace("\r", "\n").splitlines()
+    begin = lines.index("error: 24 problems in the data set:")
+    assert len(lines[begin:]) == 20
+    assert lines[-1] == "  ... and 6 more"
 
 
 def test_image_without_label_and_label_without_image(fails, ckpt, city):

@@ -69,7 +69,7 @@ def run_ranks(tmp_path, command, *, rank: int, where: str, error: str) -> list[s
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["jobs.find_samples", "Predictor.__call__"])
+@pytest.mark.parametrize("where", ["jobs.keep_out", "Predictor.__call__"])
 def test_what_ends_one_rank_ends_all_with_its_message(tmp_path, command, rank, where):
     said = run_ranks(tmp_path, command, rank=rank, where=where, error="InputError('out of luck')")
     assert said == ["error" + " on rank 1" * rank + ": out of luck"]

@@ -8,7 +8,7 @@ import torch
 from tiny_models import random_image, tiny_model
 
 from emanet_triton import fuse
-from emanet_triton.data.cityscapes import Sample
+from emanet_triton.data.cityscapes import CITYSCAPES, Sample
 from emanet_triton.errors import InputError
 from emanet_triton.eval import runner
 from emanet_triton.eval.finite import check_network, finite_matrices
@@ -137,7 +137,7 @@ def test_of_two_networks_that_which_overflows_is_named(tmp_path, overflows, want
     samples = [Sample(name, tmp_path, tmp_path) for name in ("one", "two")]
     loaded = [(IMAGE, np.zeros((24, 40), np.uint8))] * 2
     with Workers(1) as pool:
-        started = runner._start(first, other, samples, loaded, Outputs(), pool)
+        started = runner._start(first, other, samples, loaded, Outputs(CITYSCAPES), pool)
     with pytest.raises(InputError) as raised:
         finite_matrices(started.counts, ["one", "two"], started.predictors)
     assert str(raised.value) == wanted

@@ -225,7 +225,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch
         assert "5 of 6 images are finished" in capsys.readouterr().err
     assert len(partials()) == 2
     seen = []
-    monkeypatch.setattr(runner, "_load", lambda b, f=runner._load: seen.extend(b) or f(b))
+    monkeypatch.setattr(runner, "_load", lambda b, d, f=runner._load: seen.extend(b) or f(b, d))
     got = run(tmp_path, city, ckpt, "--resume")
     assert "resuming: 5 of 6 images were finished before" in capsys.readouterr().err
     assert len(seen) == 1

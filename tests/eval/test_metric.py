@@ -15,7 +15,8 @@ from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emanet_triton.data.cityscapes import CLASSES, IGNORE, to_label_ids
+from emanet_triton.data.cityscapes import CLASSES, to_label_ids
+from emanet_triton.data.dataset import IGNORE
 from emanet_triton.data.png import write_png
 from emanet_triton.eval.metric import confusion_matrix, scores
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from emanet_triton.bench.options import count
-from emanet_triton.command import Parser, answer, run
+from emanet_triton.command import Parser, answer, count, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole

@@ -1,8 +1,6 @@
 """A step: the GPU, its clocks, and the versions of everything."""
 
-import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,8 +10,10 @@ import torch
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.machine import commit, cpu_name
 from emanet_triton.kernels.cache import driver_version
+from emanet_triton.versions import package_version
+from emanet_triton.versions import versions as software
 
-PACKAGES = ("triton", "numpy", "pytest", "pytest-xdist")
+PACKAGES = ("triton", "pytest", "pytest-xdist")
 QUERY = (
     "name,driver_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,"
     "temperature.gpu,memory.total,memory.free,mig.mode.current"
@@ -33,9 +33,8 @@ def main(arguments: Sequence[str]) -> int:
 def versions() -> dict[str, object]:
     """Everything by name; what is not here is "absent"."""
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _package(name) for name in PACKAGES},
+        **software(),
+        **{name: package_version(name) for name in PACKAGES},
         "cudnn": torch.backends.cudnn.version() or "absent",
         "driver": driver_version(),
         "commit": commit(),
@@ -44,13 +43,6 @@ def versions() -> dict[str, object]:
         "nvidia-smi": _nvidia_smi(),
         "tools": {name: shutil.which(name) or "absent" for name in TOOLS},
     }
-
-
-def _package(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _nvidia_smi() -> dict[str, str] | str:

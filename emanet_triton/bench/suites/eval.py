@@ -20,7 +20,8 @@ from emanet_triton.bench.networks import make_network
 from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.rows import Row
 from emanet_triton.cores import usable_cores
-from emanet_triton.data.cityscapes import CLASSES, IGNORE, Sample, find_samples, read_labels
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import IGNORE, Sample
 from emanet_triton.data.png import read_image, write_png
 from emanet_triton.data.scenes.generate import DEMO_COUNT, demo_dataset, generate_scene
 from emanet_triton.errors import InputError
@@ -125,7 +126,7 @@ def _case(
 
 def _demonstration(count: int) -> Problem:
     data = demo_dataset()
-    return Problem(DEMO, DEMO, data, find_samples(data, "val", count))
+    return Problem(DEMO, DEMO, data, CITYSCAPES.find_samples(data, "val", count))
 
 
 def _generated(network: str, size: Size, count: int) -> Problem:
@@ -147,7 +148,7 @@ def _generated(network: str, size: Size, count: int) -> Problem:
     name, checkpoint = PUBLISHED.format(network), folder / "network.pth"
     model = make_network(network, ZOO[name].protocol)
     torch.save({"meta": {}, "state_dict": model.state_dict()}, checkpoint)
-    return Problem(name, str(checkpoint), folder, find_samples(folder, "val"))
+    return Problem(name, str(checkpoint), folder, CITYSCAPES.find_samples(folder, "val"))
 
 
 def _temporary_folder() -> Path:
@@ -178,13 +179,17 @@ def _evaluation(problem: Problem, device: str) -> Call:
 def _decode(samples: Sequence[Sample]) -> Tensor:
     """Decode all images and labels as the evaluation does; counts the labels, int64 [classes]."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(lambda sample: (read_image(sample.image), read_labels(sample)), samples)
+        found = pool.map(
+            lambda sample: (read_image(sample.image), CITYSCAPES.read_labels(sample)), samples
+        )
         return sum(_histogram(labels) for _, labels in found)
 
 
 def _network(problem: Problem, device: str) -> Call:
     """From decoded images to labels, by the network that the command line runs by default."""
-    decoded = [(read_image(sample.image), read_labels(sample)) for sample in problem.samples]
+    decoded = [
+        (read_image(sample.image), CITYSCAPES.read_labels(sample)) for sample in problem.samples
+    ]
     model = problem.load(device)
     predictor = Predictor(verified_fuse(model), model.protocol, cuda_graphs=True)
 
@@ -200,22 +205,24 @@ def _network(problem: Problem, device: str) -> Call:
 def _reference(problem: Problem, device: str) -> Tensor:
     """The confusion matrix by mmsegmentation's sequence of operations."""
     model = problem.load(device)
-    total = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+    total = torch.zeros(len(CITYSCAPES.classes), len(CITYSCAPES.classes), dtype=torch.int64)
     for sample in problem.samples:
         found = probabilities(model, [read_image(sample.image)], model.protocol, device=device)
-        total += _count(read_labels(sample), found[0].argmax(0).cpu().numpy())
+        total += _count(CITYSCAPES.read_labels(sample), found[0].argmax(0).cpu().numpy())
     return total
 
 
 def _count(labels: np.ndarray, predicted: np.ndarray) -> Tensor:
     """Pixels of each pair of a train id and a class, int64 [classes, classes]."""
-    scored, classes = labels != IGNORE, len(CLASSES)
+    scored, classes = labels != IGNORE, len(CITYSCAPES.classes)
     pairs = labels[scored].astype(np.int64) * classes + predicted[scored]
     return torch.from_numpy(np.bincount(pairs, minlength=classes**2)).view(classes, classes)
 
 
 def _histogram(labels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.bincount(labels[labels != IGNORE], minlength=len(CLASSES)))
+    return torch.from_numpy(
+        np.bincount(labels[labels != IGNORE], minlength=len(CITYSCAPES.classes))
+    )
 
 
 def _error(got: Tensor, want: Tensor) -> float:

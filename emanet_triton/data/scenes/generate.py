@@ -10,7 +10,7 @@ import numpy as np
 
 from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, run
-from emanet_triton.data.cityscapes import visible
+from emanet_triton.data.dataset import visible
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes import objects
 from emanet_triton.data.scenes.canvas import (
