@@ -147,8 +147,9 @@ class _Interrupt:
 
 def _handle_signals() -> None:
     interrupt = _Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no hangup
+        if number and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
 
