@@ -1,13 +1,14 @@
-"""Modules under the paths that they had before they moved, for code that still imports those.
+"""The old paths of modules that have moved, for code that still imports them.
 
 ``emanet_triton.eval.inference`` became two modules, so it has a file that imports from both.
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
 MOVED = {
@@ -22,27 +23,40 @@ MOVED = {
 }
 
 
-class OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class OldPaths(MetaPathFinder, Loader):
     """Finds a moved module under its old name; it stays one module, with its new name."""
 
-    def find_spec(self, name, path=None, target=None):
-        if name not in MOVED:
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname not in MOVED:
             return None
-        origin = importlib.util.find_spec(MOVED[name]).origin  # ``python -m`` shows it
-        return importlib.machinery.ModuleSpec(name, self, origin=origin)
+        origin = _new_spec(fullname).origin  # ``python -m`` shows it
+        return ModuleSpec(fullname, self, origin=origin)
 
-    def create_module(self, spec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
         spec.loader_state = module.__spec__  # the import system is about to replace it
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = module.__spec__.loader_state
+        spec = module.__spec__
+        module.__spec__ = spec.loader_state if spec else None
 
-    def get_code(self, name: str) -> CodeType:
-        """For ``python -m`` with an old name."""
-        loader = importlib.util.find_spec(MOVED[name]).loader
-        return loader.get_code(MOVED[name])
+    def get_code(self, name: str) -> CodeType | None:
+        """The code that ``python -m`` runs for an old name."""
+        loader = _new_spec(name).loader
+        return loader.get_code(MOVED[name]) if isinstance(loader, InspectLoader) else None
+
+
+def _new_spec(old: str) -> ModuleSpec:
+    spec = importlib.util.find_spec(MOVED[old])
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {MOVED[old]!r}", name=MOVED[old])
+    return spec
 
 
 def install() -> None:

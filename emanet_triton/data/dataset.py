@@ -13,15 +13,16 @@ from emanet_triton.errors import InputError, one_line
 IGNORE = 255  # the train id of pixels that are not scored, in every data set
 _MOST_LINES = 20  # of a message that lists problems
 
+Color = tuple[int, int, int]  # 8-bit RGB
 Files = dict[tuple[str, str], Path]  # from the name of a sample and its folder to a file
 
 
 @dataclass(frozen=True)
 class Class:
-    """A scored class: its name, and its colour in pictures as 8-bit RGB."""
+    """A scored class: its name, and its colour in pictures."""
 
     name: str
-    color: tuple[int, int, int]
+    color: Color
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from emanet_triton.data.dataset import IGNORE, Class
+from emanet_triton.data.dataset import IGNORE, Class, Color
 
 _ALPHA = 0.65  # opacity of the class colours over the image
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
@@ -77,10 +77,14 @@ def overlay(
     return _stack(_array(grid), _legend(legend, grid.shape[2], text))
 
 
-def wrong_color(classes: Sequence[Class]) -> tuple[int, int, int]:
-    """The RGB colour of wrong pixels: of 24 vivid colours, the least like any class's colour."""
-    vivid = [color for color in product((0, 128, 255), repeat=3) if len(set(color)) > 1]
-    return max(vivid, key=lambda color: min(math.dist(color, c.color) for c in classes))
+def wrong_color(classes: Sequence[Class]) -> Color:
+    """The colour of wrong pixels: the one of 24 that is farthest from the colours of all classes.
+
+    Grey is none of the 24, because pixels that are right are grey.
+    """
+    levels = 0, 128, 255
+    colors = [(r, g, b) for r, g, b in product(levels, repeat=3) if not r == g == b]
+    return max(colors, key=lambda color: min(math.dist(color, c.color) for c in classes))
 
 
 def _holds(train_id: int, *maps: np.ndarray | None) -> bool:
@@ -95,7 +99,7 @@ def _paint(image: np.ndarray, ids: np.ndarray, classes: Sequence[Class]) -> np.n
 
 
 def _paint_errors(
-    image: np.ndarray, prediction: np.ndarray, label: np.ndarray, color: tuple[int, int, int]
+    image: np.ndarray, prediction: np.ndarray, label: np.ndarray, color: Color
 ) -> np.ndarray:
     """The image in pale grey, coloured where it is wrong and nearly black where it is ignored."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -118,7 +122,7 @@ def _caption(panel: np.ndarray, name: str, text: _Text) -> np.ndarray:
     return np.concatenate([bar, panel])
 
 
-def _legend(entries: list[tuple[str, tuple[int, int, int]]], width: int, text: _Text) -> np.ndarray:
+def _legend(entries: list[tuple[str, Color]], width: int, text: _Text) -> np.ndarray:
     """Draw a swatch and a name for each entry, in as many columns as fit into the width."""
     swatch = text.line
     widths = [cv2.getTextSize(name, _FONT, text.scale, text.thickness)[0][0] for name, _ in entries]

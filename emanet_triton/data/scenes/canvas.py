@@ -144,21 +144,28 @@ class Canvas:
 
 
 def shade(color: Color, factor: float) -> Color:
-    """The colour, that much brighter."""
-    return tuple(channel * factor for channel in color)
+    """The colour, brighter by a factor."""
+    red, green, blue = color
+    return red * factor, green * factor, blue * factor
+
+
+def between(a: float, b: float) -> tuple[float, float]:
+    """The smaller and the larger number."""
+    return (a, b) if a <= b else (b, a)
 
 
 def pick(rng: np.random.Generator, colors: Sequence[Color], spread: float = 0.12) -> Color:
     """One of the colours, varied in brightness and a little in hue."""
-    color = colors[rng.integers(len(colors))]
+    color = colors[int(rng.integers(len(colors)))]
     factors = rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.95, 1.05, 3)
-    return tuple(float(c * f) for c, f in zip(color, factors, strict=True))
+    red, green, blue = (float(c * f) for c, f in zip(color, factors, strict=True))
+    return red, green, blue
 
 
 def photograph(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """What a camera sees of the canvas, uint8 RGB [H, W, 3]."""
     table = np.array(canvas.rows, np.float32)
-    image = table[:, 1:4][canvas.index] / 255
+    image: np.ndarray = table[:, 1:4][canvas.index] / 255
     image *= _texture(canvas, table[:, 4], rng)
     # The scene's exposure and colour, from noon to dusk and street lamps.
     warmth, tint = rng.uniform(-0.42, 0.42), rng.uniform(-0.16, 0.16)
@@ -174,7 +181,7 @@ def photograph(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.4))
     height, width = (size // _SUPERSAMPLING for size in canvas.index.shape)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) * 255
-    image += rng.standard_normal(image.shape, np.float32) * rng.uniform(1, 6)
+    image = image + rng.standard_normal(image.shape, np.float32) * rng.uniform(1, 6)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 

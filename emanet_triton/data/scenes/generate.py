@@ -19,6 +19,7 @@ from emanet_triton.data.scenes.canvas import (
     UNIT,
     Canvas,
     Color,
+    between,
     photograph,
     pick,
     shade,
@@ -147,11 +148,14 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
 
 
+_Draw = Callable[..., None]  # a function of ``objects``
+
+
 class _Thing(NamedTuple):
-    """Something to draw, the far ones first."""
+    """An object of a scene. A scene is drawn in the order of ``depth``, the farthest first."""
 
     depth: float
-    draw: Callable[..., None]
+    draw: _Draw
     x: float
     z: float
     rest: tuple = ()
@@ -170,7 +174,7 @@ def _draw_street(canvas: Canvas, rng: np.random.Generator) -> None:
     for flip, half, width in zip((-1, 1), road, walk, strict=True):
         canvas.ground("sidewalk", paving, flip * half, flip * (half + width))
         for z in np.arange(2.0, 30.0, 1.5):
-            x = sorted((flip * half, flip * (half + width)))
+            x = between(flip * half, flip * (half + width))
             canvas.ground("sidewalk", shade(paving, 0.88), *x, z, z + 0.06)
         edges.append(half + width)
     canvas.ground("road", asphalt, -road[0], road[1])
@@ -219,7 +223,8 @@ def _frontage(rng: np.random.Generator, flip: int, edge: float, leaves: Color) -
     verge = rng.uniform(1.5, 3.5) if rng.uniform() < 0.7 else 0.0
     lit = rng.uniform(0.6, 1.05)  # of the whole side, by the sun
     low = (objects.wall, objects.fence)
-    kinds = list(rng.permutation([objects.building, *low, objects.hedge, *low]))
+    walls = np.array([objects.building, *low, objects.hedge, *low], object)
+    kinds = list(rng.permutation(walls))
     while z < 60:
         kind = kinds.pop() if kinds else objects.building
         length = rng.uniform(7, 12) if kind is objects.building else rng.uniform(5, 8)
@@ -274,7 +279,7 @@ def _kerbside(
     for flip, half, width in zip((-1, 1), road, walk, strict=True):
         depths = list(rng.uniform(6.5, 11, 5) + rng.permutation(5) * 2.2)
         furniture = (objects.pole, objects.traffic_light, objects.traffic_sign)
-        kinds = (*furniture, objects.tree, objects.litter_bin)
+        kinds: tuple[_Draw, ...] = (*furniture, objects.tree, objects.litter_bin)
         for kind, z in zip(kinds, depths, strict=True):
             x = flip * (half + rng.uniform(0.2, 0.6))
             if kind is objects.tree:

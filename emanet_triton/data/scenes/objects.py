@@ -16,6 +16,7 @@ from emanet_triton.data.scenes.canvas import (
     ROUGH,
     Canvas,
     Color,
+    between,
     pick,
     shade,
 )
@@ -30,7 +31,7 @@ def building(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, _leaves: Color
 ) -> None:
     height, wall = rng.uniform(6, 15), shade(pick(rng, FACADES), lit)
-    ends = sorted((x, x + math.copysign(12, x)))
+    ends = between(x, x + math.copysign(12, x))
     canvas.front("building", shade(wall, 0.85), *ends, 0, height, z0)
     canvas.side("building", wall, x, 0, height, z0, z1, ROUGH)
     canvas.side("building", shade(wall, 0.7), x, 0, 0.7, z0, z1)
@@ -47,7 +48,7 @@ def wall(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, _leaves: Color
 ) -> None:
     height, color = rng.uniform(2.0, 3.2), shade(pick(rng, _GREYS), lit)
-    canvas.front("wall", shade(color, 0.8), *sorted((x, x * 1.06)), 0, height, z0)
+    canvas.front("wall", shade(color, 0.8), *between(x, x * 1.06), 0, height, z0)
     canvas.side("wall", color, x, 0, height, z0, z1, ROUGH)
     canvas.side("wall", shade(color, 1.25), x, height - 0.2, height, z0, z1)
     for y in np.arange(0.5, height - 0.3, 0.5):
@@ -70,7 +71,7 @@ def hedge(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, leaves: Color
 ) -> None:
     height, color = rng.uniform(1.2, 2.6), shade(leaves, lit)
-    canvas.front("vegetation", color, *sorted((x, x * 1.2)), 0, height, z0, LEAFY)
+    canvas.front("vegetation", color, *between(x, x * 1.2), 0, height, z0, LEAFY)
     canvas.side("vegetation", color, x, 0, height, z0, z1, LEAFY)
     for z in np.arange(z0, z1, 0.7):
         canvas.disc("vegetation", color, x, height, z, rng.uniform(0.4, 0.7), texture=LEAFY)
@@ -243,7 +244,7 @@ def _mast(canvas: Canvas, rng: Generator, x: float, z: float, height: float) -> 
 
 def pole(canvas: Canvas, rng: Generator, x: float, z: float) -> None:
     _mast(canvas, rng, x, z, 6.5)
-    canvas.front("pole", (110, 112, 114), *sorted((x, x * 0.7)), 6.3, 6.5, z)
+    canvas.front("pole", (110, 112, 114), *between(x, x * 0.7), 6.3, 6.5, z)
 
 
 def traffic_light(canvas: Canvas, rng: Generator, x: float, z: float) -> None:
