@@ -27,7 +27,7 @@ from emanet_triton.data.scenes.canvas import (
 from emanet_triton.errors import InputError
 from emanet_triton.files import remove_leftovers, temporary_beside
 
-VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
+VERSION = 1  # of the demonstration set; increase it when the pixels change
 DEMO_COUNT = 40
 CITY, TREES = "synthetic", ("leftImg8bit", "gtFine")
 TRAIN_SEEDS = range(10**6)
@@ -39,7 +39,7 @@ def generate_scene(seed: int, height: int = 256, width: int = 512) -> tuple[np.n
     """Draw the street scene of a seed.
 
     Args:
-        seed: at least 0; ``TRAIN_SEEDS`` and ``VAL_SEEDS`` share none.
+        seed: at least 0; no seed is in both ``TRAIN_SEEDS`` and ``VAL_SEEDS``.
         height, width: of the image in pixels.
 
     Returns:
@@ -57,13 +57,13 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
 
     Args:
         root: the folder that gets ``leftImg8bit`` and ``gtFine``.
-        split: ``"train"`` or ``"val"``; their scenes are never the same.
+        split: ``"train"`` or ``"val"``; no scene is in both.
         count: number of scenes.
-        seed: of the first scene, counted from the split's first.
+        seed: of the first scene, counted from the first seed of the split.
 
     Raises:
-        InputError: an argument out of its range, a folder with other data, which would then be
-            evaluated together, or a file that cannot be written.
+        InputError: an argument is out of range, the folder holds other data, which would be
+            evaluated together with the scenes, or a file cannot be written.
     """
     if split not in _SPLIT_SEEDS or count < 1 or seed < 0:
         raise InputError(
@@ -82,10 +82,9 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
 
 
 def demo_dataset() -> Path:
-    """The root of the held-out demonstration set, made at the first call and kept in a cache.
+    """The root of the held-out demonstration set; the first call makes it in ``cache_folder()``.
 
-    The set appears in ``cache_folder()`` whole or not at all, also when two processes make it at
-    once.
+    The set appears there whole or not at all, even if two processes make it at the same time.
 
     Raises:
         InputError: the cache cannot be written.
@@ -108,7 +107,7 @@ def demo_dataset() -> Path:
         write_scenes(temporary, "val", DEMO_COUNT)
         temporary.rename(root)
     except OSError:
-        if not root.is_dir():  # else another process was first with the same set
+        if not root.is_dir():  # otherwise another process has just made the same set
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +115,7 @@ def demo_dataset() -> Path:
 
 
 def _refuse_other_data(root: Path) -> None:
-    """Raises InputError where the trees hold anything that ``write_scenes`` does not write."""
+    """Raise InputError if the folders hold anything that ``write_scenes`` does not write."""
     try:
         other = next(_other_data(root), None)
     except OSError as error:
@@ -128,7 +127,7 @@ def _refuse_other_data(root: Path) -> None:
 
 
 def _other_data(root: Path) -> Iterator[Path]:
-    """Files of other data, and cities without a file; hidden names are no data."""
+    """Files of other data, and folders of other cities. Hidden files are no data."""
     ours = re.compile(rf"{CITY}_000000_\d{{6,}}_(leftImg8bit|gtFine_labelIds)\.png")
     splits = [split for tree in TREES for split in _inside(root / tree)]
     for city in (city for split in splits for city in _inside(split)):
@@ -162,7 +161,7 @@ class _Thing(NamedTuple):
 
 
 def _draw_street(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Compose a scene, far to near."""
+    """Draw a whole scene, from far to near."""
     season = rng.uniform()  # from spring green to dry yellow
     leaves = (52 + 62 * season, 92 - 10 * season, 36 - 6 * season)
     grass = (84 + 70 * season, 122 + 4 * season, 54 + 6 * season)
@@ -218,10 +217,10 @@ def _draw_backdrop(canvas: Canvas, rng: np.random.Generator, leaves: Color) -> N
 
 
 def _frontage(rng: np.random.Generator, flip: int, edge: float, leaves: Color) -> list[_Thing]:
-    """What lines the street on one side."""
+    """The buildings, walls, fences and plants along one side of the street."""
     things, z = [], rng.uniform(3.0, 6.0)
     verge = rng.uniform(1.5, 3.5) if rng.uniform() < 0.7 else 0.0
-    lit = rng.uniform(0.6, 1.05)  # of the whole side, by the sun
+    lit = rng.uniform(0.6, 1.05)  # the sun lights the whole side
     low = (objects.wall, objects.fence)
     walls = np.array([objects.building, *low, objects.hedge, *low], object)
     kinds = list(rng.permutation(walls))
@@ -299,7 +298,7 @@ def _kerbside(
 
 
 def _draw_border(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The camera car's bonnet and the image border, both without a class."""
+    """Draw the camera car's bonnet and the border of the image; neither has a class."""
     right = canvas.index.shape[1] / canvas.scale
     if rng.uniform() < 0.5:
         top = rng.uniform(236, 248)
@@ -311,13 +310,13 @@ def _draw_border(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 where the input is not usable."""
+    """Run the command line and return the exit code: 2 if the input cannot be used."""
     return answer(lambda: _main(arguments))
 
 
 def _main(given: list[str] | None) -> int:
     parser = Parser(description="Write synthetic scenes in Cityscapes layout.")
-    parser.add_argument("out", type=Path, help="folder for leftImg8bit and gtFine")
+    parser.add_argument("out", type=Path, help="the folder that gets leftImg8bit and gtFine")
     parser.add_argument("--split", choices=_SPLIT_SEEDS, default="val")
     parser.add_argument("--count", type=int, default=DEMO_COUNT)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
-"""What stands and moves in a synthetic scene: frontages, vehicles, people, street furniture.
+"""The objects of a synthetic scene: buildings, vehicles, people, street furniture.
 
-Every object is drawn by a function of the canvas, the generator, and where it stands.
+Each function draws one kind of object, at a place given by x and z in metres (see ``canvas``).
 """
 
 import math
@@ -96,7 +96,7 @@ def _box(
     y1: float,
     length: float,
 ) -> None:
-    """A vehicle's body: the visible side, the roof if seen, and the face to the camera."""
+    """Draw the body of a vehicle: the visible side, a visible roof, and the front or back."""
     inner = x - half if x > half else x + half if x < -half else None
     if inner is not None:
         canvas.side(name, shade(color, 0.72), inner, y0, y1, z, z + length)
@@ -108,7 +108,7 @@ def _box(
 
 
 def _wheels(canvas: Canvas, name: str, x: float, z: float, half: float, length: float) -> None:
-    """A shadow below a vehicle, and its wheels."""
+    """Draw the shadow and the wheels of a vehicle."""
     canvas.ground("road", (34, 34, 36), x - half, x + half, z - 0.2, z + length, PLAIN)
     for dz in (0.8 * length, 0.15 * length):
         for dx in (-half, half):
@@ -163,7 +163,7 @@ def _coach(
     length: float,
     bay: float,
 ) -> None:
-    """What buses and trams share: a long body with rows of windows and a stripe."""
+    """Draw a bus or a tram: a long body with rows of windows and a stripe."""
     half = 1.25
     _box(canvas, name, color, x, z, half, 0.35, height, length)
     inner = x - half if x > half else x + half if x < -half else None
@@ -195,7 +195,7 @@ def train(canvas: Canvas, rng: Generator, x: float, z: float) -> None:
 def person(
     canvas: Canvas, rng: Generator, x: float, z: float, name: str = "person", lift: float = 0.0
 ) -> None:
-    """A walker, or with ``lift`` a rider, who sits that much higher with bent legs."""
+    """Draw a walker, or a rider, who sits ``lift`` metres higher and has bent legs."""
     shirt, trousers, skin = pick(rng, _CLOTHES), pick(rng, _CLOTHES), pick(rng, [(186, 140, 112)])
     flip, stride = rng.choice((-1, 1)), rng.uniform(0.08, 0.3)
     legs = [(-0.2, 0.9), (0.2, 0.9), (stride + 0.2, 0), (stride, 0), (0, 0.6), (-stride, 0)]
