@@ -1,4 +1,4 @@
-"""Where the cache lies, and what stands in for a place that cannot be written."""
+"""The place of the cache, and the folder that replaces it if it cannot be written."""
 
 import os
 import stat

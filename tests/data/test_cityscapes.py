@@ -92,7 +92,7 @@ def test_either_kind_of_label_will_do_and_label_ids_come_first(root):
 
 
 def test_hidden_files_and_folders_are_left_out(root):
-    """macOS copies a data set to another file system with a ._NAME beside every file."""
+    """macOS adds a ._NAME to every file when it copies a data set to another file system."""
     samples = find_samples(root)
     for path in sorted(root.rglob("*")):
         hidden = path.with_name(f"._{path.name}")
@@ -113,7 +113,7 @@ def test_hidden_files_and_folders_are_left_out(root):
 
 
 def test_folder_of_a_city_that_may_not_be_read(root, monkeypatch):
-    """As root nothing is forbidden, so that the system's answer is played."""
+    """The test imitates the system's answer, because root may read every folder."""
     bonn, scandir = str(root / "gtFine" / "val" / "bonn"), os.scandir
 
     def list_folder(path):

@@ -22,7 +22,7 @@ def held_out() -> list[tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
-    """The cache in a folder of the test's own, and a set of two scenes."""
+    """A cache folder for the test, and a demonstration set of two scenes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(scenes, "DEMO_COUNT", 2)
     return tmp_path / "emanet_triton"
@@ -35,7 +35,7 @@ def test_same_seed_same_bytes():
 
 
 def test_pixels_did_not_drift():
-    """A failure means: raise ``VERSION``, and train the demonstration network again."""
+    """If it fails, increase ``VERSION`` and train the demonstration network again."""
     image, label_ids = scenes.generate_scene(0)
     assert hashlib.sha256(label_ids.tobytes()).hexdigest()[:16] == "0bca63ed87560e5a"
     # Image arithmetic in float may differ by a level between OpenCV's builds.
@@ -97,7 +97,7 @@ def test_demo_dataset_is_made_once(small_demo, monkeypatch):
     root = scenes.demo_dataset()
     assert root == small_demo / f"scenes-v{scenes.VERSION}"
     assert len(CITYSCAPES.find_samples(root)) == 2
-    monkeypatch.setattr(scenes, "write_scenes", None)  # a second making would fail
+    monkeypatch.setattr(scenes, "write_scenes", None)  # it would fail if it were called again
     assert scenes.demo_dataset() == root
     assert list(small_demo.iterdir()) == [root]
 
@@ -174,7 +174,7 @@ def test_a_folder_with_other_data_is_refused(tmp_path, path):
 
 
 def test_hidden_names_are_no_other_data(tmp_path):
-    """A killed run leaves half a file, a file manager its own, and macOS one beside each."""
+    """Killed runs leave parts of files; file managers and macOS add files of their own."""
     city = tmp_path / "leftImg8bit" / "val" / scenes.CITY
     city.mkdir(parents=True)
     half = files.temporary_beside(city / f"{scenes.CITY}_000000_000000_leftImg8bit.png")

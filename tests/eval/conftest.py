@@ -17,7 +17,7 @@ def ckpt(tmp_path):
 
 @pytest.fixture
 def threads():
-    """The number of PyTorch's threads, put back at the end."""
+    """The number of PyTorch's threads, which is restored at the end."""
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
@@ -25,6 +25,6 @@ def threads():
 
 @pytest.fixture
 def command(tmp_path, city, ckpt):
-    """The evaluation of six images that draws all pictures."""
+    """The command line that evaluates six images and writes all pictures."""
     out = ["--save-predictions", str(tmp_path / "p"), "--save-overlays", str(tmp_path / "o")]
     return ["--ckpt", str(ckpt), "--data", str(city), *out]

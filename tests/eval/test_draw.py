@@ -14,7 +14,7 @@ WRONG = wrong_color(CLASSES)
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sky over road with a car that is missed, and an ignored strip at the bottom."""
+    """Sky above a road, a car that the prediction lacks, and an ignored strip at the bottom."""
     label = np.full((height, width), 10, np.uint8)
     label[height // 2 :] = 0
     prediction = label.copy()
@@ -25,7 +25,7 @@ def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def holds_swatch(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
-    """Whether there is a full swatch; the edges of letters are grey as a pole."""
+    """Whether there is a whole swatch: single pixels of letters can have the colour, too."""
     return np.count_nonzero((picture == color).all(-1)) >= 20 * 20
 
 
@@ -110,7 +110,7 @@ def test_all_classes_fit_into_the_legend():
     image = np.full((19, 19, 3), 128, np.uint8)
     picture = overlay(image, prediction, None, CLASSES)
     assert all(holds_swatch(picture, c.color) for c in CLASSES)
-    # Text stays inside: the last column is white from the first row of the legend on.
+    # The text does not reach the last column, which is white in all rows of the legend.
     assert (picture[-40:, -1] == 255).all()
 
 

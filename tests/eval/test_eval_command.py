@@ -1,4 +1,4 @@
-"""The command line from end to end: what it prints, writes and keeps."""
+"""The command line from end to end: its output and its files."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
     assert got["model"] == "tiny"
     assert got["images"] == 6
     assert got["ms_flip"] is ms_flip
-    assert got["published"] is None  # another file than the published one
+    assert got["published"] is None  # the file is not the published one
     assert got["protocol"]["base_scale"] == [64, 32]
 
 
@@ -97,7 +97,7 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     row = capsys.readouterr().out.splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[-3:] == [f"{figure:.2f}", f"{difference:+.2f}", verdict]
-    # A part of the split is not what was published.
+    # The published figure is for the whole split.
     assert run(tmp_path, city, ckpt, "--limit", "5")["published"] is None
 
 

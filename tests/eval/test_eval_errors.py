@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one message that names it, exit code 2, no traceback."""
+"""Every mistake of a user gives one message that names it, exit code 2 and no traceback."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ from emanet_triton.models.zoo import ZOO
 
 @pytest.fixture
 def fails(capsys, monkeypatch):
-    """Run a command line that must fail before the first forward; return its message."""
+    """Run a command line that must fail before the network runs, and return its message."""
 
     def check(*arguments) -> str:
         def forward(*_):
@@ -282,7 +282,7 @@ GIVEN, WRONG = ("model", "file", "file and model", "all"), ("no folder", "other 
 def test_data_is_checked_before_any_checkpoint(
     fails, city, ckpt, tmp_path, monkeypatch, given, wrong
 ):
-    """Nothing is downloaded, and no file of hundreds of megabytes is read, to no purpose."""
+    """A mistake in ``--data`` does not cost a download, or the reading of a large file."""
 
     def touched(*_):
         raise AssertionError("a checkpoint was touched before the data set was checked")
@@ -352,7 +352,7 @@ def test_image_without_label_and_label_without_image(fails, ckpt, city):
 
 
 class Bomb:
-    """Unpickling it would write a file."""
+    """An object that would write a file if it were unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
