@@ -83,19 +83,17 @@ class Dataset:
         """
         if limit is not None and limit < 1:
             raise InputError(f"limit {limit}: expected at least 1 image")
-        if not root.is_dir():
-            expected = " and ".join(self.folders)
-            problem = f"there is no such folder; expected one with {expected}"
-            raise self._unusable(root, split, [problem])
         try:
+            if not root.is_dir():
+                expected = " and ".join(self.folders)
+                problem = f"there is no such folder; expected one with {expected}"
+                raise self._unusable(root, split, [problem])
             images, labels, problems = self.find_files(root, split)
         except OSError as error:
-            problems = [f"it cannot be read ({error})"]
-        if problems:
-            raise self._unusable(root, split, problems)
+            raise self._unusable(root, split, [f"it cannot be read ({error})"]) from None
         keys = sorted(images.keys() | labels.keys())[:limit]
-        if not keys:
-            raise self._unusable(root, split, ["it holds no image and no label"])
+        if problems or not keys:
+            raise self._unusable(root, split, problems or ["it holds no image and no label"])
         pairs = [key for key in keys if key in images and key in labels]
         samples = [Sample(key[0], images[key], labels[key]) for key in pairs]
         return samples, _pair_problems(keys, images, labels)

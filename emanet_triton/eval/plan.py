@@ -1,5 +1,6 @@
 """From the command line to evaluations: everything is found and checked before the first."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -267,7 +268,7 @@ def _model_of(ckpt: str, model: str | None, data: Path | None) -> str:
     if path.exists():
         if known:
             return known
-        if data and not data.is_dir():
+        if data and not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
             raise InputError(f"--data {data}: there is no such folder")
     name = name_of(read_checkpoint(path))  # the call raises if there is no file
     if name is None:

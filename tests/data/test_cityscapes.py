@@ -169,6 +169,8 @@ def test_folder_that_the_system_refuses(root):
     split = "x" * 300
     with pytest.raises(InputError, match=r"it cannot be read \(.*File name too long"):
         find_samples(root, split)
+    with pytest.raises(InputError, match=r"it cannot be read \(.*File name too long"):
+        find_samples(root / split)
 
 
 def test_empty_split(root):

@@ -271,13 +271,16 @@ def test_all_problems_of_the_files_at_once(fails, ckpt, city):
     assert f"{illegal}: illegal labelIds 77; expected 0 to 33" in err
 
 
-GIVEN, WRONG = ("model", "file", "file and model", "all"), ("no folder", "other folder", "damaged")
+GIVEN, WRONG = (
+    ("model", "file", "file and model", "all"),
+    ("no folder", "long", "other folder", "damaged"),
+)
 
 
 @pytest.mark.parametrize(
     ("given", "wrong"),
     # Only the content of a renamed file says which model and which data set it is of.
-    [*product(GIVEN, WRONG), ("renamed file", "no folder")],
+    [*product(GIVEN, WRONG), ("renamed file", "no folder"), ("renamed file", "long")],
 )
 def test_data_is_checked_before_any_checkpoint(
     fails, city, ckpt, tmp_path, monkeypatch, given, wrong
@@ -299,11 +302,17 @@ def test_data_is_checked_before_any_checkpoint(
         "renamed file": ["--ckpt", renamed],
         "all": ["--all"],
     }[given]
-    data = {"no folder": city / "typo", "other folder": tmp_path, "damaged": city}[wrong]
+    data = {
+        "no folder": city / "typo",
+        "long": city / ("x" * 300),
+        "other folder": tmp_path,
+        "damaged": city,
+    }[wrong]
     image = image_of(city, "leftImg8bit")
     image.write_bytes(b"")
     message = {
         "no folder": "there is no such folder",
+        "long": "there is no such folder" if given == "renamed file" else "File name too long",
         "other folder": f"{tmp_path / 'gtFine'} is missing",
         "damaged": f"{image}: not a readable PNG (empty file)",
     }[wrong]
