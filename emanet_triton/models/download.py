@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 
 import torch
+from filelock import lock_descriptor
 from tqdm import tqdm
 
 from emanet_triton.cache_folder import writable_or_private
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20  # bytes
 _MOST_BYTES = 1 << 30  # of a file; the largest published one has a quarter of it
 _STUCK = 180.0  # seconds in which another process's download did not grow: it would have ended
 _LOOK = 0.1  # seconds between two looks at another process's download
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of flock
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -131,7 +131,8 @@ def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
     try:
         yield True
     finally:
-        lock.unlink(missing_ok=True)  # those who still wait on it will see that it has gone
+        with contextlib.suppress(PermissionError):  # Windows removes no open file
+            lock.unlink(missing_ok=True)  # a process that waits for the lock notices this
         os.close(descriptor)
 
 
@@ -160,17 +161,14 @@ def _try_lock(lock: Path) -> int | None:
     except PermissionError as error:
         raise _NoLocksError from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+        locked = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         os.close(descriptor)
         lock.unlink(missing_ok=True)
         if error.errno in _NO_LOCKS:
             raise _NoLocksError from error
         raise
-    if _is_same(descriptor, lock):
+    if locked and _is_same(descriptor, lock):
         return descriptor
     os.close(descriptor)
     return None
