@@ -81,7 +81,7 @@ def full_size_labels(logits: Tensor, inputs: Tensor, size: Size, protocol: Proto
     Args:
         logits: of all windows, [windows * B, classes, h / 8, w / 8].
         inputs: [B, 3, h, w]; only their size is looked at.
-        size: (width, height) of the images.
+        size: (height, width) of the images.
         protocol: how windows are placed and logits resized.
     """
     return full_size_logits(logits, inputs.shape[2:], size, protocol).softmax(1).argmax(1)
@@ -98,7 +98,7 @@ def full_size_logits(
     Args:
         logits: as in ``full_size_labels``.
         inputs: (height, width) of the network's input.
-        size: (width, height) of the images.
+        size: (height, width) of the images.
         protocol: as in ``full_size_labels``.
 
     Returns:
@@ -109,11 +109,11 @@ def full_size_logits(
         averaged = _averaged_windows(logits, inputs, protocol)
     else:
         averaged = _resized(logits, inputs, protocol)
-    return _resized(averaged, size[::-1], protocol)
+    return _resized(averaged, size, protocol)
 
 
 def _averaged_windows(logits: Tensor, inputs: tuple[int, int], protocol: Protocol) -> Tensor:
-    rows, columns = window_grid(protocol, inputs[::-1])
+    rows, columns = window_grid(protocol, inputs)
     batch = len(logits) // (len(rows) * len(columns))
     total = logits.new_zeros(batch, logits.shape[1], *inputs)
     count = logits.new_zeros(1, 1, *inputs)

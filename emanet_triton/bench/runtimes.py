@@ -114,7 +114,7 @@ def mmsegmentation(model: EMANet, device: str) -> Callable[[Tensor, tuple[int, i
     """mmsegmentation 0.x's network with the weights of ours.
 
     Returns:
-        A function of normalised inputs and the image's (width, height) that returns the labels,
+        A function of normalised inputs and the image's (height, width) that returns the labels,
         int64 [1, H, W] on the host.
     """
     mmseg = import_peer("mmseg")
@@ -128,7 +128,7 @@ def mmsegmentation(model: EMANet, device: str) -> Callable[[Tensor, tuple[int, i
     def simple_test(inputs: Tensor, size: tuple[int, int]) -> Tensor:
         shape = *inputs.shape[2:], 3
         meta = {
-            "ori_shape": (size[1], size[0], 3),
+            "ori_shape": (*size, 3),
             "img_shape": shape,
             "pad_shape": shape,
             "flip": False,

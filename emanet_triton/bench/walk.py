@@ -117,13 +117,13 @@ def walk(
         tiny: a network of few channels, and small windows.
     """
     protocol = make_protocol(mode, size, tiny)
-    (view,) = view_sizes(protocol, size[::-1], ms_flip=False)
-    images = torch.empty(batch, 3, *view[::-1], device="meta")
+    (view,) = view_sizes(protocol, size, ms_flip=False)
+    images = torch.empty(batch, 3, *view, device="meta")
     fused = _fused(network, dtype, tiny)
     with Recorder() as recorder:
         logits = torch.cat([fused(windows) for windows in cut_windows(images, protocol, at_once)])
         packed = logits.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4).flatten(2)
-        tables = tap_tables(protocol, size[::-1], False, packed.device)
+        tables = tap_tables(protocol, size, False, packed.device)
         resample_labels(packed, *tables, backend="triton")
     return recorder.calls
 

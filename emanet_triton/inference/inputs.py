@@ -13,11 +13,11 @@ from emanet_triton.models.protocol import Protocol
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize uint8 RGB [H, W, 3] to (width, height) as mmcv does: OpenCV, bilinear, on uint8.
+    """Resize uint8 RGB [H, W, 3] to (height, width) as mmcv does: OpenCV, bilinear, on uint8.
 
     OpenCV rounds in fixed point. Any other bilinear resize changes labels (up to 0.7% of them).
     """
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def scaled_inputs(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
-    """Equally large images resized to (width, height) and normalised, float32 [B, 3, h, w]."""
+    """Equally large images resized to (height, width) and normalised, float32 [B, 3, h, w]."""
     resized = np.stack([resize_image(image, size) for image in images])
     return normalise(to_device(resized, device))
 
@@ -47,7 +47,7 @@ def cut_windows(inputs: Tensor, protocol: Protocol, at_once: int | None = None) 
 
     Each piece is [windows * B, 3, ...], a window of all images before the next.
     """
-    rows, columns = window_grid(protocol, (inputs.shape[3], inputs.shape[2]))
+    rows, columns = window_grid(protocol, (inputs.shape[2], inputs.shape[3]))
     windows = [inputs[:, :, slice(*r), slice(*c)] for r in rows for c in columns]
     at_once = at_once or len(windows)
     for i in range(0, len(windows), at_once):

@@ -123,7 +123,7 @@ class Predictor:
             InputError: it is one input already.
         """
         height, width = images[0].shape[:2]
-        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        sizes = view_sizes(self.protocol, (height, width), self.ms_flip)
         used = len(images) * max(num_windows(self.protocol, size) for size in sizes)
         if min(used, self.inputs_at_once) == 1:
             raise InputError(
@@ -146,8 +146,8 @@ class Predictor:
             Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
             the taps of the rows and of the columns.
         """
-        height, width = images[0].shape[:2]
-        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        image_size = images[0].shape[:2]
+        sizes = view_sizes(self.protocol, image_size, self.ms_flip)
         views = 2 if self.ms_flip else 1  # of a size
         positions = views * sum(math.prod(logits_grid(self.protocol, size)) for size in sizes)
         packed, begin = None, 0
@@ -163,7 +163,7 @@ class Predictor:
                     packed = logits.new_empty(*windows.shape[:2], positions)
                 packed[:, :, begin:end].unflatten(2, windows.shape[2:]).copy_(windows)
             begin = end
-        return packed, *tap_tables(self.protocol, (width, height), self.ms_flip, self.device)
+        return packed, *tap_tables(self.protocol, image_size, self.ms_flip, self.device)
 
     def _network_inputs(
         self, images: Sequence[np.ndarray], sizes: Sequence[Size]
@@ -179,7 +179,7 @@ class Predictor:
 
     def first_logits(self, image: np.ndarray) -> Tensor:
         """Logits of one input of an image, by the model itself: not compiled, not recorded."""
-        sizes = view_sizes(self.protocol, image.shape[1::-1], self.ms_flip)
+        sizes = view_sizes(self.protocol, image.shape[:2], self.ms_flip)
         inputs = next(self._network_inputs([image], sizes[:1]))
         with torch.no_grad(), self._arithmetic():
             return self.model(inputs[:1])

@@ -36,13 +36,13 @@ def probabilities(
     Returns:
         [B, C, H, W], in the dtype of the logits or float32, whichever is the finer.
     """
-    height, width = images[0].shape[:2]
+    image_size = images[0].shape[:2]
     total, views = None, 0
-    for size in view_sizes(protocol, (width, height), ms_flip):
+    for size in view_sizes(protocol, image_size, ms_flip):
         inputs = scaled_inputs(images, size, torch.device(device)).contiguous()
         for mirrored in (False, True) if ms_flip else (False,):
             inputs_of_view = inputs.flip(3) if mirrored else inputs
-            view = view_logits(forward, inputs_of_view, (width, height), protocol).softmax(1)
+            view = view_logits(forward, inputs_of_view, image_size, protocol).softmax(1)
             view = view.flip(3) if mirrored else view
             total = view if total is None else total.add_(view)
             views += 1
@@ -52,9 +52,9 @@ def probabilities(
 def view_logits(
     forward: Callable[[Tensor], Tensor], inputs: Tensor, size: Size, protocol: Protocol
 ) -> Tensor:
-    """Logits [B, C, H, W] at an image's size (width, height), from network inputs [B, 3, h, w]."""
+    """Logits [B, C, H, W] at an image's size (height, width), from network inputs [B, 3, h, w]."""
     height, width = inputs.shape[2:]
-    rows, columns = window_grid(protocol, (width, height))
+    rows, columns = window_grid(protocol, (height, width))
     logits = forward(*cut_windows(inputs, protocol))  # [windows * B, C, ...]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = logits.new_zeros(len(inputs), logits.shape[1], height, width)
@@ -63,7 +63,7 @@ def view_logits(
     for (row, column), part in zip(places, logits.split(len(inputs)), strict=True):
         total[:, :, row, column] += _resize(part, window, protocol)
     count = np.outer(cover_count(height, rows), cover_count(width, columns))
-    return _resize(total.div_(torch.from_numpy(count).to(total)), size[::-1], protocol)
+    return _resize(total.div_(torch.from_numpy(count).to(total)), size, protocol)
 
 
 def _resize(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:

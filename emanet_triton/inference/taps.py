@@ -73,14 +73,14 @@ def view_maps(protocol: Protocol, scale: Size, size: Size) -> tuple[AxisMap, Axi
 
     Args:
         protocol: how the view is cut into windows, and the convention of the resizes.
-        scale: (width, height) of the network's input.
-        size: (width, height) of the image.
+        scale: (height, width) of the network's input.
+        size: (height, width) of the image.
     """
     corners = protocol.align_corners
     _, *low = logits_grid(protocol, scale)
     return tuple(
         resize_map(spans[-1][1], n_out, corners).after(windows_map(n_low, spans, corners))
-        for n_low, spans, n_out in zip(low, window_grid(protocol, scale), size[::-1], strict=True)
+        for n_low, spans, n_out in zip(low, window_grid(protocol, scale), size, strict=True)
     )
 
 
@@ -98,7 +98,7 @@ def tap_tables(
 
     Args:
         protocol: how the image is resized and cut into windows.
-        size: (width, height) of the image and so of the output, in pixels.
+        size: (height, width) of the image and so of the output, in pixels.
         ms_flip: whether every scale is followed by its mirrored view.
         device: where to put the tables.
     """

@@ -19,10 +19,10 @@ from emanet_triton.models.emanet import EMANet
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-@pytest.mark.parametrize("size", [(64, 40), (70, 41)], ids=["one size", "resized"])
+@pytest.mark.parametrize("size", [(40, 64), (41, 70)], ids=["one size", "resized"])
 def test_full_size_logits_are_the_references(mode, size):
     protocol = make_protocol(mode, (40, 64), tiny=True)
-    windows, *low = logits_grid(protocol, protocol.base_scale)
+    windows, *low = logits_grid(protocol, protocol.base_scale[::-1])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2 * windows, 19, *low, generator=generator)
     inputs = torch.empty(2, 3, *protocol.base_scale[::-1])
@@ -49,6 +49,6 @@ def test_a_resident_peer_copies_nothing_from_the_host(mode):
         labels = mmseg_labels(
             lambda x: mmseg_network(model, x),
             *(inputs, protocol),
-            lambda logits, given: full_size_labels(logits, given, (64, 40), protocol),
+            lambda logits, given: full_size_labels(logits, given, (40, 64), protocol),
         )
     assert labels.shape == (1, 40, 64)

@@ -17,7 +17,7 @@ from emanet_triton.bench.suites import post
 @pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms+flip"])
 def test_providers_agree(mode, ms_flip):
     protocol = make_protocol(mode, (24, 40), tiny=True)
-    problem = post.make_problem(protocol, ms_flip, (40, 24), torch.float32, DEVICE)
+    problem = post.make_problem(protocol, ms_flip, (24, 40), torch.float32, DEVICE)
     exact = post.clear_labels(problem)
     slow = ms_flip and DEVICE == "cpu"  # in the interpreter
     for name in ("plain", "torch") if slow else ("plain", "torch", "triton"):
@@ -78,7 +78,7 @@ def test_on_a_gpu_logits_are_of_the_networks_dtype_too():
 @pytest.mark.parametrize("name", ["plain", "torch", "triton"])
 def test_labels_of_half_precision_logits(name):
     protocol = make_protocol("slide", (24, 40), tiny=True)
-    problem = post.make_problem(protocol, False, (40, 24), torch.float16, DEVICE)
+    problem = post.make_problem(protocol, False, (24, 40), torch.float16, DEVICE)
     exact = post.clear_labels(problem)
     assert post.wrong_share(post.provide(name, lambda: problem)(), *exact) == 0
 

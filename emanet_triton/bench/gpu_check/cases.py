@@ -146,9 +146,7 @@ class LabelsCase:
 
     def _problem(self, device: str) -> post.Problem:
         protocol = make_protocol(self.mode, self.size, self.tiny)
-        return post.make_problem(
-            protocol, self.ms_flip, self.size[::-1], DTYPES[self.dtype], device
-        )
+        return post.make_problem(protocol, self.ms_flip, self.size, DTYPES[self.dtype], device)
 
     def _run(self, problem: post.Problem) -> tuple[Tensor, ...]:
         if not self.probabilities:

@@ -80,8 +80,8 @@ class Problem:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the image."""
-        return self.image.shape[1], self.image.shape[0]
+        """(height, width) of the image."""
+        return self.image.shape[0], self.image.shape[1]
 
     def inputs(self) -> Tensor:
         """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""

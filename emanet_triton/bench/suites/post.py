@@ -33,7 +33,7 @@ PREDICTED_MS = {"whole 1024x2048 bf16": "0.07-0.1", "slide 1024x2048 bf16": "0.1
 
 @dataclass(frozen=True)
 class View:
-    """What the network says of one view: its input's (width, height), logits [windows, C, h, w]."""
+    """What the network says of one view: its input's (height, width), logits [windows, C, h, w]."""
 
     size: tuple[int, int]
     mirrored: bool
@@ -42,7 +42,7 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """The logits that a network would have given for one image of (width, height) ``size``.
+    """The logits that a network would have given for one image of (height, width) ``size``.
 
     Once for each view, and once of all views as ``eval.inference`` has the network leave them.
     """
@@ -71,13 +71,13 @@ class Problem:
         return resample_labels(self.packed, *tables, backend=backend)
 
     def _full_size(self, view: View, dtype: torch.dtype) -> Tensor:
-        return full_size_logits(view.logits.to(dtype), view.size[::-1], self.size, self.protocol)
+        return full_size_logits(view.logits.to(dtype), view.size, self.size, self.protocol)
 
 
 def make_problem(
     protocol: Protocol, ms_flip: bool, size: tuple[int, int], dtype: torch.dtype, device: str
 ) -> Problem:
-    """Random logits of stride 8 for every view of an image of (width, height)."""
+    """Random logits of stride 8 for every view of an image of (height, width)."""
     generator = torch.Generator().manual_seed(0)
     views = []
     for scale in view_sizes(protocol, size, ms_flip):
@@ -109,7 +109,7 @@ def cases(selection: Selection) -> Iterator[Case]:
 def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str) -> Case:
     height, width = size
     protocol = make_protocol(mode, size, selection.tiny)
-    arguments = protocol, ms_flip, (width, height), DTYPES[dtype], selection.device
+    arguments = protocol, ms_flip, size, DTYPES[dtype], selection.device
     problem = functools.cache(functools.partial(make_problem, *arguments))
     exact = functools.cache(lambda: clear_labels(problem()))
     slow = selection.short or (ms_flip and not selection.cuda)  # twelve views: minutes, and 10 GB

@@ -135,7 +135,7 @@ def _full_size_labels(logits: Tensor, size: Size) -> Tensor:
 
 
 def _ours_post(logits: Tensor, size: Size) -> Call:
-    tables = tap_tables(make_protocol("whole", size), size[::-1], False, logits.device)
+    tables = tap_tables(make_protocol("whole", size), size, False, logits.device)
     return without_gradients(resample_labels, logits.flatten(2), *tables)
 
 
@@ -228,7 +228,7 @@ def _mmseg_network_call(selection: Selection, model: EMANet, image: Tensor, size
 
 def _our_network_call(model: EMANet, image: Tensor, size: Size) -> Call:
     fused = fuse(model)
-    tables = tap_tables(make_protocol("whole", size), size[::-1], False, image.device)
+    tables = tap_tables(make_protocol("whole", size), size, False, image.device)
 
     def run() -> tuple[Tensor, Tensor]:
         logits = fused(image)
