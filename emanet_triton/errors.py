@@ -37,10 +37,12 @@ def describe(error: BaseException) -> str:
 
 
 def is_of_reloaded(value: object, kind: type) -> bool:
-    """Whether a value's class is what ``kind`` was before its module was reloaded."""
-    own = type(value)
-    same_name = (own.__module__, own.__qualname__) == (kind.__module__, kind.__qualname__)
-    return same_name and own is not kind
+    """Whether a value is of a class that ``kind`` replaced when its module was reloaded."""
+    name = (kind.__module__, kind.__qualname__)
+    return any(
+        own is not kind and (own.__module__, own.__qualname__) == name
+        for own in type(value).__mro__
+    )
 
 
 def _is_harmless(character: str) -> bool:

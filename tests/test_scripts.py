@@ -48,9 +48,6 @@ ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
         "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
     ),
-    "emanet_triton.models.trial_child": (
-        "tests/models/test_trial.py::test_a_child_finds_the_network_sound"
-    ),
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
     "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (

@@ -21,7 +21,8 @@ from emanet_triton.inference.views import view_sizes
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import FusedEMANet, fuse
+from emanet_triton.models.fused import fuse
+from emanet_triton.models.network import FusedNetwork
 
 NAMESPACE = "emanet_triton"
 
@@ -129,7 +130,7 @@ def walk(
 
 
 @functools.cache
-def _fused(network: str, dtype: str, tiny: bool) -> FusedEMANet:
+def _fused(network: str, dtype: str, tiny: bool) -> FusedNetwork:
     """Without weights; its operators are those of a GPU, where "auto" is Triton."""
     fused = fuse(_model(network, tiny), dtype=DTYPES[dtype])
     fused.decode_head.backend = "triton"

@@ -19,8 +19,8 @@ from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import require_writable
 from emanet_triton.inference.predictor import HALF, Predictor
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
-from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.loading import load_into
+from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import (
@@ -54,7 +54,7 @@ class Job:
     ms_flip: bool
     reconstruct: bool = True
 
-    def load(self, device: torch.device, share: bool = False) -> EMANet:
+    def load(self, device: torch.device, share: bool = False) -> Network:
         """The network on its device; with ``share`` in the checkpoint's memory and dtypes.
 
         Raises:
@@ -63,7 +63,7 @@ class Job:
         model = create_model(self.name)
         load_into(model, self.checkpoint, share)
         if not self.reconstruct:
-            model.decode_head.fixed_reconstruction = torch.zeros(1)
+            model.get_submodule("decode_head").fixed_reconstruction = torch.zeros(1)
         return model.to(device)
 
     def published(self, split: str, images: int) -> float | None:
@@ -110,6 +110,8 @@ class Plan:
         job.checkpoint.release()
         if fused:
             network = verified_fuse(network, HALF.get(precision, torch.float32))
+            if not isinstance(network, FusedNetwork):
+                network.float()  # its tensors may still be the checkpoint's
         return Predictor(
             network,
             job.protocol,

@@ -1,10 +1,10 @@
 """mmsegmentation's sequence from images to probabilities, in plain PyTorch and at full size.
 
-The specification of what ``inference`` computes with composed taps. Logits of the size of the
-network's input and of the image exist for every view.
+It is the specification of ``predictor``, which computes the same with tap tables. Here every view
+has logits of the size of the network's input, and then of the image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,26 +27,37 @@ def probabilities(
     """Class probabilities of images (mmseg ``EncoderDecoder.simple_test`` and ``aug_test``).
 
     Args:
-        forward: the network, [n, 3, h, w] → logits [n, C, h / 8, w / 8].
+        forward: the network, [n, 3, h, w] → logits [n, C, h / stride, w / stride].
         images: uint8 RGB [H, W, 3], equally large.
         protocol: how to resize, place windows and scale.
         ms_flip: average over the ratios, each plain and mirrored.
         device: where the network runs.
 
     Returns:
-        [B, C, H, W], in the dtype of the logits or float32, whichever is the finer.
+        [B, C, H, W], in the dtype of the logits, at least float32.
     """
-    image_size = images[0].shape[:2]
-    total, views = None, 0
-    for size in view_sizes(protocol, image_size, ms_flip):
-        inputs = scaled_inputs(images, size, torch.device(device)).contiguous()
-        for mirrored in (False, True) if ms_flip else (False,):
-            inputs_of_view = inputs.flip(3) if mirrored else inputs
-            view = view_logits(forward, inputs_of_view, image_size, protocol).softmax(1)
-            view = view.flip(3) if mirrored else view
-            total = view if total is None else total.add_(view)
-            views += 1
+    each = _view_probabilities(forward, images, protocol, ms_flip, torch.device(device))
+    total, views = next(each), 1
+    for probabilities_of_view in each:
+        total.add_(probabilities_of_view)
+        views += 1
     return total / views if views > 1 else total
+
+
+def _view_probabilities(
+    forward: Callable[[Tensor], Tensor],
+    images: Sequence[np.ndarray],
+    protocol: Protocol,
+    ms_flip: bool,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    image_size = images[0].shape[:2]
+    for size in view_sizes(protocol, image_size, ms_flip):
+        inputs = scaled_inputs(images, size, device, forward).contiguous()
+        for mirrored in (False, True) if ms_flip else (False,):
+            view = inputs.flip(3) if mirrored else inputs
+            found = view_logits(forward, view, image_size, protocol).softmax(1)
+            yield found.flip(3) if mirrored else found
 
 
 def view_logits(

@@ -1,8 +1,10 @@
-"""Sizes: to what an image is resized for each view, and where the sliding windows lie."""
+"""The size of an image in each view, and the places of the sliding windows."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import Network, logits_size
 from emanet_triton.models.protocol import Protocol
 
 Size = tuple[int, int]  # (height, width) in pixels, throughout the package
@@ -25,12 +27,12 @@ def rescaled(size: Size, target: Size) -> Size:
 
 
 def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
-    """To what sizes an image is resized before the network.
+    """The sizes of the network's inputs: an image is resized to each of them.
 
     Args:
         protocol: base scale, ratios and version.
         size: (height, width) of the image in pixels.
-        ms_flip: all ratios instead of the base scale alone.
+        ms_flip: whether all ratios are used, instead of the base scale alone.
 
     Returns:
         (height, width) of each scale, in the order of ``protocol.ratios``.
@@ -52,9 +54,9 @@ def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     gets one shorter window.
 
     Args:
-        length: of the axis, in pixels.
-        crop: length of a window.
-        stride: between the beginnings of windows, at most ``crop``.
+        length: of the axis in pixels.
+        crop: length of a window in pixels.
+        stride: pixels from the beginning of a window to the next, at most ``crop``.
 
     Returns:
         (begin, end) of each window, in order.
@@ -72,7 +74,7 @@ def window_grid(
     Whole mode has one window, the input. ``size`` is (height, width) in pixels.
     """
     height, width = size
-    if protocol.mode == "whole":
+    if protocol.crop is None or protocol.stride is None:
         return [(0, height)], [(0, width)]
     (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
     return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
@@ -84,13 +86,19 @@ def num_windows(protocol: Protocol, size: Size) -> int:
     return len(rows) * len(columns)
 
 
-def logits_grid(protocol: Protocol, size: Size) -> tuple[int, int, int]:
-    """(windows, height, width) of the logits of a network input of (height, width) pixels."""
+def logits_grid(
+    protocol: Protocol, size: Size, stride: int = Network.stride
+) -> tuple[int, int, int]:
+    """(windows, height, width) of the logits of a network input of (height, width) pixels.
+
+    ``stride`` is the network's.
+    """
     (row, *_), (column, *_) = window_grid(protocol, size)
-    return num_windows(protocol, size), *logits_size(row[1] - row[0], column[1] - column[0])
+    low = logits_size(row[1] - row[0], column[1] - column[0], stride)
+    return num_windows(protocol, size), *low
 
 
-def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
+def cover_count(length: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """How many windows cover each position of an axis, int64 [length]."""
     count = np.zeros(length, np.int64)
     for begin, end in spans:

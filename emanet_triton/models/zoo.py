@@ -1,7 +1,8 @@
-"""The model zoo: one literal table of what is published, and the models made from it."""
+"""The model zoo: a literal table of all models, and ``create_model``."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.loading import load_into
+from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 
 
@@ -18,10 +20,10 @@ class Published:
     """What mmsegmentation's model zoo reports for a checkpoint on Cityscapes val.
 
     Attributes:
-        miou: mIoU in percent, one view.
-        miou_ms_flip: mIoU in percent, six scales and mirroring.
-        memory_gb: training memory per GPU, 2 images of the crop size.
-        fps: images per second on a V100, batch 1, 2048x1024, fp32.
+        miou: mIoU in percent with one view.
+        miou_ms_flip: mIoU in percent with six scales, each also mirrored.
+        memory_gb: training memory in GB per GPU, for 2 images of the crop size.
+        fps: images of 2048x1024 pixels per second on a V100, batch size 1, float32.
     """
 
     miou: float
@@ -32,7 +34,7 @@ class Published:
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One model: its sizes, its protocol, and the file that holds its weights.
+    """One model: its network, its protocol and its checkpoint file.
 
     Attributes:
         architecture: sizes of the network.
@@ -40,15 +42,20 @@ class ZooEntry:
         file: the checkpoint's file name.
         sha256: the first eight hex digits of the file's SHA-256.
         url: where the file is published; ``None`` for the file inside this package.
-        published: the reported figures; ``None`` where nothing was published.
+        published: the reported figures; ``None`` if nothing was published.
+        network: the class of the network. It is called with the architecture, the protocol and a
+            number of classes, and its method ``fused_form`` makes the fused network.
+        num_classes: of the checkpoint.
     """
 
-    architecture: Architecture
+    architecture: Any
     protocol: Protocol
     file: str
     sha256: str
     url: str | None
     published: Published | None
+    network: type[Network] = EMANet
+    num_classes: int = 19
 
 
 _R50 = Architecture(blocks=(3, 4, 6, 3))
@@ -63,7 +70,7 @@ _SLIDE = Protocol(
 _WEIGHTS = Path(__file__).parent / "weights"
 _URL = "https://download.openmmlab.com/mmsegmentation/v0.5/emanet"
 
-DEMO = "emanet_demo"  # trained by demo/train.py on generated street scenes
+DEMO = "emanet_demo"  # a small model, trained by demo/train.py on generated street scenes
 
 ZOO: dict[str, ZooEntry] = {
     "emanet_r50-d8_512x1024_80k_cityscapes": ZooEntry(
@@ -114,7 +121,7 @@ ZOO: dict[str, ZooEntry] = {
 
 
 def list_models() -> list[str]:
-    """The names that ``create_model`` knows: the published models, then the demonstration."""
+    """The names of all models: the published ones, then the demonstration."""
     return list(ZOO)
 
 
@@ -122,37 +129,39 @@ def create_model(
     name: str,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
-    num_classes: int = 19,
-) -> EMANet:
+    num_classes: int | None = None,
+) -> Network:
     """Build a model of the zoo, in evaluation mode, on the CPU and in float32.
 
-    PyTorch's default device and dtype change nothing, and under ``torch.inference_mode`` its
-    tensors are ordinary ones, too.
+    PyTorch's default device and default dtype have no effect on the model. Made under
+    ``torch.inference_mode``, it still has ordinary tensors.
 
     Args:
         name: one of ``list_models()``.
-        checkpoint: a checkpoint file to load, strictly.
-        pretrained: load the published checkpoint. It is downloaded once into torch's hub cache
+        checkpoint: a checkpoint file to load. All weights must fit.
+        pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
-        num_classes: of the logits, 1 to 255.
+        num_classes: channels of the logits, 1 to 255; by default as many as the published
+            checkpoint has (19).
 
     Returns:
-        The model, with ``model.protocol`` set to the protocol of its published evaluation.
+        The model, an ``EMANet``. ``model.protocol`` is the protocol of its published evaluation.
 
     Raises:
-        InputError: an unknown name, a file that cannot be downloaded or is not what it should
-            be, or weights that do not fit.
-        ValueError: both ``checkpoint`` and ``pretrained``, or ``num_classes`` that is no int or
-            out of range.
+        InputError: the name is unknown, a file cannot be downloaded, is damaged or is not the
+            published one, or the weights do not fit.
+        ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
+            or is out of range.
     """
     entry = find_entry(name)
+    num_classes = entry.num_classes if num_classes is None else num_classes
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     if type(num_classes) is not int or not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes must be an int in 1 to 255, got {num_classes!r}")
     with torch.inference_mode(False):
         with torch.device("cpu"):
-            model = EMANet(entry.architecture, entry.protocol, num_classes).float()
+            model = entry.network(entry.architecture, entry.protocol, num_classes).float()
         if pretrained:
             load_into(model, read_published(name))
         elif checkpoint is not None:
@@ -164,7 +173,7 @@ def find_entry(name: str) -> ZooEntry:
     """The entry of a name.
 
     Raises:
-        InputError: no such name; the message lists all.
+        InputError: the name is unknown. The message lists all names.
     """
     if name not in ZOO:
         raise InputError(f"unknown model '{name}'; expected one of: {', '.join(ZOO)}")
@@ -176,11 +185,11 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
 
     Args:
         name: one of ``list_models()``.
-        folder: where its file lies; by default torch's hub cache, into which it is downloaded if
-            it is not there. The demonstration's file is part of this package.
+        folder: where its file lies; by default torch's hub cache, into which a missing file is
+            downloaded. The demonstration's file is part of this package.
 
     Raises:
-        InputError: an unknown name, or a file that is missing, damaged or not the published one.
+        InputError: the name is unknown, or the file is missing, damaged or not the published one.
     """
     entry = find_entry(name)
     if entry.url is None:
@@ -194,7 +203,7 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
 
 
 def name_of(checkpoint: Checkpoint) -> str | None:
-    """The model whose published file this is, by exact file name or by hash; else ``None``."""
+    """The model whose published file this is, by file name or by hash, or ``None``."""
     for name, entry in ZOO.items():
         if checkpoint.path.name == entry.file or checkpoint.sha256.startswith(entry.sha256):
             return name

@@ -10,11 +10,10 @@ import torch
 
 from emanet_triton.kernels.em import eager as em_torch
 from emanet_triton.kernels.em import op as ops
-from emanet_triton.models import agreement
-from emanet_triton.models.agreement import disagreement, plain_logits, reference_logits
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trial import disagreement, plain_logits
 
 SINGLE, BF16 = torch.float32, torch.bfloat16
 by_dtype = pytest.mark.parametrize("dtype", [SINGLE, BF16], ids=["fp32", "bf16"])
@@ -31,14 +30,14 @@ def model():
 def test_the_reference_is_mmsegmentations_network(name):
     golden, model = golden_data.vectors(name), golden_data.golden_model(name)
     with torch.inference_mode():
-        got = reference_logits(model, golden_data.normalised(golden["image"]))
+        got = model.reference_logits(golden_data.normalised(golden["image"]))
     assert golden_data.relative_error(got, golden["logits"]) < 1e-4
 
 
 @torch.inference_mode()
 def test_the_reference_is_in_the_dtype_of_the_weights(model):
     images = torch.randn(1, 3, 32, 64)
-    wide = reference_logits(copy.deepcopy(model).double(), images.double())
+    wide = copy.deepcopy(model).double().reference_logits(images.double())
     assert wide.dtype == torch.float64
     assert 0 < golden_data.relative_error(model(images), wide) < 1e-5
 
@@ -88,7 +87,7 @@ NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this compu
 
 
 def failing_in_float64(monkeypatch, error):
-    compute, dtypes = agreement.reference_logits, []
+    compute, dtypes = EMANet.reference_logits, []
 
     def logits(model, images):
         dtypes.append(images.dtype)
@@ -96,7 +95,7 @@ def failing_in_float64(monkeypatch, error):
             raise error
         return compute(model, images)
 
-    monkeypatch.setattr(agreement, "reference_logits", logits)
+    monkeypatch.setattr(EMANet, "reference_logits", logits)
     return dtypes
 
 

@@ -23,7 +23,7 @@ from emanet_triton.bench.suites.model import MODES
 from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
 from emanet_triton.kernels.tile import PRECISIONS
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
 
 SIZE: Size = (1024, 2048)

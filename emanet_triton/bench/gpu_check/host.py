@@ -17,7 +17,7 @@ from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.measure import Lost, Watch
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.kernels.conv.op import BOTTLENECK_PROVIDERS, PROVIDERS
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import logits_size
 
 SILENCE = 45  # seconds
 

@@ -10,7 +10,7 @@ from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
 from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.gpu_check.sweep import dominant
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import logits_size
 
 CONVOLUTIONS = 4  # of the costliest, at the networks' sizes
 

@@ -17,7 +17,7 @@ from emanet_triton.bench.options import Selection, Size
 from emanet_triton.bench.peers import compiled, mmseg_attention, without_gradients
 from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.em import reference
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import logits_size
 
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}

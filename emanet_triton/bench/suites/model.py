@@ -37,7 +37,8 @@ from emanet_triton.inference.views import view_sizes
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import FusedBottleneck, FusedConv, FusedEMANet, fuse
+from emanet_triton.models.fused import FusedBottleneck, FusedConv, fuse
+from emanet_triton.models.network import FusedNetwork
 from emanet_triton.models.protocol import Protocol
 
 MODES = ("whole", "slide")
@@ -234,7 +235,7 @@ def fused(problem: Problem, dtype: str, provider: str = "auto") -> Call:
     return without_gradients(lambda: torch.stack(list(predictor([problem.image]))).cpu())
 
 
-def set_provider(model: FusedEMANet, provider: str) -> None:
+def set_provider(model: FusedNetwork, provider: str) -> None:
     """Have all convolutions run by "cudnn", or by "triton", with bottlenecks in one where it can.
 
     What cuDNN cannot fuse runs by PyTorch's convolution, which is cuDNN's too.

@@ -19,8 +19,9 @@ from emanet_triton.bench.rows import Row
 from emanet_triton.inference.taps import tap_tables
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.kernels.resample.op import resample_labels
-from emanet_triton.models.emanet import EMANet, logits_size
+from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import fuse
+from emanet_triton.models.network import logits_size
 from emanet_triton.models.zoo import DEMO, create_model
 
 SIZES = ((512, 1024), (1024, 2048), (2048, 4096), (4096, 8192), (8192, 8192))
