@@ -51,6 +51,7 @@ def _view_probabilities(
     ms_flip: bool,
     device: torch.device,
 ) -> Iterator[Tensor]:
+    """Yield the probabilities of each view at the size of the images, mirrored back."""
     image_size = images[0].shape[:2]
     for size in view_sizes(protocol, image_size, ms_flip):
         inputs = scaled_inputs(images, size, device, forward).contiguous()

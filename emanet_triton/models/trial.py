@@ -87,7 +87,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Under which a verdict is kept. The environment beside it has the device's name."""
+        """The verdict's key in the cache, without the device: the cache's environment names it."""
         return repr(replace(self, device=""))
 
 

@@ -198,7 +198,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _prefix(key: str) -> str | None:
-    """The beginning of a key before the name of a part of the network; ``None`` without such."""
+    """The text of a key before a part of the network, or ``None`` if the key names no part."""
     names = key.split(".")
     places = [names.index(part) for part in PARTS if part in names]
     return "".join(f"{name}." for name in names[: min(places)]) if places else None
