@@ -1,10 +1,11 @@
-"""The one loop that measures a case: the gate of every provider first, then times in turns."""
+"""The loop that measures a case: it checks every provider first, then times them in turns."""
 
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from emanet_triton.bench.clocks import (
     synchronised_timer,
     wall_timer,
 )
+from emanet_triton.bench.forecasts import forecast
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.memory import CudaPeak
 from emanet_triton.bench.method import FEWEST_ROUNDS, Method, Statistics, ratio
@@ -27,14 +29,14 @@ from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.errors import describe
 
 Times = Mapping[str, list[Timed]]
-EARLY_SECONDS = 1.0  # after which the early row of a provider gets no further times
+EARLY_SECONDS = 1.0  # the early row of a provider gets no further times after these
 
 
 class Lost(Exception):  # noqa: N818 (it says what happened to the process)
-    """This process cannot go on: the rest of the case needs another process.
+    """This process cannot go on: another process has to measure the rest of the case.
 
     Attributes:
-        provider: which of the case's providers ran; empty if none did.
+        provider: the provider that ran; empty if none did.
         reason: why the process cannot go on.
     """
 
@@ -44,11 +46,11 @@ class Lost(Exception):  # noqa: N818 (it says what happened to the process)
 
 
 class Watch:
-    """What follows a case while it is measured; this one follows nothing.
+    """Is told of each provider while a case is measured. This one ignores all it is told.
 
     Attributes:
-        early: whether to time every provider alone as soon as it has passed its gate, and to
-            report the row, so that it is there if the case never comes to its end.
+        early: whether to time each provider alone as soon as it has passed its gate, and to report
+            the row, so that the row exists if the case never ends.
     """
 
     early = False
@@ -57,14 +59,14 @@ class Watch:
         """A provider is about to run."""
 
     def found(self, row: Row) -> None:
-        """The row of a provider, to be replaced by the one of the finished case."""
+        """There is an early row of a provider. The row of the finished case replaces it."""
 
     def is_lost(self, error: Exception) -> bool:
         """Whether nothing more can run in this process after an error."""
         return False
 
     def gate_of(self, name: str, error: Exception) -> str:
-        """The gate "failed: why" for an error of what ``name`` ran.
+        """The gate "failed: why" of a provider that raised an error.
 
         Raises:
             Lost: nothing more can run in this process.
@@ -93,20 +95,20 @@ def measure(
     peak: Callable[[str], float | None] | None = None,
     watch: Watch | None = None,
 ) -> list[Row]:
-    """One row for every provider. One that is absent, fails or is wrong gets no time.
+    """One row for every provider. A provider that is absent, fails or is wrong gets no time.
 
     Args:
         case: what to measure.
         method: how long to time it.
-        machine: whose ceilings floors are computed with.
+        machine: its rates give the floors.
         peak: measures the peak memory of a provider, in MB, where this process cannot.
-        watch: what is told of the providers meanwhile.
+        watch: is told of the providers meanwhile.
 
     Raises:
-        Lost: ``watch`` says so of an error.
+        Lost: ``watch`` says that this process is lost.
     """
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # what many cases compile would exhaust its limit of recompilations
+        torch.compiler.reset()  # else the cases together exhaust its limit of recompilations
     return _Measurement(case, method, machine, watch or Watch()).rows(peak)
 
 
@@ -115,12 +117,12 @@ def failed_row(case: Case, provider: str, machine: Machine, reason: str) -> Row:
     return _row(case, provider, _Tried(f"failed: {reason}"), {}, machine)
 
 
-class _Broken(Exception):  # noqa: N818 (its cause is the error)
-    """A provider that raised while it was timed."""
+class _Broken(Exception):  # noqa: N818 (it holds the error)
+    """A provider raised while it was timed."""
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, provider: str, error: Exception) -> None:
         super().__init__(provider)
-        self.provider = provider
+        self.provider, self.error = provider, error
 
 
 class _Measurement:
@@ -146,19 +148,21 @@ class _Measurement:
         try:
             if self.case.prepare:
                 self.case.prepare()
-        except Exception as error:  # a case that breaks is not the end of the run
+        except Exception as error:  # a case that breaks does not end the run
             self.tried = dict.fromkeys(self.case.providers, self._ended("", error))
             return False
         return True
 
     def _try(self, name: str) -> None:
-        """The gate of a provider and, where the watch wants it, a row of it alone."""
+        """Check a provider and, if the watch wants it, report a row of it alone."""
         self.watch.begins(name)
+        alone: Times = {}
         try:
             tried = self.tried[name] = self._gated(name)
-            alone = {name: _few_times(tried.timer)} if self.watch.early and tried.timer else {}
-        except Exception as error:  # a peer that does not run is a row too, and not the end
-            self.tried[name], alone = self._ended(name, error), {}
+            if self.watch.early and tried.timer:
+                alone = {name: _few_times(tried.timer)}
+        except Exception as error:  # a peer that does not run is a row too
+            self.tried[name] = self._ended(name, error)
         if self.watch.early:
             self.watch.found(self._row(name, alone))
 
@@ -182,9 +186,9 @@ class _Measurement:
         """Whether a provider passes its gate; the worst of its errors so far counts."""
         error = self.errors[name] = max(self.errors.get(name, 0.0), error, key=_severity)
         bound = self.case.bound
-        bound = bound(name, self.errors) if callable(bound) else bound
-        failure = f"failed: error {error:.1e} above {bound:.1e}"
-        return _Tried(PASSED if error <= bound else failure, None, _number(error), _number(bound))
+        most = bound(name, self.errors) if callable(bound) else bound
+        failure = f"failed: error {error:.1e} above {most:.1e}"
+        return _Tried(PASSED if error <= most else failure, None, _finite(error), _finite(most))
 
     def _error(self, result: object) -> float:
         return float(self.case.error(result))
@@ -192,7 +196,8 @@ class _Measurement:
     def _error_of_poisoned(self, run: Call) -> float:
         """The error of one more call, before which the memory of its result is overwritten.
 
-        A replay writes its result where the one before lies, and launches nearly always do.
+        A replay writes its result to the memory of the previous result. So do launches, nearly
+        always.
         """
         result = run()
         poison(result, self.method.device)
@@ -207,14 +212,14 @@ class _Measurement:
         return graph_timer(call) if self.case.graph else events_timer(call)
 
     def _times_in_turns(self) -> Times:
-        """Times of all that passed; who breaks while it is timed is left out of new rounds."""
+        """Times of all providers that passed. Without one that breaks, all are timed anew."""
         while True:
             passed = {name: tried.timer for name, tried in self.tried.items() if tried.timer}
             timers = {name: self._announced(name, timer) for name, timer in passed.items()}
             try:
                 return self.method.times(timers)
             except _Broken as broken:
-                self.tried[broken.provider] = self._ended(broken.provider, broken.__cause__)
+                self.tried[broken.provider] = self._ended(broken.provider, broken.error)
 
     def _announced(self, name: str, timer: Timer) -> Callable[[], Timed]:
         def timed() -> Timed:
@@ -222,7 +227,7 @@ class _Measurement:
             try:
                 return timer()
             except Exception as error:
-                raise _Broken(name) from error
+                raise _Broken(name, error) from error
 
         return timed
 
@@ -235,10 +240,10 @@ class _Measurement:
                     self.tried[name] = _Tried(f"failed: peak memory: {describe(error)}")
 
     def _ended(self, name: str, error: Exception) -> _Tried:
-        """What is left of a provider that raised.
+        """What remains of a provider that raised an error.
 
         Raises:
-            Lost: nothing more can run here.
+            Lost: nothing more can run in this process.
         """
         if isinstance(error, Absent):
             return _Tried(f"absent: {error}")
@@ -249,7 +254,7 @@ class _Measurement:
 
 
 def _few_times(timer: Timer) -> list[Timed]:
-    """Three times, or fewer of a call that is long."""
+    """Three times, or fewer if a call is long."""
     begin, times = time.monotonic(), [timer()]
     while len(times) < FEWEST_ROUNDS and time.monotonic() - begin < EARLY_SECONDS:
         times.append(timer())
@@ -257,29 +262,28 @@ def _few_times(timer: Timer) -> list[Timed]:
 
 
 def _severity(error: float) -> tuple[bool, float]:
-    """Orders errors; not a number is the worst."""
-    return error != error, error
+    """Orders errors. NaN is the worst."""
+    return math.isnan(error), error
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _row(case: Case, name: str, tried: _Tried, times: Times, machine: Machine) -> Row:
-    columns: dict[str, object] = {}
+    columns: dict[str, Any] = {}
     rate = machine.matmul_tflop_s.get(case.dtype)
-    floor_seconds = None
-    if case.floor and rate:
-        floor_seconds = case.floor.floor_seconds(machine.copy_gb_s * 1e9, rate * 1e12)
-        columns["floor_ms"] = 1e3 * floor_seconds
     if name in times and tried.timer:
-        columns |= _timed_columns(tried, times[name], times.get(case.baseline))
-        seconds = columns["p50_ms"] / 1e3
-        if case.floor:
+        columns |= _timed_columns(tried, tried.timer, times[name], times.get(case.baseline))
+    if case.floor:
+        seconds = columns["p50_ms"] / 1e3 if columns else None
+        if rate:
+            floor = case.floor.floor_seconds(machine.copy_gb_s * 1e9, rate * 1e12)
+            columns["floor_ms"] = 1e3 * floor
+            columns["x_floor"] = seconds and seconds / floor
+        if seconds:
             columns["gb_s"] = case.floor.bytes / seconds / 1e9
             columns["tflop_s"] = case.floor.flops / seconds / 1e12
-        if floor_seconds:
-            columns["x_floor"] = seconds / floor_seconds
     return Row(
         case.suite,
         case.name,
@@ -288,7 +292,7 @@ def _row(case: Case, name: str, tried: _Tried, times: Times, machine: Machine) -
         error=tried.error,
         bound=tried.bound,
         peak_mb=tried.peak_mb,
-        predicted_ms=case.predicted_ms.get(name, ""),
+        predicted_ms=forecast(case.suite, case.name, name),
         device=machine.device,
         threads=machine.threads,
         dtype=case.dtype,
@@ -305,14 +309,15 @@ def _row(case: Case, name: str, tried: _Tried, times: Times, machine: Machine) -
 
 
 def _timed_columns(
-    tried: _Tried, times: list[Timed], baseline: list[Timed] | None
-) -> dict[str, object]:
+    tried: _Tried, timer: Timer, times: list[Timed], baseline: list[Timed] | None
+) -> dict[str, Any]:
     warm = [timed.warm for timed in times]
     own = Statistics.of(warm)
-    columns = {"p20_ms": 1e3 * own.p20, "p50_ms": 1e3 * own.p50, "p80_ms": 1e3 * own.p80}
-    columns |= {"rounds": own.rounds, "clock": tried.timer.clock, "host_us": tried.host_us}
-    if times[0].cold is not None:
-        columns["cold_ms"] = 1e3 * Statistics.of([timed.cold for timed in times]).p50
+    columns: dict[str, Any] = {"rounds": own.rounds, "clock": timer.clock, "host_us": tried.host_us}
+    columns |= {"p20_ms": 1e3 * own.p20, "p50_ms": 1e3 * own.p50, "p80_ms": 1e3 * own.p80}
+    cold = [timed.cold for timed in times if timed.cold is not None]
+    if cold:
+        columns["cold_ms"] = 1e3 * Statistics.of(cold).p50
     if baseline:
         against = ratio([timed.warm for timed in baseline], warm)
         columns |= {"ratio": against.p50, "ratio_p20": against.p20, "ratio_p80": against.p80}

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -18,15 +19,15 @@ from emanet_triton.bench.rows import Row
 from emanet_triton.errors import describe
 from emanet_triton.kernels.precision import cuda_fp32
 
-Work = Callable[[Watch], object]  # of a module's functions: it is pickled
-SECONDS_TO_START, SECONDS_TO_END = 120, 10  # of a process, at most
+Work = Callable[[Watch], Any]  # it is pickled, so it must be made of functions of modules
+SECONDS_TO_START, SECONDS_TO_END = 120, 10  # at most, of a process
 
 
 class Worker:
     """Runs work in a process of its own, one piece after the other.
 
     Args:
-        silence: seconds without a word from it after which it counts as hung.
+        silence: seconds without a message after which the process counts as hung.
     """
 
     def __init__(self, silence: float) -> None:
@@ -39,11 +40,11 @@ class Worker:
             self._process.start()
         other.close()
 
-    def run(self, work: Work, found: Callable[[Row], None]) -> object:
-        """What ``work`` returns; ``found`` gets the rows that it reports meanwhile.
+    def run(self, work: Work, found: Callable[[Row], None]) -> Any:
+        """What ``work`` returns. ``found`` gets the rows that the work reports meanwhile.
 
         Raises:
-            Lost: the process raised, ended or hung. It must be closed.
+            Lost: the process raised, ended or hung. The worker must be closed.
         """
         provider = ""
         try:
@@ -79,17 +80,17 @@ class Worker:
 
 
 class Workers:
-    """One worker at a time: a lost one is replaced when there is more work.
+    """One worker at a time. A lost worker is replaced when there is more work.
 
     Args:
-        silence: as ``Worker`` takes it.
+        silence: as for ``Worker``.
     """
 
     def __init__(self, silence: float) -> None:
         self._silence = silence
         self._worker: Worker | None = None
 
-    def run(self, work: Work, found: Callable[[Row], None]) -> object:
+    def run(self, work: Work, found: Callable[[Row], None]) -> Any:
         """As ``Worker.run``."""
         self._worker = self._worker or Worker(self._silence)
         try:
@@ -105,24 +106,24 @@ class Workers:
 
 
 def no_rows(row: Row) -> None:
-    """For work that reports none."""
+    """For work that reports no rows."""
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether CUDA's context is lost, or may be: then nothing more runs in this process."""
+    """Whether the CUDA context is lost, or may be: then nothing more runs in this process."""
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
         return True
     if not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
-    except Exception:  # of whatever type a dead context raises
+    except Exception:  # a dead context may raise any type
         return True
     return False
 
 
 class _Pipe(Watch):
-    """Tells the other end."""
+    """Reports to the other end of a pipe."""
 
     early = True
 
@@ -140,20 +141,20 @@ class _Pipe(Watch):
 
 
 def _serve(pipe: Connection) -> None:
-    """Run what comes until the pipe is closed, or until this process is lost."""
+    """Run all work that comes, until the pipe is closed or this process is lost."""
     watch = _Pipe(pipe)
     pipe.send(("started", None))
-    with cuda_fp32("ieee"):  # fp32 means fp32
+    with cuda_fp32("ieee"):  # TF32 would make fp32 faster and less exact
         while True:
             try:
                 work = pipe.recv()
-            except EOFError:  # whoever wanted work has gone
+            except EOFError:  # the process that wanted work has gone
                 return
             try:
                 pipe.send(("done", work(watch)))
             except Lost as lost:
                 pipe.send(("lost", (lost.provider, lost.reason)))
                 return
-            except Exception as error:  # outside of the providers: of no case can rows come
+            except Exception as error:  # no provider raised it, so the work itself is at fault
                 pipe.send(("lost", ("", describe(error))))
                 return

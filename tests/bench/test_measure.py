@@ -6,6 +6,7 @@ import pytest
 
 from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.cost import Cost
+from emanet_triton.bench.forecasts import FORECASTS
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch, measure
 from emanet_triton.bench.method import Method
@@ -120,8 +121,10 @@ def test_a_floor_without_a_ceiling_is_left_out():
     assert row.floor_ms is row.x_floor is row.matmul_tflop_s is None
 
 
-def test_a_forecast_stays_in_its_column():
-    rows = measured(make_case(predicted_ms={"right": "1-2"}))
+def test_a_forecast_stays_in_its_column(monkeypatch):
+    case = make_case()
+    monkeypatch.setitem(FORECASTS, (case.suite, "right"), {case.name: "1-2"})
+    rows = measured(case)
     assert (rows["right"].predicted_ms, rows["plain"].predicted_ms) == ("1-2", "")
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emanet_triton.bench.networks import architecture, make_protocol
+from emanet_triton.bench.networks import architecture, flipped, make_protocol
 from emanet_triton.bench.peers import (
     full_size_labels,
     full_size_logits,
@@ -19,7 +19,7 @@ from emanet_triton.models.emanet import EMANet
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-@pytest.mark.parametrize("size", [(64, 40), (70, 41)], ids=["one size", "resized"])
+@pytest.mark.parametrize("size", [(40, 64), (41, 70)], ids=["one size", "resized"])
 def test_full_size_logits_are_the_references(mode, size):
     protocol = make_protocol(mode, (40, 64), tiny=True)
     windows, *low = logits_grid(protocol, protocol.base_scale)
@@ -27,7 +27,7 @@ def test_full_size_logits_are_the_references(mode, size):
     logits = torch.randn(2 * windows, 19, *low, generator=generator)
     inputs = torch.empty(2, 3, *protocol.base_scale[::-1])
     got = full_size_logits(logits, inputs.shape[2:], size, protocol)
-    assert torch.equal(got, view_logits(lambda _: logits, inputs, size, protocol))
+    assert torch.equal(got, view_logits(lambda _: logits, inputs, flipped(size), protocol))
 
 
 class OnOneDevice(TorchDispatchMode):
@@ -49,6 +49,6 @@ def test_a_resident_peer_copies_nothing_from_the_host(mode):
         labels = mmseg_labels(
             lambda x: mmseg_network(model, x),
             *(inputs, protocol),
-            lambda logits, given: full_size_labels(logits, given, (64, 40), protocol),
+            lambda logits, given: full_size_labels(logits, given, (40, 64), protocol),
         )
     assert labels.shape == (1, 40, 64)

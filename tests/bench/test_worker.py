@@ -12,7 +12,8 @@ from emanet_triton.bench import run, worker
 from emanet_triton.bench.measure import Lost
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.rows import read_rows, write_csv
+from emanet_triton.bench.suite import Suite
 
 SILENCE = 4.0  # seconds
 
@@ -22,12 +23,18 @@ def elsewhere(selection, method, _):
 
 
 def test_who_costs_the_process_fails_alone(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "SUITES", {"em": worker_cases.cases})
+    suite = Suite("em", "Costly", "nothing", worker_cases.cases)
+    monkeypatch.setattr(command, "SUITES", {"em": suite})
     monkeypatch.setattr(command, "_place", elsewhere)
     written = []
-    monkeypatch.setattr(command, "write_json", lambda _, rows: written.append(list(rows)))
+
+    def write(path, rows):
+        written.append(list(rows))
+        write_csv(path, written[-1])
+
+    monkeypatch.setattr(command, "write_csv", write)
     path = tmp_path / "rows.csv"
-    assert command.main(["em", "--tiny", "--csv", str(path), "--json", str(tmp_path / "x")]) == 1
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 1
     assert [(row.case, row.provider, row.gate) for row in read_rows(path)] == [
         ("unprepared", "plain", "failed: its process ended with exit code 3"),
         ("unprepared", "ours", "failed: its process ended with exit code 3"),

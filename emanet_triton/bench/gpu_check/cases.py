@@ -10,10 +10,9 @@ from torch import Tensor
 from emanet_triton.bench.gpu_check.compared import Compared, close, equal, poisoned
 from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.networks import make_protocol
-from emanet_triton.bench.options import Size
 from emanet_triton.bench.suites import em, post
 from emanet_triton.bench.walk import OperatorCall, Recorder
-from emanet_triton.inference.taps import tap_tables
+from emanet_triton.inference.views import Size
 from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import IGNORE, confusion_counts, resample_probabilities
@@ -146,15 +145,12 @@ class LabelsCase:
 
     def _problem(self, device: str) -> post.Problem:
         protocol = make_protocol(self.mode, self.size, self.tiny)
-        return post.make_problem(
-            protocol, self.ms_flip, self.size[::-1], DTYPES[self.dtype], device
-        )
+        return post.make_problem(protocol, self.ms_flip, self.size, DTYPES[self.dtype], device)
 
     def _run(self, problem: post.Problem) -> tuple[Tensor, ...]:
         if not self.probabilities:
             return (problem.taps("triton"),)
-        tables = tap_tables(problem.protocol, problem.size, self.ms_flip, problem.packed.device)
-        return resample_probabilities(problem.packed, *tables, backend="triton")
+        return resample_probabilities(problem.packed, *problem.tables(), backend="triton")
 
     def runner(self, device: str) -> Run:
         problem = self._problem(device)

@@ -15,12 +15,10 @@ from emanet_triton.bench.gpu_check.cases import (
 )
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
-from emanet_triton.bench.growth import FEWEST_POINTS
-from emanet_triton.bench.networks import BLOCKS
-from emanet_triton.bench.options import Size
-from emanet_triton.bench.suites import scale, train_mem
-from emanet_triton.bench.suites.model import MODES
+from emanet_triton.bench.networks import MODES, NETWORKS
+from emanet_triton.bench.suites import train_mem
 from emanet_triton.bench.walk import OperatorCall, walk
+from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
 from emanet_triton.kernels.tile import PRECISIONS
 from emanet_triton.models.emanet import logits_size
@@ -110,9 +108,9 @@ def _by_triton(call: OperatorCall) -> OperatorCall:
 
 
 def _suite_calls() -> list[OperatorCall]:
-    calls = network_calls(list(BLOCKS), MODES)
+    calls = network_calls(NETWORKS, MODES)
     demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
-    for network, size in (demo, *(("r50", size) for size in scale.SIZES[:FEWEST_POINTS])):
+    for network, size in (demo, ("r50", SIZE)):
         single = network_calls([network], ["whole"], "fp32", size)
         calls += [call for call in single if call.name != "conv_bias_act"]
         calls += convolutions(single, "triton", "tf32x3")

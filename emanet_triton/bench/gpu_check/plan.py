@@ -16,7 +16,7 @@ REHEARSAL_SECONDS = 3600  # of a rehearsal, whose time costs nothing
 BENCH = (sys.executable, "-m", "emanet_triton.bench")
 OWN = f"{BENCH[2]}.gpu_check."
 SILENCE = 45  # seconds after which a suite gives a provider up; those that search have longer
-SEARCHING = ("model", "eval", "scale", "train-mem")
+SEARCHING = ("model", "train-mem")
 ON_A_CPU = (  # files of tests in which no kernel of a GPU runs
     *("test_launch.py", "test_native.py", "test_threads.py"),
     *("conv/test_conv_shape.py", "conv/test_conv_tiles.py", "conv/test_onednn.py"),
@@ -80,7 +80,7 @@ def _run(way: Way) -> list[Step]:
         _suite(
             *(way, "em", "em", 30),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 --seconds 0.5 "
-            "--providers mmseg torch triton",
+            "--providers mmseg ours-torch triton",
         ),
         _suite(way, "post", "post", 25, "--dtypes bf16 --seconds 0.5 --providers plain triton"),
         _own(way, "trace", "", 40),
@@ -121,9 +121,7 @@ def _rows(way: Way) -> list[Step]:
             *(way, "em", "em_gpu", 35),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1",
         ),
-        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain torch triton"),
-        _suite(way, "eval", "eval_gpu", 60, "--networks r50 --rounds 3"),
-        _suite(way, "scale", "scale_gpu", 20, "--rounds 3 --seconds 2"),
+        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain ours-torch triton"),
         _suite(way, "train-mem", "train_mem_gpu", 15, "--networks r50 --rounds 3 --seconds 2"),
         _pictures(way, 35),
     ]

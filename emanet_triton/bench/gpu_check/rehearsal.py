@@ -15,11 +15,10 @@ from unittest import mock
 import torch
 
 from emanet_triton.bench import __main__ as bench
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Case, Cases
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.machine import Machine, commit
 from emanet_triton.bench.measure import failed_row
-from emanet_triton.bench.memory import Cases
 from emanet_triton.bench.rows import Row
 
 

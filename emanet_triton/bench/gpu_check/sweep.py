@@ -22,7 +22,7 @@ from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.machine import Machine, measure_machine
 from emanet_triton.bench.measure import Lost, Watch
-from emanet_triton.bench.networks import BLOCKS
+from emanet_triton.bench.networks import NETWORKS
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.bench.suites.conv_layers import Layer, layers
 from emanet_triton.bench.walk import OperatorCall, walk
@@ -138,7 +138,7 @@ def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
         calls = (call for call in small_calls() if call.name == "conv_bias_act")
         return [(next(calls), 1)]
     uses: Counter[OperatorCall] = Counter()
-    for network, mode in itertools.product(BLOCKS, MODES):
+    for network, mode in itertools.product(NETWORKS, MODES):
         for call, count in walk(network, mode, SIZE).items():
             for own_call in separate(call) or [call]:
                 if own_call.name == "conv_bias_act":

@@ -1,4 +1,4 @@
-"""Which convolutions the fused network runs, and how often."""
+"""The convolutions that the fused network runs, and how often it runs each."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from emanet_triton.bench.networks import BLOCKS
-from emanet_triton.bench.options import Selection, Size
+from emanet_triton.bench.networks import MODES, NETWORKS
+from emanet_triton.bench.options import Selection
 from emanet_triton.bench.walk import OperatorCall, TensorSpec, walk
+from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.shape import ConvShape
 from emanet_triton.kernels.device import DTYPE_NAMES
 
@@ -19,8 +20,8 @@ class Layer:
 
     Attributes:
         shape: its sizes and dtypes.
-        pitch: channels from a pixel of its residual to the next; more than its outputs where the
-            residual is a part of a larger tensor. 0 without a residual.
+        pitch: channels from a pixel of its residual to the next pixel; more than its outputs if
+            the residual is a part of a larger tensor. 0 without a residual.
     """
 
     shape: ConvShape
@@ -42,7 +43,7 @@ class Layer:
 
     @property
     def one_dtype(self) -> bool:
-        """Whether residual and output are of the input's dtype."""
+        """Whether residual and output have the input's dtype."""
         return {self.shape.residual or self.shape.dtype, self.shape.out_dtype} == {self.shape.dtype}
 
 
@@ -51,19 +52,19 @@ def walks(
 ) -> dict[str, Counter[OperatorCall]]:
     """The operator calls of each network, "r50-whole" and so on, for images of (height, width).
 
-    The sliding window on a GPU only: on a CPU its layers are those of the whole image at another
-    size, and its windows run one by one.
+    The sliding window is left out on a CPU: there its windows run one by one, and its layers are
+    those of the whole image at another size.
     """
-    modes = ("whole", "slide") if selection.cuda and not selection.tiny else ("whole",)
+    modes = MODES if selection.cuda and not selection.tiny else ("whole",)
     return {
         f"{network}-{mode}": walk(network, mode, size, batch, dtype, tiny=selection.tiny)
-        for network in BLOCKS
+        for network in NETWORKS
         for mode in modes
     }
 
 
 def layers(calls: Counter[OperatorCall]) -> Counter[Layer]:
-    """The convolutions of the calls; a bottleneck is the three that compute the same."""
+    """The convolutions of the calls. A bottleneck counts as its three convolutions."""
     found: Counter[Layer] = Counter()
     for call, count in calls.items():
         for layer in _layers_of(call):
@@ -92,9 +93,9 @@ def _layer(
     relu: bool,
     out_dtype: torch.dtype,
 ) -> Layer:
+    batch, channels, height, width = x
     outputs, _, kernel, _ = weight.shape
     added = None if residual is None else residual.dtype
-    shape = ConvShape(
-        *x, outputs, kernel, stride, dilation, weight.dtype, added, out_dtype, relu
-    )  # fmt: skip
+    sizes = batch, channels, height, width, outputs, kernel, stride, dilation
+    shape = ConvShape(*sizes, weight.dtype, added, out_dtype, relu)
     return Layer(shape, 0 if residual is None else residual.stride[3])
