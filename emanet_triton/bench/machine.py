@@ -12,8 +12,9 @@ from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
+from emanet_triton.kernels.device import DTYPE_NAMES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 MEGABYTE = 1e6
 ROOT = Path(__file__).parents[2]  # the repository's folder
 COMMIT = "COMMIT"

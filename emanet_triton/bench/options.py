@@ -14,6 +14,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.views import Size
 
 THREADS = "on the CPU; default: PyTorch's number, at most the cores that this process may use"
+OUR_BACKENDS = {"ours-torch": "torch", "triton": "triton"}  # provider → backend of our operators
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
@@ -52,6 +53,11 @@ class Selection:
     def short(self) -> bool:
         """Whether to leave out what takes long to prepare, such as compiling."""
         return self.quick or self.tiny
+
+    @property
+    def ours(self) -> list[str]:
+        """The providers that are our operators. The Triton kernels need a GPU."""
+        return [name for name in OUR_BACKENDS if self.cuda or name != "triton"]
 
     def pick(
         self, providers: Mapping[str, T], baseline: str, leave_out: Iterable[str] = ()

@@ -10,7 +10,7 @@ MATMUL = {"fp32": 2.0, "bf16": 4.0}
 
 
 def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
-    """A row that passed: p20 and p80 lie 5% from ``ms``, those of a ratio 10%."""
+    """A row that passed. p20 and p80 are 5% from ``ms``, and 10% from ``ratio``."""
     spread = 0.0 if ratio == 1.0 else 0.1 * ratio
     versions = {"torch": "2.11", "triton": "3.6", "commit": "abc1234", "date": "2026-01-02"}
     times = {"p20_ms": 0.95 * ms, "p50_ms": ms, "p80_ms": 1.05 * ms, "rounds": 15}
@@ -24,14 +24,14 @@ def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
 
 
 def without_times(item, provider, gate):
-    """A provider that did not run where ``item`` did."""
+    """The row of another provider at the same case, which did not run."""
     names = ("p20_ms", "p50_ms", "p80_ms", "rounds", "ratio", "ratio_p20", "ratio_p80", "peak_mb")
     columns = dict.fromkeys((*names, "cold_ms", "host_us"))
     return replace(item, provider=provider, gate=gate, clock="", **columns)
 
 
 def with_floor(item, floor_ms, flop_per_byte):
-    """The row with a floor of so many FLOP for each byte, moved at the copy's rate."""
+    """The row with a floor of ``flop_per_byte``, whose bytes move at the copy's rate."""
     speed = floor_ms / item.p50_ms
     bandwidth = item.copy_gb_s * speed
     return replace(

@@ -1,4 +1,4 @@
-"""``python -m emanet_triton.bench``: what it takes, writes and returns."""
+"""``python -m emanet_triton.bench``: its arguments, its files and its exit codes."""
 
 import sys
 from dataclasses import replace

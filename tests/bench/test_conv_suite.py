@@ -1,4 +1,4 @@
-"""The suite conv: the networks' own convolutions, their providers, who wins."""
+"""The suite conv: the networks' own convolutions, their providers, and their sums."""
 
 import pytest
 import torch

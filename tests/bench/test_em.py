@@ -1,4 +1,4 @@
-"""The suite em: its peers are mmseg's operations, its gate is held against float64."""
+"""The suite em: its peers are mmseg's operations, and its gate compares with float64."""
 
 import math
 

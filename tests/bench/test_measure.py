@@ -1,4 +1,4 @@
-"""The loop of a case: the gate comes first, and who does not pass it gets no time."""
+"""The loop of a case: the gate comes first, and a provider that fails it gets no time."""
 
 import math
 
@@ -176,7 +176,7 @@ def test_who_breaks_while_it_is_timed_fails_alone():
 
 
 class Diary(Watch):
-    """Writes down what it is told."""
+    """Records all that it is told."""
 
     early = True
 

@@ -46,7 +46,7 @@ class Folder:
         return main(["report", *arguments, *paths])
 
     def measured(self) -> "Folder":
-        """With rows of a CPU, of a GPU and of the compiler, and the report made."""
+        """Write rows of a CPU, of a GPU and of the compiler, and make the report."""
         write_csv(self.results / "em_cpu.csv", cpu_rows())
         write_csv(self.results / "em_g100.csv", gpu_rows())
         with (self.results / "compiled.csv").open("w") as file:
@@ -62,13 +62,13 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """With charts that hold their digest alone: drawing them takes seconds."""
+    """Its charts hold only their digest, because drawing takes seconds."""
     monkeypatch.setattr(charts, "svg", lambda chart: f"<svg>{chart.digest}</svg>".encode())
     return Folder(tmp_path)
 
 
 def line(text, *words):
-    """The one line that has all of some words; its cells."""
+    """The cells of the one line that contains all of some words."""
     (found,) = [t for t in text.splitlines() if all(word in t for word in words)]
     return [cell.strip() for cell in found.strip("|").split("|")]
 

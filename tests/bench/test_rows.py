@@ -56,7 +56,7 @@ def test_what_is_not_a_finite_number_is_not_measured(tmp_path):
 
 
 def line(**columns):
-    """A line of a table, with what is given in the place of what is right."""
+    """A line of a table in which some columns are replaced."""
     return ",".join(str(value) for value in (asdict(PLAIN) | columns).values()) + "\n"
 
 

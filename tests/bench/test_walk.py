@@ -1,4 +1,4 @@
-"""The fused network's own calls of the operators, found on tensors without data."""
+"""The fused network's calls of the operators, found with tensors that have no data."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SIZE = 1024, 2048
 
 
 def convolutions(calls, **wanted):
-    """The calls of ``conv_bias_act`` whose arguments are these, and how often."""
+    """The calls of ``conv_bias_act`` with some arguments, and the number of each."""
     found = {call: n for call, n in calls.items() if call.name == "conv_bias_act"}
     return {c: n for c, n in found.items() if all(c[name] == v for name, v in wanted.items())}
 

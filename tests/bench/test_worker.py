@@ -1,4 +1,4 @@
-"""Providers that cost their process cost nothing else: workers, on the CPU."""
+"""A provider that ends or hangs its worker fails alone. The tests use workers on the CPU."""
 
 import os
 import time

@@ -14,7 +14,7 @@ from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Shape, attention_floor, block_floor
 from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.options import Selection
+from emanet_triton.bench.options import OUR_BACKENDS, Selection
 from emanet_triton.bench.peers import compiled, mmseg_attention, without_gradients
 from emanet_triton.bench.suite import Suite
 from emanet_triton.inference.views import Size
@@ -25,7 +25,6 @@ from emanet_triton.models.emanet import logits_size
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 FLOORS = {"attention": attention_floor, "block": block_floor}
-OURS = {"ours-torch": "torch", "triton": "triton"}  # provider → backend of our operator
 COMPILED = ("block", "bf16", 1, 32768)  # on a GPU the one case that runs the compiled peer unasked
 
 
@@ -138,7 +137,7 @@ def _case(
         )
     )
     exact = functools.cache(lambda image: float64(operation, problem(), image))
-    names = ["mmseg", "mmseg-compiled", *(n for n in OURS if selection.cuda or n != "triton")]
+    names = ["mmseg", "mmseg-compiled", *selection.ours]
     is_compiled = selection.cuda and (operation, dtype, batch, height * width) == COMPILED
     return Case(
         suite=SUITE.name,
@@ -162,10 +161,10 @@ def _case(
 def provide(name: str, operation: str, make: Callable[[], Problem]) -> Call:
     """A call that runs one provider on a problem."""
     problem, is_block = make(), operation == "block"
-    if name in OURS:
+    if name in OUR_BACKENDS:
         operator = ops.em_attention_block if is_block else ops.em_attention
         arguments = problem.block_arguments() if is_block else (problem.feats, problem.bases)
-        return without_gradients(operator, *arguments, backend=OURS[name])
+        return without_gradients(operator, *arguments, backend=OUR_BACKENDS[name])
     given = (problem,) if is_block else (problem.feats, problem.bases)
     function: Callable[..., Any] = mmseg_block if is_block else mmseg_attention
     return without_gradients(compiled(function) if name == "mmseg-compiled" else function, *given)

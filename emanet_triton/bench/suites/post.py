@@ -12,7 +12,7 @@ from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.networks import flipped, make_protocol
-from emanet_triton.bench.options import Selection
+from emanet_triton.bench.options import OUR_BACKENDS, Selection
 from emanet_triton.bench.peers import compiled, full_size_logits, without_gradients
 from emanet_triton.bench.suite import Suite
 from emanet_triton.inference.taps import tap_tables
@@ -26,7 +26,6 @@ CLEAR_SHARE = 0.999  # of pixels, at least
 # The share of clear labels that may be wrong. The plain sequence in float32 rounds the positions
 # that it reads from; ours may get none wrong.
 BOUNDS = {"plain": 1e-3, "plain-compiled": 1e-3}
-OURS = {"ours-torch": "torch", "triton": "triton"}  # provider → backend of our operator
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _case(selection: Selection, mode: str, ms_flip: bool, size: Size, dtype: str
     problem = functools.cache(functools.partial(make_problem, *arguments))
     exact = functools.cache(lambda: clear_labels(problem()))
     slow = selection.short or (ms_flip and not selection.cuda)  # twelve views: minutes, and 10 GB
-    names = ["plain", "plain-compiled", *(n for n in OURS if selection.cuda or n != "triton")]
+    names = ["plain", "plain-compiled", *selection.ours]
     return Case(
         suite=SUITE.name,
         name=f"{mode}{' ms+flip' if ms_flip else ''} {height}x{width} {dtype}",
@@ -152,8 +151,8 @@ def bound(name: str, _: Mapping[str, float]) -> float:
 
 def provide(name: str, make: Callable[[], Problem]) -> Call:
     problem = make()
-    if name in OURS:
-        return without_gradients(problem.taps, OURS[name])
+    if name in OUR_BACKENDS:
+        return without_gradients(problem.taps, OUR_BACKENDS[name])
     return without_gradients(compiled(problem.plain) if name == "plain-compiled" else problem.plain)
 
 
