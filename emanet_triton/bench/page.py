@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
     python -m emanet_triton.bench                                  # a short run
     python -m emanet_triton.bench em conv post model --csv here.csv
-    python -m emanet_triton.bench post --sizes 512x1024 1024x2048  # against the image size
+    python -m emanet_triton.bench model post --sizes 512x1024 768x768
     python -m emanet_triton.bench em model --neighbour spin        # beside one busy process
     python -m emanet_triton.bench compare before.csv here.csv      # exit code 1 on a regression
     make gpu-check STAGE=run                                       # on a GPU: gpu.md"""
