@@ -35,7 +35,6 @@ RUNS = {
     "emanet_triton.bench.gpu_check.correct": "confusion --rehearse --out {new}",
     "emanet_triton.bench.gpu_check.rehearsal": "post --device cuda --tiny --csv {new}/post.csv",
     "emanet_triton.bench.gpu_check.sweep": "--rehearse --tiny --out {new}",
-    "emanet_triton.bench.gpu_check.host": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
     "tests.fuzz": "png --files 3",

@@ -15,7 +15,6 @@ import pytest
 from gpu_check_cases import job
 
 from emanet_triton.bench.gpu_check import (
-    host,
     lanes,
     own,
     rehearsal,
@@ -298,16 +297,6 @@ def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
     for row in rows:
         assert row.p50_ms is row.cold_ms is row.host_us is row.floor_ms is row.ratio is None
     assert {row.predicted_ms for row in rows if row.provider == "triton"} == {"", "0.2-0.23"}
-
-
-def test_a_rehearsal_of_the_host_names_every_provider(tmp_path, capsys):
-    assert host.main(["--rehearse", "--out", str(tmp_path)]) == 0
-    rows = own.read_table(tmp_path / own.HOST)
-    assert {row["gate"] for row in rows} == {f"absent: {REHEARSAL}"}
-    assert {row["host_us"] for row in rows} == {""}
-    last = [row["case"].split()[-1] for row in rows]
-    assert {"auto", "cudnn", "cudnn-benchmark", "triton", "torch", "separate"} <= set(last)
-    assert len({row["case"] for row in rows}) == len(rows) == 3 * 5 + 3 + 4
 
 
 @pytest.mark.parametrize("large", [[], ["--large"]], ids=["small", "large"])

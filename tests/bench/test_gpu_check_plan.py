@@ -101,7 +101,7 @@ def test_the_commands_of_a_stage_parse(stage, rehearse, only_parse):
         with pytest.raises(Parsed) as parsed:
             module.main(arguments)
         (given,) = parsed.value.args
-        if rehearse and module.__name__.endswith((".warm", ".correct", ".sweep", ".host")):
+        if rehearse and module.__name__.endswith((".warm", ".correct", ".sweep")):
             assert given.rehearse
 
 

@@ -63,7 +63,7 @@ def test_a_rehearsal_compiles_packs_and_prints_a_summary(rehearsal):
     lines = text.splitlines()
     assert len(lines) <= 60
     assert re.fullmatch(
-        r"gpu-check --stage profile, rehearsal: nothing was measured: 6 passed, 2 absent, \d+ s",
+        r"gpu-check --stage profile, rehearsal: nothing was measured: 5 passed, 2 absent, \d+ s",
         lines[0],
     )
     warm = warmed(path)
@@ -78,9 +78,9 @@ def test_a_rehearsal_compiles_packs_and_prints_a_summary(rehearsal):
         binaries = [name for name in packed.getnames() if name.endswith(".cubin")]
     assert {Path(name).stem for name in binaries} == KERNELS
     assert len(binaries) == warm["distinct"]
-    for name in ("02-sweep/sweep.csv", "03-host/host.csv", "00-versions/versions.json"):
+    for name in ("02-sweep/sweep.csv", "00-versions/versions.json"):
         assert name in names
-    assert "04-ncu/log.txt" not in names
+    assert "03-ncu/log.txt" not in names
 
 
 def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):

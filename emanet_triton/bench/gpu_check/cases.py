@@ -1,4 +1,4 @@
-"""Cases of correctness: a call of an operator beside float64 and plain PyTorch."""
+"""Cases of correctness: an operator's result against float64 and plain PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,22 +22,19 @@ Run = Callable[[], tuple[Tensor, ...]]  # returns the outputs
 
 
 class Case(Protocol):
-    """One problem, picklable.
+    """One problem. It can be pickled."""
 
-    Attributes:
-        name: what it is called.
-    """
-
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def calls(self) -> list[OperatorCall]:
         """The calls of operators that it makes, on the meta device."""
 
     def runner(self, device: str) -> Run:
-        """The call, with inputs on a device."""
+        """A function that runs the operator on inputs on a device."""
 
     def compare(self, device: str) -> list[Compared]:
-        """Run it on a device; every output as it compares."""
+        """Run the operator on a device, and compare each output with the exact one."""
 
 
 def recorded(function: Callable[[], object]) -> list[OperatorCall]:
@@ -49,13 +46,13 @@ def recorded(function: Callable[[], object]) -> list[OperatorCall]:
 
 @dataclass(frozen=True)
 class EmCase:
-    """EM attention or its block.
+    """EM attention, or its block.
 
     Attributes:
         operation: "attention" or "block".
-        batch, size, channels, bases: of the features [B, C, H, W], size being (H, W), and K.
+        batch, size, channels, bases: B, (H, W) and C of the features [B, C, H, W], and K.
         dtype: "bf16", "fp16" or "fp32".
-        precision: of products of float32.
+        precision: how products of float32 are computed.
         layout: "channels-last" or "nchw".
     """
 
@@ -173,7 +170,7 @@ class LabelsCase:
 
 @dataclass(frozen=True)
 class ConfusionCase:
-    """Counts of an image's pairs of a target and a label, of which some are no class."""
+    """Counts of the pairs of target and label in an image. Some targets and labels are no class."""
 
     size: Size
     classes: int
@@ -187,24 +184,19 @@ class ConfusionCase:
         return recorded(lambda: confusion_counts(image, image, self.classes, backend="triton"))
 
     def runner(self, device: str) -> Run:
-        arguments = *(image.to(device) for image in self._images()), self.classes
-        return lambda: (confusion_counts(*arguments, backend="triton"),)
+        return self._runner(device, "triton")
 
     def compare(self, device: str) -> list[Compared]:
         (got,) = poisoned(self.runner(device), device)
-        return [equal("counts", got, self._counts(*self._images()).to(device))]
+        (want,) = self._runner("cpu", "torch")()
+        return [equal("counts", got, want.to(device))]
 
-    def _images(self) -> tuple[Tensor, Tensor]:
+    def _runner(self, device: str, backend: str) -> Run:
         generator = torch.Generator().manual_seed(0)
-        shape, high = (1, *self.size), self.classes + 2
         targets, labels = (
-            torch.randint(high, shape, dtype=torch.uint8, generator=generator) for _ in range(2)
+            torch.randint(self.classes + 2, (1, *self.size), dtype=torch.uint8, generator=generator)
+            for _ in range(2)
         )
-        targets[targets == high - 1] = IGNORE
-        return targets, labels
-
-    def _counts(self, targets: Tensor, labels: Tensor) -> Tensor:
-        c = self.classes
-        known = (targets < c) & (labels < c)
-        pairs = torch.where(known, targets.long() * c + labels, c * c)[targets != IGNORE]
-        return torch.bincount(pairs, minlength=c * c + 1)
+        targets[targets == self.classes + 1] = IGNORE
+        images = targets.to(device), labels.to(device)
+        return lambda: (confusion_counts(*images, self.classes, backend=backend),)

@@ -7,7 +7,7 @@ nothing, so that Triton looks up, or writes, the very cache entries that the rea
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -168,6 +168,20 @@ def has_kernel(call: OperatorCall) -> bool:
         return call.name in LAUNCHERS
     x, planes = call["x"], call["weights"][1].shape[0]
     return x.dtype != torch.float32 and planes in conv_tiles.BOTTLENECK_PLANES
+
+
+def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
+    """The tile that the table has for a convolution."""
+    found: list[Tile] = []
+    table = conv_tiles.tile
+
+    def note(*arguments: Any) -> Tile:
+        found.append(table(*arguments))
+        return found[-1]
+
+    with mock.patch.object(conv_tiles, "tile", note):
+        kernels_of(Launch(call), gpu)
+    return found[0]
 
 
 @contextlib.contextmanager

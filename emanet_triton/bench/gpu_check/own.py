@@ -20,8 +20,9 @@ from emanet_triton.kernels.tile import ARCHS
 DEVICE = "cuda"  # where the steps measure
 REHEARSAL = "rehearsal: nothing was measured"  # in the place of a device, or of a result
 # Files of the steps, of which the summary tells.
-CORRECT, WARM, SWEEP = "correct.jsonl", "warm.json", "sweep.csv"
-HOST, VERSIONS = "host.csv", "versions.json"
+CORRECT, WARM, SWEEP, VERSIONS = "correct.jsonl", "warm.json", "sweep.csv", "versions.json"
+SWEEP_SUITE = "sweep"  # of its rows
+SHIPPED = " shipped"  # ends the name of the shipped tile in these rows
 
 
 class StepParser(Parser):
@@ -94,14 +95,6 @@ def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue().encode())
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of such a file; none if it is missing."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def append_json(path: Path, value: object) -> None:

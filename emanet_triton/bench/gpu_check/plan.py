@@ -93,8 +93,7 @@ def _profile(way: Way) -> list[Step]:
     """Where does the time go?"""
     return [
         _warm(way, 75, "--sweep"),
-        _own(way, "sweep", "", 190),
-        _own(way, "host", "", 45),
+        _own(way, "sweep", "", 235),
         _ncu(way, 110),
         _own(way, "trace", "", 60),
         _sanitizer(way, "racecheck", 25),

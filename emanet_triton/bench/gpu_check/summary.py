@@ -23,7 +23,7 @@ NETWORKS = {  # providers of the suite model, as the table names them
     "fused-bf16": "chosen",
 }
 # In a convolution's name: what most of the networks' have, and what follows from the rest.
-USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|triton|r\d+-\w+=\d+)(?= |$)")
+USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|uses=\d+|r\d+-\w+=\d+)(?= |$)")
 
 
 def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()) -> str:
@@ -42,8 +42,8 @@ def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()
     lines += _networks(rows)
     lines += _layers(rows)
     lines += _others(rows)
-    lines += _sweep(outcomes)
-    lines += _host(outcomes)
+    lines += _sweep(rows)
+    lines += _host(rows)
     lines += _absent(outcomes, rows)
     lines = [part for line in lines for part in _wrapped(line)]
     if len(lines) > LINES:
@@ -211,7 +211,7 @@ def _layers(rows: Sequence[Row]) -> list[str]:
     triton = {row.case: row.p50_ms for row in own_rows if row.provider == "triton"}
     lines = [
         [
-            USUAL.sub("", row.case), row.provider if row.p50_ms else "-",
+            _short(row.case), row.provider if row.p50_ms else "-",
             _ms(row.p50_ms), _ms(row.cold_ms), _ms(row.floor_ms), _ms(row.x_floor),
             _ms(triton.get(row.case)), forecasts.get(row.case, ""),
             factor(triton.get(row.case), forecasts.get(row.case, "")),
@@ -236,43 +236,38 @@ def _others(rows: Sequence[Row]) -> list[str]:
     return _table(lines, ["by Triton", "ms", "cold", "times faster", "predicted", "factor"])
 
 
-def _sweep(outcomes: Sequence[Outcome]) -> list[str]:
-    """The best tile of every shape beside the shipped one."""
-    swept = [row for outcome in outcomes for row in own.read_table(outcome.folder / own.SWEEP)]
+def _sweep(rows: Sequence[Row]) -> list[str]:
+    """The shipped and the best tile of every shape."""
+    swept = [row for row in rows if row.suite == own.SWEEP_SUITE]
     lines = []
-    for shape in dict.fromkeys(row["shape"] for row in swept):
-        found = [row for row in swept if row["shape"] == shape]
-        shipped = next((row for row in found if row["shipped"] == "True"), found[0])
-        timed = [row for row in found if row["ms"]]
-        best = min(timed, key=lambda row: float(row["ms"]), default=None)
-        share = f"{float(best['floor_share']):.0%}" if best and best["floor_share"] else "-"
-        times = [_ms(float(row["ms"]) if row and row["ms"] else None) for row in (shipped, best)]
-        tiles = [_short_tile(row["tile"]) if row else "-" for row in (shipped, best)]
-        lines.append([USUAL.sub("", shape), tiles[0], times[0], tiles[1], times[1], share])
-    columns = ["shipped tile", "ms", "best tile", "ms", "of the floor"]
+    for case in dict.fromkeys(row.case for row in swept):
+        found = [row for row in swept if row.case == case]
+        shipped = next(row for row in found if row.provider.endswith(own.SHIPPED))
+        best = min((row for row in found if row.p50_ms), key=lambda row: row.p50_ms, default=None)
+        cells = [shipped.provider.removesuffix(own.SHIPPED), _ms(shipped.p50_ms)]
+        cells += [
+            best.provider.removesuffix(own.SHIPPED) if best else "-",
+            _ms(best and best.p50_ms),
+        ]
+        lines.append([_short(case), *cells, _ms(best and best.x_floor)])
+    columns = ["shipped tile", "ms", "best tile", "ms", "x floor"]
     return _table(lines, [f"sweep of {len(swept)} tiles", *columns])
 
 
-def _short_tile(tile: str) -> str:
-    return tile.replace("warps=", "w").replace("stages=", "s")
-
-
-def _host(outcomes: Sequence[Outcome]) -> list[str]:
-    """The calls that cost the host most."""
-    hosted = [row for outcome in outcomes for row in own.read_table(outcome.folder / own.HOST)]
-    hosted.sort(key=lambda row: -float(row["host_us"] or 0))
-    lines = [
-        [row["case"], _ms(_number(row["host_us"])), _ms(_number(row["first_ms"]))]
-        for row in hosted[: LAYERS if any(row["host_us"] for row in hosted) else 2]
-    ]
-    return _table(lines, ["eager calls", "host us", "first call ms"])
+def _host(rows: Sequence[Row]) -> list[str]:
+    """The operators of Triton that take the host longest."""
+    hosted = [row for row in rows if row.suite != "model" and row.provider == "triton"]
+    hosted = [row for row in hosted if row.host_us]
+    hosted.sort(key=lambda row: -row.host_us)
+    lines = [[f"{row.suite} {_short(row.case)}", _ms(row.host_us)] for row in hosted[:LAYERS]]
+    return _table(lines, ["eager calls by Triton", "host us"])
 
 
 def _absent(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[str]:
     """What did not run, with the reason, each reason once."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     each = [("steps", outcome.step.name, outcome.result) for outcome in outcomes]
-    each += [("providers", row.provider, row.gate) for row in rows]
+    each += [("providers", row.provider, row.gate) for row in rows if row.suite != own.SWEEP_SUITE]
     for kind, name, result in each:
         if result.startswith("absent: "):
             kinds = found.setdefault(result.removeprefix("absent: "), {})
@@ -296,5 +291,6 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _short(case: str) -> str:
+    """The name of a convolution without what most convolutions of the networks have."""
+    return USUAL.sub("", case)
