@@ -7,6 +7,7 @@ through it as those of a GPU, and every call is written down with all of its arg
 import functools
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class OperatorCall:
     name: str
     arguments: tuple[tuple[str, object], ...]
 
-    def __getitem__(self, name: str) -> object:
+    def __getitem__(self, name: str) -> Any:
         return dict(self.arguments)[name]
 
     def __str__(self) -> str:
@@ -69,7 +70,7 @@ class OperatorCall:
         """The same call with other values of some arguments."""
         return replace(self, arguments=tuple((n, changes.get(n, v)) for n, v in self.arguments))
 
-    def values(self, device: str = "meta") -> list[object]:
+    def values(self, device: str = "meta") -> list[Any]:
         """The arguments with tensors in the place of their descriptions."""
         return [_with_tensors(value, device) for _, value in self.arguments]
 

@@ -89,7 +89,7 @@ def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):
     warm = warmed(tmp_path / "gpu-check-run.tar")
     assert (warm["hits"], warm["compiled"], warm["failed"]) == (warm["distinct"], 0, [])
     assert warm["distinct"] >= len(KERNELS)
-    assert re.search(r"^kernels carried: \d+, made with python 3\.\S+, triton \S+$", text, re.M)
+    assert re.search(r"^kernels carried: \d+$", text, re.M)
     assert "no carried kernel was used" not in text
 
 

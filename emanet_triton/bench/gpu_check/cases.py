@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class EmCase:
         return f"{self.operation} {sizes} {self.dtype}{precision} {self.layout}"
 
     def calls(self) -> list[OperatorCall]:
-        options = {"dtype": DTYPES[self.dtype], "device": "meta"}
+        options: dict[str, Any] = {"dtype": DTYPES[self.dtype], "device": "meta"}
         shape = self.batch, self.channels, *self.size
         feats = torch.empty(shape, memory_format=em.LAYOUTS[self.layout], **options)
         weight = torch.empty(self.channels, self.channels, **options)
@@ -81,8 +81,8 @@ class EmCase:
         vector = torch.empty(self.channels, **options)
         return recorded(lambda: self._run(feats, bases, weight, vector, weight, vector))
 
-    def _run(self, feats: Tensor, bases: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        options = {"backend": "triton", "precision": self.precision}
+    def _run(self, feats: Tensor, bases: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+        options: dict[str, Any] = {"backend": "triton", "precision": self.precision}
         if self.operation == "attention":
             return ops.em_attention(feats, bases, **options)
         return ops.em_attention_block(feats, bases, *weights, **options)

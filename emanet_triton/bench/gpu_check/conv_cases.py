@@ -38,12 +38,12 @@ class ConvCase:
         return [self.call]
 
     def runner(self, device: str) -> Run:
-        return self._runner(self.inputs(device), self.call["provider"])
+        return self._runner(self.call["provider"], *self.inputs(device))
 
     def compare(self, device: str) -> list[Compared]:
         x, weight, bias, residual = arguments = self.inputs(device)
-        (got,) = poisoned(self._runner(arguments, self.call["provider"]), device)
-        (plain,) = self._runner(arguments, "torch")()
+        (got,) = poisoned(self._runner(self.call["provider"], *arguments), device)
+        (plain,) = self._runner("torch", *arguments)()
         images = zip(
             x.split(1), [None] * len(x) if residual is None else residual.split(1), strict=True
         )
@@ -56,10 +56,12 @@ class ConvCase:
         _fill([x, residual], [weight], [bias])
         return x, weight, bias, residual
 
-    def _runner(self, arguments: Sequence[Tensor | None], provider: str) -> Run:
+    def _runner(
+        self, provider: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
+    ) -> Run:
         names = "stride", "dilation", "relu", "out_dtype", "precision"
         options = {name: self.call[name] for name in names}
-        return lambda: (conv_bias_act(*arguments, **options, provider=provider),)
+        return lambda: (conv_bias_act(x, weight, bias, residual, **options, provider=provider),)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class BottleneckCase:
 
 
 def with_dtype(call: OperatorCall, dtype: torch.dtype) -> OperatorCall:
-    """A call whose tensors of half precision are of another."""
+    """The same call in another dtype of half precision."""
     half = torch.bfloat16, torch.float16
 
     def changed(value: object) -> object:
@@ -112,13 +114,15 @@ def with_dtype(call: OperatorCall, dtype: torch.dtype) -> OperatorCall:
     return call.but(**{name: changed(value) for name, value in call.arguments})
 
 
-def _fill(images: list[Tensor | None], weights: list[Tensor], vectors: list[Tensor]) -> None:
-    """Values as in a network: images as after a ReLU, weights that keep their size."""
-    tensors = [t for t in (*images, *weights, *vectors) if t is not None]
-    generator = torch.Generator(tensors[0].device).manual_seed(0)
-    for tensor in tensors:
+def _fill(
+    images: Sequence[Tensor | None], weights: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> None:
+    """Fill tensors as in a network: images as after a ReLU, weights that keep their size."""
+    given = [image for image in images if image is not None]
+    generator = torch.Generator(given[0].device).manual_seed(0)
+    for tensor in (*given, *weights, *vectors):
         tensor.normal_(generator=generator)
     for weight in weights:
         weight.mul_(weight[0].numel() ** -0.5)
-    for image in filter(lambda image: image is not None, images):
+    for image in given:
         image.relu_()

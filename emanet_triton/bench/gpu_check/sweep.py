@@ -41,6 +41,9 @@ SHAPES = 12
 ROUNDS, SECONDS = 5, 10.0  # for the times of one convolution
 SILENCE = 45  # seconds
 
+# Input, weight, bias and residual, and the output that is wanted.
+Problem = tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages.
 CANDIDATES = (
     (128, 256, 64, 8, 4),
@@ -58,7 +61,7 @@ CANDIDATES = (
 
 def main(arguments: Sequence[str]) -> int:
     """Time all tiles. Returns 1 if one fails, else 0."""
-    options = own.parser("sweep", __doc__).parse_args(arguments)
+    options = own.StepParser("sweep", __doc__).parse(arguments)
     gpu = Gpu.of_arch(options.arch) if options.rehearse else Gpu.here()
     selection = Selection(own.DEVICE, tiny=options.tiny)
     method = Method(own.DEVICE, rounds=ROUNDS, seconds=SECONDS)
@@ -168,9 +171,7 @@ def _suits(sizes: tuple[int, ...], call: OperatorCall) -> bool:
     return shape.channels % block_c == 0 and block_o < 2 * shape.outputs
 
 
-def provide(
-    launch: Launch, gpu: Gpu, problem: Callable[[], tuple[list[Tensor | None], Tensor]]
-) -> Call:
+def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
     """The convolution with one tile.
 
     Raises:
@@ -194,7 +195,7 @@ def provide(
     return run
 
 
-def _make_problem(call: OperatorCall, device: str) -> tuple[list[Tensor | None], Tensor]:
+def _make_problem(call: OperatorCall, device: str) -> Problem:
     """The inputs, and the result of the shipped tile."""
     case = ConvCase(call)
     (want,) = case.runner(device)()

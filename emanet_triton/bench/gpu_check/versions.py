@@ -1,4 +1,4 @@
-"""A step: the GPU, its clocks, and the versions of everything."""
+"""A step: the state of the GPU, and the versions of all that runs on it."""
 
 import importlib.metadata
 import json
@@ -22,16 +22,16 @@ TOOLS = ("nvidia-smi", "ncu", "compute-sanitizer", "gcc")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what there is to ``versions.json``."""
-    options = own.parser("versions", __doc__, measures=False).parse_args(arguments)
-    found = versions()
-    (options.out / own.VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    """Write ``versions.json``, and print it."""
+    options = own.StepParser("versions", __doc__, measures=False).parse(arguments)
+    found = json.dumps(versions(), indent=1)
+    (options.out / own.VERSIONS).write_text(f"{found}\n")
+    print(found)
     return 0
 
 
 def versions() -> dict[str, object]:
-    """Everything by name; what is not here is "absent"."""
+    """All versions by name; "absent" for what is not installed."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -54,7 +54,7 @@ def _package(name: str) -> str:
 
 
 def _nvidia_smi() -> dict[str, str] | str:
-    """What it says of the first GPU."""
+    """The state of the first GPU by name, or why it is not known."""
     if not shutil.which("nvidia-smi"):
         return "absent"
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
