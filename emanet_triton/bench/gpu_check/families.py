@@ -1,4 +1,4 @@
-"""What a stage runs: the networks' operator calls, and the families of correctness."""
+"""The networks' operator calls, and the families of cases of correctness."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from emanet_triton.models.zoo import DEMO, ZOO
 
 SIZE: Size = (1024, 2048)
 WINDOW: Size = (769, 769)
-SMALL: Size = (24, 40)  # of images, in a tiny run
+SMALL: Size = (24, 40)  # size of images in a tiny run
 
 
 def network_calls(
@@ -104,6 +104,7 @@ def _by_triton(call: OperatorCall) -> OperatorCall:
 
 
 def _suite_calls() -> list[OperatorCall]:
+    """The calls of the suites."""
     calls = network_calls(list(BLOCKS), MODES)
     demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
     for network, size in (demo, *(("r50", size) for size in scale.SIZES[:FEWEST_POINTS])):
@@ -127,6 +128,7 @@ def _single(tiny: bool) -> list[OperatorCall]:
 
 
 def _with_float16(calls: list[OperatorCall], tiny: bool) -> list[OperatorCall]:
+    """The calls, and the same calls in float16; in a tiny run only the former."""
     return calls if tiny else [*calls, *(with_dtype(call, torch.float16) for call in calls)]
 
 
@@ -183,7 +185,7 @@ def _by_cudnn(gpu: Gpu, tiny: bool) -> list[Case]:
 
 
 def _can_fuse(call: OperatorCall) -> bool:
-    """As ``eager.can_fuse``, where the residual is not the input."""
+    """Whether cuDNN can fuse a convolution: as ``eager.can_fuse`` of a residual not the input."""
     dtypes = {tensor.dtype for tensor in (call["x"], call["residual"]) if tensor}
     return call["relu"] and {call["out_dtype"]} == dtypes
 
