@@ -7,25 +7,27 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m emanet_triton.eval
 
-# Install the dev extra, check style, run every test: two processes of one thread each.
+# Install the dev extra, check style and types, run every test: two processes of one thread each.
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tests with the oldest PyTorch, with what pip takes and with the newest, each in its own venv.
+# The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
+# its own virtual environment.
 test-versions:
 	$(PYTHON) tools/test_versions.py $(TESTS)
 
-# Thousands of damaged files of each kind, read under limits of memory and time. KINDS, FILES and
-# SEED choose others.
+# Read thousands of damaged files of each kind under limits of memory and time. KINDS, FILES and SEED
+# choose which files.
 fuzz: .venv/installed-dev
 	$(BIN)/python -m tests.fuzz --files $(or $(FILES),5000) --seed $(or $(SEED),0) $(KINDS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy emanet_triton
 
-# Everything that needs a GPU, a stage of nine minutes at a time, with what $(PYTHON) has. STAGE is
-# run, profile or rows, OUT a folder for its files, ARGS more options; docs/gpu.md says more.
+# Everything that needs a GPU, one stage of nine minutes at a time, with the packages of $(PYTHON).
+# STAGE is run, profile or rows, OUT a folder for its files, ARGS more options; see docs/gpu.md.
 gpu-check:
 	PYTHONPATH=. $(PYTHON) -m emanet_triton.bench gpu-check --stage $(or $(STAGE),run) \
 		--out $(or $(OUT),gpu-check) $(ARGS)
@@ -33,7 +35,7 @@ gpu-check:
 clean:
 	rm -rf .venv .venvs build *.egg-info
 
-# The markers are written last, so that an interrupted install is done again.
+# The files .venv/installed* are written last, so that make repeats an interrupted install.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -2,15 +2,17 @@
 
     python demo/train.py > demo/train.log
 
-Twenty minutes on one CPU core; replaces the weights that come with the package. The same seed
-gives the same weights on the same machine and versions. ``--no-reconstruction`` trains the same
-network, from the same initial weights and on the same batches, without the EM attention's
-reconstruction throughout, and writes no weights. A trial of a few seconds:
+It takes twenty minutes on one CPU core and replaces the weights that come with the package. The
+same seed gives the same weights on the same machine and versions. ``--no-reconstruction`` trains
+the same network, from the same initial weights and on the same batches, but without the
+reconstruction of the EM attention; it writes no weights. A trial of a few seconds:
 
     python demo/train.py --steps 2 --scenes 2 --held-out 2 --out trial.pth
 
-The last lines of the log say what the reconstruction is worth: set to zero, which also takes away
-what later layers expect of its mean, and set to that mean, which takes away only its differences.
+The last lines of the log show what the reconstruction contributes. They have the mIoU of the
+trained network with the reconstruction set to zero, and set to its mean over images and pixels.
+Later layers have learnt to expect the mean, so only the second figure shows what the differences
+between pixels and images contribute.
 """
 
 import argparse
@@ -43,7 +45,7 @@ CHECKPOINT = Path(__file__).parents[1] / "emanet_triton/models/weights" / MODEL.
 
 @dataclass(frozen=True)
 class Recipe:
-    """mmseg's recipe in small: poly schedule, crop, flip, auxiliary loss; AdamW for its speed."""
+    """mmseg's recipe on a small scale, with AdamW because it is faster."""
 
     seed: int = 0
     scenes: int = 1500
@@ -55,7 +57,7 @@ class Recipe:
     weight_decay: float = 0.02
     power: float = 0.9
     auxiliary_weight: float = 0.4
-    class_balance: float = 0.33  # a class weighs its share of the pixels to minus this power
+    class_balance: float = 0.33  # class weight = (share of the pixels) ** -class_balance
 
 
 def load_scenes(seeds: range) -> tuple[Tensor, Tensor]:
@@ -79,7 +81,7 @@ def evaluate(model: EMANet, images: Tensor, labels: Tensor) -> Scores:
 
 @torch.no_grad()
 def mean_reconstruction(model: EMANet, images: Tensor) -> Tensor:
-    """The vector, [1, C, 1, 1], that the EM attention gives on average over images and pixels."""
+    """The reconstruction of the EM attention, averaged over images and pixels: [1, C, 1, 1]."""
     head, means = model.eval().decode_head, []
     for image in images:
         *_, stage4 = model.backbone(normalise(image[None]).contiguous())
@@ -89,11 +91,7 @@ def mean_reconstruction(model: EMANet, images: Tensor) -> Tensor:
 
 
 def ablate(model: EMANet, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """mIoU of the same weights with the reconstruction set to zero, and to its mean.
-
-    The first also takes away what later layers expect of a constant; only the second shows
-    whether the reconstruction tells one pixel or one image from another.
-    """
+    """mIoU of the same weights with the reconstruction set to zero, and to its mean."""
     fixed = {"zero": torch.zeros(1), "mean": mean_reconstruction(model, images)}
     figures = {}
     for name, model.decode_head.fixed_reconstruction in fixed.items():
@@ -104,7 +102,7 @@ def ablate(model: EMANet, images: Tensor, labels: Tensor) -> dict[str, float]:
 
 def class_weights(labels: Tensor, power: float) -> Tensor:
     counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(CLASSES)]
-    counts.clamp_(min=1)  # a few scenes lack some classes
+    counts.clamp_(min=1)  # a small training set may lack a class
     weights = (counts / counts.sum()) ** -power
     return weights / weights.mean()
 
@@ -148,7 +146,7 @@ def loss_of(
 
 
 def train(recipe: Recipe, reconstruction: bool, num_held_out: int) -> tuple[EMANet, Tensor, Tensor]:
-    """Train, logging to stdout; also returns the held-out images and labels."""
+    """Train, and log to stdout. Returns the model, and the held-out images and labels."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = EMANet(MODEL.architecture, MODEL.protocol).to(memory_format=torch.channels_last)
@@ -192,7 +190,7 @@ def save(model: EMANet, recipe: Recipe, path: Path, figures: dict[str, float]) -
     """Write the checkpoint in mmseg's format.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     meta = {
         "CLASSES": [c.name for c in CLASSES],
@@ -223,11 +221,11 @@ def options() -> argparse.Namespace:
     parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
     parser.add_argument("--steps", type=positive, default=Recipe.steps)
-    parser.add_argument("--scenes", type=positive, default=Recipe.scenes, help="to train on")
+    parser.add_argument("--scenes", type=positive, default=Recipe.scenes, help="training scenes")
     parser.add_argument("--held-out", type=positive, default=DEMO_COUNT, help="scenes to evaluate")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument(
-        "--no-reconstruction", action="store_true", help="an ablation; writes no checkpoint"
+        "--no-reconstruction", action="store_true", help="an ablation that writes no weights"
     )
     arguments = parser.parse_args()
     if not arguments.no_reconstruction:

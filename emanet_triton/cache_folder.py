@@ -1,4 +1,4 @@
-"""The folder for what this package can make again."""
+"""The folder for files that this package can make again."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 def cache_folder() -> Path:
     """``emanet_triton`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist yet.
 
-    A relative ``$XDG_CACHE_HOME`` is ignored, as its specification asks. Where the folder cannot
+    A relative ``$XDG_CACHE_HOME`` is ignored, as the XDG specification asks. If the folder cannot
     be written, ``writable_or_private`` names another one.
     """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -22,9 +22,9 @@ def cache_folder() -> Path:
 
 
 def writable_or_private(folder: Path) -> Path:
-    """The folder if this process can make it and write there, else a private temporary one.
+    """The folder, if this process can make and write it, else a private temporary folder.
 
-    The first time that the other one is taken, a warning says so.
+    The first use of the temporary folder gives a warning.
     """
     nearest = next((f for f in (folder, *folder.parents) if os.access(f, os.F_OK)), None)
     if folder.is_absolute() and nearest and _is_writable(nearest):
@@ -33,7 +33,7 @@ def writable_or_private(folder: Path) -> Path:
 
 
 def _home() -> Path:
-    """The home folder, or a relative path where there is none."""
+    """The home folder, or a relative path if there is none."""
     given = Path(os.environ.get("HOME", ""))
     if given.is_absolute():
         return given
@@ -41,7 +41,9 @@ def _home() -> Path:
         import pwd
 
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except (ImportError, KeyError):  # a container's user without an entry
+    except ImportError:  # Windows
+        return Path(os.environ.get("USERPROFILE", "~"))
+    except KeyError:  # the user of a container may have no entry
         return Path("~")
 
 
@@ -49,18 +51,29 @@ def _is_writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
+def _is_of_user_alone(folder: Path, user: int) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
+
+
 @functools.cache  # one warning for a folder
 def _instead_of(folder: Path) -> Path:
     """A folder of this user alone, in the folder of temporary files."""
-    private = Path(tempfile.gettempdir(), f"emanet_triton-{os.getuid()}")
-    with contextlib.suppress(OSError):
-        private.mkdir(mode=0o700)
-    found = private.lstat() if os.path.lexists(private) else None
-    ours = found and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not ours or found.st_mode & 0o077:
-        private = Path(os.devnull)  # where nothing can be written: the other is somebody else's
+    getuid = getattr(os, "getuid", None)
+    if getuid is None:  # Windows, where each user has a folder of temporary files
+        private = Path(tempfile.gettempdir(), "emanet_triton")
+    else:
+        private = Path(tempfile.gettempdir(), f"emanet_triton-{getuid()}")
+        with contextlib.suppress(OSError):
+            private.mkdir(mode=0o700)
+        if not _is_of_user_alone(private, getuid()):
+            private = Path(os.devnull)  # nothing can be written there
     warnings.warn(
-        f"{folder}: cannot be written; {private} is used instead. XDG_CACHE_HOME names another",
+        f"{folder}: cannot be written; {private} is used instead; set XDG_CACHE_HOME to choose "
+        "another folder",
         stacklevel=1,
     )
     return private / folder.name

@@ -1,7 +1,8 @@
-"""The frame of every command line: how it reads arguments, speaks to a terminal and ends."""
+"""The frame of every command line: arguments, messages, signals and exit codes."""
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -13,23 +14,23 @@ from typing import IO, NoReturn
 
 from emanet_triton.errors import InputError, first_line, printable
 
-DEAF_SECONDS = 3.0  # after a signal, for another one
-FAILED = 2  # exit code of whatever the user has to mend, and of an interruption
+DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
+FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
 
 
 class Parser(argparse.ArgumentParser):
-    """Leaves it to the caller to print a message and to exit."""
+    """A parser that raises ``InputError``; the caller prints the message and exits."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
-    def parse_known_args(
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads have a type variable
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does.
+        """Parse arguments as argparse does.
 
         Raises:
-            InputError: bad arguments, or one with a control character.
+            InputError: an argument is not valid or holds a control character.
         """
         args = sys.argv[1:] if args is None else list(args)
         for argument in args:
@@ -41,6 +42,17 @@ class Parser(argparse.ArgumentParser):
             if any(unicodedata.category(character) == "Cc" for character in argument):
                 raise InputError(f"argument {argument!a} holds a control character")
         return super().parse_known_args(args, namespace)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
 
 
 def say(text: str = "") -> None:
@@ -55,7 +67,10 @@ def complain(text: str) -> None:
 
 
 def answer(main: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit code of ``main``; 2 and one message for bad input, and for Ctrl-C."""
+    """Call ``main`` and return its exit code, or print a message and return 2.
+
+    The message reports bad input (``InputError``) or an interruption (Ctrl-C).
+    """
     try:
         return main()
     except InputError as error:
@@ -68,10 +83,10 @@ def answer(main: Callable[[], int], interrupted: str = "interrupted") -> int:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command line as a program, and exit.
 
-    SIGTERM and a hangup count as Ctrl-C. Each of the three stays ignored where it was ignored
-    before: a shell ignores Ctrl-C for a command in the background, nohup a hangup. The work goes on
-    when a standard stream is closed or full, or when its reader has ended. The exit code is 2 if
-    standard output could not be written; a reader that ended early (``| head``) is no error.
+    SIGTERM and a hangup act like Ctrl-C. A signal that was ignored before stays ignored: a shell
+    ignores Ctrl-C for a command in the background, and nohup ignores a hangup. The work goes on if
+    a standard stream is closed or full, or if its reader has ended. The exit code is 2 if standard
+    output cannot be written. A reader that ends early (``| head``) is no error.
     """
     _handle_signals()
     _open_closed_streams()
@@ -87,15 +102,16 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 class _Stream:
-    """A standard stream that takes whatever it gets: what cannot be written is dropped.
+    """A standard stream that drops a text if it cannot write it.
 
     Attributes:
-        problem: the first error of the stream.
+        problem: the first error of the stream, or ``None``.
     """
 
     def __init__(self, stream: IO[str] | None) -> None:
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123 (for the process)
-        self._stream.reconfigure(errors="backslashreplace")
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
         self.problem: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -114,15 +130,15 @@ class _Stream:
         except OSError as error:
             self.problem = self.problem or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # takes what is still buffered, too
+            os.dup2(nowhere, self._stream.fileno())  # also takes the text that is still buffered
             os.close(nowhere)
 
 
 class _Interrupt:
-    """Raises KeyboardInterrupt, but not again within some seconds.
+    """A signal handler that raises KeyboardInterrupt, but not again within some seconds.
 
-    torchrun passes on a Ctrl-C that the terminal has sent to its ranks already, and a terminal that
-    closes sends several hangups.
+    torchrun passes a Ctrl-C on to its ranks, which have already received it from the terminal. A
+    terminal that closes sends several hangups.
     """
 
     def __init__(self) -> None:
@@ -136,13 +152,14 @@ class _Interrupt:
 
 def _handle_signals() -> None:
     interrupt = _Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no hangup
+        if number and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
 
 def _open_closed_streams() -> None:
-    """Keep the numbers of closed standard streams from the next files that are opened.
+    """Open closed standard streams, so that no other file gets their numbers.
 
     Libraries write messages to these numbers.
     """

@@ -7,7 +7,7 @@ from emanet_triton.models.checkpoint import convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 where the input is not usable."""
+    """Run the command line and return the exit code: 2 if the input cannot be used."""
     return answer(lambda: _convert(argv))
 
 

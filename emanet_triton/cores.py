@@ -1,4 +1,4 @@
-"""How many cores this process may use: by its affinity, and by the quotas of its cgroups."""
+"""The number of cores that this process may use, by its affinity and its cgroups' quotas."""
 
 import math
 import os
@@ -9,9 +9,9 @@ ROOT = Path("/")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, at least 1.
+    """The number of cores that this process may use, at least 1.
 
-    A quota of one and a half cores counts as two, since two threads use all of it.
+    A quota of one and a half cores counts as two, because one thread cannot use all of it.
     """
     quotas = (math.ceil(quota) for quota in _quotas())
     return max(1, min([_cores(), *quotas]))
@@ -26,7 +26,7 @@ def _cores() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """The quota in cores of each cgroup around this process that has one."""
+    """The quotas, in cores, of the cgroups from ``_cgroups``, where they have a quota."""
     for folder in _cgroups():
         try:
             if (folder / "cpu.max").exists():  # version 2
@@ -34,24 +34,24 @@ def _quotas() -> Iterator[float]:
             else:
                 names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
                 quota, period = (float((folder / name).read_text()) for name in names)
-            if quota > 0:  # -1 is no quota
+            if quota > 0:  # -1 means no quota
                 yield quota / period
-        except (OSError, ValueError, ZeroDivisionError):  # no files, or "max", which is no quota
+        except (OSError, ValueError, ZeroDivisionError):  # no files, or "max" for no quota
             continue
 
 
 def _cgroups() -> Iterator[Path]:
-    """The folders of this process's cgroups and of those around them, of both versions."""
+    """The folders of this process's cgroups, of both versions, and of all cgroups above them."""
     try:
         own = _lines(ROOT / "proc/self/cgroup")
         mounts = _lines(ROOT / "proc/self/mountinfo")
-    except OSError:  # no Linux
+    except OSError:  # the system is not Linux
         return
     for line in mounts:
         fields, is_cgroup, end = line.partition(" - cgroup")
         if not is_cgroup:
             continue
-        version, _, options = end.split(" ")[:3]  # the source between them may be empty
+        version, _, options = end.split(" ")[:3]  # between them is the source, which may be empty
         root, mounted = fields.split(" ")[3:5]
         for membership in own:
             number, controllers, path = membership.split(":", 2)
@@ -61,15 +61,15 @@ def _cgroups() -> Iterator[Path]:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines of a file of the kernel's, whose paths may hold bytes that are not UTF-8."""
+    """The lines of a file in /proc. Paths in it may have bytes that are not UTF-8."""
     return file.read_text(errors="surrogateescape").split("\n")[:-1]
 
 
 def _inside(path: str, root: str) -> PurePosixPath:
-    """A cgroup's path below the part of the hierarchy that is mounted."""
+    """The path of a cgroup, relative to the mounted part of the hierarchy."""
     try:
         return PurePosixPath(path).relative_to(root)
-    except ValueError:  # seen from another namespace: the mounted part is all there is
+    except ValueError:  # in another namespace the mounted part is all that is visible
         return PurePosixPath()
 
 

@@ -1,10 +1,11 @@
-"""How files are written whole."""
+"""Writing files so that no reader ever sees a part of one, and reading files of other users."""
 
 import contextlib
 import errno
 import functools
 import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -15,22 +16,26 @@ from pathlib import Path
 
 from emanet_triton.errors import InputError
 
+# Windows lacks most of these flags, and needs O_BINARY to leave bytes as they are.
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a FIFO without a reader blocks nobody
+_NO_TERMINAL = getattr(os, "O_NOCTTY", 0)
 _LEFTOVER = re.compile(r"\..+\.emanet-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
-_OLD = 3600  # seconds after which nobody still writes a temporary file
-_NAME_BYTES = 180  # of a file's name in its temporary file's: a name has at most 255
-_LINKS = 40  # of a chain of symbolic links, as Linux follows them
+_OLD = 3600  # seconds after which no process still writes a temporary file
+_NAME_BYTES = 180  # bytes of a file's name in its temporary file's name, which has at most 255
+_LINKS = 40  # symbolic links that lead to each other; Linux follows as many
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """``os.open`` of a regular file that never follows a link which somebody planted at ``path``.
+    """Open a regular file with ``os.open``. Refuse a link that somebody planted at ``path``.
 
     Raises:
-        OSError: also where ``path`` is a symbolic link, a FIFO or a device, or where a file that
-            is to be written has a second name.
+        OSError: also if ``path`` is a symbolic link, a FIFO or a device, or if a file that is to
+            be written has a second name.
     """
-    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO without a reader blocks nobody
     try:
-        descriptor = os.open(path, flags | safe, 0o666)
+        descriptor = os.open(path, flags | _BINARY | _NO_LINK | _NO_WAIT, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "Is a symbolic link", str(path)) from None
@@ -47,27 +52,27 @@ def read_plain(path: Path, most: int) -> bytes:
     """The first bytes of a regular file, at most ``most``.
 
     Raises:
-        OSError: as ``open_plain``, or where it cannot be read.
+        OSError: the file cannot be read, or ``open_plain`` refuses it.
     """
     with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
         return file.read(most)
 
 
 def is_stream(path: Path) -> bool:
-    """Whether ``path`` is a pipe, a terminal or another device: what is written there is gone."""
+    """Whether ``path`` is a pipe, a terminal or another device, which keeps nothing."""
     target, descriptor = _resolve(path)
     return descriptor is not None or _is_device(target)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary file beside ``path``, then put it in its place.
+    """Write ``data`` to a temporary file beside ``path``, then give it the name ``path``.
 
-    Nobody ever reads half of it, also where several threads or processes write it at once. A
-    symbolic link stays and its target is written. An earlier file's permissions are kept. A
+    No reader ever sees a part of it, even if several threads or processes write it at once. If
+    ``path`` is a symbolic link, its target is written. An earlier file's permissions are kept. A
     stream (see ``is_stream``) is written directly.
 
     Raises:
-        OSError: the file cannot be written; what stood at ``path`` still does.
+        OSError: the file cannot be written. An earlier file stays as it was.
     """
     try:
         target, descriptor = _resolve(path)
@@ -82,7 +87,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_output(path: Path, data: bytes, make_folder: bool = False) -> None:
-    """``write_whole`` for a file that the user asked for; ``make_folder`` makes its folder.
+    """Write a file that the user asked for, with ``write_whole``.
+
+    Args:
+        path: of the file.
+        data: its content.
+        make_folder: make the folder of the file.
 
     Raises:
         InputError: the file cannot be written.
@@ -96,10 +106,10 @@ def write_output(path: Path, data: bytes, make_folder: bool = False) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Make the folder of ``path`` and see that ``write_whole`` can write there; writes nothing.
+    """Make the folder of ``path``, and check that ``write_whole`` can write the file.
 
     Raises:
-        InputError: it cannot.
+        InputError: ``write_whole`` cannot.
     """
     try:
         target, descriptor = _resolve(path)
@@ -114,10 +124,10 @@ def require_writable(path: Path) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Make a folder, see that files can be written there, and clear it of killed runs' leftovers.
+    """Make a folder, check that it can be written, and remove temporary files of killed runs.
 
     Raises:
-        InputError: they cannot.
+        InputError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,14 +141,14 @@ def require_folder(folder: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that nobody else has; ``remove_leftovers`` knows its form."""
+    """A name in the same folder that no other process uses, for ``remove_leftovers`` to find."""
     short = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
     token = f"emanet-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{short}.{token}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left under names of ``temporary_beside``."""
+    """Remove the files that killed processes left under names of ``temporary_beside``."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _LEFTOVER.fullmatch(entry.name)
@@ -147,7 +157,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _mode(path: Path) -> int:
-    """Type and permissions of a file; 0 where there is none or it cannot be seen."""
+    """Type and permissions of a file; 0 if there is none or it cannot be seen."""
     try:
         return path.stat().st_mode
     except OSError:
@@ -160,7 +170,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _resolve(path: Path) -> tuple[Path, int | None]:
-    """The file behind symbolic links, and this process's descriptor if one of them names it."""
+    """The file behind symbolic links, or the descriptor of this process that a link names."""
     own = re.compile(rf"/proc/{os.getpid()}(?:/task/\d+)?/fd/(\d+)")
     current = path.absolute()
     for _ in range(_LINKS):
@@ -190,14 +200,14 @@ def _check_file(path: Path, target: Path) -> None:
 
 def _write(descriptor: int, data: bytes, mode: int = 0) -> None:
     with os.fdopen(descriptor, "wb") as file:
-        if mode:
+        if mode and hasattr(os, "fchmod"):  # not on Windows
             os.fchmod(descriptor, stat.S_IMODE(mode))
         file.write(data)
 
 
 def _write_stream(path: Path, data: bytes) -> None:
     _check_stream(path)
-    _write(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), data)
+    _write(os.open(path, os.O_WRONLY | _BINARY | _NO_TERMINAL), data)
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -214,16 +224,19 @@ def _replace(path: Path, data: bytes) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:  # a file that a container mounts cannot be replaced
             raise
-        _write(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), data)
+        _write(os.open(path, os.O_WRONLY | os.O_TRUNC | _BINARY | _NO_LINK), data)
     finally:
-        with contextlib.suppress(OSError):  # gone after the replacement, left by a failure
+        with contextlib.suppress(OSError):  # it is there only after a failure
             temporary.unlink()
 
 
 @functools.cache
 def _machine() -> str:
-    """Eight hex digits of this machine, its boot and this container: where process ids hold."""
-    parts = [os.uname().nodename]
+    """Eight hex digits that name this boot of this machine or container.
+
+    A process id means the same process only there.
+    """
+    parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
@@ -231,7 +244,7 @@ def _machine() -> str:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # another process removes it, too
+    with contextlib.suppress(OSError):  # another process may have removed it
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -240,16 +253,18 @@ def _remove(path: Path) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _clean_once(folder: Path) -> None:
-    remove_leftovers(folder)  # not at every write: a folder may hold thousands of pictures
+    remove_leftovers(folder)  # not at each write, since a folder may hold thousands of pictures
 
 
-def _is_abandoned(entry: os.DirEntry, found: re.Match) -> bool:
+def _is_abandoned(entry: os.DirEntry[str], found: re.Match[str]) -> bool:
     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD:
         return True
     return found["machine"] == _machine() and not _is_alive(int(found["process"]))
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where ``os.kill`` would interrupt the process
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -30,7 +30,7 @@ def tiny_emanet(blocks: tuple[int, int, int, int] = (1, 1, 1, 1), num_classes: i
 
 
 def weights() -> OrderedDict[str, Tensor]:
-    """A state dict of three entries, for what does not depend on the network."""
+    """A state dict of three entries, for tests that do not depend on the network."""
     generator = torch.Generator().manual_seed(0)
     return OrderedDict(
         {
@@ -42,7 +42,7 @@ def weights() -> OrderedDict[str, Tensor]:
 
 
 def published(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What mmsegmentation's published files hold."""
+    """The content of mmsegmentation's published files."""
     meta = {
         "env_info": "Python: 3.7.7",
         "mmseg_version": "0.6.0+a90ea42",
@@ -54,7 +54,7 @@ def published(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained_0x(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What training with mmseg 0.x (mmcv's runner) writes."""
+    """The content of a checkpoint of a training with mmseg 0.x (mmcv's runner)."""
     content = published(state_dict)
     content["meta"] |= {
         "iter": 80000,
@@ -66,7 +66,7 @@ def trained_0x(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained_1x(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What training with mmseg 1.x (mmengine's runner) writes; save it under ``mmengine``."""
+    """The content of a checkpoint of mmseg 1.x (mmengine's runner); save it under ``mmengine``."""
     history = sys.modules["mmengine.logging.history_buffer"].HistoryBuffer
     return {
         "meta": {
@@ -101,7 +101,7 @@ def _optimizer_state() -> dict[str, Any]:
 
 
 class HistoryBuffer:
-    """An imitation of mmengine's: its pickles name ``getattr`` and its own methods."""
+    """An imitation of mmengine's class: its pickles name ``getattr`` and its own methods."""
 
     def __init__(self, log_history: list[float]) -> None:
         self._log_history = np.array(log_history)
@@ -153,7 +153,7 @@ def named(path: str) -> bytes:
 
 
 def call(function: bytes, *arguments: bytes) -> bytes:
-    """Opcodes of protocol 2 that call a function, all given as opcodes."""
+    """Opcodes of protocol 2 that call a function; function and arguments are opcodes, too."""
     return function + b"(" + b"".join(arguments) + b"tR"
 
 
@@ -164,7 +164,7 @@ def flip_bit(path: Path, position: int, bit: int = 0) -> None:
 
 
 def refusal_of(path: Path, *args: str) -> str:
-    """What ``read_checkpoint`` says of a file, in one line, without its name."""
+    """The message of ``read_checkpoint`` about a file, in one line, without the file's name."""
     with pytest.raises(InputError) as error:
         read_checkpoint(path, *args)
     message = str(error.value)
@@ -174,7 +174,7 @@ def refusal_of(path: Path, *args: str) -> str:
 
 
 def assert_weights(state_dict: dict[str, Tensor]) -> None:
-    """The very tensors of ``weights``."""
+    """Assert that the tensors are exactly the tensors of ``weights``."""
     expected = weights()
     assert set(state_dict) == set(expected)
     for key, value in state_dict.items():

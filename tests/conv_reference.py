@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from emanet_triton.kernels.conv.op import pack_weight
 
-# What a kernel may add to twice the error of plain PyTorch in the same dtype.
+# Error that a kernel may make beyond twice the error of plain PyTorch in the same dtype.
 ATOL = {torch.float32: 1e-6, torch.float16: 2**-12, torch.bfloat16: 2**-9}
 
 
@@ -35,11 +35,11 @@ class Convolution:
 
     def eager(self, dtype: torch.dtype) -> Tensor:
         """Plain PyTorch, one operation after another, in one dtype, on the CPU."""
-        x, weight, bias, residual = (t if t is None else t.cpu().to(dtype) for t in self.operands)
+        x, weight, bias = (t.cpu().to(dtype) for t in (self.x, self.weight, self.bias))
         padding = self.dilation * (weight.shape[2] // 2)
         out = F.conv2d(x, weight, None, self.stride, padding, self.dilation)
         out = out + bias[:, None, None]
-        out = out if residual is None else out + residual
+        out = out if self.residual is None else out + self.residual.cpu().to(dtype)
         return out.relu() if self.relu else out
 
 
@@ -55,9 +55,9 @@ def make(
     dtype: torch.dtype = torch.float16,
     device: str = DEVICE,
 ) -> Convolution:
-    """x of this shape, [B, C, H, W], and all that belongs to it; outputs of ordinary size.
+    """Make x of this shape, [B, C, H, W], and the other operands; outputs are of ordinary size.
 
-    ``residual`` is its dtype; True stands for that of x.
+    ``residual`` is the residual's dtype; True stands for the dtype of x.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -74,7 +74,7 @@ def make(
 
 
 def assert_close_to_eager(found: Tensor, exact: Tensor, eager: Tensor) -> None:
-    """At most twice the error of plain PyTorch against float64, and a little; both on the CPU."""
+    """Assert an error of at most twice plain PyTorch's error plus ``ATOL``, on the CPU."""
     assert found.shape == exact.shape
     error = (found.cpu().double() - exact).abs().max().item()
     allowed = 2 * (eager.double() - exact).abs().max().item() + ATOL[found.dtype]
@@ -86,5 +86,5 @@ class _OnGpu(Tensor):
 
 
 def on_gpu(x: Tensor) -> Tensor:
-    """The same tensor, where it is, but it says that it is on a GPU."""
+    """The same tensor, but ``is_cuda`` is True."""
     return x.as_subclass(_OnGpu)

@@ -1,13 +1,13 @@
-"""Where the kernels' tests run: on a GPU, or where there is none in Triton's interpreter."""
+"""Where the kernels' tests run: on a GPU if there is one, else in Triton's interpreter."""
 
 import pytest
 import torch
 
-from emanet_triton.kernels.device import architecture
+from emanet_triton.kernels.device import gpu_arch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NATIVE = DEVICE != "cpu"  # the kernels are compiled, not interpreted
-ARCH = architecture(torch.device(DEVICE))  # whose tiles run unless a test asks for others
+ARCH = gpu_arch(torch.device(DEVICE))  # its tiles run unless a test asks for others
 
 # bfloat16 is wrong in Triton's interpreter, so it is tested on a GPU only. Tests of many shapes
 # take one half precision, since a GPU compiles every shape anew for each.

@@ -105,7 +105,7 @@ def fetch(server: Server, destination: Path) -> Path:
 
 
 def refusal(server: Server, destination: Path) -> str:
-    """What a download that fails says, without the address."""
+    """The message of a download that fails, without the address."""
     with pytest.raises(InputError) as error:
         fetch(server, destination)
     assert not destination.exists()

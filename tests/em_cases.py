@@ -67,9 +67,9 @@ class Case:
 
 
 def common_case(batch: int = 1, layout: str = "last", stages: int = 3) -> Case:
-    """The sizes of every test that needs no others, since a GPU compiles kernels anew for others.
+    """The sizes of every test that needs no special ones: a GPU compiles kernels for each size.
 
-    Positions of several tiles and splits, bases and channels of less than a tile.
+    The positions fill several tiles and splits; the bases and channels fill less than a tile.
     """
     return Case(batch, 48, (9, 37), 7, layout, stages)
 
@@ -101,12 +101,12 @@ def eager_block(
 
 
 def plain_products(precision: str) -> contextlib.AbstractContextManager:
-    """Plain PyTorch's products of float32 on a GPU: for every kind of TF32 those in TF32."""
+    """A context in which plain PyTorch multiplies float32 on a GPU exactly, or else in TF32."""
     return cuda_fp32("ieee" if precision == "ieee" else "tf32")
 
 
 def assert_as_exact(got: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """The largest error is at most twice that of plain PyTorch in the same dtype, and a few ulp."""
+    """The largest error is at most twice plain PyTorch's error in the same dtype, and a few ulp."""
     assert got.dtype == plain.dtype
     assert got.shape == exact.shape
     error, allowed = ((t.double() - exact).abs().max().item() for t in (got, plain))

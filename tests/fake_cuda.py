@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-REPLAY_SECONDS = 5e-6  # that the host takes to launch a graph
+REPLAY_SECONDS = 5e-6  # seconds that the host takes to launch a graph
 
 
 class FakeCuda:
@@ -14,10 +14,10 @@ class FakeCuda:
 
     Attributes:
         log: names of the kernels that ran, in order.
-        stream: the current one.
+        stream: the current stream.
         error_mode: of the last recording.
         invalid: whether the end of a recording raises, as CUDA's does after an illegal call.
-        pools: in which PyTorch's allocator is recording.
+        pools: memory pools in which PyTorch's allocator is recording.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class FakeCuda:
 
 
 def install(monkeypatch) -> FakeCuda:
-    """Put a new one in the place of torch.cuda's streams, events and graphs."""
+    """Replace torch.cuda's streams, events and graphs by a new ``FakeCuda``."""
     fake = FakeCuda()
     for name, value in {
         "Stream": fake.new_stream,

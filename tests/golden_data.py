@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.models.emanet import MEAN, STD, Architecture, EMANet
+from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
 FOLDER = Path(__file__).parent / "golden"
@@ -63,12 +63,12 @@ def golden_state_dict(name: str) -> dict[str, Tensor]:
 
 def normalised(image: np.ndarray) -> Tensor:
     """uint8 RGB [H, W, 3] → float32 [1, 3, H, W]."""
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    mean, std = torch.tensor(EMANet.mean), torch.tensor(EMANet.std)
     return ((torch.from_numpy(image).float() - mean) / std).permute(2, 0, 1)[None]
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """Norm of the difference over the norm of what is wanted."""
+    """Norm of the difference over the norm of the wanted values."""
     got, want = got.double(), torch.as_tensor(want).double()
     return float((got - want).norm() / want.norm())
 

@@ -1,4 +1,4 @@
-"""Kill evaluations at random moments, resume them, and compare with one that nobody disturbed.
+"""Kill evaluations at random moments, resume them, and compare with an undisturbed one.
 
 ``python -m tests.kills --kills 60`` takes about a quarter of an hour on two cores.
 """
@@ -29,12 +29,12 @@ partial._SECONDS_BETWEEN_WRITES = 0.0
 run(__main__.main)
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-SLOWEST = 300  # seconds that no run of a few images takes
+SLOWEST = 300  # seconds; no run of a few images takes as long
 
 
 @dataclass
 class Tally:
-    """What came of the kills: how many, runs that went on with something, results that differ."""
+    """Counts of the kills and of the runs that found earlier images, and results that differ."""
 
     kills: int = 0
     resumed: int = 0
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def kill(process: subprocess.Popen, rng: random.Random, seconds: float) -> bool:
-    """Send a random signal to one process or all after some seconds; False if it was too late."""
+    """Send a random signal to one or all processes after some seconds; False if too late."""
     try:
         process.wait(seconds)
         return False

@@ -1,11 +1,11 @@
-"""A pytest plugin that runs tests without their kernels and writes down which ones they launch.
+"""A pytest plugin that runs tests without their kernels and records which kernels they launch.
 
     TRITON_INTERPRET=0 python -m pytest -p launch_recorder --record FILE.json tests/kernels
 
 With ``TRITON_INTERPRET=1`` kernels are launched on the CPU. With ``TRITON_INTERPRET=0`` the meta
 device stands for a GPU of sm_90, and every launch ends where Triton would compile the kernel. A
-tensor there has no values: what reads one gets zeros and True, so that a test goes on to its next
-launch.
+tensor there has no values: code that reads values gets zeros and True, so that a test goes on to
+its next launch.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ class Recorded:
     """What one test did.
 
     Attributes:
-        kernels: names of those launched.
-        elsewhere: names of those launched with a tensor that is not on the device.
+        kernels: names of the launched kernels.
+        elsewhere: names of kernels launched with a tensor that is not on the device.
         compiled: how many kernels Triton would have compiled for it.
         outcome: "passed", "failed" or "skipped".
         error: type and message of what it raised.
@@ -102,7 +102,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
             run(self, *args, grid=grid, warmup=True, **kwargs)
 
     launches.run = record
-    torch.compile = lambda function, **_: function  # which launches the same, without the wait
+    torch.compile = lambda function, **_: function  # launches the same kernels, without the wait
     subprocess.Popen.__init__ = _skip_processes
     if ON_META:
         JITFunction._do_compile = lambda self, key, *_: recorder.compile(self.fn.__name__, key)
@@ -141,7 +141,7 @@ class Driver:
 def _run_operators_on_meta() -> None:
     """Import the package so that its operators do on meta what they do on a GPU.
 
-    PyTorch would call what tells the shapes of their results, and nothing else.
+    For meta tensors PyTorch would only call the functions that make results of the right shape.
     """
     assert "emanet_triton" not in sys.modules, "imported before its operators could be changed"
     implement, register_fake = torch.library.Library.impl, torch.library.register_fake
@@ -168,15 +168,17 @@ def _accept_meta_for_triton() -> None:
     """``triton_kernels`` takes the meta device for a GPU, wherever it has been imported."""
     original = importlib.import_module("emanet_triton.kernels.device").triton_kernels
 
-    def triton_kernels(stem: str, tensor: Tensor, *option: str):
+    def triton_kernels(stem: str, tensor: Tensor):
         if not tensor.is_meta:
-            return original(stem, tensor, *option)
+            return original(stem, tensor)
         return contextlib.nullcontext(importlib.import_module(f"emanet_triton.kernels.{stem}"))
 
     for module in list(sys.modules.values()):
         if getattr(module, "triton_kernels", None) is original:
             module.triton_kernels = triton_kernels
-    torch.library.opcheck = lambda operator, arguments: operator(*arguments)  # it passes over meta
+    torch.library.opcheck = lambda operator, arguments: operator(
+        *arguments
+    )  # it skips meta tensors
 
 
 def _let_values_be_read() -> None:
@@ -199,7 +201,7 @@ def _let_values_be_read() -> None:
         return a.is_meta or equal(a, b)
 
     torch.equal = is_equal
-    enter = torch.autocast.__init__  # which does not know meta
+    enter = torch.autocast.__init__  # does not accept meta
 
     def autocast(self, device_type, *args, **kwargs):
         enter(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)

@@ -28,7 +28,7 @@ LAUNCHES = (
 
 
 class SmallGpu(compiled.Compiler):
-    """A driver that loads and launches what fits, which does nothing."""
+    """A driver that accepts the kernels that fit, and launches nothing."""
 
     def __init__(self, arch: str, shared: int) -> None:
         super().__init__(arch)

@@ -1,4 +1,4 @@
-"""Small networks with batch norms that do something, and what they compute."""
+"""Small networks, with batch norms that are no identity, and their outputs."""
 
 import torch
 from torch import nn

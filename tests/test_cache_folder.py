@@ -1,4 +1,4 @@
-"""Where the cache lies, and what stands in for a place that cannot be written."""
+"""The place of the cache, and the folder that replaces it if it cannot be written."""
 
 import os
 import stat
@@ -48,8 +48,8 @@ def test_without_a_home_the_cache_is_a_private_temporary_folder(temporary, monke
     with pytest.warns(UserWarning, match="is used instead") as seen:
         assert cache_folder() == cache_folder() == private(temporary) / "emanet_triton"
     assert [str(warning.message) for warning in seen] == [
-        f"~/.cache/emanet_triton: cannot be written; {private(temporary)} is used instead. "
-        "XDG_CACHE_HOME names another"
+        f"~/.cache/emanet_triton: cannot be written; {private(temporary)} is used instead; "
+        "set XDG_CACHE_HOME to choose another folder"
     ]
     assert stat.S_IMODE(private(temporary).stat().st_mode) == 0o700
 

@@ -11,7 +11,7 @@ import pytest
 from emanet_triton.command import Parser, answer, complain, say
 from emanet_triton.errors import InputError, one_line, printable
 
-# Prints more than a pipe holds, and only then does its work.
+# Prints more than a pipe can hold, and does its work afterwards.
 PROGRAM = """
 import pathlib, sys, tqdm, warnings
 from emanet_triton.command import complain, run, say
@@ -80,7 +80,7 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
     assert done.stdout == b"1.5\\xd7 \\udcff \\xe9\n"
 
 
-# Gets a signal, and another one while it ends.
+# Receives a signal, and another one while it ends.
 SIGNALLED = """
 import os, signal, sys
 from emanet_triton.command import answer, run
@@ -106,7 +106,7 @@ def test_what_counts_as_ctrl_c(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=str)
 def test_what_is_ignored_stays_ignored(number):
-    """As in the background of a shell, and under nohup."""
+    """A shell ignores Ctrl-C for a background command, and nohup ignores a hangup."""
     code = (
         "import os, sys; from emanet_triton.command import answer, run;"
         "run(lambda: answer(lambda: os.kill(os.getpid(), int(sys.argv[1])) or 7))"

@@ -1,4 +1,4 @@
-"""Cores that this process may use: fake files of cgroups, and affinity."""
+"""The number of usable cores, with fake files of cgroups and a fake affinity."""
 
 import os
 from pathlib import Path

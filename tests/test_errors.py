@@ -1,4 +1,4 @@
-"""Errors in one line."""
+"""Errors as texts of one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files are written whole, through links and into streams; nothing planted is followed."""
+"""Files are written whole, through links and into streams; planted links are refused."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def mode(path: Path) -> int:
 
 
 def test_two_threads_write_one_file(tmp_path, monkeypatch):
-    """Both have written before either puts its file in its place."""
+    """Both writers have written before one of them replaces the file."""
     both, replace = threading.Barrier(2, timeout=10), Path.replace
 
     def together(self, target):

@@ -22,7 +22,7 @@ FLOORS = (
     ("bench",),
 )
 OPERATORS = ("kernels.em", "kernels.conv", "kernels.resample")  # packages that import no sibling
-COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files"}
+COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files", "versions"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -89,7 +89,9 @@ def test_no_module_imports_itself_through_others():
         pytest.fail(f"import circle: {' imports '.join(reversed(error.args[1]))}")
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if "kernels" in p.parts], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if name_of(p).startswith("kernels.")], ids=name_of
+)
 def test_kernels_import_torch_and_triton_only(path):
     top = {name.split(".")[0] for name in imported(path)}
     assert top - set(sys.stdlib_module_names) <= KERNELS_MAY_IMPORT
@@ -129,6 +131,14 @@ def test_old_paths_name_the_same_modules(old):
     module = importlib.import_module(old)
     assert module is importlib.import_module(MOVED[old])
     assert module.__name__ == module.__spec__.name == MOVED[old]
+
+
+def test_operators_under_their_old_paths():
+    for package, name in (("conv", "conv_bias_act"), ("resample", "resample_labels")):
+        old = importlib.import_module(f"emanet_triton.kernels.{package}")
+        new = importlib.import_module(f"emanet_triton.kernels.{package}.op")
+        assert getattr(old, name) is getattr(new, name)
+        assert not hasattr(old, "no_such_name")
 
 
 def test_segment_under_its_old_path():

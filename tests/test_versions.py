@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "tools" / "test_versions.py"
 NAMES = ("oldest", "pip", "newest")
 
-# What stands for the python of an environment. pytest fails where a file "fails" lies beside it,
+# A stand-in for the python of an environment. pytest fails where a file "fails" lies beside it,
 # and pip where a file "offline" does.
 PYTHON = """#!/bin/sh
 folder=$(dirname "$(dirname "$0")")

@@ -11,8 +11,7 @@ from tiny_models import TINY
 
 from emanet_triton import fuse, segment
 from emanet_triton.command import run as run_program
-from emanet_triton.data import cityscapes
-from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.data.cityscapes import CITYSCAPES, CLASSES
 from emanet_triton.data.png import read_image, write_png
 from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
@@ -42,15 +41,20 @@ def tiny_network(num_classes: int = 19) -> EMANet:
     return model
 
 
+def image_of(city: Path, tree: str, index: int = 0) -> Path:
+    """A PNG file of a data set, by its place among the sorted files of a tree."""
+    return sorted((city / tree).rglob("*.png"))[index]
+
+
 def write_checkpoint(folder: Path, name: str = FILE, num_classes: int = 19) -> Path:
-    """A file of mmseg's form with the tiny model's weights."""
+    """Write a checkpoint in mmseg's form with the weights of the tiny model."""
     path = folder / name
     torch.save({"meta": {}, "state_dict": tiny_network(num_classes).state_dict()}, path)
     return path
 
 
 def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
-    """A data set of random pixels and labels in Cityscapes layout, in two cities.
+    """Write a data set with random pixels and labels in Cityscapes layout, in two cities.
 
     Images are ``SIZE`` times ``enlarge``.
     """
@@ -74,7 +78,7 @@ def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
 
 
 def run(tmp_path: Path, city: Path, ckpt: Path, *more: str) -> dict:
-    """What the command line writes as JSON; more options follow the data set."""
+    """Run the command line with more options, and return the JSON that it writes."""
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
     command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out), *more]
     assert main(command) == 0
@@ -82,11 +86,11 @@ def run(tmp_path: Path, city: Path, ckpt: Path, *more: str) -> dict:
 
 
 def expected_confusion(city: Path, ms_flip: bool = False, fused: bool = True) -> list[list[int]]:
-    """What a plain loop over ``segment`` counts."""
+    """The confusion matrix that a plain loop over ``segment`` counts."""
     model, total = tiny_network(), 0
     model = fuse(model) if fused else model
-    for sample in cityscapes.find_samples(city):
-        labels = torch.from_numpy(cityscapes.read_labels(sample))
+    for sample in CITYSCAPES.find_samples(city):
+        labels = torch.from_numpy(CITYSCAPES.read_labels(sample))
         predicted = segment(model, read_image(sample.image), ms_flip=ms_flip)
         total = total + metric.confusion_matrix(labels, torch.from_numpy(predicted))
     return total.tolist()
@@ -98,7 +102,7 @@ def partials() -> list[Path]:
 
 
 def tiny_process(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    """The command of this command line in a process of its own."""
+    """The command that runs this command line in a process of its own."""
     return [sys.executable, *launcher, __file__, *arguments]
 
 

@@ -1,9 +1,10 @@
-"""Run the tests with the oldest PyTorch, with what pip takes today, and with the newest one.
+"""Run the tests with PyTorch 2.11, with the PyTorch that pip takes, and with the newest PyTorch.
 
     python tools/test_versions.py [ARGUMENTS OF PYTEST]
 
-Each has a virtual environment of its own under ``.venvs``. Prints one line for each at the end.
-Exit code 1 where a test failed or where one could not be installed.
+Each PyTorch has a virtual environment of its own in ``.venvs``. The last lines of the output say
+how many tests passed and failed with each. The exit code is 1 if a test failed or a PyTorch could
+not be installed.
 """
 
 import os
@@ -24,8 +25,8 @@ class Environment:
 
     Attributes:
         name: of its folder.
-        packages: what pip is asked for beside this package.
-        variables: of the environment in which pip runs.
+        packages: the packages that pip installs besides this package.
+        variables: environment variables for pip.
     """
 
     name: str
@@ -37,7 +38,7 @@ ENVIRONMENTS = (
     # The interpreter of Triton 3.6 needs NumPy before 2.4.
     Environment("oldest", ("torch==2.11.*", "torchvision==0.26.*", "numpy<2.4")),
     Environment("pip", ("torch", "torchvision")),
-    # Without the constraints of a machine, which may hold PyTorch back.
+    # Without pip's configuration on this machine, which may hold PyTorch back.
     Environment(
         "newest", ("torch", "torchvision"), {"PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""}
     ),
@@ -61,10 +62,10 @@ def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
     """Install an environment and run the tests in it.
 
     Returns:
-        Its line without its name, and whether all tests passed.
+        The environment's line of the output, without its name, and whether all tests passed.
 
     Raises:
-        CalledProcessError: it could not be installed.
+        CalledProcessError: a package could not be installed.
     """
     folder = FOLDER / environment.name
     python = folder / "bin" / "python"
@@ -86,7 +87,7 @@ def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
 
 
 def counted(results: Path) -> str:
-    """How many tests passed and failed, from a file of pytest's."""
+    """How many tests passed and failed, from pytest's file of results."""
     if not results.exists():
         return "pytest did not end"
     suite = ET.parse(results).getroot().find("testsuite")

@@ -10,15 +10,15 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from emanet_triton.bench import plots
+from emanet_triton.bench import charts
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.neighbour import beside, label
 from emanet_triton.bench.options import Selection, parse
-from emanet_triton.bench.rows import Row, write_csv, write_json
+from emanet_triton.bench.rows import Row, write_csv
 from emanet_triton.bench.run import Elsewhere, Here
-from emanet_triton.bench.suites import SUITES, SUMMARIES
+from emanet_triton.bench.suites import SUITES
 from emanet_triton.command import answer, run, say
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, printable
@@ -28,7 +28,8 @@ from emanet_triton.files import is_stream, require_folder, require_writable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0, or 1 where a provider was wrong, broke, or got slower, or 2 for bad input or Ctrl-C.
+    0; 1 if a provider was wrong or broke, or if ``compare`` found something slower; 2 for bad input
+    or Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     threads = torch.get_num_threads()
@@ -69,17 +70,17 @@ def _run(options: Namespace) -> int:
     cases = [
         case
         for name in names
-        for case in SUITES[name](selection)
+        for case in SUITES[name].cases(selection)
         if not options.cases or any(text in case.name for text in options.cases)
     ]
     _check_selected(cases, selection, names)
-    _check_outputs(options)  # it would show only after the first case
+    _check_outputs(options)  # before anything is measured
     torch.set_num_threads(selection.threads)
     place = _place(selection, method, options)
     with contextlib.closing(place), beside(options.neighbour):
         rows = _measure_all(cases, place, options)
     if options.plot:
-        plots.write_plots(rows, options.plot)
+        charts.write_charts(charts.charts_of(rows), options.plot)
     return 1 if any(row.gate.startswith("failed") for row in rows) else 0
 
 
@@ -106,17 +107,14 @@ def _selection(options: Namespace) -> Selection:
 
 
 def _check_outputs(options: Namespace) -> None:
-    """Raises InputError where a file cannot be written, or a chart not be drawn."""
-    if options.csv and options.json and options.csv.resolve() == options.json.resolve():
-        raise InputError(f"--csv {options.csv}: is the file of --json, too; expected another one")
+    """Raises InputError if a file cannot be written or a chart cannot be drawn."""
     if options.plot:
-        plots.require_matplotlib()
-    places = (
+        charts.require_matplotlib()
+    outputs = (
         ("--csv", options.csv, require_writable),
-        ("--json", options.json, require_writable),
         ("--plot", options.plot, require_folder),
     )
-    for option, path, require in places:
+    for option, path, require in outputs:
         try:
             if path:
                 require(path)
@@ -134,7 +132,10 @@ def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequenc
     known = {name for case in cases for name in case.providers}
     unknown = [name for name in selection.providers if name not in known]
     if unknown:
-        raise InputError(f"--providers: {', '.join(unknown)}: not of {where} on {selection.device}")
+        raise InputError(
+            f"--providers: {', '.join(unknown)}: not in {where} on {selection.device}; expected "
+            f"some of: {', '.join(sorted(known))}"
+        )
 
 
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:
@@ -152,9 +153,9 @@ def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace)
     try:
         with tqdm(total=len(cases), file=sys.stderr, unit="case") as progress:
             while cases:
-                case = cases.pop(0)  # with it go its inputs
+                case = cases.pop(0)  # the list must not keep the inputs of a finished case
                 progress.set_description(f"{case.suite}: {case.name}")
-                place.measure(SUITES[case.suite], case, machine, found)
+                place.measure(SUITES[case.suite].cases, case, machine, found)
                 progress.update()
                 if not cases or cases[0].suite != case.suite:
                     table = _table([row for row in rows.values() if row.suite == case.suite])
@@ -165,14 +166,13 @@ def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace)
 
 
 def _write(options: Namespace, rows: Iterable[Row], *, streams: bool = False) -> None:
-    """Write the rows so far; to a stream, which keeps all that it gets, only at the end."""
-    for path, write in ((options.csv, write_csv), (options.json, write_json)):
-        if path and is_stream(path) == streams:
-            write(path, rows)
+    """Write the rows so far. A stream cannot be overwritten, so it gets them only at the end."""
+    if options.csv and is_stream(options.csv) == streams:
+        write_csv(options.csv, rows)
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """What a run prints of a suite; columns in which nothing stands are left out."""
+    """The printed table of a suite, without columns that are empty, and what the suite adds."""
     lines, last = [], None
     for row in rows:
         values = [function(row) for function in PRINTED.values()]
@@ -182,9 +182,9 @@ def _table(rows: Sequence[Row]) -> str:
     kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     lines = [[line[i] for i in kept] for line in lines]
     table = tabulate(lines, [columns[i] for i in kept], disable_numparse=True)
-    suite = rows[0].suite
-    summary = SUMMARIES[suite](rows) if suite in SUMMARIES else ""
-    return f"\n{suite}\n{table}\n" + (f"\n{summary}\n" if summary else "")
+    suite = SUITES[rows[0].suite]
+    summary = suite.summary(rows)
+    return f"\n{suite.name}\n{table}\n" + (f"\n{summary}\n" if summary else "")
 
 
 def _number(column: str, digits: str) -> Callable[[Row], str]:

@@ -1,10 +1,13 @@
 """A case of a suite: one problem, and the providers that solve it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Cost
+from emanet_triton.bench.options import Selection
 
 
 class Absent(Exception):  # noqa: N818 (it is not an error)
@@ -16,34 +19,41 @@ class Case:
     """One problem that several providers solve.
 
     Attributes:
-        suite: its suite's name.
-        name: words and k=v, the key that joins rows of different runs.
-        providers: name → makes its call, with whatever that needs; may raise ``Absent``.
-        baseline: the provider that ratios refer to; it runs first.
-        error: of a result, against the suite's reference; not a number never passes.
+        suite: the name of its suite.
+        name: words and k=v, the key that joins the rows of different runs.
+        providers: name → a function that makes the provider's call and all that the call needs.
+            The function may raise ``Absent``.
+        baseline: the provider that ratios refer to. It runs first.
+        error: the error of a result against the suite's reference. A NaN never passes.
         bound: the largest error that passes, or a function of the provider's name and the errors
-            of all so far, its own included.
-        prepare: makes what the providers share, such as inputs. What it allocates is not counted
-            as peak memory; what a provider allocates, its weights included, is.
-        floor: least bytes and FLOPs.
-        dtype: whose matmul rate is the ceiling.
-        predicted_ms: provider → what was forecast before anything was measured.
+            of all providers so far, its own included.
+        prepare: makes what the providers share, such as inputs. Memory that it allocates does not
+            count as peak memory; memory that a provider allocates for its weights does.
+        floor: the least bytes and FLOPs.
+        dtype: the dtype whose matmul rate is the ceiling.
         peak: whether to measure peak memory.
-        wall: on a GPU, time by wall clock until the device is idle.
-        graph: on a GPU, time the replays of a CUDA graph of every provider that can be captured.
-            Each call gives the same result anew.
+        wall: on a GPU, whether to time by wall clock until the device is idle.
+        graph: on a GPU, whether to time replays of a CUDA graph where the call can be captured.
+            Every call must give the same result.
     """
 
     suite: str
     name: str
     providers: Mapping[str, Callable[[], Call]]
     baseline: str
-    error: Callable[[object], float]
+    error: Callable[[Any], float]
     bound: float | Callable[[str, Mapping[str, float]], float]
     prepare: Callable[[], object] | None = None
     floor: Cost | None = None
     dtype: str = "fp32"
-    predicted_ms: Mapping[str, str] = field(default_factory=dict)
     peak: bool = False
     wall: bool = False
     graph: bool = False
+
+
+Cases = Callable[[Selection], Iterable[Case]]
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest error. NaN is the worst."""
+    return max(errors, key=lambda error: (math.isnan(error), error))

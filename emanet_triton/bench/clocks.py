@@ -1,23 +1,23 @@
-"""The clocks of a call: wall time; on a GPU the replay of its CUDA graph, or its launches.
+"""How a call is timed: by wall clock; on a GPU as the replay of its CUDA graph, or by events.
 
-Python takes 70 to 800 microseconds to launch one of our operators, which take the device 10 to
-200. The replay of a graph leaves that time out, for every provider alike.
+Python needs 70 to 800 microseconds to launch one of our operators, and the GPU 10 to 200 to run it.
+The replay of a graph leaves the time of Python out, for every provider alike.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from emanet_triton.kernels.replay import Replay, seconds_on_device
 
-Call = Callable[[], object]  # runs a provider once; returns what the gate looks at
+Call = Callable[[], Any]  # runs a provider once and returns its result
 
-HOST_CALLS = 5  # of which the median is the host's time
+HOST_CALLS = 5  # the host's time is their median
 
 
 class Timed(NamedTuple):
@@ -29,12 +29,12 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Timer:
-    """Times a call whenever it is called.
+    """Times a call once whenever it is called.
 
     Attributes:
-        clock: ``"graph"``, ``"events"`` or ``"wall"``, as ``Row.clock`` has it.
-        run: what is timed: the call, or the replay of its graph; returns the call's result.
-        time: how.
+        clock: ``"graph"``, ``"events"`` or ``"wall"``, as in ``Row.clock``.
+        run: the call, or the replay of its graph. Either returns the call's result.
+        time: times ``run``.
     """
 
     clock: str
@@ -46,7 +46,7 @@ class Timer:
 
 
 def wall_timer(call: Call) -> Timer:
-    """Wall clock, of a call after which the device is idle or that needs none."""
+    """Wall clock, for a call that uses no device or leaves it idle."""
     return Timer("wall", call, _wall_seconds)
 
 
@@ -56,25 +56,25 @@ def synchronised_timer(call: Call) -> Timer:
 
 
 def events_timer(call: Call) -> Timer:
-    """The GPU's time from the first to the last launch of a call, gaps between them included."""
+    """The GPU's time from the first to the last launch of a call, with the gaps between them."""
     return Timer("events", call, _device_seconds)
 
 
 def graph_timer(call: Call) -> Timer:
-    """The GPU's time of a replay; of the launches where the call cannot be captured.
+    """The GPU's time of a replay, or of the launches if the call cannot be captured.
 
     Raises:
-        Exception: the attempt broke the CUDA context.
+        Exception: the attempt to capture it broke the CUDA context.
     """
     try:
         return Timer("graph", Replay(call), _device_seconds)
-    except Exception:  # of any type: such as from a call that waits for the device
+    except Exception:  # of any type, such as from a call that waits for the device
         torch.cuda.synchronize()  # raises if the context is broken: then no other clock works
         return events_timer(call)
 
 
 def host_seconds(call: Call) -> float:
-    """Median time until a call returns on an idle GPU, whether that is done or not."""
+    """Median time until a call returns. The GPU is idle before, and may still work after."""
     times = []
     for _ in range(HOST_CALLS):
         torch.cuda.synchronize()
@@ -84,7 +84,7 @@ def host_seconds(call: Call) -> float:
 
 
 def poison(result: object, device: str) -> None:
-    """Fill the tensors of a result that lie on a device: NaN, or the dtype's largest integer."""
+    """Fill the tensors of a result that lie on a device, with NaN or the largest integer."""
     if isinstance(result, tuple | list):
         for part in result:
             poison(part, device)

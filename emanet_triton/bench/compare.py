@@ -1,4 +1,4 @@
-"""``compare A.csv B.csv``: what got faster or slower from A to B, beyond the noise of both."""
+"""``compare A.csv B.csv``: what got faster or slower from A to B by more than the noise."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from emanet_triton.bench.rows import PASSED, Key, Row, read_rows
 from emanet_triton.command import Parser, say
 from emanet_triton.errors import InputError
 
-LEAST = 0.01  # relative change that two processes of one program may show
+LEAST = 0.01  # two runs of one program may differ by this relative change
 VERSIONS = ("driver", "torch", "triton")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare two files: 1 where something got slower or broke, else 0.
+    """Compare two files. Returns 1 if something got slower or broke, else 0.
 
     Raises:
-        InputError: bad arguments, a file that cannot be read, or two that share no row.
+        InputError: bad arguments, a file that cannot be read, or two files that share no row.
     """
     parser = Parser(prog="python -m emanet_triton.bench compare", description=__doc__)
     parser.add_argument("a", type=Path, metavar="A.csv", help="before")
@@ -39,15 +39,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def verdict(a: Row, b: Row) -> str:
-    """Word for the way from a to b.
+    """One word for the change from a to b.
 
     Returns:
-        "slower" or "faster" where the ranges from p20 to p80 lie apart by more than the larger
-        noise of the two runs, and 1 percent at least; else "same". "broken" and "mended" where
-        only one of the two passed its gate and the other failed, "no time" where one has none,
-        "another clock" where the two were timed in different ways.
+        "slower" or "faster" if the ranges from p20 to p80 are further apart than the larger noise
+        of the two runs, and than 1 percent; else "same". "broken" if only b failed its gate,
+        "mended" if only a failed it, "no time" if one has no time otherwise. "another clock" if
+        the two were timed in different ways.
     """
-    if a.p50_ms is None or b.p50_ms is None:
+    if a.p20_ms is None or a.p80_ms is None or b.p20_ms is None or b.p80_ms is None:
         if a.gate == PASSED and b.gate.startswith("failed"):
             return "broken"
         return "mended" if a.gate.startswith("failed") and b.gate == PASSED else "no time"
@@ -67,7 +67,7 @@ def _by_key(path: Path) -> dict[Key, Row]:
 
 
 def _notes(a: dict[Key, Row], b: dict[Key, Row], shared: Iterable[Key]) -> Iterable[str]:
-    """What the two runs do not share: versions, devices, rows."""
+    """Differences between the two runs: versions, devices, rows."""
     for name in VERSIONS:
         pairs = {(getattr(a[key], name), getattr(b[key], name)) for key in shared}
         for before, after in sorted(pairs):
@@ -90,7 +90,7 @@ def _devices(rows: Iterable[Key]) -> str:
 
 
 def _table(a: dict[Key, Row], b: dict[Key, Row], verdicts: dict[Key, str]) -> str:
-    """What changed, and how much did not."""
+    """The rows that changed, and how many did not."""
     lines = []
     for key, word in verdicts.items():
         if word == "same" or (word == "no time" and a[key].gate == b[key].gate):

@@ -1,19 +1,20 @@
-"""Bytes and FLOPs of every launch of the EM kernels, and the least that an operator needs.
+"""Bytes and FLOPs of a convolution and of the EM kernels, and the least an EM operator needs.
 
     python -m emanet_triton.bench.cost --batch 8 --positions 32768
 
-A launch is charged for each of its tensors once, as if what several of its programs read came
-from the cache, and for the products that it computes, padding of K and recomputation included.
+A launch counts the bytes of each tensor once, as if programs that read the same data found it in
+the cache. It counts all products that it computes, also of the padding of K and recomputed ones.
 """
 
 import argparse
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
-from emanet_triton.kernels.em.attention import split_length
-from emanet_triton.kernels.tile import DTYPES
 
 FLOAT32 = 4
 
@@ -29,13 +30,13 @@ class Cost:
         return Cost(self.bytes + other.bytes, self.flops + other.flops)
 
     def floor_seconds(self, bandwidth: float, flop_rate: float) -> float:
-        """The time that the slower of memory (bytes/s) and arithmetic (FLOP/s) takes alone."""
+        """Seconds that memory (bytes/s) or arithmetic (FLOP/s) alone takes, whichever is slower."""
         return max(self.bytes / bandwidth, self.flops / flop_rate)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that serves them."""
+    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that they use."""
 
     batch: int
     positions: int
@@ -67,7 +68,7 @@ class Shape:
         return self.batch * self.positions * self.padded * self.element
 
     def numbers(self, images: int) -> int:
-        """How many numbers the bases of so many images are."""
+        """How many numbers the bases of some images have."""
         return images * self.bases * self.channels
 
     def product(self, width: int) -> int:
@@ -79,6 +80,57 @@ class Shape:
         shape = {"num_bases": self.bases, "precision": self.precision}
         tile = tiles.tile(kernel, self.arch, self.dtype, self.channels, **shape)
         return -(-size // tile.meta[block])
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """One convolution with bias, residual and ReLU.
+
+    Attributes:
+        batch, channels, height, width: of the input.
+        outputs: channels of the output.
+        kernel, stride, dilation: of the convolution, padded to keep the size at stride 1.
+        dtype: of the input and the weight.
+        residual: dtype of the residual, if there is one.
+        out_dtype: of the output.
+        relu: whether the output goes through a ReLU.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    kernel: int
+    stride: int
+    dilation: int
+    dtype: torch.dtype
+    residual: torch.dtype | None
+    out_dtype: torch.dtype
+    relu: bool
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the output."""
+        height, width = ((size - 1) // self.stride + 1 for size in (self.height, self.width))
+        return self.batch * height * width
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the products; bias, residual and ReLU not counted."""
+        return 2 * self.pixels * self.outputs * self.channels * self.kernel**2
+
+    @property
+    def bytes(self) -> int:
+        """Bytes moved if every tensor is read or written once; the bias is taken as float32."""
+        inputs = self.batch * self.channels * self.height * self.width
+        weights = self.outputs * self.channels * self.kernel**2
+        per_output = self.out_dtype.itemsize + (self.residual.itemsize if self.residual else 0)
+        return (
+            (inputs + weights) * self.dtype.itemsize
+            + 4 * self.outputs
+            + self.pixels * self.outputs * per_output
+        )
 
 
 def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
@@ -117,7 +169,7 @@ def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
     """E step, M step and its reduction, given the bytes of the bases read and written."""
     rows = shape.batch * shape.bases
     colsum = FLOAT32 * rows * shape.blocks("em_e_step", "BLOCK_N", shape.positions)
-    splits = -(-shape.positions // split_length(shape.positions))
+    splits = -(-shape.positions // tiles.split_length(shape.positions))
     partial = splits * shape.numbers(shape.batch)
     flops = shape.product(shape.padded)
     moved = shape.feats + shape.responsibilities
@@ -129,19 +181,19 @@ def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
 
 
 def _small_product(shape: Shape, images: int) -> Cost:
-    """Bases of so many images by the mid convolution, all float32: what is read, and FLOPs."""
+    """Bases of some images times the mid convolution, in float32: bytes read, and FLOPs."""
     layer = shape.channels**2 + shape.channels
     read = FLOAT32 * (shape.numbers(images) + layer)
     return Cost(read, 2 * shape.numbers(images) * shape.channels)
 
 
 def attention_floor(shape: Shape) -> Cost:
-    """The least of ``em_attention``: features read once a stage, Z written and read, output."""
+    """Least cost of ``em_attention``: features once a stage, Z written and read, the output."""
     return _em_floor(shape) + Cost(shape.feats, shape.product(shape.bases))
 
 
 def block_floor(shape: Shape) -> Cost:
-    """The least of the block: as ``attention_floor``, features again for the residual, output."""
+    """Least cost of the block: as ``attention_floor``, and features once more for the residual."""
     products = shape.product(shape.bases) + shape.product(shape.channels)
     return _em_floor(shape) + Cost(2 * shape.feats, products)
 
@@ -158,7 +210,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m emanet_triton.bench.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--positions", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")

@@ -1,4 +1,4 @@
-"""Ctrl-C reaches every process of a terminal; only one of them should answer."""
+"""Ctrl-C reaches every process of a terminal, but only one of them should answer."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Within, Ctrl-C is ignored, and by the processes that start here for as long as they live."""
+    """Ignore Ctrl-C within. A process that starts within ignores it as long as it lives."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

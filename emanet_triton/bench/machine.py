@@ -1,4 +1,4 @@
-"""The machine of a run: what it is, how fast it copies and multiplies, how steady it is."""
+"""The machine of a run: its name and versions, how fast it copies and multiplies, its noise."""
 
 import datetime
 import subprocess
@@ -12,24 +12,26 @@ from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
+from emanet_triton.kernels.device import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEGABYTE = 1e6
-ROOT = Path(__file__).parents[2]  # of the repository
+ROOT = Path(__file__).parents[2]  # the repository's folder
 COMMIT = "COMMIT"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and with what a run was made.
+    """Where, with what and when a run was made.
 
     Attributes:
-        device: name of the GPU or of the processor, with its number of cores.
-        threads: PyTorch's, on a CPU.
-        driver: NVIDIA's, on a GPU.
-        torch, triton, commit, date: versions of both, of this package's repository, and the day.
-        copy_gb_s: 10^9 bytes/s of a copy, those read and those written.
-        matmul_tflop_s: 10^12 FLOP/s of a square product, by dtype.
+        device: the name of the GPU, or of the processor with its number of cores.
+        threads: PyTorch's number of threads; none on a GPU.
+        driver: the version of NVIDIA's driver; empty on a CPU.
+        torch, triton: their versions.
+        commit: of this package's repository.
+        date: the day, such as 2026-01-02.
+        copy_gb_s: 10^9 bytes/s of a copy; bytes read and bytes written both count.
+        matmul_tflop_s: 10^12 FLOP/s of a square matrix product, by dtype.
         noise: (p80 - p20) / p50 of the times of one such product.
     """
 
@@ -54,11 +56,11 @@ class Machine:
 
 
 def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> Machine:
-    """Name the machine and measure its ceilings and its noise.
+    """Name the machine, and measure its rates and its noise.
 
     Args:
         device: "cpu" or "cuda".
-        dtypes: "fp32", "bf16", "fp16": of the matmul rates wanted.
+        dtypes: the dtypes of the matrix products, from "fp32", "bf16", "fp16".
         tiny: with small operands, for tests.
     """
     cuda = device == "cuda"
@@ -86,7 +88,7 @@ def check_device(device: str) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's name and number of cores, as Linux tells them."""
+    """The processor's name and number of cores, from Linux."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else 'unknown processor'}, {max(len(names), 1)} cores"
@@ -109,9 +111,9 @@ def _seconds(device: str, call: Call) -> list[float]:
 
 
 def commit() -> str:
-    """Of this package's repository, or "unknown".
+    """The commit of this package's repository, or "unknown".
 
-    Where the repository was copied without its history, the file ``COMMIT`` in its root says it.
+    In a copy of the repository without its history, the file ``COMMIT`` in its root names it.
     """
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:

@@ -1,14 +1,15 @@
-"""The one loop that measures a case: the gate of every provider first, then times in turns."""
+"""The loop that measures a case: it checks every provider first, then times them in turns."""
 
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from emanet_triton.bench.case import Absent, Case
+from emanet_triton.bench.case import Absent, Case, worst
 from emanet_triton.bench.clocks import (
     Call,
     Timed,
@@ -20,6 +21,7 @@ from emanet_triton.bench.clocks import (
     synchronised_timer,
     wall_timer,
 )
+from emanet_triton.bench.forecasts import forecast
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.memory import CudaPeak
 from emanet_triton.bench.method import FEWEST_ROUNDS, Method, Statistics, ratio
@@ -27,14 +29,14 @@ from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.errors import describe
 
 Times = Mapping[str, list[Timed]]
-EARLY_SECONDS = 1.0  # after which the early row of a provider gets no further times
+EARLY_SECONDS = 1.0  # the early row of a provider gets no further times after these
 
 
 class Lost(Exception):  # noqa: N818 (it says what happened to the process)
-    """This process cannot go on: the rest of the case needs another process.
+    """This process cannot go on: another process has to measure the rest of the case.
 
     Attributes:
-        provider: which of the case's providers ran; empty if none did.
+        provider: the provider that ran; empty if none did.
         reason: why the process cannot go on.
     """
 
@@ -44,11 +46,11 @@ class Lost(Exception):  # noqa: N818 (it says what happened to the process)
 
 
 class Watch:
-    """What follows a case while it is measured; this one follows nothing.
+    """Is told of each provider while a case is measured. This one ignores all it is told.
 
     Attributes:
-        early: whether to time every provider alone as soon as it has passed its gate, and to
-            report the row, so that it is there if the case never comes to its end.
+        early: whether to time each provider alone as soon as it has passed its gate, and to report
+            the row, so that the row exists if the case never ends.
     """
 
     early = False
@@ -57,14 +59,14 @@ class Watch:
         """A provider is about to run."""
 
     def found(self, row: Row) -> None:
-        """The row of a provider, to be replaced by the one of the finished case."""
+        """There is an early row of a provider. The row of the finished case replaces it."""
 
     def is_lost(self, error: Exception) -> bool:
         """Whether nothing more can run in this process after an error."""
         return False
 
     def gate_of(self, name: str, error: Exception) -> str:
-        """The gate "failed: why" for an error of what ``name`` ran.
+        """The gate "failed: why" of a provider that raised an error.
 
         Raises:
             Lost: nothing more can run in this process.
@@ -74,18 +76,6 @@ class Watch:
         return f"failed: {describe(error)}"
 
 
-@dataclass
-class _Tried:
-    """What is known of a provider before it is timed in turns with the others."""
-
-    gate: str
-    timer: Timer | None = None
-    error: float | None = None
-    bound: float | None = None
-    peak_mb: float | None = None
-    host_us: float | None = None
-
-
 def measure(
     case: Case,
     method: Method,
@@ -93,34 +83,34 @@ def measure(
     peak: Callable[[str], float | None] | None = None,
     watch: Watch | None = None,
 ) -> list[Row]:
-    """One row for every provider. One that is absent, fails or is wrong gets no time.
+    """One row for every provider. A provider that is absent, fails or is wrong gets no time.
 
     Args:
         case: what to measure.
         method: how long to time it.
-        machine: whose ceilings floors are computed with.
+        machine: its rates give the floors.
         peak: measures the peak memory of a provider, in MB, where this process cannot.
-        watch: what is told of the providers meanwhile.
+        watch: is told of the providers meanwhile.
 
     Raises:
-        Lost: ``watch`` says so of an error.
+        Lost: ``watch`` says that this process is lost.
     """
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # what many cases compile would exhaust its limit of recompilations
+        torch.compiler.reset()  # else the cases together exhaust its limit of recompilations
     return _Measurement(case, method, machine, watch or Watch()).rows(peak)
 
 
 def failed_row(case: Case, provider: str, machine: Machine, reason: str) -> Row:
     """The row of a provider that could not be measured."""
-    return _row(case, provider, _Tried(f"failed: {reason}"), {}, machine)
+    return _row(case, provider, machine, f"failed: {reason}")
 
 
-class _Broken(Exception):  # noqa: N818 (its cause is the error)
-    """A provider that raised while it was timed."""
+class _Broken(Exception):  # noqa: N818 (it holds the error)
+    """A provider raised while it was timed."""
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, provider: str, error: Exception) -> None:
         super().__init__(provider)
-        self.provider = provider
+        self.provider, self.error = provider, error
 
 
 class _Measurement:
@@ -129,75 +119,78 @@ class _Measurement:
     def __init__(self, case: Case, method: Method, machine: Machine, watch: Watch) -> None:
         self.case, self.method, self.machine, self.watch = case, method, machine, watch
         self.cuda = method.device == "cuda"
-        self.tried: dict[str, _Tried] = {}
+        self.found: dict[str, Row] = {}
+        self.timers: dict[str, Timer] = {}  # of the providers that passed
         self.errors: dict[str, float] = {}
 
     def rows(self, peak: Callable[[str], float | None] | None) -> list[Row]:
-        if not self._prepared():
-            return [self._row(name) for name in self.case.providers]
-        for name in sorted(self.case.providers, key=lambda name: name != self.case.baseline):
-            self._try(name)
-        times = self._times_in_turns()
-        if self.case.peak and peak:
-            self._peaks(peak)
-        return [self._row(name, times) for name in self.case.providers]
+        if self._prepared():
+            for name in sorted(self.case.providers, key=lambda name: name != self.case.baseline):
+                self._try(name)
+            times = self._times_in_turns()
+            if self.case.peak and peak:
+                self._peaks(peak)
+            for name in self.timers:
+                self._add_times(name, times)
+        return [self.found[name] for name in self.case.providers]
 
     def _prepared(self) -> bool:
         try:
             if self.case.prepare:
                 self.case.prepare()
-        except Exception as error:  # a case that breaks is not the end of the run
-            self.tried = dict.fromkeys(self.case.providers, self._ended("", error))
+        except Exception as error:  # a case that breaks does not end the run
+            gate = self._gate("", error)
+            for name in self.case.providers:
+                self._fail(name, gate)
             return False
         return True
 
     def _try(self, name: str) -> None:
-        """The gate of a provider and, where the watch wants it, a row of it alone."""
+        """Check a provider and, if the watch wants it, report a row of it alone."""
         self.watch.begins(name)
         try:
-            tried = self.tried[name] = self._gated(name)
-            alone = {name: _few_times(tried.timer)} if self.watch.early and tried.timer else {}
-        except Exception as error:  # a peer that does not run is a row too, and not the end
-            self.tried[name], alone = self._ended(name, error), {}
+            self._check(name)
+            if self.watch.early and name in self.timers:
+                self._add_times(name, {name: _few_times(self.timers[name])})
+        except Exception as error:  # a peer that does not run is a row too
+            self._fail(name, self._gate(name, error))
         if self.watch.early:
-            self.watch.found(self._row(name, alone))
+            self.watch.found(self.found[name])
 
-    def _gated(self, name: str) -> _Tried:
+    def _check(self, name: str) -> None:
         watch = CudaPeak() if self.case.peak and self.cuda else None
         call = self.case.providers[name]()
-        tried = self._judged(name, self._error(call()))
-        if tried.gate != PASSED:
-            return tried
+        if not self._passes(name, call()):
+            return
         peak_mb = watch.of(call) if watch else None
         timer = self._timer(call)
-        if self.cuda and self.case.graph:
-            tried = self._judged(name, self._error_of_poisoned(timer.run))
-        if tried.gate == PASSED:
-            tried.timer, tried.peak_mb = timer, peak_mb
-            if self.cuda and not self.case.wall:
-                tried.host_us = 1e6 * host_seconds(call)
-        return tried
+        if self.cuda and self.case.graph and not self._passes_poisoned(name, timer.run):
+            return
+        host_us = 1e6 * host_seconds(call) if self.cuda and not self.case.wall else None
+        self.timers[name] = timer
+        self.found[name] = replace(self.found[name], peak_mb=peak_mb, host_us=host_us)
 
-    def _judged(self, name: str, error: float) -> _Tried:
+    def _passes(self, name: str, result: object) -> bool:
         """Whether a provider passes its gate; the worst of its errors so far counts."""
-        error = self.errors[name] = max(self.errors.get(name, 0.0), error, key=_severity)
+        error = float(self.case.error(result))
+        error = self.errors[name] = worst([self.errors.get(name, 0.0), error])
         bound = self.case.bound
-        bound = bound(name, self.errors) if callable(bound) else bound
-        failure = f"failed: error {error:.1e} above {bound:.1e}"
-        return _Tried(PASSED if error <= bound else failure, None, _number(error), _number(bound))
+        most = bound(name, self.errors) if callable(bound) else bound
+        gate = PASSED if error <= most else f"failed: error {error:.1e} above {most:.1e}"
+        row = _row(self.case, name, self.machine, gate)
+        self.found[name] = replace(row, error=_finite(error), bound=_finite(most))
+        return gate == PASSED
 
-    def _error(self, result: object) -> float:
-        return float(self.case.error(result))
+    def _passes_poisoned(self, name: str, run: Call) -> bool:
+        """As ``_passes`` for one more call; the memory of its result is overwritten before.
 
-    def _error_of_poisoned(self, run: Call) -> float:
-        """The error of one more call, before which the memory of its result is overwritten.
-
-        A replay writes its result where the one before lies, and launches nearly always do.
+        A replay writes its result to the memory of the previous result. So do launches, nearly
+        always.
         """
         result = run()
         poison(result, self.method.device)
         del result
-        return self._error(run())
+        return self._passes(name, run())
 
     def _timer(self, call: Call) -> Timer:
         if not self.cuda:
@@ -207,14 +200,13 @@ class _Measurement:
         return graph_timer(call) if self.case.graph else events_timer(call)
 
     def _times_in_turns(self) -> Times:
-        """Times of all that passed; who breaks while it is timed is left out of new rounds."""
+        """Times of all providers that passed. Without one that breaks, all are timed anew."""
         while True:
-            passed = {name: tried.timer for name, tried in self.tried.items() if tried.timer}
-            timers = {name: self._announced(name, timer) for name, timer in passed.items()}
+            timers = {name: self._announced(name, timer) for name, timer in self.timers.items()}
             try:
                 return self.method.times(timers)
             except _Broken as broken:
-                self.tried[broken.provider] = self._ended(broken.provider, broken.__cause__)
+                self._fail(broken.provider, self._gate(broken.provider, broken.error))
 
     def _announced(self, name: str, timer: Timer) -> Callable[[], Timed]:
         def timed() -> Timed:
@@ -222,98 +214,72 @@ class _Measurement:
             try:
                 return timer()
             except Exception as error:
-                raise _Broken(name) from error
+                raise _Broken(name, error) from error
 
         return timed
 
     def _peaks(self, peak: Callable[[str], float | None]) -> None:
-        for name, tried in self.tried.items():
-            if tried.timer:
-                try:
-                    tried.peak_mb = peak(name)
-                except Exception as error:  # such as the end of a process that took all memory
-                    self.tried[name] = _Tried(f"failed: peak memory: {describe(error)}")
+        for name in list(self.timers):
+            try:
+                self.found[name] = replace(self.found[name], peak_mb=peak(name))
+            except Exception as error:  # such as the end of a process that took all memory
+                self._fail(name, f"failed: peak memory: {describe(error)}")
 
-    def _ended(self, name: str, error: Exception) -> _Tried:
-        """What is left of a provider that raised.
+    def _gate(self, name: str, error: Exception) -> str:
+        """The gate of a provider that raised an error.
 
         Raises:
-            Lost: nothing more can run here.
+            Lost: nothing more can run in this process.
         """
-        if isinstance(error, Absent):
-            return _Tried(f"absent: {error}")
-        return _Tried(self.watch.gate_of(name, error))
+        return f"absent: {error}" if isinstance(error, Absent) else self.watch.gate_of(name, error)
 
-    def _row(self, name: str, times: Times | None = None) -> Row:
-        return _row(self.case, name, self.tried[name], times or {}, self.machine)
+    def _fail(self, name: str, gate: str) -> None:
+        self.timers.pop(name, None)
+        self.found[name] = _row(self.case, name, self.machine, gate)
+
+    def _add_times(self, name: str, times: Times) -> None:
+        row, warm = self.found[name], [timed.warm for timed in times[name]]
+        own = Statistics.of(warm)
+        columns: dict[str, Any] = {"rounds": own.rounds, "clock": self.timers[name].clock}
+        columns |= {"p20_ms": 1e3 * own.p20, "p50_ms": 1e3 * own.p50, "p80_ms": 1e3 * own.p80}
+        cold = [timed.cold for timed in times[name] if timed.cold is not None]
+        if cold:
+            columns["cold_ms"] = 1e3 * Statistics.of(cold).p50
+        if baseline := times.get(self.case.baseline):
+            against = ratio([timed.warm for timed in baseline], warm)
+            columns |= {"ratio": against.p50, "ratio_p20": against.p20, "ratio_p80": against.p80}
+        if self.case.floor:
+            columns["gb_s"] = self.case.floor.bytes / own.p50 / 1e9
+            columns["tflop_s"] = self.case.floor.flops / own.p50 / 1e12
+        if row.floor_ms:
+            columns["x_floor"] = columns["p50_ms"] / row.floor_ms
+        self.found[name] = replace(row, **columns)
 
 
 def _few_times(timer: Timer) -> list[Timed]:
-    """Three times, or fewer of a call that is long."""
+    """Three times, or fewer if a call is long."""
     begin, times = time.monotonic(), [timer()]
     while len(times) < FEWEST_ROUNDS and time.monotonic() - begin < EARLY_SECONDS:
         times.append(timer())
     return times
 
 
-def _severity(error: float) -> tuple[bool, float]:
-    """Orders errors; not a number is the worst."""
-    return error != error, error
-
-
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _row(case: Case, name: str, tried: _Tried, times: Times, machine: Machine) -> Row:
-    columns: dict[str, object] = {}
-    rate = machine.matmul_tflop_s.get(case.dtype)
-    floor_seconds = None
+def _row(case: Case, name: str, machine: Machine, gate: str) -> Row:
+    """A row without times."""
+    rate, floor_ms = machine.matmul_tflop_s.get(case.dtype), None
     if case.floor and rate:
-        floor_seconds = case.floor.floor_seconds(machine.copy_gb_s * 1e9, rate * 1e12)
-        columns["floor_ms"] = 1e3 * floor_seconds
-    if name in times and tried.timer:
-        columns |= _timed_columns(tried, times[name], times.get(case.baseline))
-        seconds = columns["p50_ms"] / 1e3
-        if case.floor:
-            columns["gb_s"] = case.floor.bytes / seconds / 1e9
-            columns["tflop_s"] = case.floor.flops / seconds / 1e12
-        if floor_seconds:
-            columns["x_floor"] = seconds / floor_seconds
+        floor_ms = 1e3 * case.floor.floor_seconds(machine.copy_gb_s * 1e9, rate * 1e12)
     return Row(
         case.suite,
         case.name,
         name,
-        tried.gate,
-        error=tried.error,
-        bound=tried.bound,
-        peak_mb=tried.peak_mb,
-        predicted_ms=case.predicted_ms.get(name, ""),
-        device=machine.device,
-        threads=machine.threads,
+        gate,
+        floor_ms=floor_ms,
+        predicted_ms=forecast(case.suite, case.name, name),
         dtype=case.dtype,
-        driver=machine.driver,
-        torch=machine.torch,
-        triton=machine.triton,
-        commit=machine.commit,
-        date=machine.date,
-        copy_gb_s=machine.copy_gb_s,
-        matmul_tflop_s=rate,
-        noise=machine.noise,
-        **columns,
+        **vars(machine) | {"matmul_tflop_s": rate},
     )
-
-
-def _timed_columns(
-    tried: _Tried, times: list[Timed], baseline: list[Timed] | None
-) -> dict[str, object]:
-    warm = [timed.warm for timed in times]
-    own = Statistics.of(warm)
-    columns = {"p20_ms": 1e3 * own.p20, "p50_ms": 1e3 * own.p50, "p80_ms": 1e3 * own.p80}
-    columns |= {"rounds": own.rounds, "clock": tried.timer.clock, "host_us": tried.host_us}
-    if times[0].cold is not None:
-        columns["cold_ms"] = 1e3 * Statistics.of([timed.cold for timed in times]).p50
-    if baseline:
-        against = ratio([timed.warm for timed in baseline], warm)
-        columns |= {"ratio": against.p50, "ratio_p20": against.p20, "ratio_p80": against.p80}
-    return columns

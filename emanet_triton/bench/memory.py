@@ -1,24 +1,21 @@
 """Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Case, Cases
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.interrupts import no_interrupts
 from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.options import Selection
 
-Cases = Callable[[Selection], Iterable[Case]]
-
 
 class CudaPeak:
-    """Starts from what is allocated now, before a provider is made."""
+    """Counts from the memory that is allocated when this object is made, before the provider."""
 
     def __init__(self) -> None:
         self._before = torch.cuda.memory_allocated()
@@ -32,16 +29,16 @@ class CudaPeak:
 
 
 def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) -> float | None:
-    """MB by which a provider, made in a fresh process, and its call raise the resident memory.
+    """MB by which a provider and its call raise the resident memory of a fresh process.
 
-    What making it took for a while does not count.
+    Memory that is needed only while the provider is made does not count. A compiled provider has
+    no figure, because the compiler's memory would count.
 
     Args:
-        cases: of a suite, a function of a module: the child makes the case anew.
-        selection: what ``cases`` takes.
-        name: of the case.
-        provider: one of its providers. What one compiles at its first call is unknown: the
-            compiler's memory would count.
+        cases: makes the cases of a suite anew in the child.
+        selection: the argument of ``cases``.
+        name: the case's name.
+        provider: the provider's name.
     """
     if "compiled" in provider:
         return None
@@ -56,13 +53,13 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     if selection.threads:
         torch.set_num_threads(selection.threads)
     tiny = replace(selection, tiny=True, sizes=(), batches=())
-    for warm_up in cases(tiny):  # loads what the libraries load
+    for warm_up in cases(tiny):  # loads what the libraries load at their first call
         if provider in warm_up.providers:
-            _run(warm_up, provider)
+            _prepare(warm_up)
+            warm_up.providers[provider]()()
             break
     case = next(case for case in cases(selection) if case.name == name)
-    if case.prepare:
-        case.prepare()
+    _prepare(case)
     before = _resident_bytes("VmRSS")
     call = case.providers[provider]()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -70,10 +67,9 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     return _resident_bytes("VmHWM") - before
 
 
-def _run(case: Case, provider: str) -> None:
+def _prepare(case: Case) -> None:
     if case.prepare:
         case.prepare()
-    case.providers[provider]()()
 
 
 def _resident_bytes(field: str) -> int:

@@ -1,4 +1,4 @@
-"""How providers are timed: in turns, after a warm-up, until a budget or an accuracy is reached."""
+"""How providers are timed: in turns, after a warm-up, within a budget or to an accuracy."""
 
 import math
 import statistics
@@ -23,7 +23,7 @@ class Statistics:
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Statistics":
         if len(samples) == 1:
-            return cls(*samples * 3, 1)
+            return cls(samples[0], samples[0], samples[0], 1)
         deciles = statistics.quantiles(samples, n=10, method="inclusive")
         return cls(deciles[1], deciles[4], deciles[7], len(samples))
 
@@ -34,10 +34,10 @@ class Statistics:
 
     @property
     def relative_error(self) -> float:
-        """The standard error of the median over the median.
+        """The standard error of the median divided by the median.
 
-        That of normal samples, 1.2533 sigma / sqrt(n), with sigma from the two percentiles,
-        which lie 1.6832 sigma apart.
+        Samples are taken as normal: the error is 1.2533 sigma / sqrt(n), and p20 and p80 lie
+        1.6832 sigma apart.
         """
         return 1.2533 / 1.6832 * self.spread / math.sqrt(self.rounds)
 
@@ -54,9 +54,9 @@ class Method:
     Attributes:
         device: "cpu" or "cuda".
         rounds: how often every provider is timed.
-        seconds: budget of one case; past it no round begins, but three are always made.
-        until: with it rounds go on past ``rounds``, until the relative error of every median is
-            at most this, or the budget is spent.
+        seconds: the budget of one case. After it no round begins, except for the first three.
+        until: go on after ``rounds`` until the relative error of every median is at most this, or
+            the budget is spent.
     """
 
     device: str = "cpu"
@@ -69,18 +69,18 @@ class Method:
         timers: Mapping[str, Callable[[], Timed]],
         now: Callable[[], float] = time.perf_counter,
     ) -> dict[str, list[Timed]]:
-        """Times of every provider, one of each a round, in an order that turns round.
+        """Times of every provider. A round times each once; every second round runs backwards.
 
         Args:
-            timers: by the provider's name; the first round of all is thrown away.
+            timers: name of each provider → times it once. The first call of each is a warm-up.
             now: the clock of the budget.
         """
         times: dict[str, list[Timed]] = {name: [] for name in timers}
         for timer in timers.values():
             timer()
-        begin, done = now(), 0
+        names, begin, done = list(timers), now(), 0
         while timers and not self._ends(times, done, now() - begin):
-            for name in timers if done % 2 == 0 else reversed(timers):
+            for name in names if done % 2 == 0 else reversed(names):
                 times[name].append(timers[name]())
             done += 1
         return times

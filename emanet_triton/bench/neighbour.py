@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# Each ends with the process that started it, also where that process is killed.
+# Each ends with the process that started it, even if that process is killed.
 PROGRAMS = {
     "spin": "while os.getppid() == parent: pass",
     "memory": "a, b = bytearray(2**28), bytearray(2**28)\nwhile os.getppid() == parent: b[:] = a",
@@ -14,16 +14,16 @@ PROGRAMS = {
 
 
 def label(kind: str) -> str:
-    """Words added to the device's name in each row.
+    """Words that each row adds to the device's name.
 
-    So ``compare`` never pairs it with a row of a quiet machine.
+    So ``compare`` never pairs such a row with one of a quiet machine.
     """
     return f"one busy neighbour ({kind})"
 
 
 @contextlib.contextmanager
 def beside(kind: str | None) -> Iterator[None]:
-    """Have one busy process within; without a kind none."""
+    """Run one busy process within; none if ``kind`` is none."""
     if kind is None:
         yield
         return

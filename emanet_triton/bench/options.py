@@ -1,36 +1,37 @@
 """The command line of ``python -m emanet_triton.bench``."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.neighbour import PROGRAMS
-from emanet_triton.command import Parser
+from emanet_triton.bench.networks import NETWORKS
+from emanet_triton.command import Parser, count
 from emanet_triton.errors import InputError
+from emanet_triton.inference.views import Size
+from emanet_triton.kernels.device import DTYPES
 
-NETWORKS = ("r50", "r101")
 THREADS = "on the CPU; default: PyTorch's number, at most the cores that this process may use"
-Size = tuple[int, int]  # (height, width) of an image in pixels
+OUR_BACKENDS = {"ours-torch": "torch", "triton": "triton"}  # provider → backend of our operators
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run. An empty tuple is the suite's own choice for the device.
+    """What to run. If a tuple is empty, the suite chooses for the device.
 
     Attributes:
         device: "cpu" or "cuda".
         quick: the short selection of a run without arguments.
         tiny: the smallest cases that still run everything, for tests and warm-up.
         sizes: (height, width) of images in pixels.
-        batches: images at once.
+        batches: numbers of images in one call.
         dtypes: "fp32", "bf16", "fp16".
         networks: "r50", "r101".
         providers: their names.
-        threads: PyTorch's on the CPU; 0 leaves them as they are.
+        threads: PyTorch's threads on the CPU; 0 changes nothing.
     """
 
     device: str = "cpu"
@@ -49,18 +50,23 @@ class Selection:
 
     @property
     def short(self) -> bool:
-        """Whether what takes long to prepare, such as compiling, is left out."""
+        """Whether to leave out what takes long to prepare, such as compiling."""
         return self.quick or self.tiny
+
+    @property
+    def ours(self) -> list[str]:
+        """The providers that are our operators. The Triton kernels need a GPU."""
+        return [name for name in OUR_BACKENDS if self.cuda or name != "triton"]
 
     def pick(
         self, providers: Mapping[str, T], baseline: str, leave_out: Iterable[str] = ()
     ) -> dict[str, T]:
-        """The providers asked for, or all but ``leave_out``; always the baseline, which is first.
+        """The selected providers, always with the baseline, which is first.
 
         Args:
-            providers: all that the case has.
+            providers: all providers of a case.
             baseline: one of them.
-            leave_out: those that have to be asked for.
+            leave_out: providers that run only if the user names them.
         """
         wanted = set(self.providers or set(providers) - set(leave_out)) | {baseline}
         names = dict.fromkeys((baseline, *providers))
@@ -71,42 +77,46 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     """Read the arguments of a run.
 
     Raises:
-        InputError: they are not as they should be.
+        InputError: bad arguments.
     """
     parser = Parser(
         prog="python -m emanet_triton.bench",
-        description="Time EMANet and its parts against their peers. Without arguments: a short "
-        "selection for the device found.",
-        epilog="also: report [--check], which rebuilds docs/benchmarks.md from results; "
-        "compare A.csv B.csv, which says what got faster or slower; gpu-check --stage "
-        "run|profile|rows, which does all that needs a GPU",
+        description="Time EMANet and its parts in turns with their competitors. Without arguments: "
+        "a short selection of all suites.",
+        epilog="other commands: report [--check] makes docs/benchmarks.md from results; "
+        "compare A.csv B.csv says what got faster or slower; gpu-check --stage run|profile|rows "
+        "does all that needs a GPU",
     )
     parser.add_argument(
-        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all, short"
+        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(suites)}; default: all, short"
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
-    what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     what.add_argument("--threads", type=count, default=0, metavar="N", help=THREADS)
     what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[])
     what.add_argument(
         "--sizes", nargs="+", type=_size, default=[], metavar="HxW", help="of images, in pixels"
     )
-    what.add_argument("--batches", nargs="+", type=count, default=[], metavar="N")
+    what.add_argument(
+        "--batches", nargs="+", type=count, default=[], metavar="N", help="images in one call"
+    )
     what.add_argument("--networks", nargs="+", choices=NETWORKS, default=[])
     what.add_argument(
         "--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name contains a TEXT"
     )
-    what.add_argument("--tiny", action="store_true", help="smallest cases: whether all runs")
+    what.add_argument("--tiny", action="store_true", help="only see that all runs: smallest cases")
 
     how = parser.add_argument_group("how long")
     how.add_argument("--rounds", type=count, metavar="N", help="default: 15; in a short run 5")
-    how.add_argument("--seconds", type=_positive, metavar="S", help="budget of timing a case")
+    how.add_argument(
+        "--seconds", type=_positive, metavar="S", help="for the times of a case; default: 60, or 4"
+    )
     how.add_argument(
         "--repeat-until",
         type=_positive,
         metavar="REL",
-        help="go on until the relative error of every median is at most this, or the budget ends",
+        help="go on until the relative error of every median is at most REL, or the seconds end",
     )
     how.add_argument(
         "--silence",
@@ -121,8 +131,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         help="measure beside a process that computes (spin) or copies (memory) all the time",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--csv", type=Path, metavar="FILE")
-    output.add_argument("--json", type=Path, metavar="FILE")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="the rows")
     output.add_argument("--plot", type=Path, metavar="DIR", help="charts (extra: plot)")
 
     options = parser.parse_args(arguments)
@@ -139,19 +148,11 @@ def _size(text: str) -> Size:
     return int(height), int(width)
 
 
-def count(text: str) -> int:
-    return _number(text, int, "a whole number of at least 1")
-
-
 def _positive(text: str) -> float:
-    return _number(text, float, "a number above 0")
-
-
-def _number(text: str, kind: Callable[[str], T], wanted: str) -> T:
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        value = 0
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
     return value

@@ -1,13 +1,13 @@
-"""What ours is held against: mmsegmentation's operations in plain PyTorch, also compiled."""
+"""The competitors of our code: mmsegmentation's operations in PyTorch, plain and compiled."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.clocks import Call
-from emanet_triton.inference.inputs import cut_windows
 from emanet_triton.inference.views import Size, window_grid
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
@@ -38,7 +38,7 @@ def mmseg_attention(x: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tens
 
 
 def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
-    """The operations of mmseg's ``EncoderDecoder.encode_decode``, but for its last resize.
+    """The operations of mmseg's ``EncoderDecoder.encode_decode`` without its last resize.
 
     Args:
         model: in evaluation mode.
@@ -57,49 +57,17 @@ def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
     return head.conv_seg(head.conv_cat(torch.cat([x, out], dim=1)))
 
 
-def mmseg_labels(
-    forward: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    protocol: Protocol,
-    finish: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """The operations of mmseg's ``simple_test``, a window at a time: int64 [B, H, W].
+def full_size_logits(logits: Tensor, inputs: Size, size: Size, protocol: Protocol) -> Tensor:
+    """Put the logits of all windows in place, average and resize them, as mmseg does.
 
-    Args:
-        forward: the network, [n, 3, h, w] → logits [n, classes, h / 8, w / 8].
-        inputs: normalised images, [B, 3, h, w].
-        protocol: how windows are placed.
-        finish: from the logits of all windows, and the inputs, to labels: ``full_size_labels``.
-    """
-    windows = cut_windows(inputs, protocol, at_once=1)
-    return finish(torch.cat([forward(window) for window in windows]), inputs)
-
-
-def full_size_labels(logits: Tensor, inputs: Tensor, size: Size, protocol: Protocol) -> Tensor:
-    """Resize, softmax and argmax at full size, as mmseg does: int64 [B, H, W].
+    ``inference.reference`` does the same, but it counts the windows of a pixel on the host, which
+    a CUDA graph cannot hold.
 
     Args:
         logits: of all windows, [windows * B, classes, h / 8, w / 8].
-        inputs: [B, 3, h, w]; only their size is looked at.
-        size: (width, height) of the images.
-        protocol: how windows are placed and logits resized.
-    """
-    return full_size_logits(logits, inputs.shape[2:], size, protocol).softmax(1).argmax(1)
-
-
-def full_size_logits(
-    logits: Tensor, inputs: tuple[int, int], size: Size, protocol: Protocol
-) -> Tensor:
-    """The logits of all windows put in place, averaged and resized, as mmseg does.
-
-    Unlike ``eval.reference`` it counts the windows of a pixel on the device, so that a CUDA graph
-    can hold it.
-
-    Args:
-        logits: as in ``full_size_labels``.
         inputs: (height, width) of the network's input.
-        size: (width, height) of the images.
-        protocol: as in ``full_size_labels``.
+        size: (height, width) of the images.
+        protocol: how windows are placed and logits resized.
 
     Returns:
         [B, classes, height, width], float32 or the dtype of the logits if that is wider.
@@ -109,11 +77,11 @@ def full_size_logits(
         averaged = _averaged_windows(logits, inputs, protocol)
     else:
         averaged = _resized(logits, inputs, protocol)
-    return _resized(averaged, size[::-1], protocol)
+    return _resized(averaged, size, protocol)
 
 
-def _averaged_windows(logits: Tensor, inputs: tuple[int, int], protocol: Protocol) -> Tensor:
-    rows, columns = window_grid(protocol, inputs[::-1])
+def _averaged_windows(logits: Tensor, inputs: Size, protocol: Protocol) -> Tensor:
+    rows, columns = window_grid(protocol, inputs)
     batch = len(logits) // (len(rows) * len(columns))
     total = logits.new_zeros(batch, logits.shape[1], *inputs)
     count = logits.new_zeros(1, 1, *inputs)
@@ -125,21 +93,21 @@ def _averaged_windows(logits: Tensor, inputs: tuple[int, int], protocol: Protoco
     return total / count
 
 
-def _resized(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
+def _resized(logits: Tensor, size: Size, protocol: Protocol) -> Tensor:
     """Bilinear to (height, width)."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
 
 
-def without_gradients(function: Callable[..., object], *arguments: object, **options) -> Call:
-    """A call of no arguments, in inference mode."""
+def without_gradients(function: Callable[..., Any], *arguments: object, **options: object) -> Call:
+    """A call of a function with these arguments, in inference mode."""
 
-    def call() -> object:
+    def call() -> Any:
         with torch.inference_mode():
             return function(*arguments, **options)
 
     return call
 
 
-def compiled(function: Callable, **options: object) -> Callable:
-    """By ``torch.compile``, for the very shapes that it is called with."""
-    return torch.compile(function, dynamic=False, **options)
+def compiled(function: Callable[..., Any], mode: str = "default") -> Callable[..., Any]:
+    """A function after ``torch.compile``, which compiles it for the exact shapes of each call."""
+    return torch.compile(function, dynamic=False, mode=mode)

@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
@@ -17,28 +16,31 @@ PASSED = "passed"
 
 @dataclass(frozen=True)
 class Row:
-    """One provider at one case. ``None`` is what was not measured or does not apply.
+    """One provider at one case. ``None`` means not measured, or not applicable.
 
     Attributes:
         suite, case: what was run; together the key that joins the rows of different runs.
         provider: who ran it.
-        gate: ``"passed"``, ``"absent: why"`` or ``"failed: why"``; only the first has times.
-        error, bound: of the result against the suite's reference, and the largest that passes.
-        p20_ms, p50_ms, p80_ms, rounds: of the times of one call. On a GPU its L2 cache is warm.
-        cold_ms: median time of one call on a GPU whose L2 cache has just been written over.
+        gate: ``"passed"``, ``"absent: why"`` or ``"failed: why"``. Only a row that passed has
+            times.
+        error, bound: the error of the result against the suite's reference, and the largest error
+            that passes.
+        p20_ms, p50_ms, p80_ms: percentiles of the times of one call. On a GPU its L2 cache is warm.
+        rounds: number of these times.
+        cold_ms: median time of one call on a GPU whose L2 cache has just been overwritten.
         host_us: microseconds that the host needs to launch one call on a GPU without a graph.
-        clock: ``"graph"``, the replay of a CUDA graph; ``"events"``, launches of a call that
+        clock: ``"graph"``, the replay of a CUDA graph; ``"events"``, the launches of a call that
             cannot be captured; or ``"wall"``, wall clock.
         ratio, ratio_p20, ratio_p80: how many times faster than the baseline of the same round,
-            median and spread.
+            median and percentiles.
         peak_mb: peak memory in 10^6 bytes, above what was there before the provider was made.
-        floor_ms: the least that the machine's two ceilings allow.
-        x_floor: p50 over that floor.
-        gb_s, tflop_s: what the floor's bytes and FLOPs come to in p50.
-        predicted_ms: a forecast made before anything was measured; nothing is computed from it.
+        floor_ms: the smallest time that the machine's copy and matmul rates allow.
+        x_floor: p50 divided by the floor.
+        gb_s, tflop_s: the floor's bytes and FLOPs divided by p50.
+        predicted_ms: a forecast made before anything was measured.
         device, threads, dtype, driver, torch, triton, commit, date: where, with what and when.
-        copy_gb_s, matmul_tflop_s: the ceilings, measured in the same run.
-        noise: (p80 - p20) / p50 of a fixed workload in the same run.
+        copy_gb_s, matmul_tflop_s: the machine's rates, measured in the same run.
+        noise: (p80 - p20) / p50 of a fixed matrix product in the same run.
     """
 
     suite: str
@@ -75,9 +77,14 @@ class Row:
     matmul_tflop_s: float | None = None
     noise: float | None = None
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the ratios of this row compare the baseline with itself."""
+        return self.ratio == self.ratio_p20 == self.ratio_p80 == 1
+
 
 class Key(NamedTuple):
-    """What no two rows of a file share, and two rows that are compared do."""
+    """What identifies a row in a file, and pairs the rows of two files."""
 
     suite: str
     case: str
@@ -101,7 +108,7 @@ _DIGITS = 5
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows to five significant digits, making the folder where it is missing.
+    """Write rows with five significant digits. A run that is killed leaves its last file whole.
 
     Raises:
         InputError: the file cannot be written.
@@ -110,36 +117,20 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
-    _write(path, text.getvalue())
-
-
-def write_json(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows unrounded, as a list of objects; a value that was not measured is null.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    _write(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole text or none of it: a run that is killed leaves the rows of its last write."""
-    write_output(path, text.encode(), make_folder=True)
+    write_output(path, text.getvalue().encode(), make_folder=True)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what ``write_csv`` or, by the suffix .json, ``write_json`` wrote.
-
-    A number that is not finite counts as not measured.
+    """Read what ``write_csv`` wrote. A number that is not finite counts as not measured.
 
     Raises:
-        InputError: a file that cannot be read or is not such a file; it names the line. Also a row
-            that passed without a time, and a second row of one provider at a case.
+        InputError: the file cannot be read or is malformed, a row passed without a time, or a
+            provider has two rows at one case. The message names the line.
     """
-    read = _read_json if path.suffix == ".json" else read_csv
     rows: dict[Key, Row] = {}
-    for where, values in read(path, COLUMNS):
-        row = Row(*(_value(where, *pair) for pair in values.items()))
+    for where, values in read_csv(path, COLUMNS):
+        columns: dict[str, Any] = {name: _value(where, name, v) for name, v in values.items()}
+        row = Row(**columns)
         _check(where, row)
         key = Key.of(row)
         if key in rows:
@@ -149,10 +140,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Read a table: for every line where it stands, for messages, and its values by column.
+    """Read a table: for each line a description of its place, and its values by column.
 
     Raises:
-        InputError: a file that cannot be read or has other columns; it names the line.
+        InputError: the file cannot be read or has other columns. The message names the line.
     """
     reader = csv.reader(read_text(path).splitlines())
     rows = []
@@ -172,7 +163,7 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         return path.read_text()
@@ -181,27 +172,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {reason}") from None
 
 
-def _read_json(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(f"{path}: expected a list of rows, it is nested too deeply") from None
-    if not isinstance(content, list):
-        raise InputError(f"{path}: expected a list of rows")
-    rows = []
-    for number, item in enumerate(content, 1):
-        where = f"{path}, row {number}"
-        if not isinstance(item, dict):
-            raise InputError(f"{where}: expected an object, got {item!r}")
-        _check_columns(where, list(item), columns)
-        rows.append((where, {name: "" if v is None else v for name, v in item.items()}))
-    return rows
-
-
 def _check_columns(where: str, found: Sequence[str], columns: Sequence[str]) -> None:
-    """Say what is wrong with a header."""
     if list(found) == list(columns):
         return
     missing = [name for name in columns if name not in found]
@@ -214,7 +185,6 @@ def _check_columns(where: str, found: Sequence[str], columns: Sequence[str]) -> 
 
 
 def _check(where: str, row: Row) -> None:
-    """Whether what belongs together is there."""
     for name in ("p20_ms", "p50_ms", "p80_ms"):
         value = getattr(row, name)
         if row.gate == PASSED and not (value and value > 0):
@@ -223,20 +193,21 @@ def _check(where: str, row: Row) -> None:
         raise InputError(f"{where}: ratio_p20 and ratio_p80 must be numbers where ratio is one")
 
 
-def _value(where: str, column: str, value: object) -> str | float | int | None:
+def _value(where: str, column: str, text: str) -> str | float | int | None:
     if column in _TEXT:
-        return str(value)
-    if value == "":
+        return text
+    if text == "":
         return None
+    number: float = -1
     try:
-        number = int(value) if column in _WHOLE else float(value)
+        number = int(text) if column in _WHOLE else float(text)
         if not math.isfinite(number):
             return None
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         number = -1
     if number < 0:
         kind = "a whole number" if column in _WHOLE else "a number"
-        raise InputError(f"{where}: {column} must be {kind} of at least 0, got {value!r}")
+        raise InputError(f"{where}: {column} must be {kind} of at least 0, got {text!r}")
     return number
 
 

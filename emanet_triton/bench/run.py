@@ -1,4 +1,4 @@
-"""Where cases are measured: in this process on a CPU, in workers that may be lost on a GPU."""
+"""Where cases are measured: on a CPU in this process, on a GPU in workers that may be lost."""
 
 import functools
 import gc
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Case, Cases
 from emanet_triton.bench.machine import Machine, measure_machine
 from emanet_triton.bench.measure import Lost, Watch, failed_row, measure
-from emanet_triton.bench.memory import Cases, peak_in_child
+from emanet_triton.bench.memory import peak_in_child
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row
-from emanet_triton.bench.worker import Workers, no_rows
+from emanet_triton.bench.worker import Worker
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.precision import cuda_fp32
 
@@ -26,7 +26,7 @@ class Here:
     """Measures in this process.
 
     Attributes:
-        selection: what was asked for.
+        selection: what the user asked for.
         method: how long to time it.
     """
 
@@ -34,7 +34,7 @@ class Here:
     method: Method
 
     def machine(self, dtypes: Iterable[str]) -> Machine:
-        """The machine and its ceilings for these dtypes."""
+        """The machine and its rates for these dtypes."""
         with cuda_fp32("ieee"):
             return measure_machine(self.selection.device, dtypes, self.selection.tiny)
 
@@ -52,27 +52,27 @@ class Here:
 class Elsewhere:
     """Measures in a worker, which is replaced when a provider breaks its CUDA context or hangs.
 
-    Rows come as soon as a provider has passed its gate, and again when its case is finished.
+    A row comes as soon as a provider has passed its gate, and again when its case is finished.
 
     Args:
-        selection: what was asked for.
+        selection: what the user asked for.
         method: how long to time it.
-        silence: seconds after which a provider without a sign of life is given up.
+        silence: seconds without a sign of life after which a provider is given up.
     """
 
     def __init__(self, selection: Selection, method: Method, silence: float) -> None:
         self.selection, self.method = selection, method
-        self._workers = Workers(silence)
+        self._worker = Worker(silence)
 
     def machine(self, dtypes: Iterable[str]) -> Machine:
         """As ``Here.machine``.
 
         Raises:
-            InputError: the device does not even multiply.
+            InputError: the device cannot even multiply.
         """
         arguments = self.selection.device, list(dtypes), self.selection.tiny
         try:
-            return self._workers.run(functools.partial(_machine, *arguments), no_rows)
+            return self._worker.run(functools.partial(_machine, *arguments))
         except Lost as lost:
             message = f"--device {self.selection.device}: cannot be measured: {lost.reason}"
             raise InputError(message) from None
@@ -80,13 +80,13 @@ class Elsewhere:
     def measure(self, cases: Cases, case: Case, machine: Machine, found: Found) -> None:
         """As ``Here.measure``.
 
-        The provider that broke a worker fails; a new worker measures all others of the case.
+        The provider that broke a worker fails. A new worker measures the other providers.
         """
         left = list(case.providers)
         while left:
             asked = cases, self.selection, case.name, tuple(left), self.method, machine
             try:
-                for row in self._workers.run(functools.partial(_measure, *asked), found):
+                for row in self._worker.run(functools.partial(_measure, *asked), found):
                     found(row)
                 return
             except Lost as lost:
@@ -96,8 +96,8 @@ class Elsewhere:
                     left.remove(provider)
 
     def close(self) -> None:
-        """End the process."""
-        self._workers.close()
+        """End the worker's process."""
+        self._worker.close()
 
 
 def _machine(device: str, dtypes: list[str], tiny: bool, _: Watch) -> Machine:
@@ -113,7 +113,7 @@ def _measure(
     machine: Machine,
     watch: Watch,
 ) -> list[Row]:
-    """Some providers of a case, made anew in a worker."""
+    """Make a case anew in a worker and measure some of its providers."""
     case = next(case for case in cases(selection) if case.name == name)
     kept = {provider: case.providers[provider] for provider in providers}
     try:

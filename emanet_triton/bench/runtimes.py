@@ -1,11 +1,10 @@
-"""Networks in the hands of others: mmsegmentation itself, ONNX Runtime, TensorRT.
+"""The network run by ONNX Runtime and by TensorRT.
 
-None of them is a dependency; where one does not import it is ``Absent``.
+Neither is a dependency. If one cannot be imported, the provider is ``Absent``.
 """
 
 import functools
 import importlib
-import io
 from collections.abc import Callable
 from types import ModuleType
 
@@ -18,15 +17,15 @@ from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.errors import describe
 from emanet_triton.models.emanet import EMANet
 
-# From a network and an example of its inputs, on the same device, to what runs it.
+# A network, an example of its inputs on the same device → a function that runs the network.
 Maker = Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
 
 
 def import_peer(name: str) -> ModuleType:
-    """Import a package that need not be there.
+    """Import a package that need not be installed.
 
     Raises:
-        Absent: it does not import, with the reason.
+        Absent: it cannot be imported, with the reason.
     """
     try:
         return importlib.import_module(name)
@@ -35,7 +34,7 @@ def import_peer(name: str) -> ModuleType:
 
 
 class LogitsOnly(nn.Module):
-    """A network as mmseg's operations, for exporters: images → logits."""
+    """A network as mmseg's operations, images → logits, in a form that can be exported."""
 
     def __init__(self, model: EMANet) -> None:
         super().__init__()
@@ -49,27 +48,28 @@ def onnxruntime(device: str) -> Maker:
     """ONNX Runtime on "cpu" or "cuda".
 
     Raises:
-        Absent: it is not there, or not for this device.
+        Absent: it is not installed, or not for this device.
     """
     runtime = import_peer("onnxruntime")
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in runtime.get_available_providers():
         raise Absent(f"onnxruntime has no {provider}")
-    import_peer("onnxscript")  # which torch.onnx needs
+    import_peer("onnxscript")  # torch.onnx needs it
     return functools.partial(_exported, runtime, provider)
 
 
 def _exported(
     runtime: ModuleType, provider: str, model: nn.Module, example: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    file = io.BytesIO()
     with torch.no_grad():
-        torch.onnx.export(model, (example,), dynamo=True, verbose=False).save(file)
+        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
         shape = model(example).shape
+    assert program is not None  # it is None only if the model goes to a file
+    exported = program.model_proto.SerializeToString()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     settings = {"use_tf32": "0"} if example.is_cuda else {}
-    session = runtime.InferenceSession(file.getvalue(), options, providers=[(provider, settings)])
+    session = runtime.InferenceSession(exported, options, providers=[(provider, settings)])
     (source,), (result,) = (
         [each.name for each in ends] for ends in (session.get_inputs(), session.get_outputs())
     )
@@ -96,7 +96,7 @@ def tensorrt(device: str) -> Maker:
     """Torch-TensorRT in bfloat16.
 
     Raises:
-        Absent: it is not there, or there is no GPU.
+        Absent: it is not installed, or the device is no GPU.
     """
     if device != "cuda":
         raise Absent("Torch-TensorRT needs a GPU")
@@ -108,80 +108,3 @@ def _by_tensorrt(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor
     model = model.to(torch.bfloat16)
     network = torch.compile(model, backend="tensorrt", dynamic=False)
     return lambda images: network(images.to(torch.bfloat16))
-
-
-def mmsegmentation(model: EMANet, device: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
-    """mmsegmentation 0.x's network with the weights of ours.
-
-    Returns:
-        A function of normalised inputs and the image's (width, height) that returns the labels,
-        int64 [1, H, W] on the host.
-    """
-    mmseg = import_peer("mmseg")
-    if not mmseg.__version__.startswith("0."):
-        raise Absent(f"mmsegmentation 0.x is needed, {mmseg.__version__} is installed")
-    config = import_peer("mmcv").ConfigDict(_config(model))
-    network = import_peer("mmseg.models").build_segmentor(config)
-    network.load_state_dict(model.state_dict())
-    network = network.to(device).eval()
-
-    def simple_test(inputs: Tensor, size: tuple[int, int]) -> Tensor:
-        shape = *inputs.shape[2:], 3
-        meta = {
-            "ori_shape": (size[1], size[0], 3),
-            "img_shape": shape,
-            "pad_shape": shape,
-            "flip": False,
-        }
-        return torch.from_numpy(network.simple_test(inputs, [meta])[0])[None]
-
-    return simple_test
-
-
-def _config(model: EMANet) -> dict[str, object]:
-    """As mmseg's configs/_base_/models/emanet_r50-d8.py, with one process's batch norm."""
-    sizes, protocol = model.architecture, model.protocol
-    norm = {"type": "BN"}
-    stage3, stage4 = (32 * sizes.base_channels // 2**shift for shift in (1, 0))
-    head = {
-        "num_classes": model.num_classes,
-        "norm_cfg": norm,
-        "align_corners": protocol.align_corners,
-        "dropout_ratio": 0.1,
-    }
-    return {
-        "type": "EncoderDecoder",
-        "backbone": {
-            "type": "ResNetV1c",
-            "depth": {6: 50, 23: 101}[sizes.blocks[2]],
-            "stem_channels": sizes.base_channels,
-            "base_channels": sizes.base_channels,
-            "strides": (1, 2, 1, 1),
-            "dilations": (1, 1, 2, 4),
-            "norm_cfg": norm,
-            "norm_eval": False,
-            "style": "pytorch",
-            "contract_dilation": True,
-        },
-        "decode_head": head
-        | {
-            "type": "EMAHead",
-            "in_channels": stage4,
-            "in_index": 3,
-            "channels": sizes.head_channels,
-            "ema_channels": sizes.ema_channels,
-            "num_bases": sizes.num_bases,
-            "num_stages": sizes.num_stages,
-            "momentum": 0.1,
-        },
-        "auxiliary_head": head
-        | {
-            "type": "FCNHead",
-            "in_channels": stage3,
-            "in_index": 2,
-            "channels": sizes.head_channels,
-            "num_convs": 1,
-            "concat_input": False,
-        },
-        "test_cfg": {"mode": protocol.mode, "crop_size": protocol.crop, "stride": protocol.stride},
-    }

@@ -9,6 +9,8 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
 
 import torch
 
@@ -18,111 +20,102 @@ from emanet_triton.bench.rows import Row
 from emanet_triton.errors import describe
 from emanet_triton.kernels.precision import cuda_fp32
 
-Work = Callable[[Watch], object]  # of a module's functions: it is pickled
-SECONDS_TO_START, SECONDS_TO_END = 120, 10  # of a process, at most
-
-
-class Worker:
-    """Runs work in a process of its own, one piece after the other.
-
-    Args:
-        silence: seconds without a word from it after which it counts as hung.
-    """
-
-    def __init__(self, silence: float) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._silence = silence
-        self._limit = max(silence, SECONDS_TO_START)
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other,))
-        with no_interrupts():  # this process answers for both
-            self._process.start()
-        other.close()
-
-    def run(self, work: Work, found: Callable[[Row], None]) -> object:
-        """What ``work`` returns; ``found`` gets the rows that it reports meanwhile.
-
-        Raises:
-            Lost: the process raised, ended or hung. It must be closed.
-        """
-        provider = ""
-        try:
-            self._pipe.send(work)
-            while True:
-                if not self._pipe.poll(self._limit):
-                    raise Lost(provider, f"hung: no sign of life for {self._limit:g} s")
-                self._limit = self._silence  # it has started
-                word, content = self._pipe.recv()
-                if word == "begins":
-                    provider = content
-                elif word == "found":
-                    found(content)
-                elif word == "lost":
-                    raise Lost(*content)
-                elif word == "done":
-                    return content
-        except (EOFError, OSError):  # the other end of the pipe has gone
-            raise Lost(provider, self._end()) from None
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-
-    def _end(self) -> str:
-        self._process.join(SECONDS_TO_END)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"its process ended by {signal.Signals(-code).name}"
-        return f"its process ended with exit code {code}"
-
-
-class Workers:
-    """One worker at a time: a lost one is replaced when there is more work.
-
-    Args:
-        silence: as ``Worker`` takes it.
-    """
-
-    def __init__(self, silence: float) -> None:
-        self._silence = silence
-        self._worker: Worker | None = None
-
-    def run(self, work: Work, found: Callable[[Row], None]) -> object:
-        """As ``Worker.run``."""
-        self._worker = self._worker or Worker(self._silence)
-        try:
-            return self._worker.run(work, found)
-        except Lost:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if self._worker:
-            self._worker.close()
-        self._worker = None
+Work = Callable[[Watch], Any]  # it is pickled, so it must be made of functions of modules
+SECONDS_TO_START, SECONDS_TO_END = 120, 10  # at most, of a process
 
 
 def no_rows(row: Row) -> None:
-    """For work that reports none."""
+    """For work that reports no rows."""
+
+
+class Worker:
+    """A process that runs work, one piece after the other.
+
+    It starts when there is work. After a process is lost, the next work gets a new process.
+
+    Args:
+        silence: seconds without a message after which the process counts as hung.
+    """
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._started: tuple[SpawnProcess, Connection] | None = None
+
+    def run(self, work: Work, found: Callable[[Row], None] = no_rows) -> Any:
+        """What ``work`` returns. ``found`` gets the rows that the work reports meanwhile.
+
+        Raises:
+            Lost: the process raised, ended or hung.
+        """
+        provider, limit = "", self._silence
+        if self._started is None:
+            self._started, limit = _start(), max(limit, SECONDS_TO_START)
+        process, pipe = self._started
+        try:
+            pipe.send(work)
+            while pipe.poll(limit):
+                limit = self._silence  # it has started
+                word, content = pipe.recv()
+                if word == "done":
+                    return content
+                if word == "found":
+                    found(content)
+                elif word == "begins":
+                    provider = content
+                elif word == "lost":
+                    lost = Lost(*content)
+                    break
+            else:
+                lost = Lost(provider, f"hung: no sign of life for {limit:g} s")
+        except (EOFError, OSError):  # the other end of the pipe has gone
+            lost = Lost(provider, _ending(process))
+        self.close()
+        raise lost
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._started:
+            process, pipe = self._started
+            process.kill()
+            process.join()
+            pipe.close()
+        self._started = None
+
+
+def _start() -> tuple[SpawnProcess, Connection]:
+    """A new process and this process's end of the pipe to it."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, other = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(other,))
+    with no_interrupts():  # this process answers for both
+        process.start()
+    other.close()
+    return process, pipe
+
+
+def _ending(process: SpawnProcess) -> str:
+    process.join(SECONDS_TO_END)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return f"its process ended by {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code}"
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether CUDA's context is lost, or may be: then nothing more runs in this process."""
+    """Whether the CUDA context is lost, or may be: then nothing more runs in this process."""
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
         return True
     if not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
-    except Exception:  # of whatever type a dead context raises
+    except Exception:  # a dead context may raise any type
         return True
     return False
 
 
 class _Pipe(Watch):
-    """Tells the other end."""
+    """Reports to the other end of a pipe."""
 
     early = True
 
@@ -140,20 +133,20 @@ class _Pipe(Watch):
 
 
 def _serve(pipe: Connection) -> None:
-    """Run what comes until the pipe is closed, or until this process is lost."""
+    """Run all work that comes, until the pipe is closed or this process is lost."""
     watch = _Pipe(pipe)
     pipe.send(("started", None))
-    with cuda_fp32("ieee"):  # fp32 means fp32
+    with cuda_fp32("ieee"):  # TF32 would make fp32 faster and less exact
         while True:
             try:
                 work = pipe.recv()
-            except EOFError:  # whoever wanted work has gone
+            except EOFError:  # the process that wanted work has gone
                 return
             try:
                 pipe.send(("done", work(watch)))
             except Lost as lost:
                 pipe.send(("lost", (lost.provider, lost.reason)))
                 return
-            except Exception as error:  # outside of the providers: of no case can rows come
+            except Exception as error:  # no provider raised it, so the work itself is at fault
                 pipe.send(("lost", ("", describe(error))))
                 return

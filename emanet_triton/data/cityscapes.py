@@ -1,67 +1,58 @@
-"""Cityscapes: its classes, its folders, and the checks a data set passes before it is used."""
+"""Cityscapes: its classes, its folders, and the ids in its label files."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from emanet_triton.data.png import png_size, read_label_png
-from emanet_triton.errors import InputError, one_line
-
-IGNORE = 255  # the train id of pixels that are not scored
+from emanet_triton.data.dataset import IGNORE, Class, Dataset, Files, Sample, visible
+from emanet_triton.data.png import read_label_png
+from emanet_triton.errors import InputError
 
 
 @dataclass(frozen=True)
-class CityscapesClass:
-    """A scored class; ``label_id`` and ``color`` (RGB) as in cityscapesscripts' ``labels.py``."""
+class CityscapesClass(Class):
+    """A scored class; ``label_id`` and ``color`` as in cityscapesscripts' ``labels.py``."""
 
-    name: str
     label_id: int
-    color: tuple[int, int, int]
 
 
 # The index is the train id, the channel of the logits.
 CLASSES = (
-    CityscapesClass("road", 7, (128, 64, 128)),
-    CityscapesClass("sidewalk", 8, (244, 35, 232)),
-    CityscapesClass("building", 11, (70, 70, 70)),
-    CityscapesClass("wall", 12, (102, 102, 156)),
-    CityscapesClass("fence", 13, (190, 153, 153)),
-    CityscapesClass("pole", 17, (153, 153, 153)),
-    CityscapesClass("traffic light", 19, (250, 170, 30)),
-    CityscapesClass("traffic sign", 20, (220, 220, 0)),
-    CityscapesClass("vegetation", 21, (107, 142, 35)),
-    CityscapesClass("terrain", 22, (152, 251, 152)),
-    CityscapesClass("sky", 23, (70, 130, 180)),
-    CityscapesClass("person", 24, (220, 20, 60)),
-    CityscapesClass("rider", 25, (255, 0, 0)),
-    CityscapesClass("car", 26, (0, 0, 142)),
-    CityscapesClass("truck", 27, (0, 0, 70)),
-    CityscapesClass("bus", 28, (0, 60, 100)),
-    CityscapesClass("train", 31, (0, 80, 100)),
-    CityscapesClass("motorcycle", 32, (0, 0, 230)),
-    CityscapesClass("bicycle", 33, (119, 11, 32)),
+    CityscapesClass("road", (128, 64, 128), 7),
+    CityscapesClass("sidewalk", (244, 35, 232), 8),
+    CityscapesClass("building", (70, 70, 70), 11),
+    CityscapesClass("wall", (102, 102, 156), 12),
+    CityscapesClass("fence", (190, 153, 153), 13),
+    CityscapesClass("pole", (153, 153, 153), 17),
+    CityscapesClass("traffic light", (250, 170, 30), 19),
+    CityscapesClass("traffic sign", (220, 220, 0), 20),
+    CityscapesClass("vegetation", (107, 142, 35), 21),
+    CityscapesClass("terrain", (152, 251, 152), 22),
+    CityscapesClass("sky", (70, 130, 180), 23),
+    CityscapesClass("person", (220, 20, 60), 24),
+    CityscapesClass("rider", (255, 0, 0), 25),
+    CityscapesClass("car", (0, 0, 142), 26),
+    CityscapesClass("truck", (0, 0, 70), 27),
+    CityscapesClass("bus", (0, 60, 100), 28),
+    CityscapesClass("train", (0, 80, 100), 31),
+    CityscapesClass("motorcycle", (0, 0, 230), 32),
+    CityscapesClass("bicycle", (119, 11, 32), 33),
 )
 
-LabelKind = Literal["labelIds", "labelTrainIds"]
-
-_LEGAL = {
+_LEGAL = {  # the stored ids of each kind of label file
     "labelIds": "0 to 33, or 255 for -1",
     "labelTrainIds": "0 to 18, or 255 for ignored",
 }
+_IMAGES, _LABELS = "leftImg8bit", "gtFine"
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 _LABEL_SUFFIXES = {kind: f"_gtFine_{kind}.png" for kind in _LEGAL}  # the first is preferred
-_Key = tuple[str, str]  # (name, city)
-_SHOWN_PROBLEMS = 20
 _SHOWN_IDS = 8
 _ILLEGAL = 254  # in the tables from stored ids to train ids
 
 
-def _train_id_table(kind: LabelKind) -> np.ndarray:
-    """uint8 [65536], from any id of 8 or 16 bits to a train id, ``IGNORE`` or ``_ILLEGAL``."""
+def _train_id_table(kind: str) -> np.ndarray:
+    """The train id, ``IGNORE`` or ``_ILLEGAL`` of every id of 8 or 16 bits, uint8 [65536]."""
     table = np.full(2**16, _ILLEGAL, np.uint8)
     if kind == "labelIds":
         table[:34] = IGNORE
@@ -77,79 +68,8 @@ _TRAIN_IDS = {kind: _train_id_table(kind) for kind in _LEGAL}
 _LABEL_IDS = np.array([c.label_id for c in CLASSES], np.uint8)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image and its label; ``name`` is the stem both share, ``<city>_<seq>_<frame>``."""
-
-    name: str
-    image: Path
-    label: Path
-
-
-def find_samples(root: Path, split: str = "val", limit: int | None = None) -> list[Sample]:
-    """The samples of a split, sorted by name.
-
-    Images lie at ``leftImg8bit/<split>/<city>/<name>_leftImg8bit.png``, labels at
-    ``gtFine/<split>/<city>/<name>_gtFine_labelIds.png`` or ``..._labelTrainIds.png``; of both,
-    which say the same, labelIds are read. Files and folders whose name begins with a dot are left
-    out: macOS leaves a ``._NAME`` beside every file that it copies to another file system.
-
-    Args:
-        root: the folder of ``leftImg8bit`` and ``gtFine``.
-        split: a folder in both.
-        limit: take the first so many names only; what lies after them is not looked at.
-
-    Raises:
-        InputError: a folder is missing, unreadable or without samples, an image has no label, a
-            label no image, or two cities share a name; all of it in one message.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}: expected at least 1 image")
-    image_root, label_root = root / "leftImg8bit" / split, root / "gtFine" / split
-    try:
-        problems = _folder_problems(root, split)
-        if not problems:
-            images = _index(image_root, _IMAGE_SUFFIX)
-            labels = _index(label_root, *_LABEL_SUFFIXES.values())
-    except OSError as error:
-        problems = [f"it cannot be read ({error})"]
-    if not problems:
-        problems = [
-            f"{folder} holds no file <city>/<name>{suffix}"
-            for folder, suffix, found in (
-                (image_root, _IMAGE_SUFFIX, images),
-                (label_root, " or ".join(_LABEL_SUFFIXES.values()), labels),
-            )
-            if not found
-        ]
-    if not problems:
-        keys = sorted(images.keys() | labels.keys())[:limit]
-        problems = _pair_problems(keys, images, labels)
-    if problems:
-        raise problems_error(f"{root}: not usable as Cityscapes split '{split}'", problems)
-    return [Sample(key[0], images[key], labels[key]) for key in keys]
-
-
-def check_sample(sample: Sample) -> list[str]:
-    """What is wrong with a sample's files, one line each; an empty list if nothing is.
-
-    Both PNGs must be intact and of the same size, and every id of the label legal. The image is
-    not decoded (``png_size``).
-    """
-    problems, sizes = [], []
-    for size in (lambda: png_size(sample.image), lambda: read_labels(sample).shape):
-        try:
-            sizes.append(size())
-        except InputError as error:
-            problems.append(str(error))
-    if len(set(sizes)) == 2:
-        (h, w), (label_h, label_w) = sizes
-        problems.append(f"{sample.label}: {label_w}x{label_h} pixels, its image has {w}x{h}")
-    return problems
-
-
 def read_labels(sample: Sample) -> np.ndarray:
-    """The sample's train ids, uint8 [H, W]: 0 to 18, or ``IGNORE``.
+    """Read the label of a sample as train ids, uint8 [H, W]: 0 to 18, or ``IGNORE``.
 
     Raises:
         InputError: the label PNG is not readable or holds an illegal id.
@@ -162,11 +82,18 @@ def read_labels(sample: Sample) -> np.ndarray:
         raise InputError(f"{sample.label}: {error}") from error
 
 
-def to_train_ids(labels: np.ndarray, kind: LabelKind) -> np.ndarray:
-    """Stored ids, integers [H, W] of 8 or 16 bits, to train ids, uint8 [H, W] with ``IGNORE``.
+def to_train_ids(labels: np.ndarray, kind: str) -> np.ndarray:
+    """Turn the ids of a label file into train ids.
+
+    Args:
+        labels: ids of 8 or 16 bits, integers [H, W].
+        kind: ``"labelIds"`` or ``"labelTrainIds"``.
+
+    Returns:
+        uint8 [H, W]: 0 to 18, or ``IGNORE``.
 
     Raises:
-        ValueError: an id that ``kind`` does not have.
+        ValueError: ``labels`` has an id that ``kind`` does not have.
     """
     train_ids = _TRAIN_IDS[kind][labels]
     illegal = np.unique(labels[train_ids == _ILLEGAL]).tolist()
@@ -180,10 +107,10 @@ def to_train_ids(labels: np.ndarray, kind: LabelKind) -> np.ndarray:
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
-    """Train ids, uint8 [H, W], to label ids, uint8 [H, W]; ``IGNORE`` becomes 0, unlabeled.
+    """Turn train ids, uint8 [H, W], into label ids, uint8 [H, W]; ``IGNORE`` becomes 0, unlabeled.
 
     Raises:
-        IndexError: a value that is no train id.
+        IndexError: a value is no train id.
     """
     scored = train_ids != IGNORE
     label_ids = np.zeros_like(train_ids)
@@ -196,38 +123,37 @@ def prediction_name(sample: Sample) -> str:
     return f"{sample.name}{_IMAGE_SUFFIX}"
 
 
-def visible(folder: Path) -> Iterator[Path]:
-    """What a folder holds, without names that begin with a dot.
+def find_files(root: Path, split: str) -> tuple[Files, Files, list[str]]:
+    """The images and labels of a split, and one line for each reason why it cannot be used.
 
-    Raises:
-        OSError: the folder may not be read; ``Path.glob`` would leave it out.
+    Images lie at ``leftImg8bit/<split>/<city>/<name>_leftImg8bit.png``, labels at
+    ``gtFine/<split>/<city>/<name>_gtFine_labelIds.png`` or ``..._labelTrainIds.png``. If both
+    label files exist, labelIds is read. Hidden files and folders are left out (``visible``).
     """
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
+    problems = [p for tree in (root / _IMAGES, root / _LABELS) for p in _tree_problems(tree, split)]
+    if problems:
+        return {}, {}, problems
+    images = _index(root / _IMAGES / split, _IMAGE_SUFFIX)
+    labels = _index(root / _LABELS / split, *_LABEL_SUFFIXES.values())
+    if not images:
+        problems.append(f"{root / _IMAGES / split} holds no file <city>/<name>{_IMAGE_SUFFIX}")
+    if not labels:
+        suffixes = " or ".join(_LABEL_SUFFIXES.values())
+        problems.append(f"{root / _LABELS / split} holds no file <city>/<name>{suffixes}")
+    return images, labels, problems
 
 
-def problems_error(heading: str, problems: list[str]) -> InputError:
-    """One error that lists all problems below its heading, or the first 20 and how many more."""
-    lines = [f"  {one_line(problem)}" for problem in problems[:_SHOWN_PROBLEMS]]
-    if left := len(problems) - len(lines):
-        lines.append(f"  ... and {left} more")
-    return InputError("\n".join([heading, *lines]))
+def _tree_problems(tree: Path, split: str) -> list[str]:
+    if not tree.is_dir():
+        return [f"{tree} is missing"]
+    if (tree / split).is_dir():
+        return []
+    splits = sorted(folder.name for folder in visible(tree) if folder.is_dir())
+    return [f"{tree} has no '{split}', it has: {', '.join(splits) or 'nothing'}"]
 
 
-def _folder_problems(root: Path, split: str) -> list[str]:
-    if not root.is_dir():
-        return ["there is no such folder; expected one with leftImg8bit and gtFine"]
-    problems = []
-    for tree in (root / "leftImg8bit", root / "gtFine"):
-        if not tree.is_dir():
-            problems.append(f"{tree} is missing")
-        elif not (tree / split).is_dir():
-            splits = sorted(folder.name for folder in visible(tree) if folder.is_dir())
-            problems.append(f"{tree} has no '{split}', it has: {', '.join(splits) or 'nothing'}")
-    return problems
-
-
-def _index(folder: Path, *suffixes: str) -> dict[_Key, Path]:
-    """The files of a split folder; of two with one key, that with the earlier suffix."""
+def _index(folder: Path, *suffixes: str) -> Files:
+    """The files of a split by name and city. If two have the same key, the earlier suffix wins."""
     files = [file for city in visible(folder) if city.is_dir() for file in visible(city)]
     return {
         (file.name.removesuffix(suffix), file.parent.name): file
@@ -237,14 +163,16 @@ def _index(folder: Path, *suffixes: str) -> dict[_Key, Path]:
     }
 
 
-def _pair_problems(
-    keys: list[_Key], images: dict[_Key, Path], labels: dict[_Key, Path]
-) -> list[str]:
-    problems = [f"{images[key]} has no label" for key in keys if key not in labels]
-    problems += [f"{labels[key]} has no image" for key in keys if key not in images]
-    problems += [
-        f"the name '{name}' is used in two cities, {first} and {second}"
-        for (name, first), (other, second) in pairwise(keys)
-        if name == other
-    ]
-    return problems
+CITYSCAPES = Dataset(
+    name="Cityscapes",
+    classes=CLASSES,
+    folders=(_IMAGES, _LABELS),
+    find_files=find_files,
+    read_labels=read_labels,
+    prediction_name=prediction_name,
+    to_stored_ids=to_label_ids,
+    published_on=("val", 500),
+)
+check_sample = CITYSCAPES.check
+
+find_samples = CITYSCAPES.find_samples

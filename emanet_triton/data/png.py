@@ -1,7 +1,7 @@
-"""Reading and writing PNG files: a file is read right or refused, whatever it holds.
+"""Reading and writing PNG files: a file is read correctly or refused.
 
-Decoders differ about damaged, animated and unusual files. So the container is checked here, the
-pixel data is inflated here, and OpenCV gets a new file of nothing but a header and the rows.
+Decoders treat damaged, animated and unusual files differently. So this package checks the chunks
+and inflates the pixel data itself, and gives OpenCV a new file that has only a header and rows.
 """
 
 import stat
@@ -25,10 +25,10 @@ MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without
 def read_image(path: Path) -> np.ndarray:
     """Decode a colour, palette, grey or RGBA PNG (alpha is dropped, 16 bits become 8).
 
-    Of an animated PNG it is the still image. Colour profiles and the like are ignored.
+    An animated PNG gives its still image. Colour profiles and similar chunks are ignored.
 
     Returns:
-        uint8 RGB [H, W, 3]; the pixels OpenCV gives, as in the published evaluation.
+        uint8 RGB [H, W, 3]: the pixels as OpenCV decodes them, as in the published evaluation.
 
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large, or a pixel
@@ -42,16 +42,16 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_label_png(path: Path) -> np.ndarray:
-    """Decode a label PNG to the ids it stores: grey values or palette indices.
+    """Decode a label PNG to the ids that it stores: grey values or palette indices.
 
-    An index that has no colour in the palette is an id as well: Pillow writes such files.
+    An index that has no colour in the palette is also an id; Pillow writes such files.
 
     Returns:
         uint8 [H, W], or uint16 for a 16-bit file.
 
     Raises:
-        InputError: the file is missing, no PNG, damaged anywhere or absurdly large; or it holds
-            colours or grey of fewer than 8 bits, whose values are not ids.
+        InputError: the file is missing, no PNG, damaged anywhere or absurdly large; or its
+            values are not ids, because it holds colours or grey of fewer than 8 bits.
     """
     with _refusing(path):
         chunks = _load(path)
@@ -70,8 +70,8 @@ def read_label_png(path: Path) -> np.ndarray:
 def png_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels of a PNG whose every chunk is intact.
 
-    The pixel data is not inflated, so a file whose writer compressed wrong rows passes here and is
-    refused by ``read_image``.
+    The pixel data is not inflated. So a file whose writer compressed wrong rows passes here, and
+    ``read_image`` refuses it.
 
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
@@ -82,7 +82,7 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def write_png(path: Path, array: np.ndarray) -> None:
-    """Write uint8 grey [H, W] or RGB [H, W, 3]; a reader never sees a half-written file.
+    """Write uint8 grey [H, W] or RGB [H, W, 3]; a reader never sees a part of the file.
 
     Raises:
         InputError: the folder is missing or the file cannot be written.
@@ -96,7 +96,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Whatever makes the file unreadable becomes an InputError that names it."""
+    """Turn every error that a bad file causes into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -109,7 +109,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _load(path: Path) -> Chunks:
-    """The chunks of a file, which is read once."""
+    """Read a file once, and return its chunks."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a pipe, a socket or a device")  # reading might never end
@@ -119,13 +119,13 @@ def _load(path: Path) -> Chunks:
 
 
 def _indices(chunks: Chunks) -> np.ndarray:
-    """Palette indices, uint8 [H, W]: decoded as grey, of which OpenCV makes the full range."""
+    """The palette indices, uint8 [H, W]. OpenCV decodes them as grey and scales them to 0..255."""
     header = replace(chunks.header, color_type=GREY)
     return _decode(chunks, header, cv2.IMREAD_UNCHANGED) // (255 // (2**header.bit_depth - 1))
 
 
 def _colors(indices: np.ndarray, palette: bytes) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of palette indices."""
+    """The colours of palette indices, uint8 RGB [H, W, 3]."""
     table = np.frombuffer(palette, np.uint8).reshape(-1, 3)
     if (largest := indices.max()) >= len(table):
         raise ValueError(f"a pixel has colour {largest} of a palette of {len(table)}")
@@ -133,7 +133,7 @@ def _colors(indices: np.ndarray, palette: bytes) -> np.ndarray:
 
 
 def _decode(chunks: Chunks, header: Header, flags: int) -> np.ndarray:
-    """What OpenCV makes of the pixel data under a header of the same row sizes."""
+    """Decode the pixel data with OpenCV, under a header with the same row sizes."""
     image = cv2.imdecode(bare_png(header, inflate(chunks.pixel_data, header)), flags)
     if image is None:
         raise ValueError("the pixel data does not decode")

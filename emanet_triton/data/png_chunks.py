@@ -1,4 +1,4 @@
-"""The chunks of a PNG file: every rule of the specification that does not need the pixels.
+"""The chunks of a PNG file, and all rules of the specification that do not need the pixels.
 
 Source: Portable Network Graphics (PNG) Specification, third edition, sections 5, 8 and 11.
 """
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_PIXELS = 2**26  # 32 times a Cityscapes image; a header that promises more is not believed
+MAX_PIXELS = 2**26  # 32 times a Cityscapes image; an image with more is refused
 MAX_CHUNKS = 2**18  # a file of empty chunks would take minutes
 _MAX_ROWS_BYTES = 2**28 + 2**20  # 8192 x 8192 pixels of four bytes; 16-bit images are smaller
 _MAX_SIDE = 1_000_000  # pixels, the limit of libpng
@@ -23,7 +23,7 @@ _DEPTHS = {
     GREY_ALPHA: (8, 16),
     RGBA: (8, 16),
 }
-# Of each pass of an interlaced image: first column and row, then the steps to the next ones.
+# For each pass of an interlaced image: first column, first row, step of columns, step of rows.
 _PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -38,7 +38,7 @@ _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 @dataclass(frozen=True)
 class Header:
-    """What IHDR says: size in pixels, bits per sample, colour type, interlaced or not."""
+    """The content of IHDR: size in pixels, bits per sample, colour type, interlaced or not."""
 
     width: int
     height: int
@@ -47,7 +47,7 @@ class Header:
     interlaced: bool
 
     def passes(self) -> Iterator[tuple[int, int]]:
-        """(rows, bytes of a row with its filter byte) of each pass that has pixels."""
+        """Yield the number of rows, and the bytes of a row with its filter byte, of each pass."""
         bits = _CHANNELS[self.color_type] * self.bit_depth
         for left, top, step_x, step_y in _PASSES if self.interlaced else ((0, 0, 1, 1),):
             columns = len(range(left, self.width, step_x))
@@ -56,16 +56,16 @@ class Header:
                 yield rows, 1 + (columns * bits + 7) // 8
 
     def rows_bytes(self) -> int:
-        """Bytes of all rows of all passes."""
+        """The number of bytes in the rows of all passes."""
         return sum(rows * row_bytes for rows, row_bytes in self.passes())
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """What the chunks of a file hold.
+    """The contents of a file's chunks.
 
     Attributes:
-        header: of the image.
+        header: the content of IHDR.
         palette: RGB triples, empty if there is no palette.
         pixel_data: the contents of all IDAT chunks, together one zlib stream.
     """
@@ -76,7 +76,7 @@ class Chunks:
 
 
 def parse(data: bytes) -> Chunks:
-    """Check every chunk of a file; the contents of ancillary chunks are not looked at.
+    """Check every chunk of a file, but not the contents of ancillary chunks.
 
     Raises:
         ValueError: the file breaks a rule, or the image is absurdly large.
@@ -94,7 +94,7 @@ def parse(data: bytes) -> Chunks:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(type, content) of each chunk from IHDR to IEND; ValueError at the first damage."""
+    """Yield type and content of each chunk from IHDR to IEND; ValueError at the first damage."""
     if not data.startswith(SIGNATURE):
         raise ValueError("it does not begin with the PNG signature" if data else "empty file")
     view, name, start, count = memoryview(data), b"", len(SIGNATURE), 0

@@ -1,4 +1,4 @@
-"""The rows of a PNG file: out of its stream, and into a file that no decoder misreads."""
+"""The rows of a PNG file: inflated from its stream, and put into a file for any decoder."""
 
 import struct
 import zlib
@@ -13,12 +13,12 @@ _BLOCK = 2**16 - 1  # bytes of a deflate block that is stored without compressio
 
 
 def inflate(pixel_data: list[memoryview], header: Header) -> bytes:
-    """The rows of all passes, each behind its filter byte.
+    """Inflate the rows of all passes; each row follows its filter byte.
 
     Raises:
-        ValueError: the stream does not hold exactly the rows of ``header``, something follows it,
-            or a row has an unknown filter.
-        zlib.error: it is damaged.
+        ValueError: the stream does not hold exactly the rows of ``header``, bytes follow the
+            stream, or a row has an unknown filter.
+        zlib.error: the stream is damaged.
     """
     size = header.rows_bytes()
     inflater, parts, left = zlib.decompressobj(), [], size + 1
@@ -41,8 +41,8 @@ def inflate(pixel_data: list[memoryview], header: Header) -> bytes:
 
 
 def bare_png(header: Header, rows: bytes) -> np.ndarray:
-    """uint8 [bytes]: a PNG of these rows without compression, so that it is inflated only once."""
-    method = 0  # of compression and of filters: there is one
+    """A PNG file of these rows, uint8 [bytes], uncompressed because they were inflated before."""
+    method = 0  # the only method of compression, and the only method of filtering
     sizes = header.width, header.height
     kind = header.bit_depth, header.color_type, method, method, header.interlaced
     parts = [
@@ -64,7 +64,7 @@ def _check_filters(rows: bytes, header: Header) -> None:
 
 
 def _chunk(name: bytes, *contents: bytes | memoryview) -> list[bytes | memoryview]:
-    """The parts of a chunk whose content is in several pieces."""
+    """The parts of a chunk, whose content may come in several pieces."""
     checksum = zlib.crc32(name)
     for content in contents:
         checksum = zlib.crc32(content, checksum)
@@ -73,7 +73,7 @@ def _chunk(name: bytes, *contents: bytes | memoryview) -> list[bytes | memoryvie
 
 
 def _stored(rows: bytes) -> Iterator[bytes | memoryview]:
-    """The pieces of a zlib stream of blocks without compression (RFC 1950 and 1951)."""
+    """The pieces of a zlib stream with uncompressed blocks (RFC 1950 and 1951)."""
     view = memoryview(rows)
     yield b"\x78\x01"
     for start in range(0, len(rows), _BLOCK):

@@ -1,4 +1,4 @@
-"""``python -m emanet_triton.eval``: from a checkpoint and a Cityscapes folder to the table."""
+"""``python -m emanet_triton.eval``: from a checkpoint and a data set to the table."""
 
 import sys
 import warnings
@@ -14,11 +14,10 @@ from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.finite import check_network
 from emanet_triton.eval.options import parse
-from emanet_triton.eval.partial import PartialResult, software
+from emanet_triton.eval.partial import PartialResult
 from emanet_triton.eval.plan import Job, Plan, make_plan
 from emanet_triton.eval.ranks import Ranks, ranks
-from emanet_triton.eval.runner import Result, evaluate
-from emanet_triton.inference.predictor import Predictor
+from emanet_triton.eval.runner import evaluate
 
 DEMONSTRATION = """
 This was a demonstration: a small model, trained and evaluated on generated street scenes. Its
@@ -33,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _joined(args: Namespace) -> int:
+    """Join the other processes of a torchrun, and evaluate."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _note(f"note: {first_line(message)}")
         with ranks(_note) as group:
@@ -44,7 +44,7 @@ def _main(args: Namespace, group: Ranks) -> int:
     try:
         plan = make_plan(args, group)
         interrupted = "interrupted"
-        _run(plan, args, group)
+        _run(plan, group)
     except InputError as error:
         where = "" if group.first else f" on rank {group.rank}"
         return _fail(group.fail(f"error{where}: {error}"))
@@ -53,54 +53,28 @@ def _main(args: Namespace, group: Ranks) -> int:
     return 0
 
 
-def _run(plan: Plan, args: Namespace, group: Ranks) -> None:
-    tell = _note if group.first else _silent
+def _run(plan: Plan, group: Ranks) -> None:
     torch.set_num_threads(plan.threads)
-    reports, partials = [], []
-    for job in plan.jobs:
-        tell(_title(job, plan, args))
-        matrices = 3 if args.compare else 1  # of evaluate's result
-        partial = PartialResult(
-            plan.settings(job, args),
-            group.rank,
-            matrices,
-            versions=software(plan.device),
-            stamps=plan.stamps,
-        )
-        partials.append(partial)
-        reports.append(_evaluate(job, plan, args, group, partial, tell))
+    partials = [plan.partial(job, group.rank) for job in plan.jobs]
+    pairs = zip(plan.jobs, partials, strict=True)
+    reports = [_evaluate(plan, job, partial, group) for job, partial in pairs]
     if group.first:
-        try:  # before the tables: a terminal may be gone
-            if args.json:
-                report.write_json(args.json, reports, as_list=args.all)
-        finally:
-            _print(reports, plan, args)
+        try:
+            if plan.json:
+                report.write_json(plan.json, reports, as_list=plan.all)
+        finally:  # afterwards, because the terminal may be gone
+            _print(plan, reports)
     group.barrier()
-    for partial in partials:  # only now is nothing of them needed any more
+    for partial in partials:  # not earlier: the results are safe only now
         partial.discard()
 
 
-def _print(reports: list[report.Report], plan: Plan, args: Namespace) -> None:
-    if not args.all:
-        say(f"{report.class_table(reports[0])}\n")
-    say(report.summary_table(reports))
-    if args.compare:
-        say(f"\n{report.comparison_table(reports)}")
-    if plan.demo:
-        say(DEMONSTRATION)
-
-
-def _evaluate(
-    job: Job,
-    plan: Plan,
-    args: Namespace,
-    group: Ranks,
-    partial: PartialResult,
-    tell: Callable[[str], None],
-) -> report.Report:
-    predictor = plan.predictor(job, args, args.precision)
-    other = plan.predictor(job, args, args.compare) if args.compare else None
-    tell(_how(predictor, plan, args))
+def _evaluate(plan: Plan, job: Job, partial: PartialResult, group: Ranks) -> report.Report:
+    tell: Callable[[str], None] = _note if group.first else _silent
+    tell(report.title(plan, job))
+    predictor = plan.predictor(job, plan.precision)
+    other = plan.predictor(job, plan.compare) if plan.compare else None
+    tell(report.running(plan, predictor))
     image = read_image(plan.samples[0].image)
     for each in filter(None, (predictor, other)):
         check_network(each, image)
@@ -110,65 +84,23 @@ def _evaluate(
         partial,
         outputs=plan.outputs_of(job),
         ranks=group,
-        workers=args.workers,
-        resume=args.resume,
+        workers=plan.workers,
+        resume=plan.resume,
         say=tell,
         other=other,
     )
-    tell(_speed(result, len(plan.samples)))
-    confusion, *compared = result.counts
-    return report.Report(
-        model=job.name,
-        checkpoint=str(job.checkpoint.path),
-        sha256=job.checkpoint.sha256,
-        data=str(plan.data),
-        split=args.split,
-        images=len(plan.samples),
-        protocol=job.protocol,
-        ms_flip=job.ms_flip,
-        reconstruct=job.reconstruct,
-        precision=args.precision,
-        device=str(plan.device),
-        network=predictor.network_name,
-        seconds=result.seconds,
-        confusion=confusion,
-        compared=report.Compared(args.compare, *compared) if compared else None,
-        published=job.published(args.split, len(plan.samples)),
-    )
+    tell(report.speed(result, len(plan.samples)))
+    return report.make_report(plan, job, predictor, result)
 
 
-def _title(job: Job, plan: Plan, args: Namespace) -> str:
-    protocol = job.protocol
-    views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
-    without = "" if job.reconstruct else ", without the EM attention's reconstruction"
-    return (
-        f"{job.name}{without}\n"
-        f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
-        f"  data      {plan.data}, split {args.split}, {len(plan.samples)} images\n"
-        f"  protocol  {protocol.version}, {protocol.mode}, {views}"
-    )
-
-
-def _how(predictor: Predictor, plan: Plan, args: Namespace) -> str:
-    """What runs, with what was chosen where nothing was asked for."""
-    where = f"{args.precision} on {plan.device}"
-    if plan.device.type == "cpu":
-        where += f", {plan.threads} thread{'s' * (plan.threads > 1)}"
-    elif predictor.cuda_graphs:
-        where += ", CUDA graphs"
-    most = predictor.inputs_at_once
-    batch = "one input at once" if most == 1 else f"up to {most} inputs at once"
-    compared = f"; compared with {args.compare}" if args.compare else ""
-    return f"  running   {predictor.network_name} network, {where}, {batch}{compared}"
-
-
-def _speed(result: Result, images: int) -> str:
-    rate = images / result.seconds if result.seconds else 0.0
-    share = 100 * result.waiting / result.seconds if result.seconds else 0.0
-    return (
-        f"  took      {result.seconds:.1f} s, {rate:.2f} images a second; "
-        f"{share:.0f}% of it waiting for files"
-    )
+def _print(plan: Plan, reports: list[report.Report]) -> None:
+    if not plan.all:
+        say(f"{report.class_table(reports[0])}\n")
+    say(report.summary_table(reports))
+    if plan.compare:
+        say(f"\n{report.comparison_table(reports)}")
+    if plan.demo:
+        say(DEMONSTRATION)
 
 
 def _note(line: str) -> None:

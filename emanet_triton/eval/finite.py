@@ -1,6 +1,6 @@
-"""Refusing a network that overflows or is damaged, before its labels are believed.
+"""Checks that refuse a network that overflows or is damaged.
 
-A fused ReLU turns NaN into 0, so the logits of such a network can be finite and mean nothing.
+A fused ReLU turns NaN into 0, so such a network can have finite logits that mean nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from emanet_triton.kernels.out_of_memory import MemoryWatch
 
 
 def check_network(predictor: Predictor, image: np.ndarray) -> None:
-    """Run the network on one input of an image, and look at what every module of it returns.
+    """Run the network on one input of an image, and check the output of every module.
 
-    If memory runs out here, the check is left out; the evaluation reports it.
+    If memory runs out, the check is left out; the evaluation will report the lack of memory.
 
     Raises:
-        InputError: the first module whose output is not finite, by name.
+        InputError: an output is not finite; the message names the first such module.
     """
     largest: dict[str, Tensor] = {}
     watch = MemoryWatch(predictor.device)
@@ -54,8 +54,8 @@ def finite_matrices(
     Args:
         counts: M results of ``confusion_counts``.
         names: of the images.
-        predictors: M; the labels of each are looked at in its count. Other labels in this count
-            have been looked at before.
+        predictors: M: for each result the predictor whose labels are checked with it. Other
+            predicted labels in a result are checked with an earlier result.
 
     Returns:
         int64 [M, C, C].
@@ -84,13 +84,13 @@ def _described(predictor: Predictor) -> str:
 
 
 def _hint(predictor: Predictor) -> str:
-    """What helps where a network overflows."""
+    """Advice for a network that overflows."""
     return "; bf16 has a wider range than fp16" if predictor.precision == "fp16" else ""
 
 
 @contextmanager
 def _largest_values(model: nn.Module, largest: dict[str, Tensor]) -> Iterator[None]:
-    """Collect the largest absolute value of every module's output, in the order of the calls."""
+    """Collect the largest absolute value of each module's output, in the order of the calls."""
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:

@@ -1,10 +1,13 @@
-"""The C library's free memory, which it keeps in holes that larger tensors do not fit."""
+"""Memory that the C library keeps although it is free, in holes too small for larger tensors."""
 
 import ctypes
+import os
 
 
 def give_back() -> None:
-    """Return free memory to the system, where the C library is GNU's."""
+    """Return free memory to the system, if the C library is GNU's."""
+    if os.name == "nt":
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

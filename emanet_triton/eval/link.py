@@ -1,5 +1,6 @@
-"""Messages between the ranks of a torchrun, through its key-value store, with an end to waiting."""
+"""Messages between the ranks of a torchrun, through its key-value store. No rank waits for ever."""
 
+import functools
 import json
 import queue
 import threading
@@ -15,21 +16,22 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.torchrun import Place
 
 T = TypeVar("T")
+_Question = Callable[[dist.Store], Any]
 
 BEAT_SECONDS = 5.0  # between two signs of life
 POLL_SECONDS = 0.05, 0.5  # between two looks at the others, at first and later
-NOTE_SECONDS = 15.0, 60.0  # of waiting before the first note, and between two notes
-SILENT_SECONDS = 60.0  # without a sign of life: a rank is dead, stopped or unreachable
-START_SECONDS = 180.0  # until all ranks have begun
-STORE_SECONDS = 60.0  # until torchrun's store, which is there before the ranks, answers
-IDLE_SECONDS = 30 * 60.0  # of waiting for a rank that finishes nothing
-LEAVE_SECONDS = 10.0  # that the host of the store waits for the others to leave
+NOTE_SECONDS = 15.0, 60.0  # before the first note about waiting, and between two notes
+SILENT_SECONDS = 60.0  # after them a rank without a sign of life is dead, stopped or unreachable
+START_SECONDS = 180.0  # in which all ranks must begin
+STORE_SECONDS = 60.0  # in which torchrun's store, which starts before the ranks, must answer
+IDLE_SECONDS = 30 * 60.0  # in which a rank must finish a step
+LEAVE_SECONDS = 10.0  # for which the host of the store waits until the others have left
 _PART = 2**22  # bytes; the store refuses values of more than 8 MiB
-_LISTED = 4
+_LISTED = 4  # ranks that a note names
 
 
 class _Beat(NamedTuple):
-    """A sign of life: its number, how many steps are done, and how far that is, for people."""
+    """A sign of life: its number, the number of finished steps, and a text about the progress."""
 
     number: int = 0
     steps: int = 0
@@ -39,11 +41,11 @@ class _Beat(NamedTuple):
 class Link:
     """This rank's connection to the others.
 
-    Only a thread of its own speaks with the store: the store's client waits without end for a
+    Only a separate thread speaks with the store, because the store's client waits for ever for a
     machine that has vanished, and cannot be interrupted.
 
     Args:
-        place: of this rank.
+        place: of this rank in the torchrun.
         say: prints a line for the user.
 
     Raises:
@@ -54,7 +56,7 @@ class Link:
         self.place, self._say = place, say
         self._steps, self._text, self._exchanges, self._beats = 0, "", 0, 0
         self._trouble: str | None = None
-        self._questions: queue.SimpleQueue = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[tuple[Future, _Question] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         try:
             self._thread.start()
@@ -63,15 +65,15 @@ class Link:
         self._wait_for_store()
 
     def progress(self, text: str) -> None:
-        """One more step is done; ``text`` says how far that is."""
+        """Count a finished step; ``text`` tells people about the progress."""
         self._steps += 1
         self._text = text
 
     def require_others(self) -> None:
-        """See whether another rank has failed or the store is lost, as the last beat found.
+        """Check that the last beat found no failed rank and could reach the store.
 
         Raises:
-            InputError: it is so.
+            InputError: another rank has failed, or the store is lost.
         """
         if self._trouble:
             raise InputError(self._trouble)
@@ -88,7 +90,7 @@ class Link:
         texts: dict[int, str] = {}
         watch = _Watch(self._say if self.place.rank == 0 else None)
         while missing := [rank for rank in range(self.place.count) if rank not in texts]:
-            found = self._ask(lambda store, missing=missing: _look(store, key, missing))
+            found = self._ask(functools.partial(_look, key=key, ranks=missing))
             texts |= found.texts
             if found.failure and len(texts) < self.place.count:
                 raise InputError(json.loads(found.failure))
@@ -96,11 +98,11 @@ class Link:
         return [json.loads(texts[rank]) for rank in range(self.place.count)]
 
     def fail(self, message: str) -> str:
-        """Tell the others why this rank ends, unless another was first.
+        """Tell the others why this rank ends, unless another rank has failed before.
 
         Returns:
-            The message of the first that failed, to be printed; empty if another process on this
-            machine has printed it.
+            The message of the first rank that failed, for this process to print. Empty if another
+            process on this machine prints it.
         """
 
         def first(store: dist.Store) -> str:
@@ -113,7 +115,7 @@ class Link:
             return message
 
     def leave(self) -> None:
-        """End the connection; who hosts the store waits for the others to do so."""
+        """End the connection. The host of the store first waits until the others have left."""
         deadline = time.monotonic() + LEAVE_SECONDS
         try:
             left = self._ask(lambda store: store.add("left", 1), LEAVE_SECONDS)
@@ -133,16 +135,16 @@ class Link:
         connected = self._submit(lambda store: None)
         if not wait([connected], NOTE_SECONDS[0]).done and self.place.rank == 0:
             self._say(f"waiting for the store at {self.place.host}:{self.place.port}")
-        # The client gives up first: Python must not end while it is at work.
+        # The store's client must give up first, because Python must not end while it works.
         self._answer_of(connected, self._most_seconds + SILENT_SECONDS)
 
     @property
     def _most_seconds(self) -> float:
-        """Until the store answers."""
+        """The seconds in which the store must answer."""
         return STORE_SECONDS if self.place.hosted else START_SECONDS
 
     def _ask(self, question: Callable[[dist.Store], T], seconds: float | None = None) -> T:
-        """What the store answers within some seconds, ``SILENT_SECONDS`` by default."""
+        """The store's answer to a question, within ``SILENT_SECONDS`` or the given seconds."""
         return self._answer_of(self._submit(question), seconds or SILENT_SECONDS)
 
     def _submit(self, question: Callable[[dist.Store], Any]) -> Future:
@@ -155,7 +157,7 @@ class Link:
             return future.result(seconds)
         except TimeoutError:
             reason = "no answer"
-        except RuntimeError as error:  # all errors of the store
+        except RuntimeError as error:  # all errors of the store have this type
             reason = first_line(error)
         raise InputError(self._lost(reason))
 
@@ -184,7 +186,8 @@ class Link:
                 continue
             if job is None:
                 return
-            _answer(*job, store)
+            future, question = job
+            _answer(future, question, store)
 
     def _refuse(self, error: Exception) -> None:
         """Answer every question with an error, until told to end."""
@@ -219,7 +222,7 @@ class Link:
 
 
 class _Found(NamedTuple):
-    """What the store holds of some ranks: values, signs of life, and the first failure."""
+    """The values and signs of life of some ranks, and the message of the first failure."""
 
     texts: dict[int, str]
     beats: dict[int, _Beat]
@@ -227,9 +230,10 @@ class _Found(NamedTuple):
 
 
 class _Watch:
-    """How long the ranks that are waited for have been silent, and have finished nothing.
+    """Measures how long other ranks give no sign of life, and how long they finish no step.
 
-    A look counts for a second at most: time for which this process itself was stopped is no sign.
+    The time between two looks counts as one second at most, so that a stop of this process itself
+    does not count as silence of the others.
     """
 
     def __init__(self, say: Callable[[str], None] | None) -> None:
@@ -241,7 +245,7 @@ class _Watch:
         self._pause, self._looked = POLL_SECONDS[0], time.monotonic()
 
     def see(self, beats: dict[int, _Beat]) -> None:
-        """Take note of the latest beats of the ranks that are waited for, then pause a little.
+        """Note the latest beats of the ranks that this rank waits for, then pause.
 
         Raises:
             InputError: a rank is silent or makes no progress.

@@ -1,4 +1,4 @@
-"""The Cityscapes metric: one integer confusion matrix, and the scores computed from it."""
+"""The metric of Cityscapes: one integer confusion matrix, and the scores computed from it."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emanet_triton.data.cityscapes import CLASSES
+from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.kernels.resample.op import confusion_counts
 
 
 def confusion_matrix(
-    labels: Tensor, predictions: Tensor, num_classes: int = len(CLASSES)
+    labels: Tensor, predictions: Tensor, num_classes: int = len(CITYSCAPES.classes)
 ) -> Tensor:
-    """Count the pixels of each (label, prediction) pair; matrices of images add up.
+    """Count the pixels of each pair of label and prediction.
+
+    The matrix of several images is the sum of their matrices.
 
     Args:
         labels: uint8 train ids of any shape; pixels with ``IGNORE`` are left out.
@@ -37,7 +39,7 @@ def confusion_matrix(
 
 
 def as_matrix(counts: Tensor) -> Tensor:
-    """The confusion matrix, int64 [C, C], of ``confusion_counts``, int64 [C * C + 1].
+    """Turn the result of ``confusion_counts``, int64 [C * C + 1], into a matrix, int64 [C, C].
 
     Raises:
         ValueError: a scored pixel's label or prediction is no class.
@@ -76,7 +78,7 @@ def scores(confusion: Tensor) -> Scores:
     iou = _ratio(hits, labelled + predicted - hits)
     acc = _ratio(hits, labelled)
     aacc = _ratio(hits.sum(), labelled.sum())
-    # Percent last: the ratios and their means are then those of the oracles to the last bit.
+    # The factor 100 comes last, so that ratios and means are equal to mmseg's to the last bit.
     return Scores(100 * iou, 100 * acc, 100 * _mean(iou), 100 * _mean(acc), 100 * float(aacc))
 
 
@@ -86,5 +88,5 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean without NaN; NaN if nothing else is there."""
+    """The mean of the values that are not NaN; NaN if all are."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

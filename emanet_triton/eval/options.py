@@ -3,49 +3,52 @@
 import argparse
 from pathlib import Path
 
-from emanet_triton.command import Parser
+from emanet_triton.command import Parser, count
 from emanet_triton.cores import usable_cores
 from emanet_triton.models.protocol import VERSIONS
-from emanet_triton.models.zoo import list_models
+from emanet_triton.models.zoo import find_entry, list_models
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-_MOST_THREADS = 1024  # a process that starts tens of thousands is killed
+_MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the arguments.
 
     Raises:
-        InputError: they are not as they should be, or do not fit together.
+        InputError: an argument is not valid, or two arguments do not fit together.
     """
+    datasets = " or ".join(dict.fromkeys(find_entry(name).dataset.name for name in list_models()))
     parser = Parser(
         prog="python -m emanet_triton.eval",
-        description="Evaluate EMANet checkpoints on Cityscapes. Without arguments: a small model "
-        "that comes with this package, on generated street scenes.",
+        description=f"Evaluate EMANet checkpoints on {datasets}. Without arguments: evaluate a "
+        "small model that comes with this package, on generated street scenes.",
         epilog=f"models: {', '.join(list_models())}",
     )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--ckpt",
         metavar="PATH_OR_MODEL",
-        help="checkpoint file, or a model's name for its published file (downloaded once); "
-        "with --all a folder of the four published files",
+        help="a checkpoint file, or the name of a model, whose published file is downloaded once; "
+        "with --all a folder that contains the four published files",
     )
     what.add_argument(
         "--model",
-        help="architecture and protocol of --ckpt; by default told by the published file's name "
-        "or hash",
+        help="the model that --ckpt belongs to; default: the one whose published file has the "
+        "name or the hash of --ckpt",
     )
     what.add_argument(
         "--all",
         action="store_true",
-        help="the four published models, single view and ms+flip, in one table",
+        help="evaluate the four published models, with one view and with ms+flip, in one table",
     )
-    what.add_argument("--data", type=Path, metavar="CITYSCAPES_ROOT")
+    what.add_argument(
+        "--data", type=Path, metavar="ROOT", help=f"root folder of the data set ({datasets})"
+    )
     what.add_argument("--split", default="val", help="default: %(default)s")
-    what.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
+    what.add_argument("--limit", type=count, metavar="N", help="evaluate only the first N images")
 
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("how to evaluate")
     how.add_argument(
         "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
     )
@@ -53,50 +56,50 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--protocol",
         choices=VERSIONS,
         default=VERSIONS[0],
-        help="whose multi-scale sizes to use; default: %(default)s",
+        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
     )
-    how.add_argument("--device", help="default: cuda where there is one, else cpu")
+    how.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
     how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     how.add_argument(
         "--compare",
         choices=PRECISIONS,
         metavar="PRECISION",
-        help="run the network in this precision, too, on the same images, and tell how many labels "
-        "agree and how far apart the figures are",
+        help="also run the network in this precision on the same images; print the difference of "
+        "the mIoU and the percentage of equal labels",
     )
     how.add_argument(
         "--fuse",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run the fused inference network; on a GPU only if it agrees with the plain "
-        "network; tf32 runs the plain network",
+        help="run the fused network; on a GPU only if its results agree with the plain network; "
+        "tf32 always runs the plain network",
     )
     how.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="run the network through torch.compile; not by default, since on a CPU it makes the "
-        "fused network no faster",
+        help="run the network through torch.compile; on a CPU this makes the fused network no "
+        "faster",
     )
     how.add_argument(
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on a GPU, replay the network as a CUDA graph for every input size that comes again",
+        help="on a GPU, replay the network as a CUDA graph for each input size that is repeated",
     )
     how.add_argument(
         "--batch-size",
-        type=_count,
+        type=count,
         metavar="N",
-        help="images or windows that go through the network at once; default: one image, of its "
-        "windows all on a GPU, one on a CPU",
+        help="number of images or windows that go through the network at once; default: one image "
+        "and, on a GPU, all its windows",
     )
     how.add_argument(
         "--threads",
         type=_thread_count,
         metavar="N",
-        help="threads of the network on a CPU; default: the cores this process may use, shared "
-        "with the other processes of a torchrun",
+        help="threads of the network on a CPU; default: the number of cores that this process may "
+        "use, divided by the number of torchrun's processes on this machine",
     )
     how.add_argument(
         "--workers",
@@ -105,7 +108,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="threads that decode images and write pictures; default: %(default)s",
     )
-    how.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    how.add_argument("--resume", action="store_true", help="continue an interrupted run")
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="OUT", help="write all figures to a file")
@@ -113,37 +116,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--save-predictions",
         type=Path,
         metavar="DIR",
-        help="label ids as PNG, under the benchmark server's names",
+        help="write the predictions as PNG, with the ids and names of the benchmark server",
     )
     output.add_argument(
         "--save-overlays",
         type=Path,
         metavar="DIR",
-        help="image, prediction, label and error side by side as PNG",
+        help="write image, prediction, label and error side by side as PNG",
     )
 
     args = parser.parse_args(arguments)
     if args.all and (args.model or args.ms_flip):
         parser.error(
-            "--all evaluates every published model both ways: leave out --model, --ms-flip"
+            "--all evaluates every published model both ways: leave out --model and --ms-flip"
         )
     if args.all and (args.save_predictions or args.save_overlays):
         parser.error("--all writes no pictures: use --ckpt for one model at a time")
     if args.compare == args.precision:
         parser.error(f"--compare {args.compare}: --precision is the same")
     if args.model and not args.ckpt:
-        parser.error("--model says what the file of --ckpt is: give --ckpt too")
+        parser.error("--model names the model of the file --ckpt: give --ckpt too")
     return args
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
-
-
 def _thread_count(text: str) -> int:
-    count = _count(text)
-    if count > _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {count}")
-    return count
+    threads = count(text)
+    if threads > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {threads}")
+    return threads

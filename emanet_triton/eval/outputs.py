@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from emanet_triton.data.cityscapes import Sample, prediction_name, to_label_ids
+from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
 from emanet_triton.eval.draw import overlay
@@ -17,27 +17,29 @@ from emanet_triton.files import is_stream, require_folder
 
 @dataclass(frozen=True)
 class Outputs:
-    """Folders for what an evaluation draws; ``None`` for nothing.
+    """The folders into which an evaluation writes pictures; ``None`` where it writes none.
 
     Attributes:
-        predictions: label ids under the benchmark server's names.
-        overlays: image, prediction, label and error side by side.
+        dataset: the data set whose images are evaluated.
+        predictions: the folder for predicted classes, in the data set's own ids and file names.
+        overlays: the folder for image, prediction, label and error side by side.
     """
 
+    dataset: Dataset
     predictions: Path | None = None
     overlays: Path | None = None
 
     def prepare(self) -> None:
-        """Make the folders and see that they can be written, before anything is computed.
+        """Make the folders and check that they can be written.
 
         Raises:
-            InputError: a folder that cannot be made or written.
+            InputError: a folder cannot be made or written.
         """
         for folder in self.folders().values():
             require_folder(folder)
 
     def folders(self) -> dict[str, Path]:
-        """Option to the folder that it names, of those that were given."""
+        """The folders that were given, by the option that names them."""
         named = {"--save-predictions": self.predictions, "--save-overlays": self.overlays}
         return {option: folder for option, folder in named.items() if folder}
 
@@ -47,30 +49,42 @@ class Outputs:
     def save(
         self, sample: Sample, image: np.ndarray, labels: np.ndarray, predicted: Tensor
     ) -> None:
-        """Write what was asked for; all are uint8, ``labels`` and ``predicted`` train ids."""
-        name, pred = prediction_name(sample), predicted.cpu().numpy()
+        """Write the pictures of a sample.
+
+        Args:
+            sample: gives the pictures their name.
+            image: uint8 RGB [H, W, 3].
+            labels: train ids, uint8 [H, W].
+            predicted: train ids, uint8 [H, W].
+
+        Raises:
+            InputError: a picture cannot be written.
+        """
+        name, prediction = self.dataset.prediction_name(sample), predicted.cpu().numpy()
         if self.predictions:
-            write_png(self.predictions / name, to_label_ids(pred))
+            write_png(self.predictions / name, self.dataset.to_stored_ids(prediction))
         if self.overlays:
-            write_png(self.overlays / name, overlay(image, pred, labels))
+            picture = overlay(image, prediction, labels, self.dataset.classes)
+            write_png(self.overlays / name, picture)
 
     def pictures(self, sample: Sample) -> list[Path]:
         """The files that ``save`` writes."""
-        return [folder / prediction_name(sample) for folder in self.folders().values()]
+        return [folder / self.dataset.prediction_name(sample) for folder in self.folders().values()]
 
 
-def keep_out(root: Path, places: Mapping[str, Path | None]) -> None:
-    """See that nothing is written inside the trees of a data set.
+def keep_out(dataset: Dataset, root: Path, places: Mapping[str, Path | None]) -> None:
+    """Refuse to write into the folders of a data set.
 
     Args:
+        dataset: says which folders hold its files.
         root: of the data set.
-        places: option to the file or folder that it names.
+        places: the files and folders to write, by the option that names them.
 
     Raises:
-        InputError: a place inside.
+        InputError: a place lies in such a folder.
     """
     for option, place in places.items():
-        for tree in (root / "leftImg8bit", root / "gtFine"):
+        for tree in (root / folder for folder in dataset.folders):
             if place and _real(place).is_relative_to(_real(tree)):
                 raise InputError(
                     f"{option} {place}: lies in the data set's {tree}; expected another place"
@@ -80,10 +94,10 @@ def keep_out(root: Path, places: Mapping[str, Path | None]) -> None:
 def refuse_overwriting(
     outputs: Outputs, json: Path | None, samples: Sequence[Sample], checkpoints: Sequence[Path]
 ) -> None:
-    """See that no output, also through symbolic links, is an input or another output.
+    """Refuse outputs that would overwrite an input or another output, also through a link.
 
     Raises:
-        InputError: one is.
+        InputError: an output would overwrite a file.
     """
     kept = {_real(path): path for sample in samples for path in (sample.image, sample.label)}
     folders = {path.parent for path in kept}
@@ -92,7 +106,7 @@ def refuse_overwriting(
         if _real(folder) in folders:
             raise InputError(f"{option} {folder}: holds files of the data set; expected another")
         for sample in samples:
-            picture = folder / prediction_name(sample)
+            picture = folder / outputs.dataset.prediction_name(sample)
             if picture.exists() and not picture.is_file():
                 raise InputError(f"{option}: {picture} is no file; expected a place for a picture")
             _claim(kept, option, picture)

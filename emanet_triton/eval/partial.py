@@ -1,4 +1,4 @@
-"""What an unfinished evaluation has counted so far, kept so that another run can go on."""
+"""Partial results: the counts of an unfinished evaluation, from which another run continues."""
 
 import contextlib
 import hashlib
@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from emanet_triton.cache_folder import cache_folder
-from emanet_triton.data.cityscapes import CLASSES, Sample
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import Sample
 from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.eval.ranks import Ranks
-from emanet_triton.eval.report import versions
 from emanet_triton.files import read_plain, write_whole
 from emanet_triton.kernels.cache import digest, triton_version
+from emanet_triton.versions import versions
 
 _SECONDS_BETWEEN_WRITES = 5.0
-_LONGEST = 1e9  # seconds that a run may have taken, some 30 years
-_SECONDS_KEPT = 30 * 24 * 3600.0  # of a partial result with which no run has gone on
+_LONGEST = 1e9  # seconds, some 30 years; no run has taken longer
+_SECONDS_KEPT = 30 * 24 * 3600.0  # after which an unused partial result is removed
 
-# Why something is left out: of one thing, and of several.
+# Reasons for which something is left out, in the singular and in the plural.
 _DAMAGED = "1 damaged file", "{} damaged files"
 _OTHER_VERSIONS = "1 file of other versions", "{} files of other versions"
 _CHANGED = (
@@ -42,16 +43,16 @@ _NOT_DRAWN = (
 )
 _Reason = tuple[str, str]
 
-Stamp = list[int]  # of some files: the bytes and the ns of each that is there
+Stamp = list[int]  # size in bytes and time in ns of each file that exists
 
 
 class Earlier(NamedTuple):
-    """What earlier runs have finished.
+    """The finished images of earlier runs.
 
     Attributes:
         names: of the images.
-        counts: int64 [M, 19, 19] of these images.
-        seconds: the earlier runs took.
+        counts: of the images, int64 [M, C, C].
+        seconds: that the earlier runs took.
     """
 
     names: set[str]
@@ -65,8 +66,8 @@ class _Piece(NamedTuple):
     Attributes:
         names: of the images.
         stamps: of their files.
-        pictures: stamps of what was drawn of them.
-        counts: int64 [M, 19, 19] of these images.
+        pictures: the stamps of the pictures that were written for them.
+        counts: of the images, int64 [M, C, C].
     """
 
     names: list[str]
@@ -76,7 +77,7 @@ class _Piece(NamedTuple):
 
 
 class _OtherVersionsError(Exception):
-    """A partial result of other software."""
+    """Other versions of the software have made the partial result."""
 
 
 def stamps(samples: Iterable[Sample]) -> dict[str, Stamp]:
@@ -95,7 +96,7 @@ def stamp(*paths: Path) -> Stamp:
 
 
 def software(device: torch.device) -> dict[str, str]:
-    """Versions of everything on which a count may depend, this package's source among it."""
+    """The versions on which counts may depend, and a digest of this package's source."""
     package = Path(__file__).parents[1]
     rooms = "kernels", "models", "data", "inference", "eval"
     source = [file for room in rooms for file in (package / room).rglob("*.py")]
@@ -104,23 +105,25 @@ def software(device: torch.device) -> dict[str, str]:
 
 
 class PartialResult:
-    """The images that one process has finished, and what it has counted of them.
+    """The images that one process has finished, and their counts.
 
-    All processes of a run write into one folder, named after the settings, each a file of its
-    own. A run that goes on reads every file there and adds new ones. A file carries a checksum,
-    the versions that made it and the stamps of its images.
+    All processes of a run write into one folder, which is named after the settings; each has a
+    file of its own. A run that continues reads all files there and adds new ones. A file contains
+    a checksum, the versions of the software and the stamps of its images.
 
     Args:
-        settings: everything that determines the result, JSON values; ``"samples"`` lists the names.
-        rank: of the process, in the file's name.
-        matrices: M, how many confusion matrices are counted.
-        versions: of the software; a file of other versions is left out.
+        settings: everything that determines the result, as JSON values; ``"samples"`` lists the
+            names of the images.
+        rank: of the process, for the file's name.
+        matrices: M, the number of confusion matrices.
+        classes: C, of the data set.
+        versions: of the software; a file with other versions is left out.
         stamps: of the samples by name, see ``stamps``; an image with another stamp is left out.
 
     Attributes:
         names: of the images that this process has finished.
-        counts: int64 [M, 19, 19] of these images.
-        left_out: what ``earlier`` left out and why, for people; empty if nothing.
+        counts: of these images, int64 [M, C, C].
+        left_out: a text that says what ``earlier`` left out and why, or an empty text.
     """
 
     def __init__(
@@ -129,16 +132,17 @@ class PartialResult:
         rank: int = 0,
         matrices: int = 1,
         *,
+        classes: int = len(CITYSCAPES.classes),
         versions: dict[str, str] | None = None,
         stamps: dict[str, Stamp] | None = None,
     ) -> None:
         text = json.dumps(settings, sort_keys=True)
-        self.settings = json.loads(text)  # as a file gives it back: lists for tuples
+        self.settings = json.loads(text)  # JSON turns tuples into lists
         self.folder = cache_folder() / "partial" / _sha256(text)[:16]
         self._file = self.folder / f"{time.time_ns()}-{rank}.json"
         self._versions, self._stamps = versions or {}, stamps or {}
         self._samples = set(settings["samples"])
-        self._shape = (matrices, len(CLASSES), len(CLASSES))
+        self._shape = (matrices, classes, classes)
         cells = math.prod(self._shape)
         self._largest = 2**20 + 2 * len(text) + len(self._samples) * (12 * cells + 2048)
         self.names: list[str] = []
@@ -151,14 +155,15 @@ class PartialResult:
     def earlier(
         self, ranks: Ranks | None = None, drawn: Callable[[str], Stamp] | None = None
     ) -> Earlier:
-        """All that earlier runs have finished, the same on every rank.
+        """All images that earlier runs have finished; every rank gets the same answer.
 
-        A damaged file is left out, and so is an image whose batch is no longer what it was.
+        A damaged file is left out. If a file or picture of an image has changed, its whole batch
+        is left out.
 
         Args:
             ranks: the processes that read, each on its machine.
-            drawn: the stamp of the pictures of an image that are there; ``None`` if they do not
-                matter.
+            drawn: gives the stamp of an image's pictures as they are now; ``None`` if the pictures
+                do not matter.
         """
         ranks = ranks or Ranks()
         files: Counter[_Reason] = Counter()
@@ -189,11 +194,11 @@ class PartialResult:
         return Earlier(names, ranks.sum(torch.from_numpy(counts)), took)
 
     def discard(self) -> None:
-        """Remove what earlier runs left."""
+        """Remove the files of all runs with these settings."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard_forgotten(self) -> None:
-        """Remove partial results of other settings with which no run has gone on for a month."""
+        """Remove partial results with other settings that no run has used for a month."""
         with contextlib.suppress(OSError):
             for folder in self.folder.parent.iterdir():
                 named = re.fullmatch("[0-9a-f]{16}", folder.name)
@@ -207,9 +212,9 @@ class PartialResult:
 
         Args:
             names: of the images.
-            counts: int64 [M, 19, 19] of these images.
-            seconds: of this run so far.
-            pictures: the stamp of what was drawn of each; by default nothing was drawn.
+            counts: of these images, int64 [M, C, C].
+            seconds: that this run has taken so far.
+            pictures: the stamp of each image's pictures; by default no pictures were written.
         """
         self.names += names
         self.counts += counts
@@ -221,9 +226,9 @@ class PartialResult:
             self.write()
 
     def write(self) -> None:
-        """Write this process's file anew; a reader never sees half of it.
+        """Write this process's file again; a reader never sees a part of it.
 
-        Where it cannot be written the evaluation goes on, with a warning.
+        If it cannot be written, a warning says so and the evaluation goes on.
         """
         content = {
             "settings": self.settings,
@@ -241,7 +246,7 @@ class PartialResult:
         self._written = time.monotonic()
 
     def _read(self, file: Path) -> dict[str, Any]:
-        """The content of an undamaged file of these settings and versions."""
+        """The content of a file, if it is undamaged and has these settings and versions."""
         sealed = json.loads(read_plain(file, self._largest))
         text = sealed["content"]
         if not isinstance(text, str) or sealed["sha256"] != _sha256(text):
@@ -256,7 +261,7 @@ class PartialResult:
         return content
 
     def _pieces(self, finished: list[dict[str, Any]]) -> list[_Piece]:
-        """The batches of a file, none of which is an impossible one."""
+        """The batches of a file; ValueError if one of them is impossible."""
         pieces = [
             _Piece(b["images"], b["stamps"], b["pictures"], np.array(b["counts"])) for b in finished
         ]
@@ -272,8 +277,9 @@ class PartialResult:
     def _usable(
         self, pieces: list[_Piece], drawn: Callable[[str], Stamp] | None
     ) -> tuple[list[_Piece], dict[str, _Reason]]:
-        """The batches that still are what they were; the images of others, and why."""
-        usable, left_out = [], {}
+        """The batches whose files and pictures are unchanged; the other images, and why."""
+        usable: list[_Piece] = []
+        left_out: dict[str, _Reason] = {}
         for piece in pieces:
             if piece.stamps != [self._stamps.get(name) for name in piece.names]:
                 left_out |= dict.fromkeys(piece.names, _CHANGED)
@@ -284,7 +290,7 @@ class PartialResult:
         return usable, left_out
 
     def _plausible(self, counts: np.ndarray, images: int) -> bool:
-        """Whether these may be the pixels of so many images."""
+        """Whether ``counts`` can be the pixel counts of this number of images."""
         right_kind = counts.dtype == np.int64 and counts.shape == self._shape
         return bool(
             right_kind
@@ -295,9 +301,10 @@ class PartialResult:
 
 
 def _shared_out(found: list[list[list[str]]], rank: int) -> tuple[set[str], list[int]]:
-    """Which images are finished, and which pieces this rank counts, so that all count once.
+    """All finished images, and the indices of the pieces that this rank counts.
 
-    ``found`` lists the names in each piece of each rank; several ranks may have read one file.
+    ``found`` lists the names in each piece of each rank. Several ranks may have read the same
+    file, so each piece must be counted by one rank only.
     """
     names: set[str] = set()
     mine = []

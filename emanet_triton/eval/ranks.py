@@ -17,15 +17,15 @@ from emanet_triton.eval.torchrun import find_place, is_inside_a_rank
 class Ranks:
     """This process's place among the processes that share an evaluation.
 
-    Waiting for another rank ends: with an ``InputError`` that names the rank if it has failed, is
-    dead or makes no progress.
+    No rank waits for ever: if another rank fails, dies or makes no progress, an ``InputError``
+    names it.
 
     Attributes:
         rank: of this process, from 0.
         count: of processes.
-        local_rank: of this process on its machine, which chooses its GPU.
-        local_count: of processes on its machine, which share its cores.
-        link: to the other processes, if there are any.
+        local_rank: number of this process on its machine; it chooses the GPU.
+        local_count: number of processes on this machine; they share the cores.
+        link: the connection to the other processes, if there are any.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that prints and writes the result."""
+        """Whether this process prints and writes the result."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
@@ -47,38 +47,38 @@ class Ranks:
         """The sum of a CPU tensor of integers over all ranks, on every rank."""
         if not self.link:
             return tensor
-        return sum(torch.tensor(part, dtype=tensor.dtype) for part in self.gather(tensor.tolist()))
+        return torch.tensor(self.gather(tensor.tolist())).sum(0, dtype=tensor.dtype)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.gather(None)
 
     def progress(self, text: str) -> None:
-        """Let the others know that a step is done; ``text`` says how far that is."""
+        """Tell the others that a step is finished; ``text`` tells people about the progress."""
         if self.link:
             self.link.progress(text)
 
     def require_others(self) -> None:
-        """Raise ``InputError`` if another rank has failed: there is no result without it."""
+        """Raise ``InputError`` if another rank has failed, because its share is then missing."""
         if self.link:
             self.link.require_others()
 
     def fail(self, message: str) -> str:
-        """Tell the other ranks why this one ends.
+        """Tell the other ranks why this rank ends.
 
         Returns:
-            What this process is to print: the message of the first rank that failed, or nothing
-            if another process has printed it.
+            The text that this process must print: the message of the first rank that failed.
+            Empty if another process on this machine prints it.
         """
         return self.link.fail(message) if self.link else message
 
 
 @contextmanager
 def ranks(say: Callable[[str], None]) -> Iterator[Ranks]:
-    """Join the other processes if torchrun started this one.
+    """Join the other processes, if torchrun started this one.
 
-    A process that a rank of another program starts, for example a training that evaluates its
-    checkpoint, runs alone, on that rank's GPU.
+    A process that a rank of another program started runs alone, on the GPU of that rank. An
+    example is a training that evaluates its checkpoint.
 
     Args:
         say: prints a line for the user.

@@ -1,36 +1,34 @@
-"""What an evaluation tells: tables for people, JSON for programs."""
+"""The output of an evaluation: lines and tables for people, JSON for programs."""
 
 import json
 import math
-import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from emanet_triton._version import __version__
-from emanet_triton.data.cityscapes import CLASSES
 from emanet_triton.eval.metric import scores
+from emanet_triton.eval.plan import Job, Plan
+from emanet_triton.eval.runner import Result
 from emanet_triton.files import write_output
+from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.versions import versions
 
-TOLERANCE = 0.05  # percent points of mIoU within which a published figure counts as reproduced
+TOLERANCE = 0.05  # points of mIoU within which a published figure counts as reproduced
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The same images through the same network in another precision.
+    """The results of the same network on the same images in another precision.
 
     Attributes:
-        precision: the other.
-        confusion: int64 [19, 19] of the other, rows = label.
-        agreement: int64 [19, 19], rows = the label of the first, columns = that of the other.
+        precision: the other precision.
+        confusion: int64 [C, C] in the other precision, rows = label.
+        agreement: int64 [C, C], rows = prediction in the first precision, columns = prediction
+            in the other.
     """
 
     precision: str
@@ -39,31 +37,32 @@ class Compared:
 
     @property
     def labels_agree(self) -> float:
-        """Percent of all pixels, scored or not."""
+        """The percentage of pixels with equal predictions, among all pixels, scored or not."""
         return 100 * float(self.agreement.trace() / self.agreement.sum())
 
 
 @dataclass(frozen=True)
 class Report:
-    """One evaluation: what was run, and what came out.
+    """One evaluation: what was run, and its result.
 
     Attributes:
         model: its name in the zoo.
         checkpoint: path of the weights.
-        sha256: of that file.
+        sha256: of the checkpoint.
         data: root of the data set.
         split: of the data set.
-        images: how many were evaluated.
-        protocol: resizes and windows.
+        classes: the names of the C classes.
+        images: the number of evaluated images.
+        protocol: how images were resized and cut into windows.
         ms_flip: whether scales and mirroring were averaged.
         reconstruct: False for the ablation without the EM attention's reconstruction.
         precision: of the network.
-        device: it ran on.
-        network: "fused" or "plain".
-        seconds: all images, from the first file to the last label.
-        confusion: int64 [19, 19], rows = label.
-        compared: with another precision, or ``None``.
-        published: the published mIoU in percent of this checkpoint and protocol, or ``None``.
+        device: on which the network ran.
+        network: "fused" or "plain", with "compiled " before it if it was compiled.
+        seconds: from the first file to the last label of all images.
+        confusion: int64 [C, C], rows = label.
+        compared: the results in another precision, or ``None``.
+        published: the published mIoU of this checkpoint and protocol in percent, or ``None``.
     """
 
     model: str
@@ -71,6 +70,7 @@ class Report:
     sha256: str
     data: str
     split: str
+    classes: tuple[str, ...]
     images: int
     protocol: Protocol
     ms_flip: bool
@@ -84,7 +84,7 @@ class Report:
     published: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values; percent, unrounded; NaN becomes null."""
+        """The report as JSON values: unrounded percentages, null for NaN."""
         result = scores(self.confusion)
         return {
             "model": self.model,
@@ -103,7 +103,7 @@ class Report:
             "mIoU": _number(result.miou),
             "mAcc": _number(result.macc),
             "aAcc": _number(result.aacc),
-            "IoU": {c.name: _number(v) for c, v in zip(CLASSES, result.iou, strict=True)},
+            "IoU": {c: _number(v) for c, v in zip(self.classes, result.iou, strict=True)},
             "confusion": self.confusion.tolist(),
             "compared": self._compared_as_json(),
             "published": None
@@ -129,24 +129,73 @@ class Report:
         }
 
 
-def versions() -> dict[str, str]:
-    """The versions on which figures depend."""
-    return {
-        "emanet_triton": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": metadata.version("torchvision"),  # not imported: see draw
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }
+def make_report(plan: Plan, job: Job, predictor: Predictor, result: Result) -> Report:
+    """The report of a job whose images are all evaluated."""
+    confusion, *others = result.counts
+    compared = Compared(plan.compare, *others) if plan.compare else None
+    return Report(
+        model=job.name,
+        checkpoint=str(job.checkpoint.path),
+        sha256=job.checkpoint.sha256,
+        data=str(plan.data),
+        split=plan.split,
+        classes=tuple(c.name for c in plan.dataset.classes),
+        images=len(plan.samples),
+        protocol=job.protocol,
+        ms_flip=job.ms_flip,
+        reconstruct=job.reconstruct,
+        precision=plan.precision,
+        device=str(plan.device),
+        network=predictor.network_name,
+        seconds=result.seconds,
+        confusion=confusion,
+        compared=compared,
+        published=plan.published(job),
+    )
+
+
+def title(plan: Plan, job: Job) -> str:
+    """Lines that say what is about to be evaluated."""
+    protocol = job.protocol
+    views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
+    without = "" if job.reconstruct else ", without the EM attention's reconstruction"
+    return (
+        f"{job.name}{without}\n"
+        f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
+        f"  data      {plan.data}, split {plan.split}, {len(plan.samples)} images\n"
+        f"  protocol  {protocol.version}, {protocol.mode}, {views}"
+    )
+
+
+def running(plan: Plan, predictor: Predictor) -> str:
+    """A line that says how the network runs, with all that was chosen by default."""
+    where = f"{plan.precision} on {plan.device}"
+    if plan.device.type == "cpu":
+        where += f", {plan.threads} thread{'s' * (plan.threads > 1)}"
+    elif predictor.cuda_graphs:
+        where += ", CUDA graphs"
+    most = predictor.inputs_at_once
+    batch = "one input at once" if most == 1 else f"up to {most} inputs at once"
+    compared = f"; compared with {plan.compare}" if plan.compare else ""
+    return f"  running   {predictor.network_name} network, {where}, {batch}{compared}"
+
+
+def speed(result: Result, images: int) -> str:
+    """A line that says how long the evaluation took."""
+    rate = images / result.seconds if result.seconds else 0.0
+    share = 100 * result.waiting / result.seconds if result.seconds else 0.0
+    return (
+        f"  took      {result.seconds:.1f} s, {rate:.2f} images a second; "
+        f"{share:.0f}% of it waiting for files"
+    )
 
 
 def class_table(report: Report) -> str:
     """IoU and accuracy of every class, in percent."""
     result = scores(report.confusion)
     rows = [
-        (c.name, _shown(iou), _shown(acc))
-        for c, iou, acc in zip(CLASSES, result.iou, result.acc, strict=True)
+        (name, _shown(iou), _shown(acc))
+        for name, iou, acc in zip(report.classes, result.iou, result.acc, strict=True)
     ]
     return tabulate(
         rows,
@@ -158,7 +207,7 @@ def class_table(report: Report) -> str:
 
 
 def summary_table(reports: list[Report]) -> str:
-    """One row a report: what was run and measured; beside it, where there is one, the published."""
+    """One row for each report: what was run, its scores, and the published figure if any."""
     headers = ["model", "views", "images", "aAcc", "mAcc", "mIoU"]
     rows = [[*_name_and_views(r), r.images, *_measured(r)] for r in reports]
     if any(report.published is not None for report in reports):
@@ -168,7 +217,7 @@ def summary_table(reports: list[Report]) -> str:
 
 
 def comparison_table(reports: list[Report]) -> str:
-    """One row a report that was compared with another precision."""
+    """One row for each report that was compared with another precision."""
     headers = ("model", "views", "precision", "mIoU", "compared with", "mIoU", "difference")
     rows = []
     for report in reports:
@@ -181,7 +230,7 @@ def comparison_table(reports: list[Report]) -> str:
 
 
 def write_json(path: Path, reports: list[Report], as_list: bool) -> None:
-    """Write one report, or a list of them, whole or not at all.
+    """Write one report, or a list of reports; the file appears whole or not at all.
 
     Raises:
         InputError: the file cannot be written.

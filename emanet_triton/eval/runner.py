@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emanet_triton.data.cityscapes import (
-    CLASSES,
-    Sample,
-    check_sample,
-    problems_error,
-    read_labels,
-)
+from emanet_triton.data.dataset import Dataset, Sample, problems_error
 from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError
 from emanet_triton.eval.finite import finite_matrices
@@ -32,7 +26,7 @@ from emanet_triton.inference.inputs import to_device
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
 
-LARGE = 2**20  # pixels of an image: below, returning memory takes more than it is worth
+LARGE = 2**20  # pixels; for smaller images it takes longer to return memory than it is worth
 
 
 class _Bar(tqdm):
@@ -41,11 +35,20 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
-def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
-    """Check the files of all samples, shared among ranks and threads.
+def check_samples(
+    samples: list[Sample], dataset: Dataset, problems: list[str], ranks: Ranks, workers: int
+) -> None:
+    """Check the files of all samples; ranks and threads share the work.
+
+    Args:
+        samples: the samples to check.
+        dataset: their data set.
+        problems: problems with other files of the data set, as ``Dataset.find`` returns them.
+        ranks: the processes that share the work.
+        workers: number of threads of this process.
 
     Raises:
-        InputError: on every rank, with all problems of all samples.
+        InputError: on every rank, with all problems of the data set.
     """
     mine = samples[ranks.rank :: ranks.count]
     found: list[str] = []
@@ -53,25 +56,27 @@ def check_samples(samples: list[Sample], ranks: Ranks, workers: int) -> None:
         Workers(workers) as pool,
         _Bar(desc="checking files", total=len(mine), leave=False, disable=not ranks.first) as bar,
     ):
-        for problems in pool.map(check_sample, mine, ahead=2 * workers):
+        for wrong in pool.map(dataset.check, mine, ahead=2 * workers):
             ranks.require_others()
-            found += problems
+            found += wrong
             bar.update()
             ranks.progress(f"{bar.n} of {len(mine)} files checked")
-    problems = [problem for part in ranks.gather(found) for problem in part]
-    if problems:
-        raise problems_error(f"{len(problems)} problems in the data set:", sorted(problems))
+    damaged = [problem for part in ranks.gather(found) for problem in part]
+    if everything := problems + sorted(damaged):
+        number = f"{len(everything)} problem{'s' * (len(everything) > 1)}"
+        raise problems_error(f"{number} in the data set:", everything)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a whole split came to.
+    """The result of a whole split.
 
     Attributes:
-        counts: int64 [M, 19, 19]: the confusion matrix; and where two networks are compared the
-            other's, and that of the labels of the two (row = this network's).
-        seconds: it took.
-        waiting: of this run's seconds, how many this process waited for files to be decoded.
+        counts: int64 [M, C, C]: the confusion matrix. If two networks are compared, two more
+            follow: the other network's, and the matrix of the two networks' predictions (row =
+            prediction of the first).
+        seconds: the seconds that all runs took.
+        waiting: seconds for which this process waited, in this run, for files to be decoded.
     """
 
     counts: Tensor
@@ -80,9 +85,13 @@ class Result:
 
 
 class _Started(NamedTuple):
-    """A batch on its way: what the device still counts, and the pictures being written.
+    """A batch on its way.
 
-    ``predictors`` are for ``finite_matrices``: one for each of the counts.
+    Attributes:
+        batch: its samples.
+        counts: results of ``confusion_counts`` that the device may still be computing.
+        predictors: for each result in ``counts`` its predictor, see ``finite_matrices``.
+        pictures: the pictures that threads may still be writing.
     """
 
     batch: list[Sample]
@@ -103,24 +112,28 @@ def evaluate(
     say: Callable[[str], None],
     other: Predictor | None = None,
 ) -> Result:
-    """Evaluate the samples, shared among the ranks in batches that no number of ranks changes.
+    """Evaluate the samples. The ranks share batches that do not depend on the number of ranks.
 
-    What is finished is kept on disk, whatever happens next, and taken over with ``resume``.
-    Decoding, the network and the writing of pictures overlap.
+    The results of finished images are kept on disk, whatever happens next, and ``resume`` uses
+    them. Decoding, the network and the writing of pictures overlap.
 
     Args:
-        predictor: labels of images.
+        predictor: predicts the labels of images.
         samples: images and labels, already checked.
-        partial: where the finished images are counted and kept; the caller discards it.
-        outputs: what to draw.
+        partial: counts and keeps the finished images; the caller discards it.
+        outputs: the pictures to write, and the data set.
         ranks: the processes that share the samples.
         workers: threads that decode images ahead of the network and write pictures after it.
-        resume: go on where an interrupted run of the same settings stopped.
+        resume: go on where an interrupted run with the same settings stopped.
         say: prints a line for the user.
-        other: a predictor to compare with, on the same images.
+        other: another predictor, to compare with on the same images.
 
     Returns:
         The sum over all ranks, on every rank.
+
+    Raises:
+        InputError: a file has changed since it was checked, a picture cannot be written, the
+            logits are not finite, memory does not suffice, or another rank has failed.
     """
     begun = time.monotonic()
     earlier = _taken_over(partial, samples, outputs, ranks, resume, say)
@@ -148,7 +161,10 @@ def evaluate(
             bar.update(len(batch))
             ranks.progress(f"{len(partial.names)} of {total} images")
 
-        decoded = pool.map(_load, mine, ahead=workers if on_cpu else 2 * workers)
+        dataset = outputs.dataset
+        decoded = pool.map(
+            lambda batch: _load(batch, dataset), mine, ahead=workers if on_cpu else 2 * workers
+        )
         try:
             for batch in mine:
                 ranks.require_others()
@@ -160,7 +176,7 @@ def evaluate(
                 started.append(_start(predictor, other, batch, loaded, outputs, pool))
                 while len(started) > most_started:
                     finish()
-        finally:  # also when the rest fails: nothing already computed is lost
+        finally:  # also after an error, so that no finished work is lost
             decoded.close()
             try:
                 while started:
@@ -182,7 +198,7 @@ def _taken_over(
     resume: bool,
     say: Callable[[str], None],
 ) -> Earlier:
-    """What earlier runs have finished; without ``resume`` nothing, and it is removed."""
+    """The images that earlier runs have finished. Without ``resume`` all of them are dropped."""
     by_name = {sample.name: sample for sample in samples}
 
     def drawn(name: str) -> Stamp:
@@ -201,21 +217,21 @@ def _taken_over(
             f"starting anew: {len(earlier.names)} images finished by an interrupted run are dropped"
         )
     partial.discard()
-    ranks.barrier()  # nobody writes before everybody has removed
+    ranks.barrier()  # no rank writes before all ranks have removed
     return Earlier(set(), torch.zeros_like(earlier.counts), 0.0)
 
 
 def _what_is_kept(left: int, images: int, ranks: Ranks) -> str:
-    """A line for the user where this rank has ``left`` so many of all images undone."""
+    """A line for the user after this rank has ended with ``left`` of its images unfinished."""
     one = ranks.count == 1
-    kept = f"{images - left} of {images} images are finished" if one else "what is finished is kept"
+    kept = f"{images - left} of {images} images are finished" if one else "finished images are kept"
     return f"{kept}; --resume goes on from there"
 
 
 def _batches_left(
     samples: list[Sample], done: set[str], size: int, ranks: Ranks
 ) -> list[list[Sample]]:
-    """This rank's batches, without what is done: the same whatever the number of ranks."""
+    """This rank's batches without finished images; no number of ranks changes the batches."""
     batches = [samples[i : i + size] for i in range(0, len(samples), size)]
     left = ([s for s in b if s.name not in done] for b in batches[ranks.rank :: ranks.count])
     return [batch for batch in left if batch]
@@ -229,7 +245,7 @@ def _start(
     outputs: Outputs,
     pool: Workers,
 ) -> _Started:
-    """Send a batch on its way; a GPU works on it after this returns."""
+    """Send a batch on its way. A GPU still works on it when this function returns."""
     images, targets = zip(*loaded, strict=True)
     predicted = list(predictor(images))
     targets_on_device = [to_device(t, p.device) for t, p in zip(targets, predicted, strict=True)]
@@ -238,11 +254,14 @@ def _start(
         others = list(other(images))
         predictors += [other, other]
         compared += [(targets_on_device, others), (predicted, others)]
+    classes = len(outputs.dataset.classes)
     counts = [
-        sum(
-            confusion_counts(row.to(column.device), column, len(CLASSES))
-            for row, column in zip(rows, columns, strict=True)
-        )
+        torch.stack(
+            [
+                confusion_counts(row.to(column.device), column, classes).to(predictor.device)
+                for row, column in zip(rows, columns, strict=True)
+            ]
+        ).sum(0)
         for rows, columns in compared
     ]
     pictures = []
@@ -252,17 +271,17 @@ def _start(
     return _Started(batch, counts, predictors, pictures)
 
 
-def _load(batch: list[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Image, uint8 RGB [H, W, 3], and train ids, uint8 [H, W], of each sample.
+def _load(batch: list[Sample], dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read image, uint8 RGB [H, W, 3], and train ids, uint8 [H, W], of each sample.
 
     Raises:
-        InputError: a file is no longer what it was when it was checked.
+        InputError: a file has changed since it was checked.
     """
-    return [_load_sample(sample) for sample in batch]
+    return [_load_sample(sample, dataset) for sample in batch]
 
 
-def _load_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    image, labels = read_image(sample.image), read_labels(sample)
+def _load_sample(sample: Sample, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    image, labels = read_image(sample.image), dataset.read_labels(sample)
     (height, width), (label_height, label_width) = image.shape[:2], labels.shape
     if image.shape[:2] != labels.shape:
         raise InputError(

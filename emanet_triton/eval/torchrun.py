@@ -1,4 +1,4 @@
-"""Whether torchrun started this process as one of its ranks, and as which."""
+"""Whether torchrun started this process as one of its ranks, and as which rank."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from emanet_triton.errors import InputError
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Equal in a rank and in what it starts; a torchrun within another differs in one of them.
+# A rank and the processes that it starts share all of these; another torchrun differs in one.
 _IDENTITY = (_RUN_ID, "TORCHELASTIC_RESTART_COUNT", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -50,11 +50,11 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
     """
     if _RUN_ID not in environment:
         return None
-    *ranks, host, port = (environment.get(name, "") for name in _PLACE)
-    numbers = [*ranks, port]
-    if not host or not all(text.isascii() and text.isdigit() for text in numbers):
+    *texts, host, port_text = (environment.get(name, "") for name in _PLACE)
+    texts.append(port_text)
+    if not host or not all(text.isascii() and text.isdigit() for text in texts):
         raise _unusable(environment)
-    rank, count, local_rank, local_count, port = map(int, numbers)
+    rank, count, local_rank, local_count, port = map(int, texts)
     if not (rank < count and local_rank < local_count <= count and 0 < port < 2**16):
         raise _unusable(environment)
     return Place(
@@ -73,10 +73,10 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
 def is_inside_a_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a rank of another program started this process.
 
-    For example a training that evaluates its checkpoint. The answer is yes where PyTorch's process
-    group is in use already, or where a Python process above this one is the same rank. Shells and
-    other programs between torchrun and this process do not count. Where processes cannot be looked
-    at, the answer is no.
+    An example is a training that evaluates its checkpoint. The answer is yes if PyTorch's process
+    group is already in use, or if a Python process among this process's ancestors is the same
+    rank. Shells and other programs between torchrun and this process do not count. The answer is
+    no if the system does not show other processes.
     """
     if dist.is_available() and dist.is_initialized():
         return True
@@ -91,7 +91,7 @@ def is_inside_a_rank(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _ancestors() -> Iterator[Path]:
-    """Folders in /proc of this process's parent, its parent, and so on."""
+    """The folders in /proc of this process's parent, of the parent's parent, and so on."""
     parent = os.getppid()
     with contextlib.suppress(OSError, ValueError, IndexError):
         while parent > 0:

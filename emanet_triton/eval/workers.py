@@ -1,25 +1,27 @@
-"""Threads that decode and write beside the network."""
+"""Threads that decode images and write pictures while the network runs."""
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+_Job = tuple[Future, Callable, tuple]  # a result to come, a function and its arguments
+
 
 class Workers:
-    """Runs functions in threads: in as many as the system gives, and in none if it gives none.
+    """Runs functions in as many threads as the system allows.
 
-    ``concurrent.futures`` fails where a thread cannot start, as with ``ulimit -u``. Here the
-    caller's thread then does the work.
+    ``concurrent.futures`` fails if a thread cannot start, for example because of ``ulimit -u``.
+    Here the caller's thread does the work if no thread can start.
 
     Args:
-        most: threads.
+        most: the number of threads to start.
     """
 
     def __init__(self, most: int) -> None:
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         for _ in range(most):
             thread = threading.Thread(target=self._work, daemon=True)
@@ -30,16 +32,16 @@ class Workers:
             self._threads.append(thread)
 
     def submit(self, function: Callable, *arguments: Any) -> Future:
-        """The result to come of ``function(*arguments)``."""
-        job = Future(), function, arguments
+        """Start ``function(*arguments)``, and return a future for its result."""
+        job: _Job = Future(), function, arguments
         if self._threads:
             self._jobs.put(job)
         else:
             _run(*job)
         return job[0]
 
-    def map(self, function: Callable, items: Iterable, ahead: int) -> Iterator:
-        """``map(function, items)``, at most ``ahead`` results ahead of the reader."""
+    def map(self, function: Callable, items: Iterable, ahead: int) -> Generator:
+        """Yield ``map(function, items)``; threads work on at most ``ahead`` items in advance."""
         waiting: deque[Future] = deque()
         try:
             for item in items:
@@ -55,8 +57,8 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Wait for everything that was submitted."""
+    def __exit__(self, *error: object) -> None:
+        """Wait until all submitted calls have ended."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -65,7 +67,7 @@ class Workers:
     def _work(self) -> None:
         while job := self._jobs.get():
             _run(*job)
-            del job  # it holds an image's pixels
+            del job  # because the job keeps the pixels of an image alive
 
 
 def _run(future: Future, function: Callable, arguments: tuple) -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs: a network's launches, recorded for an input shape and replayed as one."""
+"""CUDA graphs: the kernel launches of a network, recorded per input shape, replayed as one."""
 
 import warnings
 from collections.abc import Callable
@@ -10,21 +10,22 @@ from emanet_triton.errors import first_line
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.kernels.replay import record
 
-MOST_GRAPHS = 24  # the sizes of ms+flip for two sizes of image
+MOST_GRAPHS = 24  # enough for ms+flip of two sizes of image
 
 Network = Callable[[Tensor], Tensor]
 Recorder = Callable[[Network, Tensor], Network]
 
 
 class GraphedNetwork:
-    """A network that is recorded for every input shape that comes a second time.
+    """A network that is recorded when an input shape comes for the second time.
 
-    The first input of a shape runs launch by launch: kernels are compiled and algorithms chosen
-    then, which a recording could not hold.
+    The first input of a shape runs launch by launch. Kernels are compiled and algorithms chosen
+    then; a recording cannot do this.
 
     Args:
-        network: float [B, 3, H, W] on a GPU → a tensor; without waiting for the device.
-        record: makes the replaying function of a network for inputs like the given one.
+        network: float [B, 3, H, W] on a GPU → a tensor. It must not wait for the device.
+        record: takes a network and inputs; returns a function that replays the network on inputs
+            of the same shape.
     """
 
     def __init__(self, network: Network, record: Recorder | None = None) -> None:
@@ -34,7 +35,7 @@ class GraphedNetwork:
         self._replays: dict[torch.Size, Network] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The network's output, which belongs to the caller."""
+        """The network's output. The caller may keep it and change it."""
         shape = inputs.shape
         if shape in self._seen and shape not in self._replays:
             self._replays[shape] = self._recorded(inputs)
@@ -45,7 +46,7 @@ class GraphedNetwork:
     def _recorded(self, inputs: Tensor) -> Network:
         try:
             return self._record(self.network, inputs)
-        except Exception as error:  # whatever the driver raises for what cannot be recorded
+        except Exception as error:  # whatever the driver raises where it cannot record
             reason = first_line(error)
             if is_out_of_memory(error):
                 torch.cuda.empty_cache()
@@ -59,27 +60,27 @@ class GraphedNetwork:
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory, since they never run at once."""
+    """Records CUDA graphs. They never run at once, so they share one pool of memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, network: Network, inputs: Tensor) -> Network:
-        """Record ``network``, which has run on inputs of this shape, on a copy of ``inputs``.
+        """Record ``network``, which has already run on inputs of this shape.
 
         Raises:
-            Exception: as ``record``; ``network`` can go on launch by launch.
+            Exception: the recording failed. ``network`` still runs launch by launch.
         """
         held = inputs.clone(memory_format=torch.preserve_format)
         try:
             graph, output = record(lambda: network(held), self._pool)
         except BaseException:
-            self._pool = torch.cuda.graph_pool_handle()  # the other one may be of no more use
+            self._pool = torch.cuda.graph_pool_handle()  # the old pool may be unusable
             raise
 
         def replay(inputs: Tensor) -> Tensor:
             held.copy_(inputs)
             graph.replay()
-            return output.clone()  # the next replay writes there again
+            return output.clone()  # because the next replay overwrites it
 
         return replay

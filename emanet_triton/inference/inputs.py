@@ -8,46 +8,52 @@ import torch
 from torch import Tensor
 
 from emanet_triton.inference.views import Size, window_grid
-from emanet_triton.models.emanet import MEAN, STD
+from emanet_triton.models.network import input_form
 from emanet_triton.models.protocol import Protocol
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize uint8 RGB [H, W, 3] to (width, height) as mmcv does: OpenCV, bilinear, on uint8.
+    """Resize uint8 RGB [H, W, 3] to (height, width) as mmcv does: OpenCV, bilinear, on uint8.
 
-    OpenCV rounds in fixed point. Any other bilinear resize changes labels (up to 0.7% of them).
+    OpenCV rounds in fixed point. Any other bilinear resize changes up to 0.7% of the labels.
     """
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], less ``MEAN``, divided by ``STD``.
+def normalise(images: Tensor, network: object = None) -> Tensor:
+    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], minus the mean, divided by the deviation.
 
-    The result is channels-last in memory.
+    Mean and deviation are the network's, see ``input_form``. The result is channels-last in
+    memory.
     """
-    mean = torch.tensor(MEAN, dtype=torch.float32, device=images.device)
-    std = torch.tensor(STD, dtype=torch.float32, device=images.device)
+    form = input_form(network)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device)
+        for values in (form.mean, form.std)
+    )
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def scaled_inputs(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
-    """Equally large images resized to (width, height) and normalised, float32 [B, 3, h, w]."""
+def scaled_inputs(
+    images: Sequence[np.ndarray], size: Size, device: torch.device, network: object = None
+) -> Tensor:
+    """Images of one size, resized to (height, width) and normalised: float32 [B, 3, h, w]."""
     resized = np.stack([resize_image(image, size) for image in images])
-    return normalise(to_device(resized, device))
+    return normalise(to_device(resized, device), network)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor on the device; a GPU fetches it while this process goes on."""
+    """The array as a tensor on the device. A GPU copies it while this process goes on."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def cut_windows(inputs: Tensor, protocol: Protocol, at_once: int | None = None) -> Iterator[Tensor]:
-    """Yield the windows of inputs [B, 3, h, w], row by row, some at once or all.
+    """Yield the windows of inputs [B, 3, h, w], row by row, ``at_once`` at a time or all.
 
-    Each piece is [windows * B, 3, ...], a window of all images before the next.
+    Each piece is [windows * B, 3, ...]: the first window of every image, then the second.
     """
-    rows, columns = window_grid(protocol, (inputs.shape[3], inputs.shape[2]))
+    rows, columns = window_grid(protocol, (inputs.shape[2], inputs.shape[3]))
     windows = [inputs[:, :, slice(*r), slice(*c)] for r in rows for c in columns]
     at_once = at_once or len(windows)
     for i in range(0, len(windows), at_once):

@@ -1,6 +1,6 @@
 """From an image to labels as in mmsegmentation, without logits of the image's size.
 
-``reference`` is the plain sequence of operations that this is held against.
+The tests compare the results with those of ``reference``, the plain sequence of operations.
 """
 
 import contextlib
@@ -21,27 +21,27 @@ from emanet_triton.inference.views import Size, logits_grid, num_windows, view_s
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
-from emanet_triton.models.fused import FusedEMANet
+from emanet_triton.models.network import FusedNetwork, input_form
 from emanet_triton.models.protocol import Protocol
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
-MANY = 64  # network inputs at once on a GPU, if nothing else is asked for: all windows of an image
+MANY = 64  # network inputs at once on a GPU by default: enough for all windows of an image
 
 
 class Predictor:
     """Labels of many images, in batches that shrink when memory runs out.
 
     Args:
-        model: an EMANet, or what ``fuse`` made of one, in evaluation mode.
-        protocol: how its images are resized, cut into windows and scaled.
+        model: an EMANet, or a fused network, in evaluation mode.
+        protocol: how images are resized, cut into windows and scaled.
         ms_flip: average over scales and mirroring.
         precision: ``"fp32"``, ``"tf32"`` (on a GPU), ``"bf16"`` or ``"fp16"`` (autocast); by
             default the caller's settings hold.
-        batch_size: how many images are taken at once, and how many network inputs, images or
-            windows, go through the network at once. By default one image, and of its windows
-            all on a GPU, one on a CPU, where more at once are no faster.
-        compile: run what ``torch.compile`` makes of the model for each input size.
+        batch_size: the largest number of images and of network inputs (images or windows) at once.
+            By default one image. Its windows go through a GPU together, up to 64, and through a
+            CPU one by one, because several at once are no faster there.
+        compile: compile the model with ``torch.compile`` for each input size.
         cuda_graphs: on a GPU, replay the network as a CUDA graph for sizes that come again.
     """
 
@@ -64,7 +64,8 @@ class Predictor:
         self.images_at_once = batch_size or 1
         self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
         self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
-        nhwc = isinstance(model, FusedEMANet) and model.channels_last
+        self.stride = input_form(model).stride
+        nhwc = isinstance(model, FusedNetwork) and model.channels_last
         self._layout = torch.channels_last if nhwc else torch.contiguous_format
         network = torch.compile(model, dynamic=False) if compile else model
         self._network = GraphedNetwork(network) if self.cuda_graphs else network
@@ -72,18 +73,18 @@ class Predictor:
 
     @property
     def network_name(self) -> str:
-        """``"fused"`` or ``"plain"``, with ``"compiled "`` before it where it is."""
-        name = "fused" if isinstance(self.model, FusedEMANet) else "plain"
+        """``"fused"`` or ``"plain"``, after ``"compiled "`` if the network is compiled."""
+        name = "fused" if isinstance(self.model, FusedNetwork) else "plain"
         return f"compiled {name}" if self._compiled else name
 
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield uint8 labels [H, W] for each uint8 RGB [H, W, 3], without waiting for the device.
 
-        All labels of an image whose logits are not finite are ``NOT_FINITE``.
-        They are on the model's device, or on the CPU where memory did not suffice there.
+        If the logits of an image are not finite, all its labels are ``NOT_FINITE``. The labels are
+        on the model's device, or on the CPU if the device has too little memory for them.
 
         Raises:
-            InputError: memory does not even suffice for one network input.
+            InputError: there is too little memory even for one network input.
         """
         for _, group in groupby(images, key=lambda image: image.shape):
             waiting = list(group)
@@ -95,35 +96,40 @@ class Predictor:
     def results(
         self, images: Sequence[np.ndarray], *, probabilities: bool = False
     ) -> tuple[Tensor, ...]:
-        """Labels, uint8 [B, H, W], and if asked for probabilities, float32 [B, C, H, W].
+        """Segment the first images together, as many as fit into memory.
 
-        Of the first images, as many as memory suffices for; all are equally large, uint8 RGB
-        [H, W, 3]. Devices and errors as when called.
+        Args:
+            images: uint8 RGB [H, W, 3], all of one size.
+            probabilities: whether to return probabilities, too.
+
+        Returns:
+            Labels, uint8 [B, H, W]; with ``probabilities`` also float32 [B, C, H, W]. Devices and
+            errors are those of a call.
         """
         resample = resample_probabilities if probabilities else _labels_only
         images = images[: self.images_at_once]
         watch = MemoryWatch(self.device)
         while True:
             try:
-                with torch.no_grad():  # results are ordinary tensors, as of no inference mode
+                with torch.no_grad():  # inference mode would return tensors of restricted use
                     logits, *taps = self._low_logits(images)
                     labels, *rest = _resampled(resample, logits, *taps)
                     finite = logits.isfinite().flatten(1).all(1).to(labels.device)
                     return labels.masked_fill_(~finite[:, None, None], NOT_FINITE), *rest
-            except Exception as error:  # memory runs out under many names
+            except Exception as error:  # too little memory has many exception types
                 if not watch.explains(error):
                     raise
             self._take_less(images)
             images = images[: self.images_at_once]
 
     def _take_less(self, images: Sequence[np.ndarray]) -> None:
-        """Halve what goes through the network at once.
+        """Halve the number of inputs that go through the network at once.
 
         Raises:
-            InputError: it is one input already.
+            InputError: the number is one already.
         """
         height, width = images[0].shape[:2]
-        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
+        sizes = view_sizes(self.protocol, (height, width), self.ms_flip)
         used = len(images) * max(num_windows(self.protocol, size) for size in sizes)
         if min(used, self.inputs_at_once) == 1:
             raise InputError(
@@ -140,46 +146,47 @@ class Predictor:
         )
 
     def _low_logits(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Taps, Taps]:
-        """What the network says of equally large images, and how their rows and columns tap it.
+        """Run the network on images of one size.
 
         Returns:
             Logits of all views and windows [B, classes, P], laid out as ``tap_tables`` says, and
             the taps of the rows and of the columns.
         """
-        height, width = images[0].shape[:2]
-        sizes = view_sizes(self.protocol, (width, height), self.ms_flip)
-        views = 2 if self.ms_flip else 1  # of a size
-        positions = views * sum(math.prod(logits_grid(self.protocol, size)) for size in sizes)
-        packed, begin = None, 0
+        image_size = images[0].shape[:2]
+        sizes = view_sizes(self.protocol, image_size, self.ms_flip)
+        grids = (logits_grid(self.protocol, size, self.stride) for size in sizes)
+        positions = sum(map(math.prod, grids)) * (2 if self.ms_flip else 1)
+        packed, begin = torch.empty(0), 0
         for inputs in self._network_inputs(images, sizes):
             with self._arithmetic():
                 logits = self._network(inputs)
             windows = logits.unflatten(0, (-1, len(images))).permute(1, 2, 0, 3, 4)
             end = begin + windows[0, 0].numel()
-            if (begin, end) == (0, positions):  # all there is: as the network has left it
+            if (begin, end) == (0, positions):  # all windows at once: nothing has to be copied
                 packed = windows.flatten(2)
             else:
-                if packed is None:
+                if begin == 0:
                     packed = logits.new_empty(*windows.shape[:2], positions)
                 packed[:, :, begin:end].unflatten(2, windows.shape[2:]).copy_(windows)
             begin = end
-        return packed, *tap_tables(self.protocol, (width, height), self.ms_flip, self.device)
+        tables = tap_tables(self.protocol, image_size, self.ms_flip, self.device, self.stride)
+        return packed, *tables
 
     def _network_inputs(
         self, images: Sequence[np.ndarray], sizes: Sequence[Size]
     ) -> Iterator[Tensor]:
-        """Some windows of all images at once, [windows * B, 3, h, w], view after view."""
+        """Yield windows of all images, [windows * B, 3, h, w], view after view, a few at a time."""
         windows_at_once = self.inputs_at_once // len(images)
         for size in sizes:
-            inputs = scaled_inputs(images, size, self.device)
+            inputs = scaled_inputs(images, size, self.device, self.model)
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
                 for windows in cut_windows(view, self.protocol, windows_at_once):
                     yield windows.to(self._dtype).contiguous(memory_format=self._layout)
 
     def first_logits(self, image: np.ndarray) -> Tensor:
-        """Logits of one input of an image, by the model itself: not compiled, not recorded."""
-        sizes = view_sizes(self.protocol, image.shape[1::-1], self.ms_flip)
+        """Logits of the first input of an image, from the model itself: not compiled, no graph."""
+        sizes = view_sizes(self.protocol, image.shape[:2], self.ms_flip)
         inputs = next(self._network_inputs([image], sizes[:1]))
         with torch.no_grad(), self._arithmetic():
             return self.model(inputs[:1])
@@ -190,7 +197,7 @@ class Predictor:
             yield
             return
         half = HALF.get(self.precision)
-        # A recorded graph must not hold weights that autocast's cache lets go of.
+        # A CUDA graph must not use weights that autocast's cache frees later.
         cached = not self.cuda_graphs
         with (
             cuda_fp32("tf32" if self.precision == "tf32" else "ieee"),
@@ -206,7 +213,7 @@ def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:
 def _resampled(
     resample: Callable[..., tuple[Tensor, ...]], logits: Tensor, rows: Taps, columns: Taps
 ) -> tuple[Tensor, ...]:
-    """What ``resample`` returns; where it does not fit, block of rows by block, on the CPU."""
+    """Resample. If memory runs out, resample blocks of rows and collect them on the CPU."""
     height = block = rows.index.shape[2]
     results: tuple[Tensor, ...] = ()
     begin = 0
@@ -214,7 +221,7 @@ def _resampled(
         part = slice(begin, begin + block)
         try:
             got = resample(logits, Taps(*(t[:, :, part] for t in rows)), columns)
-        except Exception as error:  # memory runs out under many names
+        except Exception as error:  # too little memory has many exception types
             if block == 1 or not is_out_of_memory(error):
                 raise
             block = -(-block // 2)

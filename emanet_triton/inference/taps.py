@@ -1,7 +1,9 @@
-"""Tap tables: everything between the network's outputs and full-size logits, composed per axis.
+"""Tap tables: which logits, with which weights, make a row and a column of the full-size logits.
 
-Bilinear resizing, placing windows, dividing by how many of them cover a pixel, the second resize
-and mirroring are linear and act on rows and columns apart. Composed in float64, rounded once.
+Every step from the network's logits to full-size logits is linear and acts on rows and columns
+separately: the resize of a window, its place, the average of overlapping windows, the resize to
+the image, and mirroring. So the steps of an axis are composed into one table, in float64, which is
+rounded once.
 """
 
 import functools
@@ -13,6 +15,7 @@ import torch
 
 from emanet_triton.inference.views import Size, cover_count, logits_grid, view_sizes, window_grid
 from emanet_triton.kernels.resample.op import Taps
+from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 
 
@@ -22,7 +25,7 @@ class AxisMap:
 
     Attributes:
         index: int64 [T, n].
-        weight: float64 [T, n], not negative; every output has a tap that is not 0.
+        weight: float64 [T, n], not negative; every output has a weight that is not 0.
     """
 
     index: np.ndarray
@@ -52,7 +55,7 @@ def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: boo
     """The windows of an axis, each resized and put in place, averaged where they overlap.
 
     Args:
-        n_low: positions of the network's output for a window; window k's are k * n_low and on.
+        n_low: logits of a window along the axis. Window k has the positions from k * n_low on.
         spans: (begin, end) of the windows, equally long.
         align_corners: the convention of the resize.
     """
@@ -68,20 +71,25 @@ def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: boo
     return _merged(index.reshape(-1, length), weight.reshape(-1, length))
 
 
-def view_maps(protocol: Protocol, scale: Size, size: Size) -> tuple[AxisMap, AxisMap]:
-    """Rows and columns of a view's full-size logits, from the mosaic of its windows' logits.
+def view_maps(
+    protocol: Protocol, scale: Size, size: Size, stride: int = Network.stride
+) -> tuple[AxisMap, AxisMap]:
+    """Maps from the logits of a view's windows to the rows and columns of its full-size logits.
 
     Args:
         protocol: how the view is cut into windows, and the convention of the resizes.
-        scale: (width, height) of the network's input.
-        size: (width, height) of the image.
+        scale: (height, width) of the network's input.
+        size: (height, width) of the image.
+        stride: of the network.
     """
-    corners = protocol.align_corners
-    _, *low = logits_grid(protocol, scale)
-    return tuple(
-        resize_map(spans[-1][1], n_out, corners).after(windows_map(n_low, spans, corners))
-        for n_low, spans, n_out in zip(low, window_grid(protocol, scale), size[::-1], strict=True)
-    )
+
+    def along(n_low: int, spans: Sequence[tuple[int, int]], n_out: int) -> AxisMap:
+        windows = windows_map(n_low, spans, protocol.align_corners)
+        return resize_map(spans[-1][1], n_out, protocol.align_corners).after(windows)
+
+    _, low_height, low_width = logits_grid(protocol, scale, stride)
+    rows, columns = window_grid(protocol, scale)
+    return along(low_height, rows, size[0]), along(low_width, columns, size[1])
 
 
 @functools.lru_cache(maxsize=8)
@@ -90,24 +98,27 @@ def tap_tables(
     size: Size,
     ms_flip: bool,
     device: torch.device,
+    stride: int = Network.stride,
 ) -> tuple[Taps, Taps]:
     """The taps of an image's rows and columns, for ``kernels.resample``.
 
-    The views lie end to end in the order of ``view_sizes``, with ``ms_flip`` each plain, then
-    mirrored; a view's windows row by row; a window's positions row by row.
+    The tables address the logits of all views in one row of memory. The views follow one another
+    in the order of ``view_sizes``, with ``ms_flip`` each plain, then mirrored. The windows of a
+    view and the positions in a window follow row by row.
 
     Args:
         protocol: how the image is resized and cut into windows.
-        size: (width, height) of the image and so of the output, in pixels.
-        ms_flip: whether every scale is followed by its mirrored view.
+        size: (height, width) in pixels of the image, and so of the output.
+        ms_flip: whether every scale has a mirrored view, too.
         device: where to put the tables.
+        stride: of the network.
     """
     rows, columns, begin = [], [], 0
     for scale in view_sizes(protocol, size, ms_flip):
-        windows, height, width = logits_grid(protocol, scale)
+        windows, height, width = logits_grid(protocol, scale, stride)
         windows_across = len(window_grid(protocol, scale)[1])
         window = height * width
-        row, column = view_maps(protocol, scale, size)
+        row, column = view_maps(protocol, scale, size, stride)
         row = _at_offsets(row, height, window * windows_across, width)
         column = _at_offsets(column, width, window, 1)
         for mirrored in (False, True) if ms_flip else (False,):
@@ -119,13 +130,13 @@ def tap_tables(
 
 
 def _at_offsets(axis: AxisMap, n_low: int, window_stride: int, stride: int) -> AxisMap:
-    """The map with offsets into the packed logits in place of positions along the axis."""
+    """The map with offsets into the logits of all views, instead of positions along the axis."""
     window, position = np.divmod(axis.index, n_low)
     return AxisMap(window * window_stride + position * stride, axis.weight)
 
 
 def _merged(index: np.ndarray, weight: np.ndarray) -> AxisMap:
-    """The map with taps in order, those of one input added up, those of weight 0 left out."""
+    """The same map with fewer taps: sorted by input, one per input, without taps of weight 0."""
     n = index.shape[1]
     heaviest = np.take_along_axis(index, weight.argmax(0)[None], 0)
     index = np.where(weight == 0, heaviest, index)
@@ -140,7 +151,7 @@ def _merged(index: np.ndarray, weight: np.ndarray) -> AxisMap:
 
 
 def _packed(views: Sequence[AxisMap], device: torch.device) -> Taps:
-    """The maps of all views, filled up with taps of weight 0 to the same number."""
+    """The maps of all views in one table, with taps of weight 0 where a view has fewer."""
     taps = max(len(view.index) for view in views)
     index, weight = [], []
     for view in views:

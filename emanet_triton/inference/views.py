@@ -1,47 +1,50 @@
-"""Sizes: to what an image is resized for each view, and where the sliding windows lie."""
+"""The size of an image in each view, and the places of the sliding windows."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import Network, logits_size
 from emanet_triton.models.protocol import Protocol
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # (height, width) in pixels, throughout the package
 
 
 def rescaled(size: Size, target: Size) -> Size:
     """The largest size with the ratio of ``size`` that fits ``target`` (mmcv ``rescale_size``).
 
     Args:
-        size: (width, height) in pixels.
-        target: (width, height) in pixels; its longer side bounds the longer side of the result,
+        size: (height, width) in pixels.
+        target: (height, width) in pixels. Its longer side bounds the longer side of the result,
             its shorter side the shorter.
 
     Returns:
-        (width, height) in pixels, rounded half up, each at least 1.
+        (height, width) in pixels, rounded half up, each at least 1.
     """
     factor = min(max(target) / max(size), min(target) / min(size))
-    width, height = (max(int(side * factor + 0.5), 1) for side in size)
-    return width, height
+    height, width = (max(int(side * factor + 0.5), 1) for side in size)
+    return height, width
 
 
 def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
-    """To what sizes an image is resized before the network.
+    """The sizes of the network's inputs: an image is resized to each of them.
 
     Args:
         protocol: base scale, ratios and version.
-        size: (width, height) of the image in pixels.
-        ms_flip: all ratios instead of the base scale alone.
+        size: (height, width) of the image in pixels.
+        ms_flip: whether all ratios are used, instead of the base scale alone.
 
     Returns:
-        (width, height) of each scale, in the order of ``protocol.ratios``.
+        (height, width) of each scale, in the order of ``protocol.ratios``.
     """
+    width, height = protocol.base_scale
     if not ms_flip:
-        return [rescaled(size, protocol.base_scale)]
+        return [rescaled(size, (height, width))]
     if protocol.version == "mmseg-1.x":
-        targets = [tuple(int(side * ratio + 0.5) for side in size) for ratio in protocol.ratios]
+        targets = [[int(side * ratio + 0.5) for side in size] for ratio in protocol.ratios]
     else:
-        targets = [tuple(int(s * ratio) for s in protocol.base_scale) for ratio in protocol.ratios]
-    return [rescaled(size, (max(width, 1), max(height, 1))) for width, height in targets]
+        targets = [[int(side * ratio) for side in (height, width)] for ratio in protocol.ratios]
+    return [rescaled(size, (max(height, 1), max(width, 1))) for height, width in targets]
 
 
 def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
@@ -51,9 +54,9 @@ def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     gets one shorter window.
 
     Args:
-        length: of the axis, in pixels.
-        crop: length of a window.
-        stride: between the beginnings of windows, at most ``crop``.
+        length: of the axis in pixels.
+        crop: length of a window in pixels.
+        stride: pixels from the beginning of a window to the next, at most ``crop``.
 
     Returns:
         (begin, end) of each window, in order.
@@ -68,28 +71,34 @@ def window_grid(
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The windows of a network input: (begin, end) along its rows, then along its columns.
 
-    Whole mode has one window, the input. ``size`` is (width, height) in pixels.
+    Whole mode has one window, the input. ``size`` is (height, width) in pixels.
     """
-    width, height = size
-    if protocol.mode == "whole":
+    height, width = size
+    if protocol.crop is None or protocol.stride is None:
         return [(0, height)], [(0, width)]
     (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
     return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
 
 
 def num_windows(protocol: Protocol, size: Size) -> int:
-    """How many windows a network input of (width, height) has."""
+    """How many windows a network input of (height, width) has."""
     rows, columns = window_grid(protocol, size)
     return len(rows) * len(columns)
 
 
-def logits_grid(protocol: Protocol, size: Size) -> tuple[int, int, int]:
-    """(windows, height, width) of the logits of a network input of (width, height) pixels."""
+def logits_grid(
+    protocol: Protocol, size: Size, stride: int = Network.stride
+) -> tuple[int, int, int]:
+    """(windows, height, width) of the logits of a network input of (height, width) pixels.
+
+    ``stride`` is the network's.
+    """
     (row, *_), (column, *_) = window_grid(protocol, size)
-    return num_windows(protocol, size), *logits_size(row[1] - row[0], column[1] - column[0])
+    low = logits_size(row[1] - row[0], column[1] - column[0], stride)
+    return num_windows(protocol, size), *low
 
 
-def cover_count(length: int, spans: list[tuple[int, int]]) -> np.ndarray:
+def cover_count(length: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """How many windows cover each position of an axis, int64 [length]."""
     count = np.zeros(length, np.int64)
     for begin, end in spans:

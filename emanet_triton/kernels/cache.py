@@ -1,4 +1,4 @@
-"""What was found out on a device, kept on disk for the next process."""
+"""Findings about a device, such as its fastest kernels, kept on disk for the next process."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ from emanet_triton.cache_folder import cache_folder
 from emanet_triton.files import open_plain, read_plain, write_whole
 from emanet_triton.kernels.device import HAS_TRITON
 
-MOST_BYTES = 4 << 20  # of a file: some ten thousand findings; a longer one is begun anew
+MOST_BYTES = 4 << 20  # about ten thousand findings; a longer file is begun anew
 
 
 class _Finding(NamedTuple):
@@ -31,17 +31,17 @@ class _Finding(NamedTuple):
 class Cache:
     """Findings of one environment, in a file of JSON lines that other environments share.
 
-    Processes and threads may share it: a finding is one line, appended by one write, and of two
-    lines with one key the later counts. If the file cannot be read or written, a warning says so
-    and the work goes on without it. Damaged lines are skipped with a warning.
+    Processes and threads may share the file: a finding is one line, appended by one write. If two
+    lines have the same key, the later counts. If the file cannot be read or written, a warning says
+    so and the work goes on without it. Damaged lines are skipped with a warning.
 
     Args:
-        name: of the file in ``cache_folder()``. A line is an object of three strings,
+        name: file name in ``cache_folder()``. A line is an object of three strings,
             "environment", "key" and "finding".
-        environment: what the findings depend on beside their keys.
+        environment: versions and hardware for which the findings hold.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, name: str, environment: str) -> None:
@@ -97,7 +97,9 @@ def _append(path: Path, line: bytes) -> None:
         if size > MOST_BYTES:
             write_whole(path, line)
             return
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a writer was killed in a line
+        if (
+            size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        ):  # a process was killed while it wrote a line
             line = b"\n" + line
         if file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -107,7 +109,7 @@ def _parse(line: bytes) -> _Finding | None:
     """The finding of a line; ``None`` if it is damaged."""
     try:
         found = json.loads(line.decode())
-    except (ValueError, RecursionError):  # the latter: it is nested too deeply
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return None
     if not isinstance(found, dict) or set(found) != set(_Finding._fields):
         return None
@@ -115,7 +117,7 @@ def _parse(line: bytes) -> _Finding | None:
 
 
 def environment(device: torch.device) -> str:
-    """What the speed and the soundness of kernels depend on: device, driver and versions."""
+    """Device, driver and versions: they decide how fast kernels are and whether they are right."""
     return ", ".join(
         (
             torch.cuda.get_device_name(device),
@@ -128,7 +130,7 @@ def environment(device: torch.device) -> str:
 
 
 def driver_version() -> str:
-    """Of the NVIDIA driver, or "unknown"."""
+    """Version of the NVIDIA driver, or "unknown"."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -138,7 +140,7 @@ def driver_version() -> str:
 
 
 def triton_version() -> str:
-    """Of Triton; empty where it is not installed."""
+    """Version of Triton; empty if it is not installed."""
     return importlib.import_module("triton").__version__ if HAS_TRITON else ""
 
 

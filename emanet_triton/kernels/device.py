@@ -1,4 +1,4 @@
-"""Where kernels can run: Triton's presence, a device's tile table, modules loaded when needed."""
+"""Whether Triton is installed, which architecture a GPU has, and how kernels are imported."""
 
 import contextlib
 import functools
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @functools.cache
-def architecture(device: torch.device) -> str:
-    """The tile table that serves a device; the interpreter takes that of ``sm_90``."""
+def gpu_arch(device: torch.device) -> str:
+    """The architecture whose tiles a device uses; on a CPU the interpreter uses ``sm_90``'s."""
     if device.type == "cpu":
         return "sm_90"
     if torch.version.hip:
@@ -25,30 +26,29 @@ def architecture(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def triton_kernels(stem: str, tensor: Tensor, option: str = "backend") -> Iterator[ModuleType]:
-    """The module ``kernels/<stem>.py``, imported only here, with the tensor's device as current.
+def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
+    """Import the module ``emanet_triton.kernels.<stem>`` and make the tensor's device current.
 
     Args:
-        stem: a module of Triton kernels that says under ``INTERPRETED`` whether they run in
-            Triton's interpreter.
-        tensor: the kernels' main input, on the device and in the dtype that they compute in.
-        option: how the caller's users ask for Triton, for the message.
+        stem: a module of Triton kernels. Its ``INTERPRETED`` says whether Triton's interpreter
+            runs them.
+        tensor: the kernels' main input, on the device and in the dtype of the computation.
 
     Raises:
         ValueError: Triton is not installed, or cannot run on this device or with this dtype.
     """
     if not HAS_TRITON:
-        raise ValueError(f"{option} 'triton' needs the package triton, which is not installed")
+        raise ValueError("backend 'triton' needs the package triton, which is not installed")
     kernels = importlib.import_module(f"emanet_triton.kernels.{stem}")
     if not (tensor.is_cuda or kernels.INTERPRETED):
         raise ValueError(
-            f"{option} 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
+            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 set in the "
             f"environment before triton is imported; got tensors on {tensor.device}"
         )
     if kernels.INTERPRETED and tensor.dtype == torch.bfloat16:  # it multiplies the bit patterns
         raise ValueError(
-            f"{option} 'triton' is wrong for bfloat16 in Triton's interpreter; take another "
-            f"{option} or dtype, or unset TRITON_INTERPRET on a GPU"
+            "backend 'triton' is wrong for bfloat16 in Triton's interpreter; take another "
+            "backend or dtype, or unset TRITON_INTERPRET on a GPU"
         )
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
         yield kernels

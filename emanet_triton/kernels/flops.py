@@ -1,8 +1,4 @@
-"""FLOPs of the operators for PyTorch's ``FlopCounterMode``: of matrix products, as it counts them.
-
-A convolution counts as the direct one, whatever computes it. The operators that make labels have
-no matrix products.
-"""
+"""FLOPs of the operators for PyTorch's ``FlopCounterMode``, which counts matrix products only."""
 
 import importlib.abc
 import math
@@ -15,53 +11,27 @@ import torch
 COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
 
+# The formula of each operator. It takes the operator's arguments, with shapes in the place of
+# tensors, and ``out_shape``.
+FORMULAS: dict[str, Callable[..., int]] = {}
 
-def _convolution(out: Shape, weight: Shape) -> int:
+
+def convolution(out: Shape, weight: Shape) -> int:
+    """A convolution counts as a direct convolution, whatever algorithm computes it."""
     return 2 * math.prod(out) * math.prod(weight[1:])
 
 
-def _conv(x: Shape, weight: Shape, *_, out_shape: Shape, **__) -> int:
-    return _convolution(out_shape, weight)
+def first_convolution(x: Shape, weight: Shape, *_, out_shape: Shape, **__) -> int:
+    """FLOPs of a convolution whose first arguments are the input and the weight."""
+    return convolution(out_shape, weight)
 
 
-def _conv_add(residual: Shape, x: Shape, weight: Shape, *_, **__) -> int:
-    return _convolution(residual, weight)
+def register(namespace: str, formulas: dict[str, Callable[..., int]]) -> None:
+    """Make the formulas of some operators of the namespace known to PyTorch's counter.
 
-
-def _bottleneck(x: Shape, weights: Sequence[Shape], *_, **__) -> int:
-    pixels = (x[0], *x[2:])
-    return sum(_convolution((*pixels, weight[0]), weight) for weight in weights)
-
-
-def _em_attention(feats: Shape, bases: Shape, num_stages: int, *_, **__) -> int:
-    """Two products a stage, and the reconstruction."""
-    return 2 * math.prod(feats) * bases[2] * (2 * num_stages + 1)
-
-
-def _em_attention_block(
-    feats, bases, mid_weight, mid_bias, out_weight, out_bias, num_stages, *_, **__
-) -> int:
-    """The EM attention and both 1x1 convolutions, although the first is never formed."""
-    layers = 2 * math.prod(feats) * (mid_weight[0] + out_weight[0])
-    return _em_attention(feats, bases, num_stages) + layers
-
-
-FORMULAS = {
-    "bottleneck": _bottleneck,
-    "conv_bias_act": _conv,
-    "conv_cpu": _conv,
-    "conv_cpu_add_": _conv_add,
-    "em_attention": _em_attention,
-    "em_attention_block": _em_attention_block,
-    "winograd_conv": _conv,
-}
-
-
-def register(namespace: str) -> None:
-    """Make the formulas of the namespace's operators known to PyTorch's counter.
-
-    Importing the counter imports Triton, so this waits until the user imports it.
+    Importing the counter imports Triton, so this function waits until the user imports the counter.
     """
+    FORMULAS.update(formulas)
     if COUNTER in sys.modules:
         _add_formulas(namespace)
     elif not any(isinstance(finder, _AfterCounter) for finder in sys.meta_path):
@@ -97,6 +67,6 @@ class _AfterCounter(importlib.abc.MetaPathFinder):
         def execute_and_add(module: ModuleType) -> None:
             execute(module)
             _add_formulas(self.namespace)
-            sys.meta_path.remove(self)  # only now: somebody may search without importing
+            sys.meta_path.remove(self)  # only now, because a search need not lead to an import
 
         return execute_and_add

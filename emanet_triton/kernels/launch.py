@@ -1,7 +1,7 @@
 """Launch a kernel with a tile; where the tile does not fit the GPU, a smaller one takes its place.
 
-The tables hold tiles that fit the GPUs which they name. A smaller GPU, or a Triton version that
-nobody has tried, may refuse one all the same.
+The tiles fit the GPUs that their tables name. A smaller GPU, or an untried version of Triton, may
+still refuse a tile.
 """
 
 import functools
@@ -19,16 +19,16 @@ from emanet_triton.kernels.tile import Tile
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SMALLEST_BLOCK = 16  # the least that a product takes
-BLOCKS = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
+SMALLEST_BLOCK = 16  # the smallest block that ``tl.dot`` takes
+BLOCK_NAMES = ("BLOCK_N", "BLOCK_M", "BLOCK_O", "BLOCK_C")
 
-# For each device, what replaces a tile that did not fit.
+# Replacements of tiles that did not fit, for each device.
 _REPLACEMENTS: dict[tuple[torch.device, Tile], Tile] = {}
-_LOCK = threading.Lock()  # of writing them
+_LOCK = threading.Lock()  # held while a replacement is written
 
 
 class TileReplaced(Exception):  # noqa: N818 (the operator starts again: it is not an error)
-    """A launch was refused, and a smaller tile has been noted in place of its own."""
+    """A launch was refused, and a smaller tile is noted in place of the refused tile."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -48,7 +48,7 @@ def launch(
     try:
         kernel[(programs,)](
             *arguments, **constants, **tile.meta,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+            num_warps=tile.num_warps, num_stages=tile.pipeline_stages, enable_fp_fusion=True,
         )  # fmt: skip
     except triton.OutOfResources as error:
         _replace(tile, device, error)
@@ -65,8 +65,8 @@ def fitting(tile: Tile, device: torch.device) -> Tile:
 def with_fitting_tiles(operator: Callable[P, T]) -> Callable[P, T]:
     """Run an operator, which asks ``fitting`` for its tiles, again until all of them fit.
 
-    A tile decides how many programs run and how large the workspace is, so that a launch cannot
-    be mended alone.
+    A tile decides how many programs run and how large the workspace is, so it is not enough to
+    repeat the launch that failed.
     """
 
     @functools.wraps(operator)
@@ -81,12 +81,12 @@ def with_fitting_tiles(operator: Callable[P, T]) -> Callable[P, T]:
 
 
 def smaller(tile: Tile) -> Tile | None:
-    """The tile with a pipeline stage less or, without pipeline, with its longest block halved."""
+    """The tile with one pipeline stage less or, if it has only one, half its longest block."""
     if "PRECISION" not in tile.meta and "P" not in tile.meta:
         return None  # not a product: its block is as long as the data
-    if tile.num_stages > 1:
-        return replace(tile, num_stages=tile.num_stages - 1)
-    blocks = {n: tile.meta[n] for n in BLOCKS if tile.meta.get(n, 0) > SMALLEST_BLOCK}
+    if tile.pipeline_stages > 1:
+        return replace(tile, pipeline_stages=tile.pipeline_stages - 1)
+    blocks = {n: tile.meta[n] for n in BLOCK_NAMES if tile.meta.get(n, 0) > SMALLEST_BLOCK}
     if not blocks:
         return None
     longest = max(blocks, key=blocks.__getitem__)

@@ -1,33 +1,34 @@
-"""Errors that mean that memory ran out, whatever they are called."""
+"""Recognise errors that mean that memory ran out, whatever their types and messages."""
 
 import errno
 import re
 
 import torch
 
-# PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen; the last line is of the
-# C library, of C++ and of oneDNN. oneDNN says only "could not create a primitive" when memory runs
-# out; "primitive descriptor" means that it cannot compute the operation at all.
+# Messages of PyTorch's allocators, the CUDA and HIP runtimes, cuBLAS, cuDNN and MIOpen. The last
+# line has the messages of the C library, C++ and oneDNN. oneDNN says only "could not create a
+# primitive" when memory runs out; "primitive descriptor" means that it cannot compute the operation
+# at all.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|alloc_?failed|allocation_failed"
     r"|cannot allocate memory|bad_alloc|could not create a (primitive(?! descriptor)|memory)",
     re.IGNORECASE,
 )
-# cuDNN found no way to compute something. It tries many, and passes over those that lack memory.
-# The two handles are made at the first use of a library, and want memory too.
+# Messages of cuDNN when it finds no engine: it skips engines that lack memory. The first use of
+# cuDNN or cuBLAS makes a handle, which needs memory too.
 _REFUSED = re.compile(
     r"unable to find an engine|unable to find a valid cuDNN algorithm|no valid (engine|execution)"
     r"|CUDNN_STATUS_|CUBLAS_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
-SPARE_BYTES = 2**28  # of a device, without which CUDA's libraries may fail
+SPARE_BYTES = 2**28  # if less memory is free on a device, CUDA's libraries may fail
 
 
 class MemoryWatch:
-    """Knows from now on whether a device ran out of memory, even if no error says so.
+    """Tells whether a device has run out of memory since the watch began, even if no error says so.
 
     Args:
-        device: any; one without PyTorch's caching allocator is never short of memory here.
+        device: any device; only a CUDA device is ever found short of memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,7 +40,7 @@ class MemoryWatch:
         return is_out_of_memory(error) or (is_refused(error) and self._is_short())
 
     def _is_short(self) -> bool:
-        """Whether an allocation has failed since, or the libraries find none beside PyTorch."""
+        """Whether an allocation has failed, or too little memory is left for other libraries."""
         if self._device.type != "cuda":
             return False
         if self._failed_allocations() > self._failures:
@@ -60,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says, by its type or in its words, that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    if isinstance(error, OSError):  # such as of a mapping
+    if isinstance(error, OSError):  # for example from mmap
         return error.errno == errno.ENOMEM
     if type(error).__module__ == "cv2":
         return "Insufficient memory" in str(error)

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-# A place where PyTorch keeps an ``fp32_precision``, and those it follows while its own is "none".
+# An object with an ``fp32_precision``, then the objects that it follows while its own is "none".
 Place = tuple[Any, ...]
 
 
 @contextlib.contextmanager
 def cuda_fp32(precision: str) -> Iterator[None]:
-    """Within, cuDNN's operations and matrix products are ``"ieee"`` or ``"tf32"``.
+    """A context in which a GPU multiplies float32 in ``precision``, ``"ieee"`` or ``"tf32"``.
 
-    PyTorch lets cuDNN round to TF32 unless told otherwise. It has an old and a new interface for
-    this, and raises where their settings differ, so both are set here. The
-    settings belong to the process, and the end restores them. One difference stays, as with
+    By default PyTorch lets cuDNN round to TF32. PyTorch has an old and a new interface for this
+    setting, and raises if the two differ, so this function sets both. The settings belong to the
+    process, and the end of the context restores them. One difference stays, as with
     ``torch.backends.cudnn.flags``: a cuDNN setting that nobody had set then holds the value that
-    PyTorch showed for the setting before.
+    PyTorch showed for it before.
     """
     if _is_set(precision):
         yield
@@ -37,13 +37,14 @@ def cuda_fp32(precision: str) -> Iterator[None]:
 
 
 def _places() -> list[Place]:
-    """All of CUDA, and the CPU's matrix products, which the old interface sets with CUDA's."""
-    backends = torch.backends
+    """All settings of CUDA, and the CPU's for matrix products, which the old interface sets too."""
+    backends: Any = torch.backends  # has attributes that no type checker sees
     cuda = backends.cudnn, backends
-    # What backends.mkldnn.fp32_precision shows; to set it sets backends.fp32_precision.
+    # backends.mkldnn.fp32_precision shows this setting, but to assign to it sets
+    # backends.fp32_precision.
     cpu = backends._FP32Precision("mkldnn", "all"), backends
     return [
-        cuda,  # what convolutions follow once ``backends.cudnn.flags`` has been left
+        cuda,  # convolutions follow it after ``backends.cudnn.flags`` has ended
         (backends.cudnn.conv, *cuda),
         (backends.cudnn.rnn, *cuda),
         (backends.cuda.matmul, *cuda),
@@ -63,10 +64,10 @@ def _is_set(precision: str) -> bool:
 
 
 def _own(setting: Any, *parents: Any) -> str:
-    """What was set in one place itself; "none" if it follows its parents.
+    """The setting's own value; "none" if it follows its parents.
 
-    PyTorch shows what holds in the end. Where a parent shows the same, only a change of the parent
-    tells the two apart.
+    PyTorch shows the value in effect. If a parent shows the same value, only a change of the parent
+    tells whether the setting follows it.
     """
     shown = setting.fp32_precision
     if not parents or shown == "none" or shown != parents[0].fp32_precision:

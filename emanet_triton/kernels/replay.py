@@ -1,23 +1,23 @@
-"""A call recorded as a CUDA graph, and how long its replay takes: Python and launches left out."""
+"""Record a call as a CUDA graph and time its replays, without the time of Python and launches."""
 
 import contextlib
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
-FLUSHES = 4  # how many times the L2 cache is written over before a cold replay
-WARM_SECONDS = 1e-3  # that the replays of one warm round should take together
+FLUSHES = 4  # before a cold replay, memory of so many times the L2 cache is written
+WARM_SECONDS = 1e-3  # about the time of all replays of one warm round
 MOST_REPLAYS = 100
 
 
-def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAGraph, T]:
+def record(call: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
     """Record the launches of ``call``, which has run before, on the current device.
 
-    Other threads may use the device meanwhile. If recording fails, the stream that was current
-    is current again, and memory and random numbers can be had as before.
+    Other threads may use the device meanwhile. If recording fails, the earlier stream is current
+    again, and allocations and random numbers work as before.
 
     Args:
         call: launches kernels without waiting for them. The tensors that they read must stay as
@@ -38,14 +38,14 @@ def record(call: Callable[[], T], pool: object = None) -> tuple[torch.cuda.CUDAG
     return graph, result
 
 
-def _leave(pool: object, stream: torch.cuda.Stream) -> None:
-    """Leave a recording that failed.
+def _leave(pool: Any, stream: torch.cuda.Stream) -> None:
+    """Clean up after a recording that failed.
 
-    If CUDA raises at its end, PyTorch 2.11 leaves its own stream current, and its allocator and
-    its generator of random numbers take the recording to go on.
+    If CUDA raises at the end of a recording, PyTorch 2.11 keeps its own stream current, and its
+    allocator and its random number generator behave as if the recording went on.
     """
     device = torch.cuda.current_device()
-    with contextlib.suppress(RuntimeError):  # it has ended properly
+    with contextlib.suppress(RuntimeError):  # the recording has ended properly
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
     torch.cuda.set_stream(stream)
@@ -55,7 +55,7 @@ def _leave(pool: object, stream: torch.cuda.Stream) -> None:
 
 
 class Replay(Generic[T]):
-    """A call as the replay of a CUDA graph, which allocates nothing of its own.
+    """A call as a CUDA graph, whose replays allocate no memory.
 
     Args:
         call: launches kernels on the current device without waiting for them. It is run once
@@ -72,19 +72,19 @@ class Replay(Generic[T]):
         self._call = call  # holds the tensors that the graph reads
 
     def __call__(self) -> T:
-        """The result of the call, held by the graph: the next replay writes there again."""
+        """Replay the call; returns its result, which the next replay overwrites."""
         self._graph.replay()
         return self._result
 
 
 def seconds_on_device(run: Callable[[], object], *, rounds: int, cold: bool) -> list[float]:
-    """Seconds that the device takes for ``run``, ``rounds`` times.
+    """Measure ``rounds`` times how many seconds the device takes for ``run``.
 
     Args:
-        run: a ``Replay``; of another call the gaps between its launches count, too.
-        rounds: how many times are returned.
-        cold: write over the L2 cache before every run, outside the time. Otherwise a time is the
-            mean of runs in a row, which find in the cache what their predecessor left.
+        run: a ``Replay``. If it is another call, the gaps between its launches count, too.
+        rounds: how many times to measure.
+        cold: overwrite the L2 cache before every run; the overwriting is not timed. Otherwise a
+            time is the mean of several runs in a row, and the cache holds data of the run before.
     """
     flush = _flush() if cold else None
     times = 1 if cold else _replays(run)
@@ -109,7 +109,7 @@ def _timed(run: Callable[[], object], times: int, before: Callable[[], object]) 
 
 
 def _flush() -> Callable[[], object]:
-    """Writes over the L2 cache of the current device."""
+    """Make a function that overwrites the L2 cache of the current device."""
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     written = torch.empty(FLUSHES * cache, dtype=torch.uint8, device="cuda")
     return written.zero_

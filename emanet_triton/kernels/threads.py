@@ -1,8 +1,8 @@
-"""Many pieces of work of small operations, shared among threads of the CPU piece by piece.
+"""Run independent items of work in threads of the CPU, each item in one thread.
 
-PyTorch would share each operation among the threads, which would mostly wait for one another; here
-they meet once, at the end. Inside these threads every PyTorch operation uses one thread. So the
-bits of a piece are the same for any number of threads, and for any thread that takes it. A process
+PyTorch would split every small operation among its threads, which would mostly wait for one
+another. Here the threads wait once, at the end. Inside these threads every PyTorch operation uses
+one thread, so an item's result has the same bits for any number of threads. A process that is
 forked after such threads ran uses one thread, also in PyTorch: OpenMP would hang with more.
 """
 
@@ -30,18 +30,18 @@ def for_each(
 ) -> None:
     """Run every item, on a CPU in as many threads as PyTorch is set to use.
 
-    A thread takes the next item when it has finished one: a thread that another process slows takes
-    fewer. Where no thread can start, the calling thread runs all items.
+    A thread takes the next item when it has finished one, so a thread that another process slows
+    takes fewer items. If no thread can start, the calling thread runs all items.
 
     Args:
-        make_run: makes a thread's own function of an item.
-        items: each writes to a place of its own.
-        device: of the tensors. On anything but a CPU the calling thread runs all items.
+        make_run: returns a function that runs an item. Every thread calls ``make_run`` once.
+        items: the work. No two items may write to the same memory.
+        device: where the tensors are. If it is no CPU, the calling thread runs all items.
 
     Raises:
-        BaseException: the first that an item raised. What a signal raises in the calling thread,
-            such as KeyboardInterrupt, goes before it. Items that had not begun are dropped, those
-            that had begun have ended.
+        BaseException: the first error of an item. An exception that a signal raises in the calling
+            thread, such as KeyboardInterrupt, takes its place. Items that had not begun are
+            dropped; items that had begun have ended.
     """
     if not items:
         return
@@ -61,7 +61,8 @@ class _Job:
     """Items that threads take one by one."""
 
     def __init__(self, make_run: Callable[[], Callable], items: Sequence[object]) -> None:
-        self._make_run, self._left = make_run, deque(items)
+        self._make_run: Callable[[], Callable] | None = make_run
+        self._left = deque(items)
         self._working, self._ended = 0, threading.Event()
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -104,7 +105,10 @@ class _Job:
 
     @torch.inference_mode()  # a setting of each thread
     def _run_items(self) -> None:
-        run = self._make_run()
+        make_run = self._make_run
+        assert make_run is not None  # it is taken away only while no thread works
+        run = make_run()
+        del make_run
         for item in self._items():
             run(item)
 
@@ -123,7 +127,7 @@ class _Job:
 
     def _end_if_done(self) -> None:
         if not self._left and not self._working:
-            self._make_run = None  # with its tensors, which no thread frees when the process ends
+            self._make_run = None  # frees its tensors; no thread frees them when the process ends
             self._ended.set()
 
 
@@ -136,7 +140,7 @@ class _Pool:
         self._growing = threading.Lock()
 
     def grown(self, threads: int) -> "_Pool | None":
-        """This pool with so many threads, or with as many as can start; None if none can."""
+        """This pool, grown to ``threads`` threads or as many as can start; None if none can."""
         with self._growing:
             self.workers = [worker for worker in self.workers if worker.is_alive()]
             if len(self.workers) < threads:
@@ -145,7 +149,7 @@ class _Pool:
             return self if self.workers else None
 
     def close(self) -> None:
-        """End the threads: while Python ends, one that comes back from PyTorch would abort it."""
+        """End the threads: if a thread leaves PyTorch while Python ends, the process aborts."""
         for _ in self.workers:
             self.jobs.put(None)
         for worker in self.workers:
@@ -171,7 +175,7 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            torch.get_num_threads()  # a thread's first call of PyTorch sets its number anew
+            torch.get_num_threads()  # a thread's first call of PyTorch sets its number of threads
             torch.set_num_threads(1)
             self.serves = True
         finally:
@@ -192,7 +196,7 @@ def _close() -> None:
 
 
 def _begin_anew_after_fork() -> None:
-    """The pool's threads are not there, and OpenMP would wait for the parent's."""
+    """The child has no threads of the pool, and OpenMP would wait for the parent's threads."""
     global _POOL
     if _POOL.workers:
         torch.set_num_threads(1)
@@ -205,7 +209,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @contextlib.contextmanager
 def _same_threads() -> Iterator[None]:
-    """Keep PyTorch's number of threads, also that of threads to come: the last call decides it."""
+    """Restore PyTorch's number of threads: threads that start later take the last value."""
     threads = torch.get_num_threads()
     try:
         yield

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ("bf16", "fp16", "fp32")
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+FP32_PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,14 @@ class Tile:
     Attributes:
         kernel: name of the ``@triton.jit`` function.
         arch: one of ``ARCHS``.
-        dtype: one of ``DTYPES``, of the features or images.
-        meta: compile-time arguments of the kernel.
-        num_warps, num_stages: launch options.
+        dtype: of the features or images, a key of ``device.DTYPES``.
+        meta: compile-time arguments of the kernel: block sizes and the precision.
+        num_warps, pipeline_stages: launch options; Triton calls the second ``num_stages``.
     """
 
     kernel: str
     arch: str
     dtype: str
-    meta: Mapping[str, int | bool | str] = field(hash=False)
+    meta: Mapping[str, Any] = field(hash=False)
     num_warps: int
-    num_stages: int
+    pipeline_stages: int

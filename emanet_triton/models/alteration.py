@@ -1,7 +1,7 @@
-"""Whether a network computes what its architecture says: what ``fuse`` relies on.
+"""Whether a network was changed, so that its fused form would compute something else.
 
-A fresh network of the same sizes is the measure. Forward hooks that are registered for all
-modules of a process at once belong to no network and are not looked at.
+The network is compared with a fresh one of the same sizes. Forward hooks that are registered for
+all modules of a process at once belong to no network and are not noticed.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from emanet_triton.errors import is_of_reloaded
 from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY
-from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import EMAttention
+from emanet_triton.models.network import Network
 
-UNUSED = {"": (AUXILIARY,)}  # children that do nothing in evaluation mode, by module
-# What may differ from a fresh network: ``fuse`` reads it, or it does nothing in evaluation mode.
+UNUSED = {"": (AUXILIARY,)}  # by module: its children that do nothing in evaluation mode
+# Attributes that may differ: a fused form reads them, or they do nothing in evaluation mode.
+FREE_OF_NETWORKS = {"architecture", "protocol", "num_classes"}
 FREE = {
-    EMANet: {"architecture", "protocol", "num_classes"},
     EMAttention: {"num_stages", "backend", "momentum"},
     nn.BatchNorm2d: {"eps", "momentum"},
     nn.Dropout2d: {"p", "inplace"},
@@ -28,23 +28,23 @@ FREE = {
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 
 
-def alteration(model: EMANet) -> str | None:
-    """The first difference from a fresh network that changes what it computes, if there is one.
+def alteration(model: Network) -> str | None:
+    """The first difference from a fresh network of the same class that changes its logits, if any.
 
-    Module by module: its type, its children, forward hooks, training mode, attributes, and the
-    kind and shape of its tensors.
+    The function compares, module by module, the type, the children, the forward hooks, the training
+    mode, the attributes, and the kind and shape of the tensors.
 
     Returns:
-        "decode_head.conv_seg has a forward hook", for example.
+        A text such as "decode_head.conv_seg has a forward hook".
     """
     with torch.device("meta"), _WithoutRandomNumbers():
-        fresh = EMANet(model.architecture, model.protocol, model.num_classes)
+        fresh = type(model)(model.architecture, model.protocol, model.num_classes)
     pairs = _pairs(model, fresh, "")
     return next(filter(None, (_difference(*pair) for pair in pairs)), None)
 
 
 class _WithoutRandomNumbers(TorchFunctionMode):
-    """Leaves initial values away: on the meta device they would import PyTorch's compiler."""
+    """Skips the initial values: on the meta device they would import PyTorch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (Tensor.normal_, Tensor.uniform_, functional.normalize):
@@ -52,12 +52,15 @@ class _WithoutRandomNumbers(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _pairs(module: nn.Module, fresh: nn.Module, name: str) -> Iterator[tuple]:
-    """(module, fresh module, name) of a module and all below it, as far as names agree."""
+def _pairs(
+    module: nn.Module, fresh: nn.Module, name: str
+) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """(module, fresh module, name) for a module and all modules below it with equal names."""
     yield module, fresh, name
     for child, fresh_child in _children(fresh, name).items():
-        if fresh_child is not None and module._modules.get(child) is not None:
-            yield from _pairs(module._modules[child], fresh_child, f"{name}.{child}".lstrip("."))
+        own_child = module._modules.get(child)
+        if fresh_child is not None and own_child is not None:
+            yield from _pairs(own_child, fresh_child, f"{name}.{child}".lstrip("."))
 
 
 def _children(module: nn.Module, name: str) -> dict[str, nn.Module | None]:
@@ -71,10 +74,11 @@ def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
         return f"{where} is of a class that was reloaded since"
     if type(module) is not type(fresh):
         return f"{where} is a {type(module).__name__}, expected a {type(fresh).__name__}"
+    free = FREE.get(type(fresh), set()) if name else FREE_OF_NETWORKS
     found = (
         _different_children(_children(module, name), _children(fresh, name))
         or _added_behaviour(module, fresh)
-        or _different_attribute(vars(module), vars(fresh), FREE.get(type(fresh), set()))
+        or _different_attribute(vars(module), vars(fresh), free)
         or _different_tensor(module, fresh)
     )
     return found and f"{where} {found}"
@@ -99,7 +103,7 @@ def _added_behaviour(module: nn.Module, fresh: nn.Module) -> str | None:
         return "is in training mode"
     usual = _OF_EVERY_MODULE | vars(fresh).keys()
     for attribute in vars(module):
-        # Compiling a module in place sets this one, and changes nothing of what it computes.
+        # Compiling a module in place sets this attribute, and changes no result.
         if attribute in usual or attribute == "_compiled_call_impl":
             continue
         if hasattr(type(module), attribute):

@@ -1,6 +1,7 @@
-"""Reading checkpoints that nobody vouches for, and writing their weights alone."""
+"""Reading checkpoints that may be malicious or damaged, and writing their weights alone."""
 
 import hashlib
+import io
 import os
 import re
 import stat
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -36,22 +37,22 @@ _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_mode
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
 _EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
-_POINTER = b"version https://git-lfs.github.com/"  # how Git LFS's stand-ins for files begin
+_POINTER = b"version https://git-lfs.github.com/"  # how Git LFS begins its stand-ins for files
 _HEAD = 512  # bytes that tell the format
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file and where they came from.
+    """The weights of a checkpoint file.
 
     Attributes:
         path: the file.
         sha256: of the whole file, 64 hex digits.
-        state_dict: key to tensor on the CPU, under the network's own names, dtypes as stored;
-            empty once released. The tensors lie in the memory that the file was read into, or are
-            copies if they are less than half of it.
-        meta: texts and numbers that the file says about itself: of mmseg files ``mmseg_version``,
-            ``config``, ``iter`` and the like, of converted files ``source_sha256``; may be empty.
+        state_dict: tensors on the CPU in the dtypes of the file, by the network's own names; empty
+            after ``release``. The tensors share the memory that the file was read into, or are
+            copies if they are less than half of the file.
+        meta: texts and numbers that describe the file: ``mmseg_version``, ``config``, ``iter`` and
+            others for mmseg files, ``source_sha256`` for converted files. It may be empty.
     """
 
     path: Path
@@ -60,27 +61,28 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def release(self) -> None:
-        """Let go of the weights. ``load_into`` reads the file again, which must be the same."""
+        """Free the weights. ``load_into`` reads the file again and checks that it is the same."""
         self.state_dict.clear()
 
 
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
-    """Read a checkpoint that mmseg 0.x or 1.x wrote, or another training, or ``convert``.
+    """Read a checkpoint of mmseg 0.x or 1.x, of another training, or of ``convert``.
 
-    PyTorch files (legacy and zip) and safetensors, told apart by content. The weights may stand
-    under ``state_dict``, under another name, or bare, with or without the names of wrappers; see
-    ``find_weights``. The file is read once: the weights are those of the hash. Nothing in it is
-    executed. Damage is always found in zip files, whose CRCs are verified, and in files whose
-    hash is known.
+    The file may be a PyTorch file (legacy or zip) or a safetensors file; its content decides. The
+    weights may be under ``state_dict``, under another name or at the top level, and their names
+    may have the prefixes of wrappers; see ``find_weights``. No code in the file is executed. The
+    file is read once, so the hash is the hash of these weights. Damage is always noticed in zip
+    files, which have CRCs, and in files whose hash is known.
 
     Args:
         path: the file, at most 4 GiB.
-        sha256_prefix: first hex digits that its SHA-256 must have. A file whose name has mmcv's
-            published form ``*-<8 hex digits>.pth`` must match those digits as well, unless they
-            are a date.
+        sha256_prefix: first hex digits of the expected SHA-256. If the name of the file ends in
+            ``-<8 hex digits>.pth``, as mmcv names published files, the hash must begin with those
+            digits as well, unless they are a date.
 
     Raises:
-        InputError: not a readable, undamaged, harmless file of finite weights with that hash.
+        InputError: the file cannot be read, is damaged or dangerous, has another hash, or its
+            weights are not finite.
     """
     path = Path(path)
     try:
@@ -93,7 +95,7 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         weights = make(data, content, stored)
         _check_values(weights)
         if 2 * sum(value.nbytes for value in weights.values()) < len(data):
-            # Copies let go of the file's memory, most of which is an optimizer's state.
+            # Most of the file may be an optimizer's state: copies let its memory be freed.
             weights = {key: value.clone() for key, value in weights.items()}
     except DangerousError as error:
         reason = f"asks to run {shown(str(error))}, which no checkpoint needs: refused"
@@ -115,17 +117,17 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
 
 
 def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:
-    """Write the weights of a checkpoint, and nothing else of it, as a safetensors file.
+    """Write the weights of a checkpoint, and nothing else from it, as a safetensors file.
 
-    The file's metadata name the source and its SHA-256.
+    The metadata of the new file name the source and its SHA-256.
 
     Returns:
         The written file, read back.
 
     Raises:
-        InputError: the source is not a usable checkpoint, or the destination does not end in
-            ``.safetensors``, is the source, cannot be written, or exists and ``overwrite`` is not
-            set.
+        InputError: the source is not a usable checkpoint; or the destination does not end in
+            ``.safetensors``, is the source, cannot be written, or exists and ``overwrite`` is
+            false.
     """
     source, destination = Path(source), Path(destination)
     try:
@@ -137,7 +139,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
             "source_sha256": checkpoint.sha256,
         }
         data = write_safetensors(checkpoint.state_dict, metadata)
-        checkpoint.release()  # half of the memory
+        checkpoint.release()  # frees half of the memory
         write_whole(destination, data)
     except OSError as error:
         raise InputError(f"{destination}: cannot be written ({error.strerror})") from error
@@ -150,7 +152,7 @@ def convert(source: str | Path, destination: str | Path, overwrite: bool = False
 
 
 def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
-    """Refuse what can be known before the source is read."""
+    """Refuse a wrong destination before the source is read, which may take long."""
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: the converted file's name must end in .safetensors")
     if not destination.exists():
@@ -162,7 +164,7 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
 
 
 def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
-    """All bytes of a file, and how to read them; refuses what is no checkpoint by its head."""
+    """All bytes of a file, and the function that reads its format, chosen by the first bytes."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "no such file"
         raise UnsupportedError(f"{problem}; {_EXPECTED}")
@@ -170,10 +172,11 @@ def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UnsupportedError(f"is not a file; {_EXPECTED}")
-        read = _reader(os.pread(file.fileno(), _HEAD, 0), status.st_size)
+        read = _reader(file.read(_HEAD), status.st_size)
         if status.st_size > _LARGEST:
             raise UnsupportedError("is larger than 4 GiB; expected the weights of one network")
-        data = memoryview(np.empty(status.st_size, np.uint8))
+        file.seek(0)
+        data = np.empty(status.st_size, np.uint8).data
         filled = 0
         while filled < len(data) and (count := file.readinto(data[filled:])):
             filled += count
@@ -182,13 +185,15 @@ def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
     return data, read
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open without waiting, should a pipe have taken the file's place."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+def _open(path: Path) -> io.FileIO:
+    """Open a file. If it was just replaced by a pipe, do not wait for the pipe's writer."""
+    # Windows lacks O_NONBLOCK, and only Windows has O_BINARY.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return io.FileIO(os.open(path, flags))
 
 
 def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
-    """Choose how to read a file by its first bytes."""
+    """The function that reads a file, chosen by the file's first bytes."""
     if not head:
         raise UnsupportedError(f"is empty; {_EXPECTED}")
     if is_safetensors(head, size):  # before web pages: its length may begin with "<"
@@ -237,7 +242,7 @@ def _is_date(digits: str) -> bool:
 
 
 def _check_sizes(stored: dict[str, StoredTensor], size: int) -> None:
-    """Refuse views that would grow beyond their file, before any is made."""
+    """Refuse tensors that claim more memory than the file has, before any is made."""
     for key, tensor in stored.items():
         if tensor.nbytes > size:
             raise UnsupportedError(f"{shown(key)} claims to be larger than the whole file")
@@ -248,7 +253,7 @@ def _check_sizes(stored: dict[str, StoredTensor], size: int) -> None:
 
 
 def _check_values(weights: dict[str, Tensor]) -> None:
-    """Refuse weights of which no finite network in float32 can be made."""
+    """Refuse weights that are complex or are not finite in float32, and negative variances."""
     infinite = []
     for key, value in weights.items():
         if value.is_complex():

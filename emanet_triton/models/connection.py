@@ -1,11 +1,11 @@
-"""HTTP and HTTPS requests, through proxies; an answer that comes too slowly is an error."""
+"""HTTP and HTTPS requests, through proxies. An answer that comes too slowly is an error."""
 
 import io
 import re
 import ssl
 import time
 from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
-from typing import BinaryIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -29,10 +29,10 @@ def open_url(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     """The answer to a GET request, through the proxies of the environment.
 
     Raises:
-        OSError: no connection, a status of 400 or more (``HTTPError``), another scheme than http
-            and https, also after a redirect, or a redirect from https to http. Reading raises
-            TimeoutError where nothing came in 30 s, or less than 64 KiB in 60 s.
-        http.client.HTTPException, ValueError: an answer or an address of no known form.
+        OSError: there is no connection, the status is 400 or more (``HTTPError``), the scheme is
+            neither http nor https (also after a redirect), or https is redirected to http.
+            Reading raises TimeoutError if nothing comes in 30 s or less than 64 KiB in 60 s.
+        http.client.HTTPException, ValueError: the answer or the address is malformed.
     """
     opener = OpenerDirector()
     for handler in (
@@ -50,9 +50,9 @@ def open_url(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
 
 
 def through_proxy(url: str) -> str:
-    """For messages: " through the proxy HOST" if one is set for the address, else nothing.
+    """For messages: " through the proxy HOST" if a proxy is set for the address, else "".
 
-    HOST has no user name and no password.
+    HOST is without user name and password.
     """
     scheme, _, rest = url.partition("://")
     proxy = getproxies().get(scheme)
@@ -62,7 +62,7 @@ def through_proxy(url: str) -> str:
 
 
 def without_secrets(text: str, *addresses: str) -> str:
-    """The text without user names and passwords of proxies and of some addresses."""
+    """The text without the user names and passwords of proxies and of the given addresses."""
     for address in (*getproxies().values(), *addresses):
         found = re.search(r"(?:^|//)([^/]*)@", address)
         for secret in (found[1], found[1].partition(":")[2]) if found else ():
@@ -76,15 +76,15 @@ class _Paced(io.RawIOBase):
     Reading raises TimeoutError if fewer than ``_LEAST`` bytes come in ``_WINDOW`` seconds.
     """
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
         self._since, self._bytes = time.monotonic(), 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        count = self._raw.readinto(buffer)
+    def readinto(self, buffer: Any) -> int:
+        count = self._raw.readinto(buffer) or 0
         self._bytes += count
         now = time.monotonic()
         if now - self._since > _WINDOW:
@@ -99,7 +99,7 @@ class _Paced(io.RawIOBase):
 
 
 class _Answer(HTTPResponse):
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fp = io.BufferedReader(_Paced(self.fp.detach()))
 
@@ -124,7 +124,7 @@ class _Secure(HTTPSHandler):
 
 class _Redirects(HTTPRedirectHandler):
     def redirect_request(
-        self, req: Request, fp: BinaryIO, code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         schemes = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if schemes not in (("http", "http"), ("http", "https"), ("https", "https")):

@@ -1,8 +1,7 @@
-"""Fetching a published file once, whole and verified, over connections that break."""
+"""Downloading a published file: once, whole and verified, over connections that break."""
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -11,11 +10,12 @@ import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 
 import torch
+from filelock import lock_descriptor
 from tqdm import tqdm
 
 from emanet_triton.cache_folder import writable_or_private
@@ -25,18 +25,18 @@ from emanet_triton.files import open_plain, temporary_beside
 from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
 _CHUNK = 1 << 20  # bytes
-_MOST_BYTES = 1 << 30  # of a file; the largest published one has a quarter of it
-_STUCK = 180.0  # seconds in which another process's download did not grow: it would have ended
+_MOST_BYTES = 1 << 30  # largest download; the largest published file has a quarter of this size
+_STUCK = 180.0  # seconds without growth after which another process's download counts as stuck
 _LOOK = 0.1  # seconds between two looks at another process's download
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of flock
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 def hub_file(name: str) -> Path:
-    """Where a published checkpoint lies, or shall lie.
+    """Where a published checkpoint lies, or where it is to be saved.
 
-    In torch's hub cache; if that lacks the file and cannot be written, in a private temporary
-    folder (see ``writable_or_private``).
+    It is in torch's hub cache. If the hub cache lacks the file and cannot be written, it is in a
+    private temporary folder (see ``writable_or_private``).
     """
     given = torch.hub.get_dir()
     folder = Path(given) if given.startswith("~") else Path(given).absolute()  # no home: ~ stays
@@ -45,20 +45,20 @@ def hub_file(name: str) -> Path:
 
 
 def download(url: str, destination: Path, sha256_prefix: str, progress: bool = True) -> Path:
-    """Fetch a file unless it is there already.
+    """Download a file unless it exists already.
 
-    The body is collected in ``<destination>.part``, which takes its final name only when its
-    length and hash are right. Whatever stops a download, the part stays and the next call goes
-    on from there. A second process waits for the first as long as its part grows. On a file
-    system without locks each process has a part of its own, which does not stay.
+    The data are written to ``<destination>.part``. The part is renamed when its length and hash
+    are right. If the download is interrupted, the part stays, and the next call continues it. A
+    second process waits for the first one while the part grows. On a file system without locks
+    each process has a part of its own, which is removed in the end.
 
-    Proxies are those of the environment (``https_proxy`` and others, as ``urllib`` takes them).
+    Proxies are taken from the environment (``https_proxy`` and others, as in ``urllib``).
 
     Args:
         url: of the file.
-        destination: where it shall lie; the folder is made. Whatever lies there, but for an empty
-            file, is returned as it is, without the network: ``read_checkpoint`` verifies it
-            whenever it opens it.
+        destination: where to save the file; the folder is made. An existing file that is not
+            empty is neither downloaded nor checked: ``read_checkpoint`` checks it whenever it
+            opens it.
         sha256_prefix: first hex digits, in lower case, of the file's SHA-256.
         progress: show a progress bar on stderr.
 
@@ -87,7 +87,7 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
                         own.unlink(missing_ok=True)
     except InputError:
         raise
-    except (OSError, HTTPException, ValueError) as error:  # the last: of addresses
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed address
         again = "The next try goes on from what has arrived; the" if has_locks else "The"
         raise InputError(
             f"{without_secrets(url)}: cannot be downloaded{through_proxy(url)}: "
@@ -98,10 +98,8 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
 
 
 def _is_there(destination: Path) -> bool:
-    """Whether something lies there that may be the file."""
-    return destination.exists() and not (
-        destination.is_file() and destination.stat().st_size == 0  # an earlier, failed attempt's
-    )
+    """Whether the file exists. An empty file is left from a failed attempt and does not count."""
+    return destination.exists() and not (destination.is_file() and destination.stat().st_size == 0)
 
 
 def _reason(url: str, error: Exception) -> str:
@@ -118,10 +116,10 @@ class _NoLocksError(Exception):
 
 @contextlib.contextmanager
 def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
-    """Hold the lock of a part; yields whether there are locks.
+    """Hold the lock of a part. Yields whether the file system has locks.
 
     Raises:
-        TimeoutError: another process holds it, and its part does not grow.
+        TimeoutError: another process holds the lock, and its part does not grow.
     """
     try:
         descriptor = _wait_for(lock, part, progress)
@@ -131,12 +129,13 @@ def _locked(lock: Path, part: Path, progress: bool) -> Iterator[bool]:
     try:
         yield True
     finally:
-        lock.unlink(missing_ok=True)  # those who still wait on it will see that it has gone
+        with contextlib.suppress(PermissionError):  # Windows removes no open file
+            lock.unlink(missing_ok=True)  # a process that waits for the lock notices this
         os.close(descriptor)
 
 
 def _wait_for(lock: Path, part: Path, progress: bool) -> int:
-    """The descriptor of the lock, locked."""
+    """Wait for the lock; returns its open, locked file."""
     size, grown, told = -1, time.monotonic(), not progress
     while (descriptor := _try_lock(lock)) is None:
         if (now := _size(part)) != size:
@@ -154,30 +153,27 @@ def _wait_for(lock: Path, part: Path, progress: bool) -> int:
 
 
 def _try_lock(lock: Path) -> int | None:
-    """The descriptor of the lock, locked; ``None`` if another process holds it."""
+    """The open, locked file of the lock; ``None`` if another process holds the lock."""
     try:
         descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
     except PermissionError as error:
         raise _NoLocksError from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+        locked = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         os.close(descriptor)
         lock.unlink(missing_ok=True)
         if error.errno in _NO_LOCKS:
             raise _NoLocksError from error
         raise
-    if _is_same(descriptor, lock):
+    if locked and _is_same(descriptor, lock):
         return descriptor
     os.close(descriptor)
     return None
 
 
 def _is_same(descriptor: int, lock: Path) -> bool:
-    """Whether the open file is still the one of that name: its last holder removes it."""
+    """Whether the open file still has its name. The last holder of the lock removes the name."""
     try:
         return os.path.samestat(os.fstat(descriptor), lock.lstat())
     except FileNotFoundError:
@@ -192,7 +188,7 @@ def _size(path: Path) -> int:
 
 
 def _complete(url: str, part: Path, destination: Path, sha256_prefix: str, progress: bool) -> None:
-    """Bring ``part`` to the whole file, and that to its final name."""
+    """Complete ``part``, check its hash and give it its final name."""
     with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
         if not _sha256(file).startswith(sha256_prefix):
             _fetch(url, file, destination.name, progress)
@@ -200,14 +196,14 @@ def _complete(url: str, part: Path, destination: Path, sha256_prefix: str, progr
     if not found.startswith(sha256_prefix):
         part.unlink(missing_ok=True)
         raise InputError(
-            f"{without_secrets(url)}: the SHA-256 of what arrived begins with "
-            f"{found[: len(sha256_prefix)]}, expected {sha256_prefix}: it was thrown away"
+            f"{without_secrets(url)}: the SHA-256 of the received data begins with "
+            f"{found[: len(sha256_prefix)]}, expected {sha256_prefix}: the data were thrown away"
         )
     part.replace(destination)
 
 
-def _fetch(url: str, file: BinaryIO, name: str, progress: bool) -> None:
-    """Append what is lacking, or write all of it anew if the server cannot resume."""
+def _fetch(url: str, file: BufferedRandom, name: str, progress: bool) -> None:
+    """Append what is missing, or start again if the server cannot resume."""
     start = file.seek(0, os.SEEK_END)
     response = _resume(url, start) if start else None
     if response is None or response.status != HTTPStatus.PARTIAL_CONTENT:
@@ -236,13 +232,13 @@ def _fetch(url: str, file: BinaryIO, name: str, progress: bool) -> None:
 
 
 def _resume(url: str, start: int) -> HTTPResponse | None:
-    """An answer that goes on from ``start``, or one with the whole file; ``None`` for neither."""
+    """The answer, if it begins at ``start`` or is the whole file; otherwise ``None``."""
     try:
         response = open_url(url, {"Range": f"bytes={start}-"})
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        error.close()  # the part is as long as the file or longer, and not the file
+        error.close()  # the part is at least as long as the file, but is not the file
         return None
     found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if response.status == HTTPStatus.PARTIAL_CONTENT and not (found and int(found[1]) == start):
@@ -252,7 +248,7 @@ def _resume(url: str, start: int) -> HTTPResponse | None:
 
 
 def _check(response: HTTPResponse, start: int) -> None:
-    """Raises OSError for an answer that is not the file's bytes."""
+    """Raise OSError for an answer that is not the bytes of the file."""
     expected = HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK
     if response.status != expected:
         raise ConnectionError(f"the server answered {response.status}, expected {expected.value}")
@@ -261,12 +257,12 @@ def _check(response: HTTPResponse, start: int) -> None:
         raise ConnectionError(f"the answer is compressed ({encoding}), which was not asked for")
 
 
-def _check_size(file: BinaryIO, size: int) -> None:
+def _check_size(file: BufferedRandom, size: int) -> None:
     if size > _MOST_BYTES:
         file.truncate(0)
         raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES} bytes")
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedRandom) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()

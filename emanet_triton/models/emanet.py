@@ -1,22 +1,31 @@
-"""EMANet: a ResNetV1c-D8 backbone, the EM attention head and the auxiliary head."""
+"""EMANet: a ResNetV1c-D8 backbone, the EM attention head and the auxiliary head.
 
+``FusedEMANet`` is its fused form: it computes the same logits for inference.
+"""
+
+import contextlib
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from emanet_triton.models.head import EMAHead, FCNHead
+from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.em.op import em_attention_block
+from emanet_triton.models.alteration import alteration
+from emanet_triton.models.fused import (
+    FusedBottleneck,
+    FusedConv,
+    convs_with_norms,
+    folded,
+    fused_conv,
+)
+from emanet_triton.models.head import ConvModule, EMAHead, FCNHead
+from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.resnet import Bottleneck, ResNetV1c
 
-# RGB, on 0..255 values (mmseg img_norm_cfg).
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-STRIDE = 8  # of the logits: pixels of the input for one of them
-
-
-def logits_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the logits of an input of that many pixels: halved thrice, rounded up."""
-    return -(-height // STRIDE), -(-width // STRIDE)
+MEAN, STD = Network.mean, Network.std
 
 
 @dataclass(frozen=True)
@@ -40,27 +49,26 @@ class Architecture:
     head_channels: int = 256
 
 
-class EMANet(nn.Module):
+class EMANet(Network):
     """The segmentation network (mmseg ``EncoderDecoder``), from normalised images to logits.
 
     Args:
         architecture: sizes of the network.
         protocol: how its checkpoint is evaluated; ``segment`` uses it by default.
-        num_classes: of the logits.
+        num_classes: channels of the logits.
 
     Shape:
-        float [B, 3, H, W], RGB, normalised by ``MEAN`` and ``STD`` → logits
+        float [B, 3, H, W], RGB, normalised by ``mean`` and ``std`` → logits
         [B, num_classes, ceil(H / 8), ceil(W / 8)].
-        In training mode a pair: those logits and the auxiliary head's, of the same shape.
+        In training mode a pair: the logits and the auxiliary head's logits, of the same shape.
     """
+
+    architecture: Architecture
 
     def __init__(
         self, architecture: Architecture, protocol: Protocol, num_classes: int = 19
     ) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.protocol = protocol
-        self.num_classes = num_classes
+        super().__init__(architecture, protocol, num_classes)
         stage3, stage4 = (architecture.base_channels * Bottleneck.expansion * s for s in (4, 8))
         self.backbone = ResNetV1c(architecture.blocks, architecture.base_channels)
         self.decode_head = EMAHead(
@@ -77,3 +85,131 @@ class EMANet(nn.Module):
         *_, stage3, stage4 = self.backbone(images)
         logits = self.decode_head(stage4)
         return (logits, self.auxiliary_head(stage3)) if self.training else logits
+
+    def fused_form(self, dtype: torch.dtype, channels_last: bool) -> "FusedEMANet":
+        if type(self) is not EMANet:
+            raise ValueError(f"fuse takes an EMANet, got {type(self).__name__}")
+        if self.decode_head.fixed_reconstruction is not None:
+            raise ValueError("a model with a fixed_reconstruction is an ablation and is not fused")
+        altered = alteration(self)
+        if altered is not None:
+            raise ValueError(f"fuse takes an EMANet that nothing has altered, but here {altered}")
+        return FusedEMANet(self, dtype, channels_last)
+
+    def reference_logits(self, images: Tensor) -> Tensor:
+        """The logits by PyTorch's operations alone, whatever the EM attention's backend is."""
+        *_, x = self.backbone(images)
+        head = self.decode_head
+        feats, attention = head.ema_in_conv(x), head.ema_module
+        mid = head.ema_mid_conv(feats).flatten(2)
+        recon, _ = reference.em_attention(mid, attention.bases, attention.num_stages)
+        out = F.relu(feats + head.ema_out_conv(F.relu(recon.view_as(feats))))
+        return head.conv_seg(head.conv_cat(torch.cat([x, head.bottleneck(out)], dim=1)))
+
+
+class FusedEMANet(FusedNetwork):
+    """The fused form of an EMANet, made by ``fuse``.
+
+    Shape:
+        float [B, 3, H, W] → logits [B, num_classes, ceil(H / 8), ceil(W / 8)] in the network's
+        dtype. No gradient flows through them.
+    """
+
+    def __init__(self, model: EMANet, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__(model, dtype, channels_last)
+        self.backbone = _fused_backbone(model.backbone, dtype, channels_last)
+        self.decode_head = FusedHead(model.decode_head, dtype, channels_last)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with _without_autocast(images.device.type):
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            x = images.to(self.dtype).contiguous(memory_format=layout)
+            # Layer by layer, so that a layer's input is freed before the next layer runs.
+            for layer in (*self.backbone, self.decode_head.shared_conv):
+                x = layer(x)
+            return self.decode_head(x)
+
+
+class FusedHead(nn.Module):
+    """EMANet's decode head with ``conv_cat`` split into a part for each of its two inputs.
+
+    ``shared_conv`` is ``ema_in_conv`` together with the part of ``conv_cat`` that reads the head's
+    input. ``conv_cat`` here is the other part; it adds its output to the output of the first part.
+    """
+
+    bases: Tensor
+    mid_weight: Tensor
+    mid_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+    def __init__(self, head: EMAHead, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__()
+        attention = head.ema_module
+        self.ema_channels = attention.bases.shape[1]
+        self.num_stages, self.backend = attention.num_stages, attention.backend
+
+        in_weight, in_bias = folded(*_parts(head.ema_in_conv), dtype)
+        cat_weight, cat_bias = folded(*_parts(head.conv_cat), dtype)
+        split = in_weight.shape[1]
+        self.shared_conv = FusedConv(
+            torch.cat([in_weight, cat_weight[:, :split]]),
+            torch.cat([in_bias, torch.zeros_like(cat_bias)]),
+            channels_last,
+            relu=False,
+            out_dtype=torch.float32,
+        )
+        self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, channels_last)
+        self.bottleneck = fused_conv(*_parts(head.bottleneck), dtype, channels_last)
+        self.conv_seg = fused_conv(head.conv_seg, None, dtype, channels_last, relu=False)
+
+        mid_weight, mid_bias = folded(*_parts(head.ema_mid_conv), dtype)
+        out_weight, out_bias = folded(*_parts(head.ema_out_conv), dtype)
+        block = {
+            "bases": attention.bases.to(dtype, copy=True),
+            "mid_weight": mid_weight.flatten(1),
+            "mid_bias": mid_bias,
+            "out_weight": out_weight.flatten(1),
+            "out_bias": out_bias,
+        }
+        for name, value in block.items():
+            self.register_buffer(name, value)
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """From the output of ``shared_conv`` to logits.
+
+        The caller runs ``shared_conv``, so that it can free the backbone's output, the largest
+        tensor, before this call.
+        """
+        feats, partial = shared.split([self.ema_channels, self.conv_cat.bias.shape[0]], dim=1)
+        feats = self._attention_block(feats.relu().to(self.bases.dtype))
+        return self.conv_seg(self.conv_cat(self.bottleneck(feats), partial))
+
+    def _attention_block(self, feats: Tensor) -> Tensor:
+        out, _ = em_attention_block(
+            feats,
+            self.bases,
+            *(self.mid_weight, self.mid_bias, self.out_weight, self.out_bias),
+            self.num_stages,
+            backend=self.backend,
+        )
+        return out
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    """Switch autocast off. Meta tensors, which record what a network calls, have no autocast."""
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool) -> nn.Sequential:
+    blocks = (module for module in backbone.modules() if isinstance(module, Bottleneck))
+    return nn.Sequential(
+        *(fused_conv(*pair, dtype, channels_last) for pair in convs_with_norms(backbone.stem)),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *(FusedBottleneck(block, dtype, channels_last) for block in blocks),
+    )
+
+
+def _parts(module: ConvModule) -> tuple[nn.Conv2d, nn.BatchNorm2d | None]:
+    return module.conv, module.bn

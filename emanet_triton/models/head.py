@@ -7,31 +7,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels.em.op import BACKENDS, em_attention
+from emanet_triton.kernels.checks import BACKENDS, check_choice
+from emanet_triton.kernels.em.op import em_attention
 
 
 class EMAttention(nn.Module):
     """Expectation-maximization attention (Li et al., ICCV 2019; mmseg ``EMAModule``).
 
-    In training mode a call also moves ``bases`` towards the batch's bases, averaged over the
-    batch and, where torch.distributed is initialised, over the ranks. A batch whose bases are not
-    finite, as after an overflow, leaves ``bases`` as they were. No gradient flows through the
+    In training mode a call also moves ``bases`` towards the bases of the batch, averaged over the
+    batch and, if torch.distributed is initialised, over the ranks. If the bases of a batch are not
+    finite, for example after an overflow, ``bases`` do not change. No gradient flows through the
     reconstruction, as in mmseg.
 
     Args:
         channels: C, channels of the features.
-        num_bases: K.
-        num_stages: number of E and M steps, at least 1.
+        num_bases: K, number of bases.
+        num_stages: number of EM iterations, at least 1.
         momentum: weight of a training batch in the moving average of ``bases``, in [0, 1].
-        backend: of the operator, ``kernels.ops.em_attention``: auto, triton or torch.
+        backend: "triton", "torch" (PyTorch's operations), or "auto" to choose by the device; see
+            ``em_attention``.
 
     Shape:
         features [B, C, H, W], float32, float16 or bfloat16 → reconstruction of the same shape,
         dtype and memory format. B may be 0.
 
     Raises:
-        ValueError: an argument out of its range, features that are not [B, C, H, W], or a
-            backend that cannot run where they are.
+        ValueError: an argument is out of its range, the features are not [B, C, H, W], or the
+            backend cannot run on their device.
     """
 
     def __init__(
@@ -50,8 +52,7 @@ class EMAttention(nn.Module):
             )
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        check_choice("backend", backend, BACKENDS)
         self.num_stages = num_stages
         self.momentum = momentum
         self.backend = backend
@@ -76,7 +77,7 @@ class EMAttention(nn.Module):
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
         moved = self.bases.lerp(F.normalize(mean, dim=1).to(self.bases.dtype), self.momentum)
-        # Chosen on the device, so that no GPU is waited for; all ranks have the same mean.
+        # torch.where does not wait for a GPU, as an ``if`` would. All ranks have the same mean.
         self.bases.copy_(torch.where(mean.isfinite().all(), moved, self.bases))
 
     def extra_repr(self) -> str:
@@ -85,11 +86,16 @@ class EMAttention(nn.Module):
         return f"{channels}, num_bases={num_bases}, {options}"
 
 
-class ConvModule(nn.Module):
-    """Convolution, batch norm and ReLU with the names and the initialisation of mmcv's.
+def attentions(model: nn.Module) -> list[EMAttention]:
+    """The EM attention layers of a model."""
+    return [module for module in model.modules() if isinstance(module, EMAttention)]
 
-    The initialisation matters: ``ema_mid_conv`` is never trained, and with smaller weights its
-    output leaves the EM attention's softmax flat and the reconstruction the same everywhere.
+
+class ConvModule(nn.Module):
+    """Convolution, batch norm and ReLU (mmcv ``ConvModule``: same names and initialisation).
+
+    The initialisation matters because ``ema_mid_conv`` is never trained. With smaller weights the
+    softmax of the EM attention would be flat and the reconstruction the same at all pixels.
     """
 
     def __init__(
@@ -115,8 +121,11 @@ class ConvModule(nn.Module):
 class EMAHead(nn.Module):
     """EMANet's decode head (mmseg ``EMAHead``).
 
-    ``fixed_reconstruction``, a tensor that broadcasts to [B, ema_channels, h, w], takes the place
-    of the EM attention's reconstruction: for ablations. It is None otherwise.
+    The head runs layer by layer, so that hooks, subclasses and replaced layers take effect.
+
+    Attributes:
+        fixed_reconstruction: for ablations, a tensor that broadcasts to [B, ema_channels, h, w]
+            and replaces the reconstruction of the EM attention; otherwise ``None``.
 
     Args:
         in_channels: channels of the backbone's last stage.
@@ -124,13 +133,10 @@ class EMAHead(nn.Module):
         num_bases: K of the EM attention.
         num_stages: EM iterations.
         channels: of the 3x3 convolutions after the attention.
-        num_classes: of the logits.
+        num_classes: channels of the logits.
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
-
-    It runs layer by layer, so that hooks, subclasses and replaced layers count. What ``fuse`` makes
-    of it runs the attention and the 1x1 convolutions around it as one operator.
     """
 
     def __init__(
@@ -148,7 +154,7 @@ class EMAHead(nn.Module):
         self.dropout = nn.Dropout2d(0.1)
         self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
-        # From (0, inf) to (-inf, inf); frozen, since no gradient reaches it through the EM steps.
+        # Maps (0, inf) to (-inf, inf). Frozen, since no gradient reaches it through the EM steps.
         self.ema_mid_conv = ConvModule(ema_channels, ema_channels, 1, norm=False, act=False)
         self.ema_mid_conv.requires_grad_(False)
         self.ema_out_conv = ConvModule(ema_channels, ema_channels, 1, act=False)

@@ -1,4 +1,4 @@
-"""Loading checkpoints into networks: strictly, all or nothing."""
+"""Loading checkpoints into networks: strictly, all weights or none."""
 
 import re
 import warnings
@@ -16,25 +16,32 @@ from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER,
 
 _LISTED = 8
 _AUXILIARY = f"{AUXILIARY}."
-_LOSS = ".loss_decode."  # of mmseg's heads
+_LOSS = ".loss_decode."  # in keys of the losses of mmseg's heads
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
-    """Copy a checkpoint's weights into a model, all or nothing, cast to the model's dtypes.
+    """Copy a checkpoint's weights into a model, all or none, cast to the model's dtypes.
 
-    Counters ``num_batches_tracked``, which no network uses, may be missing and become 0. The
-    auxiliary head, which only training uses, may be missing as a whole: with a warning the model
-    keeps its own, or gets zeros if it is on the meta device. Entries outside the network's parts,
-    and those of mmseg's losses, are left out with a warning where nothing else is missing.
+    Entries that may be missing:
 
-    With ``share`` the checkpoint's own tensors become the model's instead, dtypes as stored; the
-    model may then be on the meta device, without memory of its own.
+    - Counters ``num_batches_tracked``, which no network uses, become 0.
+    - The whole auxiliary head, which only training uses. With a warning the model keeps its own,
+      or gets zeros if it is on the meta device.
+
+    Entries that belong to no part of the network, and entries of mmseg's losses, are left out with
+    a warning if all others fit.
+
+    Args:
+        model: the weights are copied into its tensors.
+        checkpoint: its file is read again if the checkpoint was released.
+        share: put the checkpoint's own tensors into the model, in the dtypes of the file, instead
+            of copies. The model may then be on the meta device, where it has no memory.
 
     Raises:
-        InputError: lists the keys that are missing, left over, or of another shape or kind of
-            number; nothing is loaded then.
-        ValueError: without ``share``, a model on the meta device or a tensor of it that cannot be
-            written; nothing is loaded then.
+        InputError: keys are missing, left over, or of another shape or kind of number; the
+            message lists them, and nothing is loaded.
+        ValueError: without ``share``, the model is on the meta device or has a tensor that cannot
+            be written; nothing is loaded.
     """
     if not checkpoint.state_dict:
         checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
@@ -64,8 +71,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
 def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Values for the entries that the file lacks and may lack.
 
-    0 for counters; for the auxiliary head the model's own, or zeros if the model is on the meta
-    device.
+    They are 0 for counters. For the auxiliary head they are the model's own, or zeros if the model
+    is on the meta device.
     """
     has_head = any(key.startswith(_AUXILIARY) and _LOSS not in key for key in theirs)
     lacking = {}
@@ -79,7 +86,7 @@ def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, 
 
 
 def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to a training around the network, if the file has all that is needed."""
+    """Entries of a training that belong to no network; none if the file lacks needed ones."""
     if not needed.keys() <= theirs.keys():
         return {}
     return {
@@ -110,7 +117,7 @@ def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -
 
 
 def _check_writable(ours: dict[str, Tensor]) -> None:
-    """Raise for a tensor that cannot be written, before any has changed."""
+    """Raise for a tensor that cannot be written, before any tensor is changed."""
     for key, value in ours.items():
         if value.is_meta:
             raise ValueError(
@@ -128,7 +135,7 @@ def _check_writable(ours: dict[str, Tensor]) -> None:
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> str | None:
-    """Describe why one tensor cannot be copied into another, ``None`` if it can."""
+    """Why one tensor cannot be copied into the other; ``None`` if it can."""
     if theirs.shape != ours.shape:
         return f"file {list(theirs.shape)}, model {list(ours.shape)}"
     if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
@@ -142,7 +149,7 @@ def _cut(lines: list[str]) -> list[str]:
 
 
 def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
-    """Guess what a mismatch comes from: another architecture or another number of classes."""
+    """Guess the reason of a mismatch: another architecture or another number of classes."""
     hints = []
     blocks, wanted = _blocks(theirs), _blocks(ours)
     if blocks != wanted:
@@ -160,7 +167,7 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
 
 
 def _blocks(keys: Iterable[str]) -> str:
-    """Count the blocks of each stage, as in ``"3-4-6-3"``."""
+    """The number of blocks of each stage, for example ``"3-4-6-3"``."""
     matches = (re.match(r"backbone\.layer(\d+)\.(\d+)\.", key) for key in keys)
     blocks = Counter(stage for stage, _ in {match.groups() for match in matches if match})
     return "-".join(str(blocks[stage]) for stage in sorted(blocks))

@@ -1,5 +1,6 @@
-"""How an image is brought to the network and its logits back to labels."""
+"""How an image becomes inputs of the network, and how logits become labels."""
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,18 +13,20 @@ class Protocol:
     """The evaluation protocol of a checkpoint (mmsegmentation ``test_cfg`` and test pipeline).
 
     Attributes:
-        base_scale: (width, height) in pixels that every image is resized into, keeping its ratio.
-        mode: ``"whole"`` runs the network once on the resized image, ``"slide"`` on windows of it.
+        base_scale: (width, height) in pixels, in mmsegmentation's order. An image is resized to
+            the largest size that fits into it and has the image's ratio.
+        mode: ``"whole"`` runs the network once, on the resized image. ``"slide"`` runs it on
+            windows of the resized image and averages their logits where they overlap.
         crop: (height, width) of a window in pixels; ``None`` in whole mode.
-        stride: (rows, columns) in pixels between windows; ``None`` in whole mode.
-        align_corners: the convention of every resize of logits.
-        ratios: scales of the multi-scale evaluation, each also mirrored.
-        version: ``"mmseg-0.x"`` (default) multiplies ``base_scale`` by a ratio, ``"mmseg-1.x"``
-            the image's own size. They differ only in ms+flip.
+        stride: distance between windows in pixels, (down, across); ``None`` in whole mode.
+        align_corners: as in ``torch.nn.functional.interpolate``, for every resize of logits.
+        ratios: scales of the multi-scale evaluation (ms+flip), each also mirrored.
+        version: what ms+flip multiplies by a ratio. ``"mmseg-0.x"`` (default): ``base_scale``.
+            ``"mmseg-1.x"``: the size of the image.
 
     Raises:
-        ValueError: an unknown mode or version, a slide protocol without crop and stride,
-            or a size or ratio that is not positive.
+        ValueError: the mode or version is unknown, crop and stride do not belong to the mode,
+            a stride is larger than the crop, or a size or ratio is not positive.
     """
 
     base_scale: tuple[int, int]
@@ -47,5 +50,5 @@ class Protocol:
         sizes = (*self.base_scale, *(self.crop or ()), *(self.stride or ()), *self.ratios)
         if not self.ratios or min(sizes) <= 0:
             raise ValueError(f"sizes and ratios must be positive, got {self}")
-        if windowed and any(s > c for s, c in zip(self.stride, self.crop, strict=True)):
+        if self.crop and self.stride and any(map(operator.gt, self.stride, self.crop)):
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.crop}")

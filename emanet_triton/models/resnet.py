@@ -8,8 +8,8 @@ class Bottleneck(nn.Module):
 
     Args:
         in_channels: channels of the input.
-        planes: channels of the 3x3 convolution; the output has ``4 * planes``.
-        stride: of the 3x3 convolution and of the identity's 1x1.
+        planes: channels of the 3x3 convolution; the output has ``4 * planes`` channels.
+        stride: of the 3x3 convolution and of the 1x1 convolution in the identity.
         dilation: of the 3x3 convolution.
         downsample: whether the identity needs a 1x1 convolution.
     """
@@ -47,10 +47,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNetV1c(nn.Module):
-    """ResNetV1c-D8: three 3x3 convolutions as stem, stages 3 and 4 dilated instead of strided.
+    """ResNetV1c-D8: a stem of three 3x3 convolutions; stages 3 and 4 dilated instead of strided.
 
     The first block of a dilated stage has half its stage's dilation (mmseg ``contract_dilation``).
-    Weights are initialised as by mmseg without a pretrained file.
+    The weights are initialised as mmseg does without a pretrained file.
 
     Args:
         blocks: number of bottlenecks of each of the four stages.
@@ -64,6 +64,10 @@ class ResNetV1c(nn.Module):
 
     strides = (1, 2, 1, 1)
     dilations = (1, 1, 2, 4)
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, blocks: tuple[int, int, int, int], base_channels: int = 64) -> None:
         super().__init__()

@@ -1,49 +1,66 @@
-"""A trial of a network's kernels on a GPU, in a process of its own.
+"""Whether a network's kernels work on a GPU: its logits against PyTorch's, in a process of its own.
 
-A kernel that accesses memory it should not ends every later call of its process, so the trial must
-not run in the user's. Its verdict is kept in ``$XDG_CACHE_HOME/emanet_triton/trials.jsonl``. The
-child is ``python -m emanet_triton.models.trial_child``: a ``Trial`` as JSON on its input, the
-verdict as JSON on the last line of its output.
+A kernel that accesses wrong memory ends every later GPU call of its process, so the trial must not
+run in the user's process. The child reads a pickled ``Trial`` from its input and prints a
+``Verdict`` as JSON on its last line. Verdicts are kept in ``$XDG_CACHE_HOME/emanet_triton/
+trials.jsonl``.
 """
 
+import base64
+import copy
 import functools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from emanet_triton.errors import describe
 from emanet_triton.kernels.cache import Cache, digest, environment
-from emanet_triton.models.agreement import input_size
-from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory, is_refused
+from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.models.fused import fuse
+from emanet_triton.models.head import attentions
+from emanet_triton.models.network import Network
+from emanet_triton.models.protocol import Protocol
 
-SECONDS = 600  # enough to compile all kernels and to measure all convolutions
+FP32_ERROR = 1e-4  # bound of the logits' relative error, as in the golden tests
+HALF_ERROR = 1e-3  # in half precision: added to twice the error of PyTorch's operations
+SECONDS = 600  # for a child: enough to compile all kernels and to measure all convolutions
 SOUND = "sound"
-FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+# Signals that come from outside and say nothing about the network. Windows lacks some of them.
+FROM_OUTSIDE = {getattr(signal, name, None) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")}
 
 _PACKAGE = Path(__file__).parents[1]
+_CHILD = [sys.executable, "-c", "from emanet_triton.models.trial import main; main()"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried: a network with generated weights, on noise.
+    """One network with generated weights, to be run on noise.
 
     Attributes:
-        network: "fused", or "plain", which tries the EM attention alone.
-        architecture, num_classes: of the network.
-        height, width: of its input.
-        backend: of its EM attention.
-        dtype: that it computes in, by PyTorch's name.
-        device: where.
+        network: "fused", or "plain" for the network itself, which tries its EM attention.
+        kind: the network's class.
+        architecture, num_classes: the class is called with them.
+        height, width: of the noise.
+        backend: of the EM attention.
+        dtype: in which the network computes, by PyTorch's name.
+        device: where it runs.
     """
 
     network: str
-    architecture: Architecture
+    kind: type[Network]
+    architecture: object
     num_classes: int
     height: int
     width: int
@@ -52,28 +69,35 @@ class Trial:
     device: str
 
     @classmethod
-    def of(cls, network: str, model: EMANet, dtype: torch.dtype, device: torch.device) -> "Trial":
-        """The trial that tells most of a model."""
-        backend = model.decode_head.ema_module.backend
-        height, width = input_size(model.protocol)
+    def of(cls, network: str, model: Network, dtype: torch.dtype, device: torch.device) -> "Trial":
+        """The trial that resembles a model most."""
+        backends = [attention.backend for attention in attentions(model)]
+        height, width = _input_size(model.protocol)
         return cls(
-            network, model.architecture, model.num_classes, height, width, backend,
-            str(dtype).removeprefix("torch."), str(device),
-        )  # fmt: skip
+            network,
+            type(model),
+            model.architecture,
+            model.num_classes,
+            height,
+            width,
+            backends[0] if backends else "auto",
+            str(dtype).removeprefix("torch."),
+            str(device),
+        )
 
     @property
     def key(self) -> str:
-        """What the verdict depends on beside the environment, which has the device's name."""
-        return json.dumps({k: v for k, v in asdict(self).items() if k != "device"})
+        """The verdict's key in the cache, without the device: the cache's environment names it."""
+        return repr(replace(self, device=""))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial came to.
+    """The result of a trial.
 
     Attributes:
-        problem: what is wrong, if anything.
-        lasting: whether another trial would come to the same.
+        problem: what is wrong, or ``None``.
+        lasting: whether another trial would find the same.
     """
 
     problem: str | None
@@ -81,7 +105,7 @@ class Verdict:
 
 
 def problem_of(trial: Trial) -> str | None:
-    """What is wrong with a network on its CUDA device, if anything: tried once, then known."""
+    """What is wrong with a network on its CUDA device, or ``None``. Known verdicts are reused."""
     cache = _cache(torch.device(trial.device))
     known = cache.get(trial.key)
     if known is not None:
@@ -100,31 +124,26 @@ def _cache(device: torch.device) -> Cache:
     return Cache("trials.jsonl", f"{environment(device)}, sources {digest(sources)}")
 
 
-def run(trial: Trial, command: Sequence[str] | None = None, seconds: float = SECONDS) -> Verdict:
-    """Have a child process make the trial.
-
-    Args:
-        trial: what to try.
-        command: of the child; ``trial_child`` by default.
-        seconds: until it is ended.
-    """
+def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS) -> Verdict:
+    """Have a child process make the trial, and end it after some seconds."""
     paths = os.environ.get("PYTHONPATH", ""), str(_PACKAGE.parent)
     try:
+        asked = base64.b64encode(pickle.dumps(trial)).decode()
         child = subprocess.Popen(
-            command or [sys.executable, "-m", "emanet_triton.models.trial_child"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            start_new_session=True,  # so that a compiler that it has started ends with it
+            start_new_session=True,  # a compiler that the child has started ends with it
         )
-    except OSError as error:
+    except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:
         return Verdict(f"its trial cannot be started: {error}", lasting=False)
     with child:
         try:
-            output, errors = child.communicate(json.dumps(asdict(trial)), timeout=seconds)
+            output, errors = child.communicate(asked, timeout=seconds)
         except subprocess.TimeoutExpired:
             return Verdict(f"its trial has not ended after {seconds:g} seconds")
         finally:
@@ -145,3 +164,106 @@ def _verdict(code: int, output: str, errors: str) -> Verdict:
         return Verdict(**json.loads(output.strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
         return Verdict("its trial gave no verdict", lasting=False)
+
+
+def main() -> None:
+    """The child process: make the trial that standard input asks for."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    asked = pickle.loads(base64.b64decode(sys.stdin.read()))  # from the parent alone
+    print(json.dumps(asdict(attempt(asked))))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended: else a killed parent would leave the GPU busy."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def attempt(trial: Trial) -> Verdict:
+    """Make a trial in this process."""
+    device, dtype = torch.device(trial.device), getattr(torch, trial.dtype)
+    try:
+        watch = MemoryWatch(device)
+        model = _generated(trial).to(device)
+    except Exception as error:  # the device cannot be used, which says nothing about the network
+        return Verdict(describe(error), lasting=False)
+    try:
+        plain = functools.partial(plain_logits, model, dtype)
+        network = fuse(model, dtype=dtype) if trial.network == "fused" else plain
+        return Verdict(disagreement(network, model, dtype))
+    except Exception as error:  # whatever a kernel that does not compile or launch raises
+        lasting = not watch.explains(error)
+        return Verdict(describe(error), lasting)
+
+
+def _generated(trial: Trial) -> Network:
+    """A model whose batch norms have the statistics of noise: activations keep their size."""
+    torch.manual_seed(0)
+    protocol = Protocol((trial.width, trial.height))
+    model = trial.kind(trial.architecture, protocol, trial.num_classes)
+    for attention in attentions(model):
+        attention.backend = "torch"
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # then one batch determines the statistics
+    with torch.no_grad():
+        model(torch.randn(2, 3, 129, 129))
+    for attention in attentions(model):
+        attention.backend = trial.backend
+    return model.eval()
+
+
+@torch.inference_mode()
+def disagreement(
+    network: Callable[[Tensor], Tensor], model: Network, dtype: torch.dtype
+) -> str | None:
+    """What is wrong with a network's logits for noise of the protocol's size, or ``None``.
+
+    The logits are compared with ``model.reference_logits``, in float64 if possible. In half
+    precision the network's error may be twice the error of the same operations under autocast.
+
+    Args:
+        network: float32 [1, 3, H, W] on the model's device → logits.
+        model: has the network's weights, in float32.
+        dtype: in which the network computes.
+    """
+    device = next(model.parameters()).device
+    size = _input_size(model.protocol)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, *size, generator=generator).to(device)
+    with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):
+        want = _wide_logits(model, images)
+        error = _relative_error(network(images), want)
+    bound = FP32_ERROR
+    if dtype != torch.float32:
+        with torch.autocast(device.type, dtype):
+            bound = 2 * _relative_error(model.reference_logits(images), want) + HALF_ERROR
+    return None if error <= bound else f"relative error {error:.1e}, expected at most {bound:.1e}"
+
+
+def plain_logits(model: Network, dtype: torch.dtype, images: Tensor) -> Tensor:
+    """The logits of a model that an evaluation does not fuse: half precision by autocast."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        return model(images)
+
+
+def _input_size(protocol: Protocol) -> tuple[int, int]:
+    """(height, width) of the network's inputs for an image of the protocol's base scale."""
+    width, height = protocol.base_scale
+    return protocol.crop or (height, width)
+
+
+def _wide_logits(model: Network, images: Tensor) -> Tensor:
+    """The reference in float64; in float32 where memory or an engine for float64 is missing."""
+    try:
+        return copy.deepcopy(model).double().reference_logits(images.double())
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) or is_refused(error)):
+            raise
+    return model.reference_logits(images).double()
+
+
+def _relative_error(got: Tensor, want: Tensor) -> float:
+    """Norm of the difference over the norm of ``want``; NaN if ``got`` has NaN."""
+    return ((got.double() - want).norm() / want.norm()).item()

@@ -1,8 +1,8 @@
-"""The fused network of a model where it can be relied on, and the model itself elsewhere.
+"""The fused form of a model where it works, and the model itself elsewhere.
 
-On the CPU the tests stand for it. On a GPU nobody may have run its kernels yet, so there it is
-used only after a trial in another process has gone well on that very device, and after it has
-agreed with PyTorch's operations on the model's own weights.
+On the CPU the tests prove that fused networks work. On a GPU their kernels may never have run.
+There a fused network is used only if a trial in another process succeeds on the same device, and
+if its logits, from the model's own weights, agree with those of PyTorch's operations.
 """
 
 import copy
@@ -15,21 +15,26 @@ from torch import Tensor, nn
 
 from emanet_triton.errors import describe
 from emanet_triton.models import trial
-from emanet_triton.models.agreement import disagreement, plain_logits
-from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import fuse
+from emanet_triton.models.fused import fuse_if_possible
+from emanet_triton.models.head import attentions
+from emanet_triton.models.network import Network
+from emanet_triton.models.trial import disagreement, plain_logits
 
 
-def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Fuse ``model``; on a GPU return it as it is, with a warning, if the fused does not work.
+def verified_fuse(model: nn.Module, dtype: torch.dtype = torch.float32) -> Network:
+    """Fuse a model. Return the model itself if it has no fused form.
 
-    If its own EM attention is what does not work, return a copy that shares its weights and runs
-    the EM attention by PyTorch's operations.
+    If the fused network does not work on a GPU, a warning says so, and the model itself is
+    returned. If the model's EM attention does not work either, a copy is returned that shares the
+    weights and runs the EM attention by PyTorch's operations.
 
     Raises:
-        ValueError: as ``fuse``.
+        InputError, ValueError: for the same reasons as ``fuse``.
     """
-    fused = fuse(model, dtype=dtype)
+    fused = fuse_if_possible(model, dtype)
+    assert isinstance(model, Network)  # fuse refuses all others
+    if fused is None:
+        return model
     device = device_of(model)
     if device.type == "cpu":
         return fused
@@ -46,22 +51,23 @@ def verified_fuse(model: EMANet, dtype: torch.dtype = torch.float32) -> nn.Modul
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model, all of whose tensors lie on one."""
+    """The device of a model whose tensors all lie on one device."""
     return next(model.parameters()).device
 
 
-def with_torch_attention(model: EMANet) -> EMANet:
+def with_torch_attention(model: Network) -> Network:
     """A copy that shares all weights and runs the EM attention by PyTorch's operations."""
     tensors = [*model.parameters(), *model.buffers()]
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    copied.decode_head.ema_module.backend = "torch"
+    for attention in attentions(copied):
+        attention.backend = "torch"
     return copied
 
 
 def _problem(
-    name: str, network: Callable[[Tensor], Tensor], model: EMANet, dtype: torch.dtype
+    name: str, network: Callable[[Tensor], Tensor], model: Network, dtype: torch.dtype
 ) -> str | None:
-    """What is wrong with a network of the model's weights, if anything; the trial comes first."""
+    """What is wrong with a network that has the model's weights, or ``None``."""
     device = device_of(model)
     if device.type == "cuda":
         problem = trial.problem_of(trial.Trial.of(name, model, dtype, device))

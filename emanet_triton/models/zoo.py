@@ -1,15 +1,19 @@
-"""The model zoo: one literal table of what is published, and the models made from it."""
+"""The model zoo: a literal table of all models, and ``create_model``."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import Dataset
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.loading import load_into
+from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 
 
@@ -18,10 +22,10 @@ class Published:
     """What mmsegmentation's model zoo reports for a checkpoint on Cityscapes val.
 
     Attributes:
-        miou: mIoU in percent, one view.
-        miou_ms_flip: mIoU in percent, six scales and mirroring.
-        memory_gb: training memory per GPU, 2 images of the crop size.
-        fps: images per second on a V100, batch 1, 2048x1024, fp32.
+        miou: mIoU in percent with one view.
+        miou_ms_flip: mIoU in percent with six scales, each also mirrored.
+        memory_gb: training memory in GB per GPU, for 2 images of the crop size.
+        fps: images of 2048x1024 pixels per second on a V100, batch size 1, float32.
     """
 
     miou: float
@@ -32,23 +36,28 @@ class Published:
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One model: its sizes, its protocol, and the file that holds its weights.
+    """One model: its network, its protocol and its checkpoint file.
 
     Attributes:
         architecture: sizes of the network.
         protocol: how the checkpoint is evaluated.
-        file: the checkpoint's file name.
+        file: the checkpoint's file name; ``None`` if the zoo has no checkpoint of the model.
         sha256: the first eight hex digits of the file's SHA-256.
-        url: where the file is published; ``None`` for the file inside this package.
-        published: the reported figures; ``None`` where nothing was published.
+        url: where the file is published; ``None`` for a file inside this package.
+        published: the reported figures; ``None`` if nothing was published.
+        network: the class of the network. It is called with the architecture, the protocol and a
+            number of classes, and its method ``fused_form`` makes the fused network.
+        dataset: the data set whose classes the model has.
     """
 
-    architecture: Architecture
+    architecture: Any
     protocol: Protocol
-    file: str
-    sha256: str
-    url: str | None
-    published: Published | None
+    file: str | None = None
+    sha256: str | None = None
+    url: str | None = None
+    published: Published | None = None
+    network: type[Network] = EMANet
+    dataset: Dataset = CITYSCAPES
 
 
 _R50 = Architecture(blocks=(3, 4, 6, 3))
@@ -63,7 +72,7 @@ _SLIDE = Protocol(
 _WEIGHTS = Path(__file__).parent / "weights"
 _URL = "https://download.openmmlab.com/mmsegmentation/v0.5/emanet"
 
-DEMO = "emanet_demo"  # trained by demo/train.py on generated street scenes
+DEMO = "emanet_demo"  # a small model, trained by demo/train.py on generated street scenes
 
 ZOO: dict[str, ZooEntry] = {
     "emanet_r50-d8_512x1024_80k_cityscapes": ZooEntry(
@@ -114,7 +123,7 @@ ZOO: dict[str, ZooEntry] = {
 
 
 def list_models() -> list[str]:
-    """The names that ``create_model`` knows: the published models, then the demonstration."""
+    """The names of all models: the published ones, then the demonstration."""
     return list(ZOO)
 
 
@@ -122,37 +131,40 @@ def create_model(
     name: str,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
-    num_classes: int = 19,
-) -> EMANet:
+    num_classes: int | None = None,
+) -> Network:
     """Build a model of the zoo, in evaluation mode, on the CPU and in float32.
 
-    PyTorch's default device and dtype change nothing, and under ``torch.inference_mode`` its
-    tensors are ordinary ones, too.
+    PyTorch's default device and default dtype have no effect on the model. A model made under
+    ``torch.inference_mode`` still has ordinary tensors.
 
     Args:
         name: one of ``list_models()``.
-        checkpoint: a checkpoint file to load, strictly.
-        pretrained: load the published checkpoint. It is downloaded once into torch's hub cache
+        checkpoint: a checkpoint file to load. All weights must fit.
+        pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
-        num_classes: of the logits, 1 to 255.
+        num_classes: channels of the logits, 1 to 255; by default the number of classes of the
+            model's data set (19 for Cityscapes).
 
     Returns:
-        The model, with ``model.protocol`` set to the protocol of its published evaluation.
+        The model: an ``EMANet``, unless its entry in the zoo names another class.
+        ``model.protocol`` is the protocol of its published evaluation.
 
     Raises:
-        InputError: an unknown name, a file that cannot be downloaded or is not what it should
-            be, or weights that do not fit.
-        ValueError: both ``checkpoint`` and ``pretrained``, or ``num_classes`` that is no int or
-            out of range.
+        InputError: the name is unknown, a file cannot be downloaded, is damaged or is not the
+            published one, or the weights do not fit.
+        ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
+            or is out of range.
     """
     entry = find_entry(name)
+    num_classes = len(entry.dataset.classes) if num_classes is None else num_classes
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     if type(num_classes) is not int or not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes must be an int in 1 to 255, got {num_classes!r}")
     with torch.inference_mode(False):
         with torch.device("cpu"):
-            model = EMANet(entry.architecture, entry.protocol, num_classes).float()
+            model = entry.network(entry.architecture, entry.protocol, num_classes).float()
         if pretrained:
             load_into(model, read_published(name))
         elif checkpoint is not None:
@@ -164,11 +176,25 @@ def find_entry(name: str) -> ZooEntry:
     """The entry of a name.
 
     Raises:
-        InputError: no such name; the message lists all.
+        InputError: the name is unknown. The message lists all names.
     """
     if name not in ZOO:
         raise InputError(f"unknown model '{name}'; expected one of: {', '.join(ZOO)}")
     return ZOO[name]
+
+
+def published_path(name: str, folder: str | Path | None = None) -> Path:
+    """The file of ``read_published``, also if it has not been downloaded yet.
+
+    Raises:
+        InputError: the name is unknown, or the model has no checkpoint in the zoo.
+    """
+    entry = find_entry(name)
+    if entry.file is None:
+        raise InputError(f"{name}: the zoo has no checkpoint of this model; expected a file")
+    if entry.url is None:
+        return _WEIGHTS / entry.file
+    return hub_file(entry.file) if folder is None else Path(folder) / entry.file
 
 
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
@@ -176,26 +202,25 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
 
     Args:
         name: one of ``list_models()``.
-        folder: where its file lies; by default torch's hub cache, into which it is downloaded if
-            it is not there. The demonstration's file is part of this package.
+        folder: where its file lies; by default torch's hub cache, into which a missing file is
+            downloaded. The demonstration's file is part of this package.
 
     Raises:
-        InputError: an unknown name, or a file that is missing, damaged or not the published one.
+        InputError: the name is unknown, the model has no checkpoint in the zoo, or the file is
+            missing, damaged or not the published one.
     """
     entry = find_entry(name)
-    if entry.url is None:
-        path = _WEIGHTS / entry.file
-    elif folder is not None:
-        path = Path(folder) / entry.file
-    else:
-        path = hub_file(entry.file)
+    path = published_path(name, folder)
+    if entry.url is not None and folder is None:
+        assert entry.sha256 is not None  # as of every file that is published
         download(entry.url, path, entry.sha256)
     return read_checkpoint(path, entry.sha256)
 
 
 def name_of(checkpoint: Checkpoint) -> str | None:
-    """The model whose published file this is, by exact file name or by hash; else ``None``."""
+    """The model whose published file this is, by file name or by hash, or ``None``."""
     for name, entry in ZOO.items():
-        if checkpoint.path.name == entry.file or checkpoint.sha256.startswith(entry.sha256):
+        has_hash = entry.sha256 is not None and checkpoint.sha256.startswith(entry.sha256)
+        if has_hash or checkpoint.path.name == entry.file:
             return name
     return None

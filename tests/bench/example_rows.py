@@ -10,7 +10,7 @@ MATMUL = {"fp32": 2.0, "bf16": 4.0}
 
 
 def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
-    """A row that passed: p20 and p80 lie 5% from ``ms``, those of a ratio 10%."""
+    """A row that passed. p20 and p80 are 5% from ``ms``, and 10% from ``ratio``."""
     spread = 0.0 if ratio == 1.0 else 0.1 * ratio
     versions = {"torch": "2.11", "triton": "3.6", "commit": "abc1234", "date": "2026-01-02"}
     times = {"p20_ms": 0.95 * ms, "p50_ms": ms, "p80_ms": 1.05 * ms, "rounds": 15}
@@ -24,14 +24,14 @@ def row(suite, case, provider, ms, ratio=1.0, dtype="fp32", **columns):
 
 
 def without_times(item, provider, gate):
-    """A provider that did not run where ``item`` did."""
+    """The row of another provider at the same case, which did not run."""
     names = ("p20_ms", "p50_ms", "p80_ms", "rounds", "ratio", "ratio_p20", "ratio_p80", "peak_mb")
     columns = dict.fromkeys((*names, "cold_ms", "host_us"))
     return replace(item, provider=provider, gate=gate, clock="", **columns)
 
 
 def with_floor(item, floor_ms, flop_per_byte):
-    """The row with a floor of so many FLOP for each byte, moved at the copy's rate."""
+    """The row with a floor of ``flop_per_byte``, whose bytes move at the copy's rate."""
     speed = floor_ms / item.p50_ms
     bandwidth = item.copy_gb_s * speed
     return replace(
@@ -44,11 +44,11 @@ def with_floor(item, floor_ms, flop_per_byte):
 
 
 def cpu_rows():
-    """All suites on a CPU."""
+    """All suites on a CPU, and one that the benchmark no longer has."""
     rows = []
     for positions, ms in ((8192, 600.0), (32768, 2800.0)):
         case = f"block B=1 N={positions} fp32 nchw"
-        for provider, ratio in (("mmseg", 1.0), ("mmseg-compiled", 1.2), ("torch", 1.7)):
+        for provider, ratio in (("mmseg", 1.0), ("mmseg-compiled", 1.2), ("ours-torch", 1.7)):
             rows.append(with_floor(row("em", case, provider, ms / ratio, ratio), ms / 4, 90.0))
     for channels in range(64, 64 * 14, 64):
         layer = f"3x3 C={channels} O=64 H=64 W=128 stride=1 dilation=1 relu B=1 fp32"
@@ -64,26 +64,18 @@ def cpu_rows():
         case = f"r50 {mode} 1024x2048 from=host"
         for provider, ratio in (("plain-fp32", 1.0), ("fused-fp32", 2.0), ("fused-bf16", 3.9)):
             rows.append(row("model", case, provider, ms / ratio, ratio, peak_mb=3000 / ratio))
-        rows.append(without_times(rows[-1], "onnxruntime", "absent: No module named 'onnxruntime'"))
+        rows.append(
+            without_times(rows[-1], "onnxruntime-fp32", "absent: No module named 'onnxruntime'")
+        )
     for case, ms, ratio in (("whole", 1300.0, 31.0), ("slide", 1200.0, 22.0)):
         rows.append(row("post", f"{case} 1024x2048 fp32", "plain", ms, peak_mb=335.0))
-        made = row("post", f"{case} 1024x2048 fp32", "torch", ms / ratio, ratio, peak_mb=3.0)
+        made = row("post", f"{case} 1024x2048 fp32", "ours-torch", ms / ratio, ratio, peak_mb=3.0)
         rows.append(made)
     for provider, ratio in (("mmseg", 1.0), ("ours", 1.01)):
         case = "r50 256x512 B=1 fp32"
         rows.append(row("train-mem", case, provider, 9000 / ratio, ratio, peak_mb=1500 / ratio))
-    case = "emanet_demo 256x512 images=40 fp32"
-    for provider, ms in (
-        ("evaluation", 2000.0),
-        ("decoding alone", 250.0),
-        ("network alone", 1600.0),
-    ):
-        rows.append(row("eval", case, provider, ms, 2000.0 / ms))
-    for height, width in ((512, 1024), (1024, 2048), (2048, 4096)):
-        scale = height * width / 2**19
-        case = f"post-processing {height}x{width} fp32"
-        rows.append(row("scale", case, "mmseg", 330 * scale, peak_mb=84 * scale))
-        rows.append(row("scale", case, "ours", 11 * scale**0.98, 30.0, peak_mb=1.5 * scale))
+    for provider, ratio in (("mmseg", 1.0), ("ours", 11.0)):  # of a suite that is gone
+        rows.append(row("scale", "post-processing 512x1024 fp32", provider, 330 / ratio, ratio))
     return rows
 
 
@@ -98,7 +90,7 @@ def gpu_rows():
     return [
         mmseg,
         row("em", case, "triton", 0.2, 7.5, cold_ms=0.25, host_us=812.0, **(graph | forecast)),
-        row("em", case, "torch", 0.75, 2.0, cold_ms=0.8, host_us=420.0, **events),
+        row("em", case, "ours-torch", 0.75, 2.0, cold_ms=0.8, host_us=420.0, **events),
         without_times(mmseg, "mmseg-compiled", "failed: error 1"),
         row("model", "r50 whole 1024x2048 from=host", "plain-fp32", 100.0, **where),
         row("model", "r50 whole 1024x2048 from=host", "fused-bf16", 12.5, 8.0, **where),

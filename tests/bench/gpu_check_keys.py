@@ -38,7 +38,7 @@ def check_keys():
 def check_that_an_address_matters(call):
     """Else the comparison of keys would say nothing."""
     values = call.values("cpu")
-    bias = torch.empty(len(values[2]) + 1)[1:]
+    bias = torch.empty(len(values[2]) + 1, dtype=values[2].dtype)[1:]
     values[2] = bias
     assert meta.kernels_of(Launch(call), GPU) != real_kernels(call, values)
 

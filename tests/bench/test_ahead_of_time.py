@@ -32,7 +32,7 @@ def by_key(rows):
 
 
 def tiles_of(rows):
-    """Those of products; the resampling kernels' are the same on all NVIDIA GPUs."""
+    """Tiles of products; the resampling kernels have the same on all NVIDIA GPUs."""
     return {
         (row["kernel"], row["target"], row["dtype"], row["configuration"])
         for row in rows
@@ -42,7 +42,7 @@ def tiles_of(rows):
 
 def shipped_tiles():
     return {
-        (t.kernel, t.arch, t.dtype, compiled.configuration(t.meta, t.num_warps, t.num_stages))
+        (t.kernel, t.arch, t.dtype, compiled.configuration(t.meta, t.num_warps, t.pipeline_stages))
         for t in (*tiles.SHIPPED, *conv_tiles.SHIPPED)
     }
 
@@ -59,7 +59,7 @@ def use(row):
 
 @pytest.fixture(scope="session")
 def rows(pytestconfig, tmp_path_factory):
-    """What compiles now; Triton's cache lies in pytest's, so that a second run is quick."""
+    """All rows and failures; Triton's cache is in pytest's, so that a second run is quick."""
     path = tmp_path_factory.mktemp("compiled") / "rows.csv"
     environment = dict(os.environ)
     if cache := getattr(pytestconfig, "cache", None):  # pytest may run without

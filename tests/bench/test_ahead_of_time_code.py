@@ -1,4 +1,4 @@
-"""What is read from a compiled kernel: the width of its loads, by the place in the source."""
+"""Widths of loads, read from compiled kernels by their places in the source."""
 
 from types import SimpleNamespace
 

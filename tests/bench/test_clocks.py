@@ -1,4 +1,4 @@
-"""The clocks of a call, by a stand-in for the device: what counts, and what a replay must write."""
+"""How a call is timed, with a stand-in for the GPU, and what a replay must write."""
 
 import dataclasses
 import time
@@ -97,7 +97,7 @@ def test_poison():
 
 
 class Device:
-    """Graphs that hold a call; what their replay writes is up to the test."""
+    """Graphs that hold a call. The test decides what their replay writes."""
 
     def __init__(self, monkeypatch, writes=True, captures=True):
         self.writes, self.captures, self.replays = writes, captures, 0

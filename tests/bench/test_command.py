@@ -1,4 +1,4 @@
-"""``python -m emanet_triton.bench``: what it takes, writes and returns."""
+"""``python -m emanet_triton.bench``: its arguments, its files and its exit codes."""
 
 import sys
 from dataclasses import replace
@@ -13,6 +13,7 @@ from emanet_triton.bench import run
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
+from emanet_triton.bench.suite import Suite
 
 
 def fake_cases(selection):
@@ -31,7 +32,8 @@ def fake_cases(selection):
 
 @pytest.fixture
 def fake_suite(monkeypatch):
-    monkeypatch.setattr(command, "SUITES", {"em": fake_cases})
+    suite = Suite("em", "Fake", "nothing", fake_cases)
+    monkeypatch.setattr(command, "SUITES", {"em": suite})
 
 
 @pytest.mark.parametrize(
@@ -43,18 +45,14 @@ def fake_suite(monkeypatch):
         (["em", "--silence", "0"], "argument --silence: expected a number above 0, got '0'"),
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
         (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
-        (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not of suite em"),
+        (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not in suite em"),
         (
             ["em", "--tiny", "--csv", "/proc/none/x"],
             "error: --csv /proc/none: expected a folder that can be written (No such file",
         ),
         (
-            ["em", "--tiny", "--json", "/proc/version/a/x.json"],
-            "error: --json /proc/version/a: expected a folder that can be written (Not a directory",
-        ),
-        (
-            ["em", "--tiny", "--json", "out", "--csv", "./out"],
-            "error: --csv out: is the file of --json, too; expected another one",
+            ["em", "--tiny", "--csv", "/proc/version/a/x.csv"],
+            "error: --csv /proc/version/a: expected a folder that can be written (Not a directory",
         ),
         (
             ["em", "--tiny", "--plot", "/proc/none"],
@@ -84,18 +82,16 @@ def test_no_more_threads_than_cores_unless_asked_for(fake_suite, tmp_path, monke
         torch.set_num_threads(before)
 
 
-def test_rows_go_to_files_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, capsys):
-    paths = [tmp_path / "rows.csv", tmp_path / "rows.json"]
-    arguments = ["em", "--tiny", "--csv", str(paths[0]), "--json", str(paths[1])]
-    assert command.main(arguments) == 1
-    for path in paths:
-        gates = [(row.case, row.provider, row.gate.split(":")[0]) for row in read_rows(path)]
-        assert gates == [
-            ("first", "plain", "passed"),
-            ("first", "ours", "passed"),
-            ("second", "plain", "passed"),
-            ("second", "ours", "failed"),
-        ]
+def test_rows_go_to_a_file_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 1
+    gates = [(row.case, row.provider, row.gate.split(":")[0]) for row in read_rows(path)]
+    assert gates == [
+        ("first", "plain", "passed"),
+        ("first", "ours", "passed"),
+        ("second", "plain", "passed"),
+        ("second", "ours", "failed"),
+    ]
     printed = capsys.readouterr().out
     assert "failed: error 1.0e+00 above 1.0e-02" in printed
     assert "noise" in printed
@@ -110,7 +106,7 @@ def test_rows_go_to_a_stream_once(fake_suite, tmp_path):
 def test_charts_that_cannot_be_drawn_end_a_run_before_it_begins(
     fake_suite, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command.plots, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(command.charts, "has_matplotlib", lambda: False)
     monkeypatch.setattr(command, "_measure_all", None)
     assert command.main(["em", "--tiny", "--plot", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (

@@ -1,19 +1,18 @@
-"""The suite conv: the networks' own convolutions, their providers, who wins."""
+"""The suite conv: the networks' own convolutions, their providers, and their sums."""
 
 import pytest
 import torch
 from device import DEVICE
 
 from emanet_triton.bench.__main__ import main
-from emanet_triton.bench.cost import Cost
+from emanet_triton.bench.cost import ConvShape, Cost
 from emanet_triton.bench.machine import measure_machine
 from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
 from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers
-from emanet_triton.bench.suites.conv_error import MOST_ERROR, bound
-from emanet_triton.kernels.conv.shape import ConvShape
+from emanet_triton.bench.suites.conv_case import MOST_ERROR, bound, relative_error
 
 SIZE = 512, 1024
 
@@ -108,19 +107,6 @@ def test_a_layer_reads_as_words_and_numbers(layer, name):
     assert str(layer) == name
 
 
-def test_forecasts_are_of_cases_that_there_are():
-    found = {
-        name: case.predicted_ms
-        for name, case in cases(device="cuda", dtypes=("bf16",)).items()
-        if case.predicted_ms
-    }
-    forecasts = conv.PREDICTED_MS | conv_bottleneck.PREDICTED_MS
-    assert len(found) == len(forecasts) == 8
-    for name, predicted in found.items():
-        (key,) = (key for key in forecasts if name.startswith(f"{key} "))
-        assert predicted == {"triton": forecasts[key]}
-
-
 def test_providers_of_a_gpu():
     found = cases(device="cuda", dtypes=("bf16", "fp32"))
     for name, case in found.items():
@@ -152,7 +138,7 @@ def test_providers_agree_call_after_call(name):
     layer = conv.Layer(shape(residual=torch.float32, batch=2), 24)
     problem = conv.make_problem(layer, place_of(name))
     before = problem.residual.clone()
-    error = conv.relative_error(conv.provide(name, lambda: problem)(), problem.exact())
+    error = relative_error(conv.provide(name, lambda: problem)(), problem.exact())
     assert error < bound("fp32", name, {})
     if name != "torch":
         assert torch.equal(problem.residual, before)
@@ -164,7 +150,7 @@ def test_providers_agree_on_other_dtypes_of_residual_and_output(name):
     problem = conv.make_problem(layer, place_of(name))
     got = conv.provide(name, lambda: problem)()
     assert got.dtype == torch.float32
-    assert conv.relative_error(got, problem.exact()) < MOST_ERROR["fp16"]
+    assert relative_error(got, problem.exact()) < MOST_ERROR["fp16"]
 
 
 def test_the_residual_lies_in_memory_as_in_the_network():
@@ -227,7 +213,7 @@ def row(case, provider, p50, floor, gate="passed"):
     )
 
 
-def test_the_summary_names_winners_and_puts_the_worst_first():
+def test_the_summary_adds_up_each_network():
     near = "3x3 C=1 B=1 bf16 r50-whole=1 r101-whole=1"
     far = "1x1 C=2 B=8 bf16 r50-whole=5 r101-slide=22"
     rows = [
@@ -238,12 +224,8 @@ def test_the_summary_names_winners_and_puts_the_worst_first():
         row(far, "triton", 3.0, 1.0),
         row("bottleneck C=1 bf16 r50-whole=1 r101-whole=1", "torch", 2.0, 1.0),
     ]
-    lines = conv.summary(rows).splitlines()
-    winners = [line.split()[0] for line in lines[2:5]]
-    assert winners == ["triton", "torch", "cudnn"]
-    assert lines[2].split()[1:4] == ["3", "1", "3.00"]
     best = "the fastest of each"
-    assert lines[5:] == [
+    assert conv.totals(rows).splitlines() == [
         f"6 convolutions of r50-whole, bf16: torch 49 ms, {best} 16.5 ms, floor 6 ms",
         f"1 convolutions of r101-whole, bf16: torch 4 ms, {best} 1.5 ms, floor 1 ms",
         f"22 convolutions of r101-slide, bf16: torch 198 ms, {best} 66 ms, floor 22 ms",

@@ -9,24 +9,25 @@ import torch
 from gpu_check_cases import Breaks
 
 from emanet_triton.bench.gpu_check import correct, own
-from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase, recorded
+from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase
 from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.families import SMALL, small_cases
 from emanet_triton.bench.measure import Watch
+from emanet_triton.bench.walk import recorded
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv.op import conv_bias_act
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.resample import gather as resample_triton
 
 
-def conv_call(provider="triton", precision="ieee", dtype=torch.float16, residual=True):
+def conv_call(backend="triton", precision="ieee", dtype=torch.float16, residual=True):
     """With a residual in a part of a larger tensor, as the head has it."""
     options = {"dtype": dtype, "device": "meta", "memory_format": torch.channels_last}
     weight, bias = torch.empty(16, 16, 3, 3, **options), torch.empty(16, device="meta")
     added = torch.empty(2, 32, 5, 7, **options)[:, 16:] if residual else None
     x = torch.empty(2, 16, 5, 7, **options)
-    given = {"provider": provider, "precision": precision}
+    given = {"backend": backend, "precision": precision}
     (call,) = recorded(lambda: conv_bias_act(x, weight, bias, added, **given))
     return call
 
@@ -80,7 +81,7 @@ def off(index, value):
 
 PLANTED = {  # case: module, function, index of an element, its value
     "conv": (conv_triton, "conv_bias_act", (1, 3, 2, 4), 100.0),
-    "em block": (em_block, "em_attention_block", (1, 7, 3), -50.0),
+    "em block": (em_block, "run_block", (1, 7, 3), -50.0),
     "labels": (resample_triton, "resample", (0, 11, 5), 200),
     "confusion": (resample_triton, "confusion", (40,), 7),
 }
@@ -161,7 +162,7 @@ def test_labels_count_where_they_are_clear():
 
 
 def test_a_case_that_breaks_its_process_ends_alone(monkeypatch):
-    monkeypatch.setattr(correct, "SILENCE", 5.0)
+    monkeypatch.setattr(own, "SILENCE", 5.0)
     names = "right", "aborts", "raises", "sticky", "hangs", "wrong"
     cases = {"one": [Breaks(name) for name in names], "other": [Breaks("right")]}
     found = {}

@@ -1,22 +1,27 @@
 """What the steps do on a GPU, here on the CPU: kernels interpreted, a device that is fake."""
 
+import gzip
 import json
+import pickle
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 import triton
 
-from emanet_triton.bench.gpu_check import correct, host, meta, own, single, sweep, trace
-from emanet_triton.bench.gpu_check.conv_cases import ConvCase, with_dtype
+from emanet_triton.bench.case import Absent
+from emanet_triton.bench.gpu_check import correct, meta, own, single, sweep, trace
+from emanet_triton.bench.gpu_check.conv_cases import with_dtype
 from emanet_triton.bench.gpu_check.families import FAMILIES, small_calls
-from emanet_triton.bench.gpu_check.meta import Gpu, Launch
+from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.machine import Machine
-from emanet_triton.bench.measure import Lost, Watch
+from emanet_triton.bench.measure import Lost, Watch, failed_row, measure
+from emanet_triton.bench.method import Method
+from emanet_triton.bench.rows import read_rows
 from emanet_triton.kernels import launch
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
-from emanet_triton.kernels.launch import TileReplaced
 
 SM_90 = Gpu.of_arch("sm_90")
 MACHINE = Machine(
@@ -39,32 +44,47 @@ class Dead(Watch):
 
 
 @pytest.fixture
-def candidate(monkeypatch):
-    """A float16 convolution with another tile; its replays take 2 ms warm and 3 ms cold."""
-    monkeypatch.setattr(sweep, "Replay", lambda call: call)
-    monkeypatch.setattr(
-        sweep, "seconds_on_device", lambda run, rounds, cold: [0.003 if cold else 0.002] * rounds
-    )
-    monkeypatch.setattr(sweep, "_resources", lambda launch, gpu: (128, 0, 65_536))
-    call = with_dtype(small_calls()[0], torch.float16)
-    tile = conv_tiles.tile("conv_rows", "sm_90", "fp16", 64, 64, 1024)
-    smaller = replace(tile, meta={**tile.meta, "BLOCK_O": 32}, num_stages=2)
-    sweep._problem.cache_clear()
-    return sweep.Candidate(Launch(call, smaller), 3, False)
+def call():
+    """A float16 convolution."""
+    return with_dtype(small_calls()[0], torch.float16)
 
 
-def test_a_tile_is_timed_and_held_against_the_floor(candidate):
-    row = sweep.time_tile(candidate, SM_90, Watch())
-    assert (row.gate, row.ms, row.cold_ms) == ("passed", 2.0, 3.0)
-    assert (row.tile, row.shipped, row.uses) == ("128x32x64 warps=4 stages=2", False, 3)
-    assert (row.registers, row.stack, row.shared) == (128, 0, 65_536)
-    sweep._hold_against_floor(row, candidate.launch.call, MACHINE)
-    flops = 2 * 8 * 128 * 64 * 64 * 9
-    assert row.tflop_s == pytest.approx(flops / 0.002 / 1e12)
-    assert 0 < row.floor_share < 1e-3
+@pytest.fixture
+def tiles():
+    """Its shipped tile, and a smaller one."""
+    shipped = conv_tiles.tile("conv_rows", "sm_90", "fp16", 64, 64, 1024)
+    smaller = replace(shipped, meta={**shipped.meta, "BLOCK_O": 32}, pipeline_stages=2)
+    names = sweep.tile_name(shipped) + own.SHIPPED, sweep.tile_name(smaller)
+    return dict(zip(names, (shipped, smaller), strict=True))
 
 
-def test_the_tile_that_is_launched_is_the_candidate_s(candidate, monkeypatch):
+def rows_of(call, tiles, watch=None):
+    """The rows of a sweep of a convolution over tiles, measured here."""
+    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
+    return measure(case, Method("cpu", rounds=1), machine, watch=watch)
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch):
+    """Kernels are interpreted here: none is compiled."""
+    monkeypatch.setattr(sweep, "resources", lambda launch, gpu: "96 registers")
+
+
+def test_a_tile_is_timed_and_held_against_the_floor(call, tiles, capsys):
+    rows = rows_of(call, tiles)
+    assert [row.provider for row in rows] == [*("128x64x64 w4 s4 shipped", "128x32x64 w4 s2")]
+    assert {row.case for row in rows} == {
+        "3x3 C=64 O=64 H=8 W=128 stride=1 dilation=1 relu B=1 fp16 uses=3"
+    }
+    for row in rows:
+        assert row.gate == "passed"
+        assert row.x_floor > 1
+        assert row.tflop_s == pytest.approx(2 * 8 * 128 * 64 * 64 * 9 / row.p50_ms / 1e9)
+    assert capsys.readouterr().out == 2 * "96 registers\n"
+
+
+def test_the_tile_that_is_launched_is_the_provider_s(call, tiles, monkeypatch):
     launched = []
     launch = conv_triton.launch
     monkeypatch.setattr(
@@ -72,30 +92,30 @@ def test_the_tile_that_is_launched_is_the_candidate_s(candidate, monkeypatch):
         "launch",
         lambda k, tile, *a, **c: (launched.append(tile), launch(k, tile, *a, **c)),
     )
-    sweep.time_tile(candidate, SM_90, Watch())
-    assert launched[0].meta["BLOCK_O"] == 64  # what it is held against
+    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    case.prepare()
+    assert [tile.meta["BLOCK_O"] for tile in launched] == [64]  # what all are held against
+    case.providers["128x32x64 w4 s2"]()()
     assert {tile.meta["BLOCK_O"] for tile in launched[1:]} == {32}
 
 
-def test_a_tile_with_another_result_gets_no_time(candidate, monkeypatch):
-    inputs, want = sweep._problem(candidate.launch.call)
-    monkeypatch.setattr(sweep, "_problem", lambda call: (inputs, want + 1))
-    row = sweep.time_tile(candidate, SM_90, Watch())
-    assert row.gate == "failed: 1 off the shipped tile's result"
-    assert row.ms is None
+def test_a_tile_with_another_result_gets_no_time(call, tiles, monkeypatch):
+    run = conv_triton.launch
+
+    def off_by_one(kernel, tile, *arguments, **options):
+        run(kernel, tile, *arguments, **options)
+        if tile.pipeline_stages == 2:
+            out = arguments[6]
+            out.add_(1)
+
+    monkeypatch.setattr(conv_triton, "launch", off_by_one)
+    shipped, wrong = rows_of(call, tiles)
+    assert shipped.gate == "passed"
+    assert re.fullmatch(r"failed: error \S+ above 9\.8e-04", wrong.gate)
+    assert wrong.p50_ms is None
 
 
-def test_a_tile_that_does_not_fit_is_absent(candidate, monkeypatch):
-    def refuse(*arguments, **options):
-        raise TileReplaced from ValueError("it needs 300000 of shared memory")
-
-    sweep._problem(candidate.launch.call)
-    monkeypatch.setattr(conv_triton, "launch", refuse)
-    row = sweep.time_tile(candidate, SM_90, Watch())
-    assert row.gate == "absent: it does not fit: it needs 300000 of shared memory"
-
-
-def test_a_tile_that_was_refused_once_is_tried_again(candidate, monkeypatch):
+def test_a_tile_that_was_refused_once_is_tried_again(call, tiles, monkeypatch):
     """Another shape may take it; a smaller tile must not run under its name."""
     asked = []
 
@@ -107,68 +127,61 @@ def test_a_tile_that_was_refused_once_is_tried_again(candidate, monkeypatch):
             asked.append(num_stages)
             raise triton.OutOfResources(300_000, 200_000, "shared memory")
 
-    sweep._problem(candidate.launch.call)
+    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    case.prepare()
     monkeypatch.setattr(launch, "_REPLACEMENTS", {})
     for kernel in ("conv_rows", "conv_pointers"):
         monkeypatch.setattr(conv_triton, kernel, Kernel())
     with pytest.warns(UserWarning, match="does not fit"):
-        gates = [sweep.time_tile(candidate, SM_90, Watch()).gate for _ in range(2)]
-    assert all(gate.startswith("absent: it does not fit: out of resource") for gate in gates)
-    assert asked == [candidate.launch.tile.num_stages] * 2
+        for _ in range(2):
+            with pytest.raises(Absent, match=r"^it does not fit: out of resource"):
+                case.providers["128x32x64 w4 s2"]()
+    assert asked == [2, 2]
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["goes on", "dead"])
-def test_an_error_of_a_tile(candidate, monkeypatch, dead):
-    def fail(*arguments, **options):
-        raise RuntimeError("an illegal memory access\nand more")
+def test_an_error_of_a_tile(call, tiles, monkeypatch, dead):
+    run = conv_triton.launch
 
-    sweep._problem(candidate.launch.call)
+    def fail(kernel, tile, *arguments, **options):
+        if tile.pipeline_stages == 2:
+            raise RuntimeError("an illegal memory access\nand more")
+        run(kernel, tile, *arguments, **options)
+
     monkeypatch.setattr(conv_triton, "launch", fail)
     if dead:
         with pytest.raises(Lost, match="an illegal memory access"):
-            sweep.time_tile(candidate, SM_90, Dead())
+            rows_of(call, tiles, Dead())
         return
-    row = sweep.time_tile(candidate, SM_90, Watch())
-    assert row.gate == "failed: RuntimeError: an illegal memory access"
+    gates = [row.gate for row in rows_of(call, tiles)]
+    assert gates == ["passed", "failed: RuntimeError: an illegal memory access"]
 
 
-def test_a_sweep_goes_on_behind_a_lost_tile(candidate, monkeypatch):
-    def lanes(lanes, processes, silence, done):
-        (jobs,) = lanes
-        for job in jobs:
-            if job.func is sweep.measure_ceilings:
-                done(job, MACHINE)
-            elif job.args[0].shipped:
-                done(job, Lost("", "its process ended by SIGSEGV"))
-            else:
-                done(job, job(Watch()))
+def test_a_sweep_writes_its_rows(tiles, monkeypatch, tmp_path):
+    class Place:
+        def __init__(self, selection, method, silence):
+            self.selection = selection
 
-    monkeypatch.setattr(sweep, "run_lanes", lanes)
-    rows = []
-    sweep._run([replace(candidate, shipped=True), candidate], SM_90, rows.append)
-    assert [row.gate for row in rows] == ["failed: its process ended by SIGSEGV", "passed"]
-    assert rows[1].floor_share
+        def machine(self, dtypes):
+            return MACHINE
 
+        def measure(self, cases, case, machine, found):
+            names.extend(case.name for case in pickle.loads(pickle.dumps(cases))(self.selection))
+            for provider in case.providers:
+                found(replace(failed_row(case, provider, machine, "x"), host_us=9.0))
 
-def test_the_host_s_time_of_a_call(monkeypatch):
-    monkeypatch.setattr(host, "host_seconds", lambda call: 75e-6)
-    case = ConvCase(with_dtype(small_calls()[1], torch.float16))
-    row = host.time_case(case, Watch())
-    assert (row.case, row.gate, row.host_us) == (case.name, "passed", pytest.approx(75))
-    assert row.first_ms > 0
+        def close(self):
+            names.append("closed")
 
-
-@pytest.mark.parametrize("dead", [False, True], ids=["goes on", "dead"])
-def test_an_error_of_the_host_s_calls(dead):
-    case = ConvCase(small_calls()[0].but(provider="cudnn"))  # there is none on a CPU
-    if dead:
-        with pytest.raises(Lost, match="provider 'cudnn' needs an NVIDIA GPU"):
-            host.time_case(case, Dead())
-        return
-    gate = host.time_case(case, Watch()).gate
-    assert gate == (
-        "failed: ValueError: provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"
-    )
+    names = []
+    monkeypatch.setattr(sweep, "Elsewhere", Place)
+    monkeypatch.setattr(sweep.Gpu, "here", lambda: SM_90)
+    monkeypatch.setattr(sweep, "tiles_of", lambda call, gpu, tiny: tiles)
+    assert sweep.main(["--tiny", "--out", str(tmp_path)]) == 1
+    rows = read_rows(tmp_path / own.SWEEP)
+    assert [row.provider.endswith(own.SHIPPED) for row in rows] == [True, False]
+    assert {row.host_us for row in rows} == {None}  # of the patches, not of the operator
+    assert names == [rows[0].case, "closed"]
 
 
 def test_a_profiler_s_range_is_around_the_second_run(monkeypatch):
@@ -190,12 +203,12 @@ def test_a_profiler_s_range_is_around_the_second_run(monkeypatch):
 def test_a_network_is_traced(tmp_path, monkeypatch):
     monkeypatch.setattr(trace, "Replay", lambda call: call)
     monkeypatch.setattr(trace, "TINY_SIZE", (24, 40))
-    trace._trace("r50", "whole", True, tmp_path / "r50_whole")
+    trace._trace("r50", "whole", True, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("r50_whole_eager.csv", "r50_whole_eager.json"),
-        *("r50_whole_replay.csv", "r50_whole_replay.json"),
+        *("r50_whole_eager.csv", "r50_whole_eager.json.gz"),
+        *("r50_whole_replay.csv", "r50_whole_replay.json.gz"),
     ]
-    content = json.loads((tmp_path / "r50_whole_eager.json").read_text())
+    content = json.loads(gzip.decompress((tmp_path / "r50_whole_eager.json.gz").read_bytes()))
     assert any(event["name"] == "aten::convolution" for event in content["traceEvents"])
 
 
@@ -212,11 +225,11 @@ def test_the_family_of_cudnn_has_both_of_its_operators():
 
 def test_a_gpu_is_named_as_triton_names_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
-    monkeypatch.setattr(meta, "architecture", lambda device: "sm_80")
+    monkeypatch.setattr(meta, "gpu_arch", lambda device: "sm_80")
     gpu = Gpu.here()
     assert (gpu.arch, gpu.target.backend, gpu.target.arch) == ("sm_80", "cuda", 89)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(meta, "architecture", lambda device: "gfx942")
+    monkeypatch.setattr(meta, "gpu_arch", lambda device: "gfx942")
     assert Gpu.here() == Gpu.of_arch("gfx942")
 
 

@@ -11,7 +11,7 @@ from emanet_triton.bench.gpu_check import own, versions
 from emanet_triton.errors import InputError
 
 MEASURING = {
-    "correct": ["em-block"], "host": [], "single": [], "sweep": [], "trace": [], "warm": [],
+    "correct": ["em-block"], "single": [], "sweep": [], "trace": [], "warm": [],
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The parts of gpu-check that need neither a GPU nor a compiler: archive, caches, traces, lanes."""
 
 import functools
-import gzip
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import pytest
 from gpu_check_cases import job
 
 from emanet_triton.bench.gpu_check import (
-    host,
     lanes,
     own,
     rehearsal,
@@ -53,19 +51,6 @@ def test_an_archive_holds_the_last_of_every_file(tmp_path):
     (folder / "00-first" / ".rows.csv.1.tmp").write_text("half of")
     archive.update()
     assert members(archive.path) == {"00-first/rows.csv": b"one and two"}
-
-
-def test_a_large_text_is_compressed(tmp_path):
-    folder = tmp_path / "steps"
-    folder.mkdir()
-    (folder / "trace.json").write_text("x" * 200_000)
-    (folder / "small.json").write_text("{}")
-    (folder / "conv_gpu.csv").write_text("x" * 200_000)  # goes into benchmarks/results as it is
-    Archive(tmp_path / "a.tar", folder).update()
-    found = members(tmp_path / "a.tar")
-    assert set(found) == {"trace.json.gz", "small.json", "conv_gpu.csv"}
-    assert gzip.decompress(found["trace.json.gz"]) == b"x" * 200_000
-    assert len(found["trace.json.gz"]) < 1_000
 
 
 def test_what_is_too_much_is_left_out_the_largest_first_but_not_the_kernels(tmp_path):
@@ -110,7 +95,7 @@ def carried(caches):
     return group["child_paths"]
 
 
-@pytest.mark.parametrize("given", ["folder", "archive", "stage", "unpacked"])
+@pytest.mark.parametrize("given", ["triton's", "stage.tar"])
 def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
     here = Caches(tmp_path / "here")
     here.fill(cache_of_one_kernel(tmp_path / "triton's"))
@@ -120,20 +105,16 @@ def test_a_cache_is_found_where_it_is_carried_to(tmp_path, given):
     here.pack(tmp_path / NAME)
     with tarfile.open(tmp_path / "stage.tar", "w") as tar:
         tar.add(tmp_path / NAME, NAME)
-    with tarfile.open(tmp_path / NAME) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    path = {"folder": tmp_path / "triton's", "archive": tmp_path / NAME}
-    path |= {"stage": tmp_path / "stage.tar", "unpacked": tmp_path / "unpacked"}
     there = Caches(tmp_path / "there")
-    there.fill(path[given])
+    there.fill(tmp_path / given)
     assert there.count() == 1
     found = carried(there)
     assert set(found) == {"kernel.cubin", "kernel.json"}  # and not what the binary is made of
     assert all(Path(file).parent == there.triton / "ABC" for file in found.values())
     assert (there.triton / "ABC" / "__triton_launcher.so").exists()
-    if given != "folder":
-        assert (there.package / "emanet_triton" / "conv_choice.jsonl").exists()
-        assert there.made_with().startswith("python 3.")
+    assert (there.package / "emanet_triton" / "conv_choice.jsonl").exists() == (
+        given == "stage.tar"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,16 +130,10 @@ def test_a_bad_group_of_a_cache_is_left_out(tmp_path, content):
     assert not list(caches.triton.glob("*/__grp__*"))
 
 
-def test_half_of_what_a_cache_was_made_with(tmp_path):
-    caches = Caches(tmp_path / "there")
-    caches.fill(cache_of_one_kernel(tmp_path / "triton's"))
-    (caches.folder / "made_with.json").write_text('{"python": "3.1')
-    assert caches.made_with() == ""
-
-
-def test_a_folder_with_the_name_of_the_cache_is_no_cache(tmp_path):
+@pytest.mark.parametrize("name", [NAME, "another"])
+def test_a_folder_with_the_name_of_the_cache_is_no_cache(tmp_path, name):
     with tarfile.open(tmp_path / "stage.tar", "w") as tar:
-        folder = tarfile.TarInfo(NAME)
+        folder = tarfile.TarInfo(name)
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
     with pytest.raises(InputError, match=f"^--triton-cache {tmp_path}/stage.tar: holds no"):
@@ -206,10 +181,10 @@ def test_kernels_of_a_trace(tmp_path):
 
 
 def test_a_network_that_cannot_be_traced_is_not_the_end(tmp_path, monkeypatch, capsys):
-    def fail(network, mode, tiny, path):
+    def fail(network, mode, tiny, folder):
         if mode == "slide":
             raise RuntimeError("no profiler\nhere")
-        print(path.name)
+        print(f"{network}_{mode}")
 
     monkeypatch.setattr(trace, "_trace", fail)
     monkeypatch.setattr(own, "DEVICE", "cpu")
@@ -292,22 +267,12 @@ def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
     selected = ["--device", "cpu", "--sizes", "1024x2048", "--batches", "1", "--dtypes", "bf16"]
     assert rehearsal.main(["em", *selected, "--csv", str(path)]) == 0
     rows = read_rows(path)
-    assert {row.case.split()[0] for row in rows} == {"attention", "block"}
+    assert {row.case.split()[0] for row in rows} >= {"attention", "block"}
     assert {row.gate for row in rows} == {f"absent: {REHEARSAL}"}
     assert {row.device for row in rows} == {REHEARSAL}
     for row in rows:
         assert row.p50_ms is row.cold_ms is row.host_us is row.floor_ms is row.ratio is None
     assert {row.predicted_ms for row in rows if row.provider == "triton"} == {"", "0.2-0.23"}
-
-
-def test_a_rehearsal_of_the_host_names_every_provider(tmp_path, capsys):
-    assert host.main(["--rehearse", "--out", str(tmp_path)]) == 0
-    rows = own.read_table(tmp_path / own.HOST)
-    assert {row["gate"] for row in rows} == {f"absent: {REHEARSAL}"}
-    assert {row["host_us"] for row in rows} == {""}
-    last = [row["case"].split()[-1] for row in rows]
-    assert {"auto", "cudnn", "cudnn-benchmark", "triton", "torch", "separate"} <= set(last)
-    assert len({row["case"] for row in rows}) == len(rows) == 3 * 5 + 3 + 4
 
 
 @pytest.mark.parametrize("large", [[], ["--large"]], ids=["small", "large"])

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from emanet_triton.bench.forecasts import FORECASTS
 from emanet_triton.bench.gpu_check import plan
 from emanet_triton.bench.gpu_check.families import FAMILIES
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.gpu_check.plan import SECONDS, STAGES, Way, make_plan
 from emanet_triton.bench.gpu_check.steps import GRACE, OUT
-from emanet_triton.bench.options import NETWORKS, Selection, parse
-from emanet_triton.bench.suites import SUITES, conv, conv_bottleneck, model
+from emanet_triton.bench.networks import NETWORKS
+from emanet_triton.bench.options import Selection, parse
+from emanet_triton.bench.suites import SUITES, model
 
 GPU = Way(rehearse=False, tiny=False, arch="sm_90", processes=16)
 
@@ -53,7 +55,7 @@ def test_the_suites_of_a_stage_exist(stage, tiny):
         for step in make_plan(stage, GPU._replace(tiny=tiny))
         if step.command[2] == "emanet_triton.bench"
     ]
-    assert len(found) == {"run": 4, "profile": 0, "rows": 7}[stage]
+    assert len(found) == {"run": 4, "profile": 0, "rows": 5}[stage]
     for step in found:
         check_suite(list(step.command[3:]), step.name)
 
@@ -76,7 +78,7 @@ def check_suite(arguments, name):
     )
     cases = [
         c
-        for c in SUITES[suite](selection)
+        for c in SUITES[suite].cases(selection)
         if not given.cases or any(t in c.name for t in given.cases)
     ]
     for text in given.cases:
@@ -101,7 +103,7 @@ def test_the_commands_of_a_stage_parse(stage, rehearse, only_parse):
         with pytest.raises(Parsed) as parsed:
             module.main(arguments)
         (given,) = parsed.value.args
-        if rehearse and module.__name__.endswith((".warm", ".correct", ".sweep", ".host")):
+        if rehearse and module.__name__.endswith((".warm", ".correct", ".sweep")):
             assert given.rehearse
 
 
@@ -181,7 +183,9 @@ def test_the_page_for_a_gpu_names_what_exists():
     for stage in STAGES:
         assert f"STAGE={stage}" in text
     quoted = re.findall(r"`([^`\n]+)`", text)
-    predicted = [*model.PREDICTED_MS, *conv.PREDICTED_MS, *conv_bottleneck.PREDICTED_MS]
+    predicted = [
+        n for (suite, _), own in FORECASTS.items() if suite in ("model", "conv") for n in own
+    ]
     missing = [name for name in predicted if not any(name.startswith(q) for q in quoted)]
     assert missing == [n for n in missing if n.startswith("r101")]  # "the same of r101"
     assert {f"{mode} 1024x2048 bf16" for mode in ("whole", "slide")} <= set(quoted)

@@ -43,12 +43,20 @@ def model_rows():
 
 
 def other_rows():
-    em = "block B=1 N=32768 bf16 channels-last"
+    em, hosted = "block B=1 N=32768 bf16 channels-last", ON_GPU | {"host_us": 812.0}
     return [
-        row("em", em, "triton", 0.43, 3.0, predicted_ms="0.2-0.23", cold_ms=0.5, **ON_GPU),
+        row("em", em, "triton", 0.43, 3.0, predicted_ms="0.2-0.23", cold_ms=0.5, **hosted),
         row("post", "whole 1024x2048 bf16", "triton", 0.05, 9.0, **ON_GPU),
         without_times(row("em", em, "mmseg", 1.0), "tensorrt", "absent: No module named 'x'"),
     ]
+
+
+def sweep_rows():
+    case = "3x3 C=512 O=64 W=128 relu B=1 bf16 uses=4"
+    shipped = row("sweep", case, "128x256x64 w8 s3 shipped", 0.4, **ON_GPU)
+    other = with_floor(row("sweep", case, "128x128x64 w8 s4", 0.3, **ON_GPU), 0.15, 90.0)
+    failed = without_times(other, "64x64x64 w4 s4", "absent: it does not fit: so much")
+    return [other, shipped, failed]
 
 
 def findings():
@@ -67,7 +75,7 @@ def findings():
 @pytest.fixture
 def outcomes(tmp_path):
     """A stage of which nearly everything is there."""
-    found = [outcome(tmp_path, name) for name in ("versions", "em", "sweep", "host")]
+    found = [outcome(tmp_path, name) for name in ("versions", "em", "sweep")]
     found.append(outcome(tmp_path, "warm", "failed: exit code 1", 300))
     found += [outcome(tmp_path, "correct", "failed: exit code 1")]
     found += [outcome(tmp_path, name) for name in ("model", "conv", "versions-after")]
@@ -85,17 +93,7 @@ def outcomes(tmp_path):
     write_csv(tmp_path / "model" / "model.csv", model_rows())
     write_csv(tmp_path / "conv" / "conv.csv", conv_rows())
     write_csv(tmp_path / "em" / "em.csv", other_rows())
-    tile = {"shape": "3x3 C=512", "floor_share": 0.5, "cold_ms": 1.0}
-    own.write_table(
-        tmp_path / "sweep" / own.SWEEP,
-        [
-            tile | {"tile": "128x256x64", "shipped": True, "ms": 0.4},
-            tile | {"tile": "128x128x64", "shipped": False, "ms": 0.3},
-            tile | {"tile": "64x64x64", "shipped": False, "ms": None},
-        ],
-    )
-    hosted = [{"case": f"call {n}", "host_us": n * 10.0, "first_ms": 5.0} for n in range(14)]
-    own.write_table(tmp_path / "host" / own.HOST, hosted)
+    write_csv(tmp_path / "sweep" / own.SWEEP, sweep_rows())
     return found
 
 
@@ -118,7 +116,9 @@ def test_every_finding_is_there(outcomes):
         r"r50 whole 1024x2048 from=device +12 +7 +- +6\.5 +153\.8 +6-6\.6 +1\.03x",
         r"em block B=1 N=32768 bf16 channels-last +0\.43 +0\.5 +3 +0\.2-0\.23 +2\.00x",
         r"post whole 1024x2048 bf16 +0\.05 +- +9",
-        r"3x3 C=512 +128x256x64 +0\.4 +128x128x64 +0\.3 +50%",
+        r"3x3 C=512 O=64 relu +128x256x64 w8 s3 +0\.4 +128x128x64 w8 s4 +0\.3 +2",
+        r"eager calls by Triton +host us",
+        r"em block N=32768 channels-last +812",
         r"absent \(there is no ncu here\): steps ncu",
         r"absent \(No module named 'x'\): providers tensorrt",
     ):
@@ -179,9 +179,8 @@ def test_the_widest_tables_fit(tmp_path):
     layer = row("conv", name, "cudnn-benchmark", 0.1234, cold_ms=0.1234, **ON_GPU)
     layer = with_floor(replace(layer, predicted_ms="0.065-0.075"), 0.01234, 90.0)
     write_csv(tmp_path / "all" / "conv.csv", [layer, replace(layer, provider="triton")])
-    tile = {"shape": f"{name} triton", "floor_share": 0.5, "ms": 0.1234, "cold_ms": 1.0}
-    tile |= {"tile": "128x256x64 warps=8 stages=4", "shipped": True}
-    own.write_table(tmp_path / "all" / own.SWEEP, [tile])
+    tile = row("sweep", f"{name} uses=12", "128x256x64 w8 s4 shipped", 0.1234, **ON_GPU)
+    write_csv(step.folder / own.SWEEP, [with_floor(tile, 0.01234, 90.0)])
     lines = summarise("", [step]).splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert not any(line.startswith("    ") for line in lines)  # none is wrapped

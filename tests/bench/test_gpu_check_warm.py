@@ -63,7 +63,7 @@ def test_a_rehearsal_compiles_packs_and_prints_a_summary(rehearsal):
     lines = text.splitlines()
     assert len(lines) <= 60
     assert re.fullmatch(
-        r"gpu-check --stage profile, rehearsal: nothing was measured: 6 passed, 2 absent, \d+ s",
+        r"gpu-check --stage profile, rehearsal: nothing was measured: 5 passed, 2 absent, \d+ s",
         lines[0],
     )
     warm = warmed(path)
@@ -78,9 +78,9 @@ def test_a_rehearsal_compiles_packs_and_prints_a_summary(rehearsal):
         binaries = [name for name in packed.getnames() if name.endswith(".cubin")]
     assert {Path(name).stem for name in binaries} == KERNELS
     assert len(binaries) == warm["distinct"]
-    for name in ("02-sweep/sweep.csv", "03-host/host.csv", "00-versions/versions.json"):
+    for name in ("02-sweep/sweep.csv", "00-versions/versions.json"):
         assert name in names
-    assert "04-ncu/log.txt" not in names
+    assert "03-ncu/log.txt" not in names
 
 
 def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):
@@ -89,7 +89,7 @@ def test_a_carried_cache_gives_only_hits(rehearsal, tmp_path):
     warm = warmed(tmp_path / "gpu-check-run.tar")
     assert (warm["hits"], warm["compiled"], warm["failed"]) == (warm["distinct"], 0, [])
     assert warm["distinct"] >= len(KERNELS)
-    assert re.search(r"^kernels carried: \d+, made with python 3\.\S+, triton \S+$", text, re.M)
+    assert re.search(r"^kernels carried: \d+$", text, re.M)
     assert "no carried kernel was used" not in text
 
 
@@ -100,7 +100,7 @@ gpu = meta.Gpu.of_arch("sm_90")
 planned = {launch.call for launch in families.launches(gpu, tiny=False)}
 half = families.network_calls(["r50", "r101"], ["whole", "slide"])
 single = families.network_calls(["emanet_demo"], ["whole"], "fp32", (256, 512))
-wanted = [call.but(provider="triton") for call in half]
+wanted = [call.but(backend="triton") for call in half]
 wanted += families.convolutions(single, "triton", "tf32x3")
 wanted += [call for call in single if call.name != "conv_bias_act"]
 missing = [call for call in wanted if meta.has_kernel(call) and call not in planned]

@@ -1,4 +1,4 @@
-"""What a row says of its machine."""
+"""The name, the rates and the commit of a machine."""
 
 import pytest
 import torch

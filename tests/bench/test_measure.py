@@ -1,4 +1,4 @@
-"""The loop of a case: the gate comes first, and who does not pass it gets no time."""
+"""The loop of a case: the gate comes first, and a provider that fails it gets no time."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 
 from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.cost import Cost
+from emanet_triton.bench.forecasts import FORECASTS
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch, measure
 from emanet_triton.bench.method import Method
@@ -120,8 +121,10 @@ def test_a_floor_without_a_ceiling_is_left_out():
     assert row.floor_ms is row.x_floor is row.matmul_tflop_s is None
 
 
-def test_a_forecast_stays_in_its_column():
-    rows = measured(make_case(predicted_ms={"right": "1-2"}))
+def test_a_forecast_stays_in_its_column(monkeypatch):
+    case = make_case()
+    monkeypatch.setitem(FORECASTS, (case.suite, "right"), {case.name: "1-2"})
+    rows = measured(case)
     assert (rows["right"].predicted_ms, rows["plain"].predicted_ms) == ("1-2", "")
 
 
@@ -173,7 +176,7 @@ def test_who_breaks_while_it_is_timed_fails_alone():
 
 
 class Diary(Watch):
-    """Writes down what it is told."""
+    """Records all that it is told."""
 
     early = True
 

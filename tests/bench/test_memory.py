@@ -1,4 +1,4 @@
-"""Peak memory of a process of its own."""
+"""The peak memory of a provider, measured in a process of its own."""
 
 import os
 from concurrent.futures.process import BrokenProcessPool

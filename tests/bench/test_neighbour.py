@@ -11,11 +11,11 @@ from emanet_triton.bench import neighbour, run
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.rows import read_rows
 
-SECONDS = 30  # after which something hangs
+SECONDS = 30  # a longer wait means that something hangs
 
 
 def children():
-    """Processes that this one started and that run."""
+    """The running processes that this process started."""
     return {
         int(child)
         for file in Path("/proc/self/task/").glob("*/children")

@@ -7,22 +7,18 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emanet_triton.bench.networks import architecture, make_protocol
-from emanet_triton.bench.peers import (
-    full_size_labels,
-    full_size_logits,
-    mmseg_labels,
-    mmseg_network,
-)
+from emanet_triton.bench.peers import full_size_logits, mmseg_network
+from emanet_triton.bench.suites.model import Problem, make_image
 from emanet_triton.inference.reference import view_logits
 from emanet_triton.inference.views import logits_grid
 from emanet_triton.models.emanet import EMANet
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-@pytest.mark.parametrize("size", [(64, 40), (70, 41)], ids=["one size", "resized"])
+@pytest.mark.parametrize("size", [(40, 64), (41, 70)], ids=["one size", "resized"])
 def test_full_size_logits_are_the_references(mode, size):
     protocol = make_protocol(mode, (40, 64), tiny=True)
-    windows, *low = logits_grid(protocol, protocol.base_scale)
+    windows, *low = logits_grid(protocol, protocol.base_scale[::-1])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2 * windows, 19, *low, generator=generator)
     inputs = torch.empty(2, 3, *protocol.base_scale[::-1])
@@ -42,13 +38,10 @@ class OnOneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_a_resident_peer_copies_nothing_from_the_host(mode):
     protocol = make_protocol(mode, (40, 64), tiny=True)
+    problem = Problem("r50", protocol, make_image((40, 64)), "cuda", resident=True, tiny=True)
     with torch.device("meta"):
         model = EMANet(architecture("r50", tiny=True), protocol).eval()
         inputs = torch.empty(1, 3, *protocol.base_scale[::-1])
     with OnOneDevice(), torch.inference_mode():
-        labels = mmseg_labels(
-            lambda x: mmseg_network(model, x),
-            *(inputs, protocol),
-            lambda logits, given: full_size_labels(logits, given, (64, 40), protocol),
-        )
+        labels = problem.labels_by(lambda x: mmseg_network(model, x))(inputs)
     assert labels.shape == (1, 40, 64)

@@ -17,10 +17,10 @@ from emanet_triton.bench.suites import post
 @pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms+flip"])
 def test_providers_agree(mode, ms_flip):
     protocol = make_protocol(mode, (24, 40), tiny=True)
-    problem = post.make_problem(protocol, ms_flip, (40, 24), torch.float32, DEVICE)
+    problem = post.make_problem(protocol, ms_flip, (24, 40), torch.float32, DEVICE)
     exact = post.clear_labels(problem)
     slow = ms_flip and DEVICE == "cpu"  # in the interpreter
-    for name in ("plain", "torch") if slow else ("plain", "torch", "triton"):
+    for name in ("plain", "ours-torch") if slow else ("plain", "ours-torch", "triton"):
         got = post.provide(name, lambda: problem)()
         assert post.wrong_share(got, *exact) == 0
 
@@ -39,7 +39,7 @@ def test_wrong_labels_are_counted_where_they_are_clear():
 
 
 def test_ours_may_get_no_clear_label_wrong():
-    assert post.bound("torch", {}) == post.bound("triton", {}) == 0
+    assert post.bound("ours-torch", {}) == post.bound("triton", {}) == 0
     assert post.bound("plain", {}) > 0
 
 
@@ -50,8 +50,8 @@ def test_the_quick_selection_is_one_case():
 
 def test_ms_flip_is_compiled_on_a_cpu_only_if_that_is_asked_for():
     whole, _, ms_flip, _ = post.cases(Selection())
-    assert list(whole.providers) == ["plain", "plain-compiled", "torch"]
-    assert list(ms_flip.providers) == ["plain", "torch"]
+    assert list(whole.providers) == ["plain", "plain-compiled", "ours-torch"]
+    assert list(ms_flip.providers) == ["plain", "ours-torch"]
     *_, asked = post.cases(Selection(providers=("plain-compiled",)))
     assert list(asked.providers) == ["plain", "plain-compiled"]
     *_, on_a_gpu = post.cases(Selection(device="cuda"))
@@ -63,22 +63,18 @@ def test_graph_replays_are_timed():
 
 
 def test_on_a_gpu_logits_are_of_the_networks_dtype_too():
-    found = {case.name: case.predicted_ms for case in post.cases(Selection(device="cuda"))}
-    assert list(found) == [
+    found = [case.name for case in post.cases(Selection(device="cuda"))]
+    assert found == [
         f"{what} 1024x2048 {dtype}"
         for dtype in ("bf16", "fp32")
         for what in ("whole", "slide", "whole ms+flip", "slide ms+flip")
     ]
-    assert {name: predicted for name, predicted in found.items() if predicted} == {
-        "whole 1024x2048 bf16": {"triton": "0.07-0.1"},
-        "slide 1024x2048 bf16": {"triton": "0.15-0.4"},
-    }
 
 
-@pytest.mark.parametrize("name", ["plain", "torch", "triton"])
+@pytest.mark.parametrize("name", ["plain", "ours-torch", "triton"])
 def test_labels_of_half_precision_logits(name):
     protocol = make_protocol("slide", (24, 40), tiny=True)
-    problem = post.make_problem(protocol, False, (40, 24), torch.float16, DEVICE)
+    problem = post.make_problem(protocol, False, (24, 40), torch.float16, DEVICE)
     exact = post.clear_labels(problem)
     assert post.wrong_share(post.provide(name, lambda: problem)(), *exact) == 0
 
@@ -88,5 +84,5 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     path = tmp_path / "post.csv"
     assert main(["post", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)
-    assert [row.provider for row in rows] == ["plain", "torch"] * 4
+    assert [row.provider for row in rows] == ["plain", "ours-torch"] * 4
     assert all(row.gate == "passed" and row.p50_ms > 0 and row.peak_mb == 1.5 for row in rows)

@@ -1,13 +1,12 @@
 """Rows go to files and come back; a bad file is named."""
 
 import errno
-import json
 import math
 from dataclasses import asdict, replace
 
 import pytest
 
-from emanet_triton.bench.rows import COLUMNS, Row, read_rows, write_csv, write_json
+from emanet_triton.bench.rows import COLUMNS, Row, read_rows, write_csv
 from emanet_triton.errors import InputError
 
 ROWS = [
@@ -21,10 +20,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("write", "name"), [(write_csv, "rows.csv"), (write_json, "rows.json")])
-def test_rows_come_back(tmp_path, write, name):
-    path = tmp_path / "new" / name
-    write(path, ROWS)
+def test_rows_come_back(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    write_csv(path, ROWS)
     assert read_rows(path) == ROWS
 
 
@@ -58,13 +56,12 @@ def test_what_is_not_a_finite_number_is_not_measured(tmp_path):
 
 
 def line(**columns):
-    """A line of a table, with what is given in the place of what is right."""
+    """A line of a table in which some columns are replaced."""
     return ",".join(str(value) for value in (asdict(PLAIN) | columns).values()) + "\n"
 
 
 HEADER = ",".join(COLUMNS) + "\n"
 PLAIN = replace(ROWS[0], case="block", device="A processor")
-WRONG_KEY = json.dumps([asdict(PLAIN) | {"more": 1}])
 NO_TIME = "must be a number above 0 where the gate is passed"
 BAD_FILES = {
     "header.csv": (
@@ -76,6 +73,7 @@ BAD_FILES = {
         f", line 1: expected the columns in the order {', '.join(COLUMNS)}",
     ),
     "empty.csv": ("", f", line 1: missing columns: {', '.join(COLUMNS)}"),
+    "more.csv": (HEADER.strip() + ",more\n", ", line 1: unknown columns: more"),
     "short.csv": (f"{HEADER}em,block\n", ", line 2: expected 33 values, got 2"),
     "number.csv": (
         HEADER + line(error="low"),
@@ -103,18 +101,6 @@ BAD_FILES = {
         HEADER + line(gate="x" * 200_000),
         ", line 2: not CSV: field larger than field limit (131072)",
     ),
-    "broken.json": (
-        "[\n{",
-        ", line 2: not JSON: Expecting property name enclosed in double quotes",
-    ),
-    "deep.json": ("[" * 100_000, ": expected a list of rows, it is nested too deeply"),
-    "object.json": ("{}", ": expected a list of rows"),
-    "item.json": ("[1]", ", row 1: expected an object, got 1"),
-    "columns.json": (WRONG_KEY, ", row 1: unknown columns: more"),
-    "infinite.json": (
-        json.dumps([asdict(PLAIN) | {"rounds": math.inf}]),
-        ", row 1: rounds must be a whole number of at least 0, got inf",
-    ),
 }
 
 
@@ -132,7 +118,13 @@ def test_a_missing_file_is_named(tmp_path):
         read_rows(tmp_path / "gone.csv")
 
 
-@pytest.mark.parametrize("write", [write_csv, write_json])
-def test_an_unwritable_file_is_named(tmp_path, write):
+def test_an_unwritable_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot be written \(Is a directory\)$"):
-        write(tmp_path, ROWS)
+        write_csv(tmp_path, ROWS)
+
+
+def test_the_baseline_is_the_row_whose_ratio_has_no_spread():
+    baseline = replace(ROWS[0], ratio=1.0, ratio_p20=1.0, ratio_p80=1.0)
+    assert baseline.is_baseline
+    assert not replace(baseline, ratio_p20=0.9).is_baseline
+    assert not ROWS[1].is_baseline

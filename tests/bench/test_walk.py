@@ -1,4 +1,4 @@
-"""The fused network's own calls of the operators, found on tensors without data."""
+"""The fused network's calls of the operators, found with tensors that have no data."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SIZE = 1024, 2048
 
 
 def convolutions(calls, **wanted):
-    """The calls of ``conv_bias_act`` whose arguments are these, and how often."""
+    """The calls of ``conv_bias_act`` with some arguments, and the number of each."""
     found = {call: n for call, n in calls.items() if call.name == "conv_bias_act"}
     return {c: n for c, n in found.items() if all(c[name] == v for name, v in wanted.items())}
 
@@ -78,24 +78,24 @@ def test_a_call_made_anew_on_a_device_computes():
     x, bias = torch.ones(1, 2, 3, 3), torch.zeros(4)
     weight = torch.ones(4, 2, 1, 1)
     with Recorder() as recorder:
-        conv_bias_act(x, weight, bias, provider="torch")
+        conv_bias_act(x, weight, bias, backend="torch")
     (call,) = recorder.calls
     out = call.run("cpu")
     assert (out.shape, out.device.type) == ((1, 4, 3, 3), "cpu")
 
 
 def test_other_values_of_arguments():
-    call = OperatorCall("conv_bias_act", (("stride", 1), ("provider", "auto")))
-    other = call.but(provider="triton")
-    assert (other["provider"], other["stride"], call["provider"]) == ("triton", 1, "auto")
+    call = OperatorCall("conv_bias_act", (("stride", 1), ("backend", "auto")))
+    other = call.but(backend="triton")
+    assert (other["backend"], other["stride"], call["backend"]) == ("triton", 1, "auto")
     assert other != call
     assert hash(call.but()) == hash(call)
 
 
 def test_a_call_reads_as_its_arguments():
     x = TensorSpec((1, 64, 4, 8), (2048, 1, 512, 64), torch.bfloat16)
-    call = OperatorCall("bottleneck", (("x", x), ("biases", (x, x)), ("provider", "auto")))
+    call = OperatorCall("bottleneck", (("x", x), ("biases", (x, x)), ("backend", "auto")))
     assert str(call) == (
         "bottleneck(x=bf16[1, 64, 4, 8], biases=(bf16[1, 64, 4, 8], bf16[1, 64, 4, 8]), "
-        "provider=auto)"
+        "backend=auto)"
     )

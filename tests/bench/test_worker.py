@@ -1,4 +1,4 @@
-"""Providers that cost their process cost nothing else: workers, on the CPU."""
+"""A provider that ends or hangs its worker fails alone. The tests use workers on the CPU."""
 
 import os
 import time
@@ -12,7 +12,8 @@ from emanet_triton.bench import run, worker
 from emanet_triton.bench.measure import Lost
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.rows import read_rows, write_csv
+from emanet_triton.bench.suite import Suite
 
 SILENCE = 4.0  # seconds
 
@@ -22,12 +23,18 @@ def elsewhere(selection, method, _):
 
 
 def test_who_costs_the_process_fails_alone(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "SUITES", {"em": worker_cases.cases})
+    suite = Suite("em", "Costly", "nothing", worker_cases.cases)
+    monkeypatch.setattr(command, "SUITES", {"em": suite})
     monkeypatch.setattr(command, "_place", elsewhere)
     written = []
-    monkeypatch.setattr(command, "write_json", lambda _, rows: written.append(list(rows)))
+
+    def write(path, rows):
+        written.append(list(rows))
+        write_csv(path, written[-1])
+
+    monkeypatch.setattr(command, "write_csv", write)
     path = tmp_path / "rows.csv"
-    assert command.main(["em", "--tiny", "--csv", str(path), "--json", str(tmp_path / "x")]) == 1
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 1
     assert [(row.case, row.provider, row.gate) for row in read_rows(path)] == [
         ("unprepared", "plain", "failed: its process ended with exit code 3"),
         ("unprepared", "ours", "failed: its process ended with exit code 3"),
@@ -70,7 +77,7 @@ class Report:
 def test_rows_come_with_every_provider_and_the_rest_begins_anew(monkeypatch):
     monkeypatch.setattr(run, "failed_row", lambda case, provider, *_: (provider, "failed"))
     place = run.Elsewhere(Selection(), Method(), SILENCE)
-    place._workers = Report(Lost("b", "dead"))
+    place._worker = Report(Lost("b", "dead"))
     case = next(iter(worker_cases.cases(None)))
     case.providers.clear()
     case.providers.update(dict.fromkeys("abc"))
@@ -80,7 +87,7 @@ def test_rows_come_with_every_provider_and_the_rest_begins_anew(monkeypatch):
         *(("a", "early"), ("b", "early"), ("b", "failed")),
         *(("a", "early"), ("c", "early"), ("a", "final"), ("c", "final")),
     ]
-    assert place._workers.asked == [("a", "b", "c"), ("a", "c")]
+    assert place._worker.asked == [("a", "b", "c"), ("a", "c")]
 
 
 def process_id(_):
@@ -92,27 +99,27 @@ def raises(_):
 
 
 def test_one_process_serves_until_it_is_lost():
-    workers = worker.Workers(30)
+    process = worker.Worker(30)
     try:
-        first, second = (workers.run(process_id, None) for _ in range(2))
+        first, second = (process.run(process_id) for _ in range(2))
         assert first == second != os.getpid()
         with pytest.raises(Lost) as caught:
-            workers.run(raises, None)
+            process.run(raises)
         assert (caught.value.provider, caught.value.reason) == ("", "ValueError: no such case")
-        assert workers.run(process_id, None) != first
+        assert process.run(process_id) != first
     finally:
-        workers.close()
+        process.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
 
 
 def test_a_device_that_cannot_be_measured_is_bad_input(monkeypatch, capsys):
     class Dead:
-        def run(self, work, found):
+        def run(self, work):
             raise Lost("", "RuntimeError: CUDA error: unknown error")
 
     place = run.Elsewhere(Selection("cuda"), Method("cuda"), SILENCE)
-    place._workers = Dead()
+    place._worker = Dead()
     with pytest.raises(run.InputError) as caught:
         place.machine(["fp32"])
     assert str(caught.value) == (
@@ -153,8 +160,8 @@ def sleeps(_):
 
 def test_a_worker_that_is_closed_ends_at_once():
     process = worker.Worker(30)
-    pid = process.run(process_id, None)
-    process._pipe.send(sleeps)
+    pid = process.run(process_id)
+    process._started[1].send(sleeps)
     begin = time.monotonic()
     process.close()
     assert time.monotonic() - begin < 5

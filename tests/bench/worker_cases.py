@@ -1,4 +1,4 @@
-"""A suite whose providers cost their process; a child finds it here by its name."""
+"""A suite whose providers end or hang their process. A child imports it from here."""
 
 import os
 import time
@@ -42,7 +42,7 @@ def lost_in_preparation():
 
 
 def cases(selection):
-    """The first is lost before any provider; in the second most providers are; the third is not."""
+    """Three cases: the first ends before any provider runs, the second has bad providers."""
     lives = {"plain": right, "ours": right}
     costly = {
         "plain": right,

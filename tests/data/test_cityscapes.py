@@ -10,21 +10,21 @@ from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
 from emanet_triton.data.cityscapes import (
+    CITYSCAPES,
     CLASSES,
-    IGNORE,
     CityscapesClass,
     Sample,
     check_sample,
-    find_samples,
     prediction_name,
-    problems_error,
     read_labels,
     to_label_ids,
     to_train_ids,
 )
+from emanet_triton.data.dataset import IGNORE, problems_error
 from emanet_triton.data.png import read_label_png, write_png
 from emanet_triton.errors import InputError
 
+find_samples = CITYSCAPES.find_samples
 RNG = np.random.RandomState(0)
 NAMES = ("aachen_000000_000019", "aachen_000001_000019", "bonn_000000_000019")
 
@@ -73,7 +73,7 @@ def test_classes_are_the_official_ones():
         (label for label in official_labels if 0 <= label.trainId < IGNORE),
         key=lambda label: label.trainId,
     )
-    assert tuple(CityscapesClass(label.name, label.id, label.color) for label in scored) == CLASSES
+    assert tuple(CityscapesClass(label.name, label.color, label.id) for label in scored) == CLASSES
 
 
 def test_samples_are_sorted_by_name(root):
@@ -92,7 +92,7 @@ def test_either_kind_of_label_will_do_and_label_ids_come_first(root):
 
 
 def test_hidden_files_and_folders_are_left_out(root):
-    """macOS copies a data set to another file system with a ._NAME beside every file."""
+    """macOS adds a ._NAME to every file when it copies a data set to another file system."""
     samples = find_samples(root)
     for path in sorted(root.rglob("*")):
         hidden = path.with_name(f"._{path.name}")
@@ -113,7 +113,7 @@ def test_hidden_files_and_folders_are_left_out(root):
 
 
 def test_folder_of_a_city_that_may_not_be_read(root, monkeypatch):
-    """As root nothing is forbidden, so that the system's answer is played."""
+    """The test imitates the system's answer, because root may read every folder."""
     bonn, scandir = str(root / "gtFine" / "val" / "bonn"), os.scandir
 
     def list_folder(path):
@@ -169,6 +169,8 @@ def test_folder_that_the_system_refuses(root):
     split = "x" * 300
     with pytest.raises(InputError, match=r"it cannot be read \(.*File name too long"):
         find_samples(root, split)
+    with pytest.raises(InputError, match=r"it cannot be read \(.*File name too long"):
+        find_samples(root / split)
 
 
 def test_empty_split(root):
@@ -199,7 +201,7 @@ def test_label_of_another_city_folder_does_not_count(root):
         root,
         f"{image_path(root, NAMES[2])} has no label",
         f"{moved} has no image",
-        f"the name '{NAMES[2]}' is used in two cities, aachen and bonn",
+        f"the name '{NAMES[2]}' is used in two folders, aachen and bonn",
     )
 
 
@@ -207,7 +209,7 @@ def test_name_in_two_cities(root):
     name = NAMES[0]
     for path in (image_path(root, name), label_path(root, name)):
         (path.parent.parent / "bonn" / path.name).write_bytes(path.read_bytes())
-    refused(root, f"the name '{name}' is used in two cities, aachen and bonn")
+    refused(root, f"the name '{name}' is used in two folders, aachen and bonn")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -217,10 +219,10 @@ def test_limit_below_one(root, limit):
 
 
 def test_long_lists_of_problems_are_cut():
-    lines = str(problems_error("heading", [str(i) for i in range(20)])).splitlines()
-    assert lines == ["heading", *(f"  {i}" for i in range(20))]
+    lines = str(problems_error("heading", [str(i) for i in range(19)])).splitlines()
+    assert lines == ["heading", *(f"  {i}" for i in range(19))]
     lines = str(problems_error("heading", [str(i) for i in range(25)])).splitlines()
-    assert lines == ["heading", *(f"  {i}" for i in range(20)), "  ... and 5 more"]
+    assert lines == ["heading", *(f"  {i}" for i in range(18)), "  ... and 7 more"]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])

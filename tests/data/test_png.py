@@ -113,7 +113,7 @@ def test_read_image_gives_rgb(path, data, expected):
 
 @pytest.mark.parametrize("data", [data for data, _ in IMAGES.values()], ids=IMAGES.keys())
 def test_a_decoder_gets_a_header_and_rows_only(path, data, monkeypatch):
-    """OpenCV writes past its memory while it reads some animated files."""
+    """OpenCV writes outside its memory when it reads some animated files."""
     given, decode = [], cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda *args: given.append(args[0]) or decode(*args))
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Damaged PNG files, and what only looks like one, are refused by their reason."""
+"""Damaged PNG files, and files that only look like PNG, are refused with the reason."""
 
 import os
 import socket

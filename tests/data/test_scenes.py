@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from emanet_triton import files
-from emanet_triton.data.cityscapes import (
-    CLASSES,
-    IGNORE,
-    check_sample,
-    find_samples,
-    read_labels,
-    to_train_ids,
-)
+from emanet_triton.data.cityscapes import CITYSCAPES, CLASSES, to_train_ids
+from emanet_triton.data.dataset import IGNORE
 from emanet_triton.data.png import read_image
 from emanet_triton.data.scenes import generate as scenes
 from emanet_triton.errors import InputError
@@ -28,7 +22,7 @@ def held_out() -> list[tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
-    """The cache in a folder of the test's own, and a set of two scenes."""
+    """A cache folder for the test, and a demonstration set of two scenes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(scenes, "DEMO_COUNT", 2)
     return tmp_path / "emanet_triton"
@@ -41,7 +35,7 @@ def test_same_seed_same_bytes():
 
 
 def test_pixels_did_not_drift():
-    """A failure means: raise ``VERSION``, and train the demonstration network again."""
+    """If it fails, increase ``VERSION`` and train the demonstration network again."""
     image, label_ids = scenes.generate_scene(0)
     assert hashlib.sha256(label_ids.tobytes()).hexdigest()[:16] == "0bca63ed87560e5a"
     # Image arithmetic in float may differ by a level between OpenCV's builds.
@@ -79,13 +73,13 @@ def test_training_and_held_out_seeds_are_disjoint():
 
 def test_written_set_reads_as_cityscapes(tmp_path):
     scenes.write_scenes(tmp_path, "train", count=2, seed=5)
-    samples = find_samples(tmp_path, "train")
+    samples = CITYSCAPES.find_samples(tmp_path, "train")
     assert [s.name for s in samples] == ["synthetic_000000_000000", "synthetic_000000_000001"]
     for i, sample in enumerate(samples):
         image, label_ids = scenes.generate_scene(scenes.TRAIN_SEEDS[5 + i])
-        assert check_sample(sample) == []
+        assert CITYSCAPES.check(sample) == []
         assert np.array_equal(read_image(sample.image), image)
-        assert np.array_equal(read_labels(sample), to_train_ids(label_ids, "labelIds"))
+        assert np.array_equal(CITYSCAPES.read_labels(sample), to_train_ids(label_ids, "labelIds"))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +96,8 @@ def test_arguments_out_of_range(tmp_path, arguments):
 def test_demo_dataset_is_made_once(small_demo, monkeypatch):
     root = scenes.demo_dataset()
     assert root == small_demo / f"scenes-v{scenes.VERSION}"
-    assert len(find_samples(root)) == 2
-    monkeypatch.setattr(scenes, "write_scenes", None)  # a second making would fail
+    assert len(CITYSCAPES.find_samples(root)) == 2
+    monkeypatch.setattr(scenes, "write_scenes", None)  # it would fail if it were called again
     assert scenes.demo_dataset() == root
     assert list(small_demo.iterdir()) == [root]
 
@@ -117,7 +111,7 @@ def test_interrupted_demo_dataset_leaves_nothing(small_demo, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             scenes.demo_dataset()
     assert list(small_demo.iterdir()) == []
-    assert len(find_samples(scenes.demo_dataset())) == 2
+    assert len(CITYSCAPES.find_samples(scenes.demo_dataset())) == 2
 
 
 def test_demo_dataset_made_twice_at_once(small_demo, monkeypatch):
@@ -131,7 +125,7 @@ def test_demo_dataset_made_twice_at_once(small_demo, monkeypatch):
     monkeypatch.setattr(scenes, "write_scenes", overtaken)
     assert scenes.demo_dataset() == other
     assert list(small_demo.iterdir()) == [other]
-    assert len(find_samples(other)) == 2
+    assert len(CITYSCAPES.find_samples(other)) == 2
 
 
 def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch, small_demo):
@@ -141,7 +135,7 @@ def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch, smal
     with pytest.warns(UserWarning, match="cannot be written"):
         root = scenes.demo_dataset()
     assert root.parent == tmp_path / f"emanet_triton-{os.getuid()}" / "emanet_triton"
-    assert len(find_samples(root)) == 2
+    assert len(CITYSCAPES.find_samples(root)) == 2
 
 
 UNWRITABLE = "{}/emanet_triton: cannot be written ({}); set XDG_CACHE_HOME to a writable folder"
@@ -180,21 +174,21 @@ def test_a_folder_with_other_data_is_refused(tmp_path, path):
 
 
 def test_hidden_names_are_no_other_data(tmp_path):
-    """A killed run leaves half a file, a file manager its own, and macOS one beside each."""
+    """Killed runs leave parts of files; file managers and macOS add files of their own."""
     city = tmp_path / "leftImg8bit" / "val" / scenes.CITY
     city.mkdir(parents=True)
     half = files.temporary_beside(city / f"{scenes.CITY}_000000_000000_leftImg8bit.png")
     for path in (half, city / ".DS_Store", city.with_name("._x"), city.parents[1] / ".DS_Store"):
         path.write_text("hidden")
     scenes.write_scenes(tmp_path, "val", 1)
-    assert len(find_samples(tmp_path)) == 1
+    assert len(CITYSCAPES.find_samples(tmp_path)) == 1
 
 
 def test_scenes_may_be_written_again(tmp_path):
     for _ in range(2):
         scenes.write_scenes(tmp_path, "val", 1)
     scenes.write_scenes(tmp_path, "train", 1)
-    assert len(find_samples(tmp_path)) == 1
+    assert len(CITYSCAPES.find_samples(tmp_path)) == 1
 
 
 def test_leftovers_of_a_killed_making_are_removed(small_demo, monkeypatch):
@@ -213,7 +207,7 @@ def _command_line(*arguments: object) -> subprocess.CompletedProcess:
 def test_command_line_writes_scenes(tmp_path):
     done = _command_line(tmp_path / "out", "--split", "train", "--count", 1, "--seed", 7)
     assert (done.returncode, done.stderr) == (0, "")
-    (sample,) = find_samples(tmp_path / "out", "train")
+    (sample,) = CITYSCAPES.find_samples(tmp_path / "out", "train")
     image, _ = scenes.generate_scene(scenes.TRAIN_SEEDS[7])
     assert np.array_equal(read_image(sample.image), image)
 

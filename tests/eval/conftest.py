@@ -4,6 +4,9 @@ import pytest
 import tiny_eval
 import torch
 
+from emanet_triton.eval.__main__ import main
+from emanet_triton.inference.predictor import Predictor
+
 
 @pytest.fixture
 def city(tmp_path):
@@ -17,7 +20,7 @@ def ckpt(tmp_path):
 
 @pytest.fixture
 def threads():
-    """The number of PyTorch's threads, put back at the end."""
+    """The number of PyTorch's threads, which is restored at the end."""
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
@@ -25,6 +28,26 @@ def threads():
 
 @pytest.fixture
 def command(tmp_path, city, ckpt):
-    """The evaluation of six images that draws all pictures."""
+    """The command line that evaluates six images and writes all pictures."""
     out = ["--save-predictions", str(tmp_path / "p"), "--save-overlays", str(tmp_path / "o")]
     return ["--ckpt", str(ckpt), "--data", str(city), *out]
+
+
+@pytest.fixture
+def fails(capsys, monkeypatch):
+    """Run a command line that must fail before the network runs, and return its message."""
+
+    def check(*arguments) -> str:
+        def forward(*_):
+            raise AssertionError("the network ran before everything was checked")
+
+        monkeypatch.setattr(Predictor, "__call__", forward)
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert out == ""
+        assert "Traceback" not in err
+        assert "error: " in err
+        return err
+
+    return check

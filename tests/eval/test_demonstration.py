@@ -10,7 +10,7 @@ import torch
 from kills import TORCHRUN
 
 from emanet_triton import create_model, fuse, segment
-from emanet_triton.data.cityscapes import find_samples, to_label_ids
+from emanet_triton.data.cityscapes import CITYSCAPES, to_label_ids
 from emanet_triton.data.png import read_image, read_label_png
 from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.eval.__main__ import main
@@ -43,7 +43,7 @@ def test_it_says_what_it_is(capsys):
 def test_pictures_are_of_the_network_and_not_of_its_ablation(tmp_path):
     assert main(["--limit", "1", "--save-predictions", str(tmp_path)]) == 0
     (saved,) = tmp_path.iterdir()
-    sample = find_samples(demo_dataset(), limit=1)[0]
+    sample = CITYSCAPES.find_samples(demo_dataset(), limit=1)[0]
     model = fuse(create_model("emanet_demo", pretrained=True))
     labels = segment(model, read_image(sample.image))
     assert (read_label_png(saved) == to_label_ids(labels)).all()

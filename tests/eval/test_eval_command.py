@@ -1,6 +1,7 @@
-"""The command line from end to end: what it prints, writes and keeps."""
+"""The command line from end to end: its output and its files."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from tiny_eval import expected_confusion, run
 
 from emanet_triton import fuse, segment
-from emanet_triton.data import cityscapes
+from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.png import read_image
 from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
@@ -47,11 +48,11 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
     assert got["confusion"] == expected_confusion(city, ms_flip)
     scores = metric.scores(torch.tensor(got["confusion"]))
     assert (got["mIoU"], got["mAcc"], got["aAcc"]) == (scores.miou, scores.macc, scores.aacc)
-    assert list(got["IoU"]) == [c.name for c in cityscapes.CLASSES]
+    assert list(got["IoU"]) == [c.name for c in CITYSCAPES.classes]
     assert got["model"] == "tiny"
     assert got["images"] == 6
     assert got["ms_flip"] is ms_flip
-    assert got["published"] is None  # another file than the published one
+    assert got["published"] is None  # the file is not the published one
     assert got["protocol"]["base_scale"] == [64, 32]
 
 
@@ -82,11 +83,9 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     figure = round(first["mIoU"], 2) if published is None else published
     entry = ZOO["tiny"]
     figures = type(entry.published)(figure, 99.0, 1.0, 1.0)
-    known = type(entry)(
-        entry.architecture, entry.protocol, entry.file, first["sha256"][:8], None, figures
-    )
+    dataset = replace(entry.dataset, published_on=("val", 6))
+    known = replace(entry, sha256=first["sha256"][:8], published=figures, dataset=dataset)
     monkeypatch.setitem(ZOO, "tiny", known)
-    monkeypatch.setattr("emanet_triton.eval.plan._VAL_IMAGES", 6)
     capsys.readouterr()
     got = run(tmp_path, city, ckpt)
     difference = got["mIoU"] - figure
@@ -98,7 +97,7 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     row = capsys.readouterr().out.splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[-3:] == [f"{figure:.2f}", f"{difference:+.2f}", verdict]
-    # A part of the split is not what was published.
+    # The published figure is for the whole split.
     assert run(tmp_path, city, ckpt, "--limit", "5")["published"] is None
 
 
@@ -126,14 +125,14 @@ def test_two_precisions_in_one_pass(tmp_path, city, ckpt, capsys):
 def test_saved_predictions_are_label_ids_under_the_servers_names(tmp_path, city, ckpt):
     folder = tmp_path / "predictions"
     run(tmp_path, city, ckpt, "--save-predictions", str(folder), "--limit", "2")
-    samples = cityscapes.find_samples(city, limit=2)
+    samples = CITYSCAPES.find_samples(city, limit=2)
     assert sorted(p.name for p in folder.iterdir()) == [
         f"{s.name}_leftImg8bit.png" for s in samples
     ]
     for sample in samples:
         ids = cv2.imread(str(folder / f"{sample.name}_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
         want = segment(fuse(tiny_eval.tiny_network()), read_image(sample.image))
-        np.testing.assert_array_equal(ids, cityscapes.to_label_ids(want))
+        np.testing.assert_array_equal(ids, CITYSCAPES.to_stored_ids(want))
 
 
 def test_saved_overlays(tmp_path, city, ckpt):
@@ -156,9 +155,8 @@ def test_all_gives_one_table(tmp_path, city, capsys, monkeypatch):
     for i in range(2):
         weights = tiny_eval.write_checkpoint(tmp_path, f"published{i}.pth")
         sha256 = run(tmp_path, city, weights, "--model", "tiny", "--limit", "1")["sha256"]
-        tiny = ZOO["tiny"]
-        published[f"tiny{i}"] = type(tiny)(
-            tiny.architecture, tiny.protocol, weights.name, sha256[:8], "http://", tiny.published
+        published[f"tiny{i}"] = replace(
+            ZOO["tiny"], file=weights.name, sha256=sha256[:8], url="http://"
         )
     monkeypatch.setattr("emanet_triton.models.zoo.ZOO", published)
     monkeypatch.setattr("emanet_triton.eval.plan.ZOO", published)

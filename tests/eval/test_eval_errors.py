@@ -1,9 +1,10 @@
-"""Whatever a user gets wrong: one message that names it, exit code 2, no traceback."""
+"""Every mistake of a user gives one message that names it, exit code 2 and no traceback."""
 
 import os
 import pickle
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -13,33 +14,7 @@ import tiny_eval
 import torch
 
 from emanet_triton.eval.__main__ import main
-from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.zoo import ZOO
-
-
-@pytest.fixture
-def fails(capsys, monkeypatch):
-    """Run a command line that must fail before the first forward; return its message."""
-
-    def check(*arguments) -> str:
-        def forward(*_):
-            raise AssertionError("the network ran before everything was checked")
-
-        monkeypatch.setattr(Predictor, "__call__", forward)
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 2
-        assert out == ""
-        assert "Traceback" not in err
-        assert "error: " in err
-        return err
-
-    return check
-
-
-def image_of(city: Path, tree: str, index: int = 0) -> Path:
-    return sorted((city / tree).rglob("*.png"))[index]
-
 
 # The command line
 
@@ -70,7 +45,8 @@ def test_checkpoint_without_data(fails, ckpt):
 def test_unpublished_file_without_model(fails, city, tmp_path):
     path = tiny_eval.write_checkpoint(tmp_path, "mine.pth")
     err = fails("--ckpt", path, "--data", city)
-    assert f"{path}: neither its name nor its hash is of a published file; expected --model" in err
+    assert f"{path}: neither its name nor its hash belongs to a published file" in err
+    assert "expected --model" in err
 
 
 def test_model_that_contradicts_the_checkpoints_name(fails, city):
@@ -110,127 +86,6 @@ def test_all_names_the_missing_published_file(fails, city, tmp_path):
     assert f"{tmp_path / ZOO[next(iter(ZOO))].file}: no such file" in err
 
 
-# The output
-
-
-def files_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-PLACES = {
-    "images": "leftImg8bit/val/aachen",
-    "labels": "gtFine/val/bochum",
-    "new-city": "leftImg8bit/val/new",
-    "the-tree": "gtFine",
-}
-
-
-@pytest.mark.parametrize("option", ["--save-predictions", "--save-overlays", "--json"])
-@pytest.mark.parametrize("place", PLACES)
-def test_output_inside_the_data_set(fails, city, ckpt, tmp_path, option, place):
-    before = files_of(tmp_path)
-    (tmp_path / "link").symlink_to(city)
-    given = tmp_path / "link" / PLACES[place]
-    given = given / "out.json" if option == "--json" else given
-    tree = city / PLACES[place].split("/")[0]
-    assert fails("--ckpt", ckpt, "--data", city, option, given) == (
-        f"error: {option} {given}: lies in the data set's {tree}; expected another place\n"
-    )
-    assert files_of(tmp_path) == before
-    assert not (city / PLACES["new-city"]).exists()
-
-
-@pytest.mark.parametrize("option", ["--save-predictions", "--save-overlays"])
-def test_output_into_a_city_that_lies_elsewhere(fails, city, ckpt, tmp_path, option):
-    elsewhere = tmp_path / "elsewhere"
-    (city / "leftImg8bit" / "val" / "aachen").rename(elsewhere)
-    (city / "leftImg8bit" / "val" / "aachen").symlink_to(elsewhere)
-    before = files_of(tmp_path)
-    assert fails("--ckpt", ckpt, "--data", city, option, elsewhere) == (
-        f"error: {option} {elsewhere}: holds files of the data set; expected another\n"
-    )
-    assert files_of(tmp_path) == before
-
-
-def test_output_into_a_folder_of_links_to_the_images(fails, city, ckpt, tmp_path):
-    image, folder = image_of(city, "leftImg8bit"), tmp_path / "links"
-    folder.mkdir()
-    (folder / image.name).symlink_to(image)
-    before = files_of(tmp_path)
-    assert fails("--ckpt", ckpt, "--data", city, "--save-predictions", folder) == (
-        f"error: --save-predictions: {folder / image.name} would overwrite {image}; "
-        "expected another place\n"
-    )
-    assert files_of(tmp_path) == before
-
-
-@pytest.mark.parametrize("link", [False, True], ids=["same", "link"])
-def test_one_folder_for_both_kinds_of_pictures(fails, city, ckpt, tmp_path, link):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").symlink_to("one")
-    one, two = tmp_path / "one", tmp_path / ("two" if link else "one")
-    name = image_of(city, "leftImg8bit").name
-    given = ("--save-predictions", one, "--save-overlays", two)
-    assert fails("--ckpt", ckpt, "--data", city, *given) == (
-        f"error: --save-overlays: {two / name} would overwrite {one / name}; "
-        "expected another place\n"
-    )
-
-
-def test_a_pipe_in_the_place_of_a_picture(fails, city, ckpt, tmp_path):
-    picture = tmp_path / "out" / image_of(city, "leftImg8bit").name
-    picture.parent.mkdir()
-    os.mkfifo(picture)
-    assert fails("--ckpt", ckpt, "--data", city, "--save-predictions", picture.parent) == (
-        f"error: --save-predictions: {picture} is no file; expected a place for a picture\n"
-    )
-
-
-def test_a_folder_of_any_name_beside_the_pictures(city, ckpt, tmp_path):
-    (tmp_path / "out" / "x").mkdir(parents=True)
-    command = "--ckpt", ckpt, "--data", city, "--save-predictions", tmp_path / "out"
-    assert main([str(argument) for argument in command]) == 0
-
-
-def test_json_in_the_place_of_a_picture(fails, city, ckpt, tmp_path):
-    picture = tmp_path / "out" / image_of(city, "leftImg8bit").name
-    given = ("--save-overlays", tmp_path / "out", "--json", picture)
-    assert fails("--ckpt", ckpt, "--data", city, *given) == (
-        f"error: --json: {picture} would overwrite {picture}; expected another place\n"
-    )
-
-
-def test_json_in_the_place_of_the_checkpoint(fails, city, ckpt, tmp_path):
-    (tmp_path / "link.json").symlink_to(ckpt)
-    before = files_of(tmp_path)
-    err = fails("--ckpt", ckpt, "--data", city, "--json", tmp_path / "link.json")
-    assert err == (
-        f"error: --json: {tmp_path / 'link.json'} would overwrite {ckpt}; expected another place\n"
-    )
-    assert files_of(tmp_path) == before
-
-
-def test_control_characters_of_names_are_escaped(fails, city, ckpt):
-    image = image_of(city, "leftImg8bit")
-    image.rename(image.with_name("a\x1b[2J\n\rb_leftImg8bit.png"))
-    err = fails("--ckpt", ckpt, "--data", city)
-    assert "a\\x1b[2J\\n\\rb_leftImg8bit.png has no label" in err
-    assert len(err.splitlines()) == 3
-
-
-@pytest.mark.parametrize("option", ["--json", "--save-predictions", "--save-overlays"])
-def test_unwritable_output(fails, city, ckpt, tmp_path, option):
-    (tmp_path / "file").write_text("")
-    err = fails("--ckpt", ckpt, "--data", city, option, tmp_path / "file" / "out")
-    assert f"{tmp_path / 'file'}" in err
-    assert "expected a folder that can be written" in err
-
-
-def test_json_that_is_a_folder(fails, city, ckpt, tmp_path):
-    err = fails("--ckpt", ckpt, "--data", city, "--json", tmp_path)
-    assert f"{tmp_path}: expected a file to write, this is a folder" in err
-
-
 # The data set
 
 
@@ -254,8 +109,8 @@ def test_unknown_split(fails, ckpt, city):
 
 
 def test_all_problems_of_the_files_at_once(fails, ckpt, city):
-    damaged, other_size, flipped = (image_of(city, "leftImg8bit", i) for i in range(3))
-    illegal = image_of(city, "gtFine", 3)
+    damaged, other_size, flipped = (tiny_eval.image_of(city, "leftImg8bit", i) for i in range(3))
+    illegal = tiny_eval.image_of(city, "gtFine", 3)
     damaged.write_bytes(damaged.read_bytes()[:-40])
     cv2.imwrite(str(other_size), np.zeros((8, 9, 3), np.uint8))
     data = bytearray(flipped.read_bytes())
@@ -270,10 +125,89 @@ def test_all_problems_of_the_files_at_once(fails, ckpt, city):
     assert f"{illegal}: illegal labelIds 77; expected 0 to 33" in err
 
 
+GIVEN, WRONG = (
+    ("model", "file", "file and model", "all"),
+    ("no folder", "long", "other folder", "damaged"),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    # Only the content of a renamed file says which model and which data set it is of.
+    [*product(GIVEN, WRONG), ("renamed file", "no folder"), ("renamed file", "long")],
+)
+def test_data_is_checked_before_any_checkpoint(
+    fails, city, ckpt, tmp_path, monkeypatch, given, wrong
+):
+    """A mistake in ``--data`` does not cost a download, or the reading of a large file."""
+
+    def touched(*_):
+        raise AssertionError("a checkpoint was touched before the data set was checked")
+
+    monkeypatch.setattr("emanet_triton.models.zoo.download", touched)
+    monkeypatch.setattr("emanet_triton.models.zoo.read_checkpoint", touched)
+    monkeypatch.setattr("emanet_triton.eval.plan.read_checkpoint", touched)
+    renamed = ckpt.with_name("mine.pth")
+    renamed.write_bytes(ckpt.read_bytes())
+    command = {
+        "model": ["--ckpt", next(iter(ZOO))],
+        "file": ["--ckpt", ckpt],
+        "file and model": ["--ckpt", renamed, "--model", "tiny"],
+        "renamed file": ["--ckpt", renamed],
+        "all": ["--all"],
+    }[given]
+    data = {
+        "no folder": city / "typo",
+        "long": city / ("x" * 300),
+        "other folder": tmp_path,
+        "damaged": city,
+    }[wrong]
+    image = tiny_eval.image_of(city, "leftImg8bit")
+    image.write_bytes(b"")
+    message = {
+        "no folder": "there is no such folder",
+        "long": "there is no such folder" if given == "renamed file" else "File name too long",
+        "other folder": f"{tmp_path / 'gtFine'} is missing",
+        "damaged": f"{image}: not a readable PNG (empty file)",
+    }[wrong]
+    assert message in fails(*command, "--data", data)
+
+
+def test_problems_of_all_kinds_come_in_one_message(fails, ckpt, city):
+    images = sorted((city / "leftImg8bit").rglob("*.png"))
+    labels = sorted((city / "gtFine").rglob("*.png"))
+    unlabelled, unseen, damaged, illegal = images[0], labels[1], images[2], labels[3]
+    labels[0].unlink()
+    images[1].unlink()
+    damaged.write_bytes(b"")
+    cv2.imwrite(str(illegal), np.full(tiny_eval.SIZE, 77, np.uint8))
+    err = fails("--ckpt", ckpt, "--data", city)
+    assert err[err.index("error: ") :].splitlines() == [
+        "error: 4 problems in the data set:",
+        f"  {unlabelled} has no label",
+        f"  {unseen} has no image",
+        f"  {illegal}: illegal labelIds 77; expected 0 to 33, or 255 for -1",
+        f"  {damaged}: not a readable PNG (empty file); expected an intact PNG file",
+    ]
+
+
+def test_a_message_of_many_problems_has_at_most_20_lines(fails, ckpt, tmp_path):
+    large = tiny_eval.write_cityscapes(tmp_path / "large", 24)
+    for i, image in enumerate(sorted(large.glob("leftImg8bit/*/*/*"))):
+        image.unlink() if i % 2 else image.write_bytes(b"")
+    lines = fails("--ckpt", ckpt, "--data", large).replace("\r", "\n").splitlines()
+    begin = lines.index("error: 24 problems in the data set:")
+    assert len(lines[begin:]) == 20
+    assert lines[-1] == "  ... and 6 more"
+
+
 def test_image_without_label_and_label_without_image(fails, ckpt, city):
-    lonely_image, lonely_label = image_of(city, "leftImg8bit", 1), image_of(city, "gtFine", 2)
-    image_of(city, "gtFine", 1).unlink()
-    image_of(city, "leftImg8bit", 2).unlink()
+    lonely_image, lonely_label = (
+        tiny_eval.image_of(city, "leftImg8bit", 1),
+        tiny_eval.image_of(city, "gtFine", 2),
+    )
+    tiny_eval.image_of(city, "gtFine", 1).unlink()
+    tiny_eval.image_of(city, "leftImg8bit", 2).unlink()
     err = fails("--ckpt", ckpt, "--data", city)
     assert f"{lonely_image} has no label" in err or f"{lonely_label} has no image" in err
     lines = [line for line in err.splitlines() if " has no " in line]
@@ -284,7 +218,7 @@ def test_image_without_label_and_label_without_image(fails, ckpt, city):
 
 
 class Bomb:
-    """Unpickling it would write a file."""
+    """An object that would write a file if it were unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -364,7 +298,7 @@ def test_out_of_memory_at_batch_one(city, ckpt, capsys, monkeypatch):
     def forward(self, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("emanet_triton.models.fused.FusedEMANet.forward", forward)
+    monkeypatch.setattr("emanet_triton.models.emanet.FusedEMANet.forward", forward)
     assert main(["--ckpt", str(ckpt), "--data", str(city), "--batch-size", "2"]) == 2
     err = capsys.readouterr().err
     assert "note: out of memory on cpu; going on with batch size 1" in err

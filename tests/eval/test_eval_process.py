@@ -63,9 +63,9 @@ def test_the_result_goes_through_links_and_into_fifos(tmp_path, city, ckpt):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, ckpt):
-    """Peak memory of 50 images is that of 10, within a quarter of the others' pixels."""
+    """50 images need as much memory as 10, within a quarter of the size of the other 40."""
     peaks = []
-    code = (  # not getrusage's ru_maxrss, which starts from the peak of the process that starts it
+    code = (  # not ru_maxrss of getrusage, which includes the peak of the parent process
         "import pathlib, sys, tiny_eval; code = tiny_eval.main(sys.argv[1:]);"
         "status = pathlib.Path('/proc/self/status').read_text();"
         "print(status.partition('VmHWM:')[2].split()[0]); sys.exit(code)"

@@ -53,7 +53,7 @@ sys.exit(tiny_eval.main(sys.argv[1:]))
 
 
 def run_ranks(tmp_path, command, *, rank: int, where: str, error: str) -> list[str]:
-    """The messages of two ranks of which one fails."""
+    """Run two ranks, of which one fails, and return their messages."""
     script = tmp_path / "rank.py"
     script.write_text(RANK.format(rank=rank, where=where, error=error))
     search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
@@ -64,12 +64,12 @@ def run_ranks(tmp_path, command, *, rank: int, where: str, error: str) -> list[s
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1  # torchrun's own
+    assert done.returncode == 1  # the exit code of torchrun
     return re.findall("error(?: on rank [01])?: .*|interrupted.*", done.stderr)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["jobs.find_samples", "Predictor.__call__"])
+@pytest.mark.parametrize("where", ["jobs.keep_out", "Predictor.__call__"])
 def test_what_ends_one_rank_ends_all_with_its_message(tmp_path, command, rank, where):
     said = run_ranks(tmp_path, command, rank=rank, where=where, error="InputError('out of luck')")
     assert said == ["error" + " on rank 1" * rank + ": out of luck"]

@@ -1,4 +1,4 @@
-"""A network that is not finite is named before its labels are believed."""
+"""A network with values that are not finite is refused, and named."""
 
 import errno
 
@@ -8,7 +8,7 @@ import torch
 from tiny_models import random_image, tiny_model
 
 from emanet_triton import fuse
-from emanet_triton.data.cityscapes import Sample
+from emanet_triton.data.cityscapes import CITYSCAPES, Sample
 from emanet_triton.errors import InputError
 from emanet_triton.eval import runner
 from emanet_triton.eval.finite import check_network, finite_matrices
@@ -92,7 +92,7 @@ def test_without_memory_nothing_is_said(monkeypatch, error):
 
 
 class Overflowing(torch.nn.Module):
-    """Its logits are not finite for the second image of a batch."""
+    """A network whose logits are not finite for the second image of a batch."""
 
     def __init__(self):
         super().__init__()
@@ -133,11 +133,12 @@ def test_of_two_networks_that_which_overflows_is_named(tmp_path, overflows, want
     options = {"batch_size": 2}
     first = Predictor(network if overflows == "first" else model, model.protocol, **options)
     other = Predictor(network if overflows == "other" else model, model.protocol, **options)
-    first.precision, other.precision = "fp32", "fp16"  # which a CPU need not compute in
+    # Only their names: a CPU may not compute in float16.
+    first.precision, other.precision = "fp32", "fp16"
     samples = [Sample(name, tmp_path, tmp_path) for name in ("one", "two")]
     loaded = [(IMAGE, np.zeros((24, 40), np.uint8))] * 2
     with Workers(1) as pool:
-        started = runner._start(first, other, samples, loaded, Outputs(), pool)
+        started = runner._start(first, other, samples, loaded, Outputs(CITYSCAPES), pool)
     with pytest.raises(InputError) as raised:
         finite_matrices(started.counts, ["one", "two"], started.predictors)
     assert str(raised.value) == wanted

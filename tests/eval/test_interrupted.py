@@ -1,4 +1,4 @@
-"""What an interrupted or disturbed evaluation leaves, and how the next one goes on."""
+"""What an interrupted or disturbed evaluation keeps, and how the next one continues."""
 
 import json
 import os
@@ -37,14 +37,14 @@ class Stop:
 
 
 def interrupt(monkeypatch, command, images: int) -> None:
-    """Run until so many images are finished."""
+    """Run until the given number of images is finished."""
     with monkeypatch.context() as patch:
         Stop(patch, images, KeyboardInterrupt())
         assert main(command) == 2
 
 
 def resume(tmp_path, command, capsys) -> tuple[list[list[int]], str]:
-    """The confusion matrix of the run that goes on, and what it says about the earlier one."""
+    """The confusion matrix of the run that continues, and its lines about the earlier run."""
     capsys.readouterr()
     out = tmp_path / "resumed.json"
     assert main([*command, "--resume", "--json", str(out)]) == 0
@@ -56,7 +56,7 @@ def resume(tmp_path, command, capsys) -> tuple[list[list[int]], str]:
 
 @pytest.fixture
 def undisturbed(tmp_path, command):
-    """The confusion matrix and all pictures of a run that nobody disturbs."""
+    """The confusion matrix and all pictures of a run without interruption."""
     out = tmp_path / "undisturbed.json"
     assert main([*command, "--json", str(out)]) == 0
     return json.loads(out.read_text())["confusion"], pictures(tmp_path)
@@ -96,7 +96,7 @@ def test_a_picture_that_is_missing_is_made_again(
 def test_pictures_of_another_run_are_made_again(
     tmp_path, command, undisturbed, capsys, monkeypatch
 ):
-    """It has finished in the same folder since the interruption."""
+    """Another run in the same folder has finished since the interruption."""
     interrupt(monkeypatch, command, 4)
     other = tiny_eval.write_checkpoint(tmp_path, "other.pth")
     content = torch.load(other)
@@ -218,14 +218,14 @@ def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch
         err = capsys.readouterr().err
         assert "2 of 6 images are finished; --resume goes on from there" in err
         assert err.rstrip().endswith("interrupted")
-    with monkeypatch.context() as patch:  # and once more, now by an error
+    with monkeypatch.context() as patch:  # a second interruption, by an error
         Stop(patch, 3, RuntimeError("a bug"))
         with pytest.raises(RuntimeError):
             main([*command, "--resume"])
         assert "5 of 6 images are finished" in capsys.readouterr().err
     assert len(partials()) == 2
     seen = []
-    monkeypatch.setattr(runner, "_load", lambda b, f=runner._load: seen.extend(b) or f(b))
+    monkeypatch.setattr(runner, "_load", lambda b, d, f=runner._load: seen.extend(b) or f(b, d))
     got = run(tmp_path, city, ckpt, "--resume")
     assert "resuming: 5 of 6 images were finished before" in capsys.readouterr().err
     assert len(seen) == 1
@@ -281,7 +281,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path, ckpt, signum):
         command,
         stderr=subprocess.PIPE,
         text=True,
-        # As from a terminal, also where the tests run in the background with Ctrl-C ignored.
+        # A terminal does not ignore Ctrl-C, but the shell of a background job does.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120

@@ -15,7 +15,8 @@ from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emanet_triton.data.cityscapes import CLASSES, IGNORE, to_label_ids
+from emanet_triton.data.cityscapes import CLASSES, to_label_ids
+from emanet_triton.data.dataset import IGNORE
 from emanet_triton.data.png import write_png
 from emanet_triton.eval.metric import confusion_matrix, scores
 
@@ -35,7 +36,7 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 @st.composite
 def pairs(draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and predictions of one shape."""
+    """Labels and predictions with the same shape."""
     shape = draw(npst.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=12))
     return (
         torch.from_numpy(draw(npst.arrays(np.uint8, shape, elements=st.sampled_from(TRAIN_IDS)))),
@@ -78,12 +79,12 @@ def test_cityscapesscripts_gives_the_same_class_scores(tmp_path, present, predic
     class_scores = {c.name: getIouScoreForLabel(c.label_id, official_matrix, args) for c in CLASSES}
     result = scores(confusion)
     np.testing.assert_array_equal(result.iou, [100 * score for score in class_scores.values()])
-    # The mean is NumPy's, as in mmseg; the scripts add in another order.
+    # The mean comes from NumPy, as in mmseg; cityscapesScripts adds in another order.
     mean = getScoreAverage(class_scores, args)
     assert math.isclose(result.miou, 100 * mean, rel_tol=1e-14)
 
 
-@settings(deadline=None)  # a busy machine is no bug
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(pairs())
 def test_sum_is_the_number_of_scored_pixels(pair):
     labels, predictions = pair
@@ -95,7 +96,7 @@ def test_sum_is_the_number_of_scored_pixels(pair):
         assert confusion[row].sum() == (labels == row).sum()
 
 
-@settings(deadline=None)  # a busy machine is no bug
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(pairs(), st.data())
 def test_matrices_of_parts_add_up(pair, data):
     labels, predictions = (tensor.flatten() for tensor in pair)
@@ -106,7 +107,7 @@ def test_matrices_of_parts_add_up(pair, data):
     assert torch.equal(parts[0] + parts[1], confusion_matrix(labels, predictions))
 
 
-@settings(deadline=None)  # a busy machine is no bug
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(pairs(), st.permutations(range(19)))
 def test_renaming_classes_permutes_the_matrix_and_the_scores(pair, order):
     table = torch.full((256,), IGNORE, dtype=torch.uint8)
@@ -118,7 +119,7 @@ def test_renaming_classes_permutes_the_matrix_and_the_scores(pair, order):
     assert scores(renamed).aacc == pytest.approx(scores(confusion).aacc, rel=0, abs=0, nan_ok=True)
 
 
-@settings(deadline=None)  # a busy machine is no bug
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(pairs())
 def test_perfect_prediction_scores_100(pair):
     labels, _ = pair
@@ -139,7 +140,7 @@ def test_by_hand():
     expected[0, 0], expected[0, 1], expected[1, 1], expected[2, 3] = 2, 1, 2, 1
     assert torch.equal(confusion, expected)
     result = scores(confusion)
-    # Class 3 is only predicted, class 4 only where it is ignored.
+    # Class 3 occurs only in the predictions; class 4 is predicted only at ignored pixels.
     np.testing.assert_array_equal(result.iou, [100 * (2 / 3), 100 * (2 / 3), 0, 0, np.nan])
     np.testing.assert_array_equal(result.acc, [100 * (2 / 3), 100, 0, np.nan, np.nan])
     assert result.miou == pytest.approx(100 / 3)

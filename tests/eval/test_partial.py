@@ -1,4 +1,4 @@
-"""What a partial result takes over: only what is undamaged and still true."""
+"""A later run uses only those parts of a partial result that are undamaged and still valid."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def write(*names: str) -> PartialResult:
 
 
 def taken(result: PartialResult | None = None, **options) -> tuple[list[str], int, float, str]:
-    """What a later run takes over: names, the count in each cell, seconds; and what it says."""
+    """The names, cell counts and seconds that a later run uses, and its text ``left_out``."""
     result = result or make()
     names, counts, seconds = result.earlier(**options)
     assert (counts == counts[0, 0, 0]).all()
@@ -47,7 +47,7 @@ def test_an_image_counts_once():
 
 
 def sealed(change):
-    """Change the content and give it a right checksum."""
+    """Change the content, and write the checksum that fits."""
     return lambda file: file.write_text(seal(change(content_of(file))))
 
 
@@ -209,5 +209,5 @@ def test_what_nobody_came_back_for_is_removed():
 
 @pytest.mark.parametrize("seed", range(60))
 def test_fuzz(seed, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # put back at the end
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # restored at the end
     assert fuzz.attempt(seed, tmp_path) in ("right", "refused")

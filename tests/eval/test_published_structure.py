@@ -1,4 +1,4 @@
-"""A file of a published checkpoint's exact structure, from disk to the table.
+"""A file with the exact structure of a published checkpoint, from disk to the table.
 
 The published files themselves are not at hand: this one has their keys, shapes, dtypes, form and
 name, and the weights with which mmsegmentation computed the golden labels.
@@ -61,7 +61,7 @@ def test_golden_labels_are_scored_as_perfect(tmp_path, monkeypatch, ms_flip):
     report = json.loads(out.read_text())
     assert report["model"] == NAME
     assert report["sha256"].startswith(sha256)
-    # All but near-ties of the two best classes, which another rounding may decide differently.
+    # The rest are pixels whose two best classes are nearly equal; rounding decides there.
     assert report["aAcc"] > 99.9
     classes = {i for i, iou in enumerate(report["IoU"].values()) if iou is not None}
     assert classes >= set(np.unique(label).tolist())

@@ -1,4 +1,4 @@
-"""Ranks exchange values through the store, and no wait for another rank is without end."""
+"""Ranks exchange values through the store, and no rank waits for another for ever."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from emanet_triton.eval.torchrun import Place
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Nothing is waited for longer than a test takes."""
+    """All waiting times are short enough for a test."""
     monkeypatch.setattr(link, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(link, "POLL_SECONDS", (0.01, 0.05))
     monkeypatch.setattr(link, "LEAVE_SECONDS", 2.0)
@@ -27,13 +27,13 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def store():
-    """A store as torchrun keeps it."""
+    """A store like the one that torchrun keeps."""
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @pytest.fixture
 def join(store):
-    """Join as a rank of two; all leave at the end."""
+    """Join as one of two ranks; all ranks leave at the end."""
     links = []
 
     def join_as(rank: int, count: int = 2, say=lambda line: None, node: str = "0") -> Link:
@@ -47,20 +47,20 @@ def join(store):
 
 
 def exchange(links: list[Link], values: list) -> list:
-    """What each gets of all values."""
+    """The values that each rank gets."""
     return at_once(
         *(lambda one=one, v=v: one.exchange(v) for one, v in zip(links, values, strict=True))
     )
 
 
 def at_once(*calls) -> list:
-    """The results of functions that wait for one another."""
+    """Run functions that wait for one another, and return their results."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 def freeze(one: Link) -> None:
-    """No more signs of life, as of a process that is stopped."""
+    """Send no more signs of life, like a stopped process."""
     one._questions.put(None)
     one._thread.join()
 
@@ -148,7 +148,7 @@ def test_a_rank_that_finishes_nothing_is_named(join, monkeypatch):
     with pytest.raises(InputError) as error:
         first.exchange("x")
     working.join()
-    assert time.monotonic() - begun > 2.0  # only the time since its last step counts
+    assert time.monotonic() - begun > 2.0  # only the time since the last step counts
     assert str(error.value) == "rank 1 is alive and has finished nothing for 0 minutes"
 
 
@@ -241,7 +241,7 @@ def test_a_store_that_nobody_keeps_is_told(monkeypatch):
 
 
 def test_a_store_that_does_not_answer_is_told(join, store, monkeypatch):
-    """Its machine has vanished: the client waits, this process does not."""
+    """If the machine of the store has vanished, the client waits but this process does not."""
     first = join(0)
     monkeypatch.setattr(link, "SILENT_SECONDS", 0.5)
     answered = threading.Event()

@@ -1,4 +1,4 @@
-"""Which rank of a torchrun a process is, or none."""
+"""Whether a process is a rank of a torchrun, and which rank."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ import os, subprocess, sys
 os.environ["MASTER_PORT"] = "29501"
 subprocess.run(sys.argv[1:], check=True)
 """
-SHELL = ["sh", "-c", '"$@"; true', "sh"]  # it does not become the process that it starts
+SHELL = ["sh", "-c", '"$@"; true', "sh"]  # the shell stays the parent of the process that it starts
 
 
 @pytest.mark.parametrize(

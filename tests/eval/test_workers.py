@@ -1,4 +1,4 @@
-"""Threads beside the network: as many as can start, and none where none can."""
+"""Worker threads: as many as the system lets start, which may be none."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Files of findings, damaged in every way; what is intact in them must count, and be kept."""
+"""Files of findings, damaged in every way; intact findings must count, and be kept."""
 
 import json
 import os
@@ -15,7 +15,7 @@ GARBAGE = (b"{", b"null", b"[" * 50_000, b"9" * 9000, b"\xff\xfe{\0", b'{"key": 
 
 
 def attempt(seed: int, folder: Path) -> str:
-    """Make file number ``seed`` and read it; "refused" where nothing of it may count."""
+    """Make file number ``seed`` and read it; "refused" if none of its findings may count."""
     rng = random.Random(seed)
     path = folder / "emanet_triton" / "cache.jsonl"
     path.parent.mkdir(parents=True)
@@ -58,7 +58,7 @@ def _no_file(rng: random.Random, path: Path) -> str:
 
 
 def _lines(rng: random.Random) -> tuple[bytes, dict[str, str]]:
-    """A file, and what counts in it of the environment "here"."""
+    """A file, and those of its findings that count for the environment "here"."""
     content, expected = b"", {}
     for _ in range(rng.randrange(12)):
         environment, key = rng.choice(("here", "there")), rng.choice(KEYS)

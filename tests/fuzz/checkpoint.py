@@ -1,7 +1,7 @@
 """PyTorch checkpoints of all forms, whole and damaged: containers, streams, opcodes, descriptors.
 
-Whole files must give the very weights. Where a damaged file is read, its weights must be bytes of
-the file, and those that ``torch.load(weights_only=True)`` gives where that reads it, too.
+A whole file must give exactly its weights. If a damaged file is read, its weights must be bytes of
+the file. If ``torch.load(weights_only=True)`` reads the file, too, both must give the same weights.
 """
 
 import io
@@ -57,7 +57,7 @@ def attempt(seed: int, folder: Path) -> str:
 
 
 def check_bytes(read: Weights, data: bytes) -> None:
-    """All weights are finite, and together no more than the file, of whose bytes they consist."""
+    """All weights are finite, consist of bytes of the file, and are not larger than the file."""
     assert sum(value.nbytes for value in read.values()) <= len(data)
     for key, value in read.items():
         if value.is_floating_point():
@@ -130,7 +130,7 @@ def _saved(rng: Random, content: Any, path: Path) -> Path:
 
 
 def _damaged(rng: Random, path: Path) -> bool:
-    """Damage a file; returns whether it may ask for so much that torch must not read it."""
+    """Damage a file; returns whether torch might need too much memory to read it."""
     data = path.read_bytes()
     if rng.random() < 0.1:
         path.write_bytes(_scratched(rng, data))
@@ -238,7 +238,7 @@ def _mutated(rng: Random, data: bytes) -> bytes:
 
 
 def _with_attack(rng: Random, data: bytes) -> bytes:
-    """Put what costs torch's reader dear before the first item of the outermost dict."""
+    """Put opcodes that are expensive for torch before the first item of the outermost dict."""
     codes = _opcodes(data)
     marks = [i for i, code in enumerate(codes) if code == b"("]
     place = (marks or [0])[0] + 1

@@ -1,4 +1,4 @@
-"""The process that makes and reads the files: it tells its parent of each before it begins."""
+"""The process that makes and reads the files. It names each file to its parent beforehand."""
 
 import contextlib
 import faulthandler
@@ -111,7 +111,7 @@ def _status(key: str) -> int:
 def _forget_peak() -> None:
     """Begin the peak of resident memory anew.
 
-    Where the system does not allow it, only what exceeds all earlier files is measured.
+    If the system does not allow this, only memory beyond all earlier peaks is measured.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

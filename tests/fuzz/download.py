@@ -1,4 +1,4 @@
-"""Downloads from a server with faults; what arrives is the file, or nothing is kept as one."""
+"""Downloads from a server with faults: the whole file arrives, or no file is kept."""
 
 import contextlib
 import hashlib
@@ -43,7 +43,7 @@ def attempt(seed: int, folder: Path) -> str:
             try:
                 download(url, destination, sha256, progress=False)
             except InputError as error:  # of a part of another file
-                assert "it was thrown away" in str(error)
+                assert "the data were thrown away" in str(error)
                 assert one_line(str(error)) == str(error)
                 download(url, destination, sha256, progress=False)
     assert destination.read_bytes() == body
@@ -52,7 +52,7 @@ def attempt(seed: int, folder: Path) -> str:
 
 
 def _earlier(rng: random.Random, body: bytes, part: Path) -> None:
-    """What an earlier download may have left."""
+    """Files that an earlier download may have left."""
     kinds = (None, None, body[: len(body) // 2], body, body + b"x", rng.randbytes(len(body) // 2))
     content = rng.choice(kinds)
     if content is not None:
@@ -87,7 +87,7 @@ def _serving(answer: Answer) -> Iterator[str]:
 
 
 def _start(client: socket.socket) -> int:
-    """Read a request: the byte that it asks for first."""
+    """Read a request; return the first byte that it asks for."""
     request = b""
     while b"\r\n\r\n" not in request:
         if not (more := client.recv(4096)):
@@ -103,7 +103,7 @@ def _head(status: str, **headers: object) -> bytes:
 
 
 def _whole(rng: random.Random, body: bytes) -> Answer:
-    """As it should be."""
+    """Answer without a fault."""
 
     def answer(client: socket.socket, start: int) -> None:
         size = len(body)

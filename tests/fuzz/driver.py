@@ -1,4 +1,4 @@
-"""Runs the kinds: starts children, notes which file ended or stopped one, and starts the next."""
+"""Runs the kinds: starts children, notes which file stopped a child, and starts the next child."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def fuzz(kind: str, seeds: range, limits: Limits | None = None) -> Report:
 
 
 def _one_child(report: Report, seeds: range, folder: Path, limits: Limits) -> range:
-    """Run a child until it ends, dies or hangs; the seeds that are left."""
+    """Run a child until it ends, dies or hangs; return the seeds that are left."""
     seed = None
     with _child(report.kind, seeds, folder, limits) as (child, messages):
         for message in _messages(child, messages, limits):
@@ -149,7 +149,7 @@ def _child(
 def _messages(
     child: subprocess.Popen, messages: Connection, limits: Limits
 ) -> Iterator[Begun | Ended | Stopped]:
-    """What the child says until it has done all its files or has stopped."""
+    """The child's messages until it has done all its files or has stopped."""
     begun, since, most = None, time.monotonic(), START_SECONDS
     while True:
         dead = child.poll() is not None  # asked first: its last words are still in the pipe

@@ -1,4 +1,4 @@
-"""Partial results that are damaged, forged or something else altogether."""
+"""Partial results that are damaged or forged, and files of another kind."""
 
 import copy
 import hashlib
@@ -28,18 +28,18 @@ def make() -> PartialResult:
 
 
 def seal(content: dict[str, Any]) -> str:
-    """The file of a content, with its right checksum."""
+    """The text of a file with the content and the checksum that fits."""
     text = json.dumps(content)
     return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text})
 
 
 def content_of(file: Path) -> Any:
-    """What the checksum of a file seals."""
+    """The content of a file, without its checksum."""
     return json.loads(json.loads(file.read_text())["content"])
 
 
 def attempt(seed: int, folder: Path) -> str:
-    """Damage one of two files: the other counts, and the damaged one counts whole or not at all."""
+    """Damage one of two files. The intact file must count; the damaged file as a whole or not."""
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / f"cache-{seed}")):
         return _attempt(random.Random(seed))
 
@@ -61,7 +61,7 @@ def _attempt(rng: random.Random) -> str:
     if names == {"c"}:
         assert int(counts.sum()) == 3 * 361
         return "refused"
-    # A forged file with a right checksum may say other counts, within the pixels there are.
+    # A forged file with a fitting checksum may hold other counts that are possible.
     assert names == set(SAMPLES) or forged
     assert forged or counts.tolist() == [[[13] * 19] * 19]
     assert int(counts.min()) >= 0
@@ -101,7 +101,7 @@ def _nested(rng: random.Random, file: Path) -> bool:
 
 
 def _forged(rng: random.Random, file: Path) -> bool:
-    """Another value somewhere, under a right checksum."""
+    """Change a value somewhere, and write the checksum that fits."""
     content = content_of(file)
     for _ in range(rng.choice((1, 1, 3))):
         holder: Any = content

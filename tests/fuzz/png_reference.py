@@ -1,4 +1,4 @@
-"""A PNG decoder that reads as the specification, slowly, and takes nothing that breaks a rule.
+"""A slow PNG decoder that follows the specification and refuses every broken rule.
 
 It shares no code with the package, OpenCV or Pillow. Source: Portable Network Graphics (PNG)
 Specification, third edition; the numbers below are its sections.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_PIXELS, MAX_SIDE = 2**26, 1_000_000  # of the package, not of the specification
+MAX_PIXELS, MAX_SIDE = 2**26, 1_000_000  # limits of the package, not of the specification
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # 11.2.1
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # 8.2: the pass of each pixel of a square of 8 by 8.
@@ -31,7 +31,7 @@ class BrokenRuleError(Exception):
 
 @dataclass
 class Png:
-    """A file whose chunks are valid; ``stream`` is the pixel data, not yet looked at."""
+    """A file whose chunks are valid; ``stream`` is the pixel data, not yet checked."""
 
     width: int
     height: int
@@ -48,7 +48,7 @@ def require(condition: bool, rule: str) -> None:
 
 
 def parse(data: bytes) -> Png:
-    """Every rule about the chunks."""
+    """Check every rule about the chunks."""
     require(data[:8] == bytes([137, 80, 78, 71, 13, 10, 26, 10]), "5.2 signature")
     chunks, at = [], 8
     while at < len(data):
@@ -165,14 +165,14 @@ def _unfilter(kind: int, row: bytearray, previous: bytes, unit: int) -> None:
 
 
 def predictions(a: int, b: int, c: int) -> tuple[int, int, int, int, int]:
-    """What each filter type predicts of a byte from those to the left, above and above left."""
+    """Each filter type's prediction of a byte, from the bytes to the left, above and above left."""
     p = a + b - c
     paeth = min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]  # 9.4
     return 0, a, b, (a + b) // 2, paeth
 
 
 def _unpacked(row: bytes, depth: int) -> list[int]:
-    """7.2: the samples of a row, of which the last byte may hold more than there are."""
+    """7.2: the samples of a row. The last byte may hold more samples than the row has."""
     if depth == 16:
         return [row[i] * 256 + row[i + 1] for i in range(0, len(row), 2)]
     shifts = range(8 - depth, -1, -depth)

@@ -1,4 +1,4 @@
-"""Writes PNG files with every freedom that the format has, and damages them where it hurts."""
+"""Writes PNG files with all freedoms of the format, and damages them."""
 
 import struct
 import zlib
@@ -263,7 +263,7 @@ def _alter_header(rng: Random, chunks: Chunks) -> None:
 
 
 def _alter_palette(rng: Random, chunks: Chunks) -> None:
-    """Another number of colours, also none, too many and a part of one."""
+    """Write another number of colours: none, too many, or a part of one."""
     size = rng.choice((0, 1, 2, 3, 6, 12, 48, 51, 767, 768, 769, 771))
     for i, (name, _) in enumerate(chunks):
         if name == b"PLTE":

@@ -10,7 +10,7 @@ HAS_CUDA = torch.cuda.is_available()
 
 
 class FakeRecorder:
-    """Replays that double, where the network itself triples."""
+    """Its replays double their input; the network itself triples its input."""
 
     def __init__(self, error=None) -> None:
         self.shapes, self.error = [], error

@@ -89,7 +89,7 @@ def test_golden_odd_size(name):
 def test_golden_image_resize(size):
     golden = golden_data.vectors("imrescale")
     width, height = map(int, size.split("x"))
-    np.testing.assert_array_equal(resize_image(golden["image"], (width, height)), golden[size])
+    np.testing.assert_array_equal(resize_image(golden["image"], (height, width)), golden[size])
 
 
 def test_slide_with_one_window_is_whole():

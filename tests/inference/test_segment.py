@@ -255,7 +255,7 @@ class Sharded(nn.Linear):
 
 Sharded.__name__ = "FullyShardedDataParallel"
 ONE_DEVICE = "the model must be on one device, got cpu and meta"
-AN_EMANET = "an EMANet or what fuse made of one"
+AN_EMANET = "an EMANet or a fused network"
 
 
 def on_two_devices():

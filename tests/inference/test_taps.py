@@ -15,25 +15,25 @@ WHOLE = Protocol((2048, 1024))
 SLIDE = Protocol((2049, 1025), "slide", (769, 769), (513, 513), align_corners=True)
 SMALL_SLIDE = Protocol((161, 97), "slide", (65, 65), (43, 43), align_corners=True)
 
-# protocol, size of the network's input, size of the image; (width, height)
+# protocol, size of the network's input, size of the image; (height, width)
 VIEWS = {
-    "whole": (WHOLE, (96, 64), (96, 64)),
-    "whole-up": (WHOLE, (64, 48), (150, 101)),
-    "whole-down": (WHOLE, (168, 112), (96, 64)),
-    "whole-corners": (Protocol((161, 97), align_corners=True), (161, 97), (160, 96)),
-    "slide": (SMALL_SLIDE, (161, 97), (160, 96)),
-    "slide-up": (SMALL_SLIDE, (81, 49), (160, 96)),
-    "slide-down": (SMALL_SLIDE, (282, 170), (160, 96)),
-    "slide-halves": (Protocol((64, 32), "slide", (33, 31), (10, 7)), (97, 58), (70, 41)),
+    "whole": (WHOLE, (64, 96), (64, 96)),
+    "whole-up": (WHOLE, (48, 64), (101, 150)),
+    "whole-down": (WHOLE, (112, 168), (64, 96)),
+    "whole-corners": (Protocol((161, 97), align_corners=True), (97, 161), (96, 160)),
+    "slide": (SMALL_SLIDE, (97, 161), (96, 160)),
+    "slide-up": (SMALL_SLIDE, (49, 81), (96, 160)),
+    "slide-down": (SMALL_SLIDE, (170, 282), (96, 160)),
+    "slide-halves": (Protocol((64, 32), "slide", (33, 31), (10, 7)), (58, 97), (41, 70)),
     "one-pixel": (SMALL_SLIDE, (1, 1), (1, 1)),
-    "one-row": (SMALL_SLIDE, (161, 1), (90, 1)),
-    "to-one-pixel": (WHOLE, (40, 24), (1, 1)),
-    "from-one-pixel": (WHOLE, (1, 1), (9, 5)),
+    "one-row": (SMALL_SLIDE, (1, 161), (1, 90)),
+    "to-one-pixel": (WHOLE, (24, 40), (1, 1)),
+    "from-one-pixel": (WHOLE, (1, 1), (5, 9)),
 }
 
 
 def network(images: int, classes: int, dtype: torch.dtype = torch.float64):
-    """A network of stride 8 whose logits are drawn by a generator, and what it has given."""
+    """A network of stride 8 whose logits are random, and the list of logits that it has given."""
     generator, given = torch.Generator().manual_seed(0), []
 
     def forward(inputs):
@@ -68,7 +68,7 @@ def test_one_resize(n_in, n_out, align_corners):
 def test_composed_view(name):
     protocol, scale, size = VIEWS[name]
     forward, given = network(1, 3)
-    inputs = torch.zeros(1, 3, *scale[::-1])
+    inputs = torch.zeros(1, 3, *scale)
     want = reference.view_logits(forward, inputs, size, protocol)
     rows, columns = window_grid(protocol, scale)
     height, width = given[0].shape[2:]
@@ -85,7 +85,7 @@ def test_composed_view(name):
     ids=["whole", "whole-ms-flip", "slide"],
 )
 def test_taps_at_cityscapes_size(protocol, ms_flip, row_taps, column_taps):
-    size = (2048, 1024)
+    size = (1024, 2048)
     rows, columns = tap_tables(protocol, size, ms_flip, torch.device("cpu"))
     views = 12 if ms_flip else 1
     assert rows.index.shape == rows.weight.shape == (views, row_taps, 1024)
@@ -100,15 +100,15 @@ def test_taps_at_cityscapes_size(protocol, ms_flip, row_taps, column_taps):
 @pytest.mark.parametrize(
     ("protocol", "size"),
     [
-        (Protocol((64, 32)), (50, 30)),
-        (Protocol((64, 32), version="mmseg-1.x"), (70, 41)),
-        (Protocol((65, 33), "slide", (25, 25), (15, 15), align_corners=True), (50, 31)),
-        (Protocol((64, 32), "slide", (33, 31), (20, 20)), (3, 40)),
+        (Protocol((64, 32)), (30, 50)),
+        (Protocol((64, 32), version="mmseg-1.x"), (41, 70)),
+        (Protocol((65, 33), "slide", (25, 25), (15, 15), align_corners=True), (31, 50)),
+        (Protocol((64, 32), "slide", (33, 31), (20, 20)), (40, 3)),
     ],
     ids=["whole", "whole-1.x", "slide-corners", "slide-halves"],
 )
 def test_tables_address_what_the_network_gave(protocol, size, ms_flip, images):
-    pictures = [np.zeros((size[1], size[0], 3), np.uint8)] * images
+    pictures = [np.zeros((*size, 3), np.uint8)] * images
     forward, given = network(images, 5, torch.float32)
     want = reference.probabilities(forward, pictures, protocol, ms_flip)
     views = [x.unflatten(0, (-1, images)).permute(1, 2, 0, 3, 4).flatten(2) for x in given]

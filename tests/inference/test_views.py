@@ -16,12 +16,12 @@ SIDE = st.integers(1, 4000)
 @settings(deadline=None)  # a busy machine is no bug
 @given(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE))
 def test_rescaled_fits_the_target_and_keeps_the_ratio(size, target):
-    width, height = rescaled(size, target)
+    height, width = rescaled(size, target)
     assert min(width, height) >= 1
     assert max(width, height) <= max(target)
     assert min(width, height) <= min(target)
     factor = min(max(target) / max(size), min(target) / min(size))
-    for got, side in zip((width, height), size, strict=True):
+    for got, side in zip((height, width), size, strict=True):
         assert got == max(int(np.floor(side * factor + 0.5)), 1)
 
 
@@ -62,17 +62,17 @@ def test_cityscapes_under_the_769_protocol():
 @pytest.mark.parametrize(
     ("version", "base", "want"),
     [
-        ("mmseg-0.x", (2048, 1024), [(1024, 512), (1536, 768), (2048, 1024), (2560, 1280)]),
-        ("mmseg-0.x", (2049, 1025), [(1024, 512), (1536, 768), (2049, 1025), (2561, 1281)]),
-        ("mmseg-1.x", (2049, 1025), [(1024, 512), (1536, 768), (2048, 1024), (2560, 1280)]),
+        ("mmseg-0.x", (2048, 1024), [(512, 1024), (768, 1536), (1024, 2048), (1280, 2560)]),
+        ("mmseg-0.x", (2049, 1025), [(512, 1024), (768, 1536), (1025, 2049), (1281, 2561)]),
+        ("mmseg-1.x", (2049, 1025), [(512, 1024), (768, 1536), (1024, 2048), (1280, 2560)]),
     ],
     ids=["512x1024", "769x769", "769x769-1.x"],
 )
 def test_scales_of_a_cityscapes_image(version, base, want):
     protocol = Protocol(base, ratios=(0.5, 0.75, 1.0, 1.25), version=version)
-    assert view_sizes(protocol, (2048, 1024), ms_flip=True) == want
-    single = view_sizes(protocol, (2048, 1024), ms_flip=False)
-    assert single == [base]
+    assert view_sizes(protocol, (1024, 2048), ms_flip=True) == want
+    single = view_sizes(protocol, (1024, 2048), ms_flip=False)
+    assert single == [base[::-1]]
 
 
 @pytest.mark.parametrize(

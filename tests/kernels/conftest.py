@@ -8,7 +8,7 @@ import torch
 def _poisoned_memory():
     """Fresh memory holds NaN or the largest integer: an element that nobody wrote shows.
 
-    It only warns of operations that are not deterministic, since a GPU has some.
+    PyTorch only warns about operations that are not deterministic, since a GPU has some.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

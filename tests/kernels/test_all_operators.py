@@ -71,20 +71,54 @@ def test_a_reload_registers_the_operators_anew(reload):
 
 def test_of_an_empty_batch_nothing_is_computed_and_the_last_registration_holds():
     def run(factor: int):
-        return lambda x: factor * x
+        def multiply(x: torch.Tensor) -> torch.Tensor:
+            return factor * x
+
+        return multiply
 
     def computes_nothing(x):
         return x.new_empty(x.shape[0], 7)
 
     for factor in (2, 3):
-        operator = Operator("toy(Tensor x) -> Tensor", run(factor), computes_nothing)
-        register("a test", operator)
+        register("a test", Operator("toy", run(factor), computes_nothing))
     try:
         toy = torch.ops.emanet_triton.toy
         assert toy(torch.ones(2)).tolist() == [3, 3]
         assert toy(torch.ones(0, 4)).shape == (0, 7)
     finally:
         vars(torch.ops.emanet_triton)["libraries"].pop("a test")._destroy()
+
+
+ITERATION = "int num_stages, str backend, str precision"
+WEIGHTS = "Tensor mid_weight, Tensor mid_bias, Tensor out_weight, Tensor out_bias"
+CONVOLUTION = "Tensor x, Tensor weight, Tensor bias"
+TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        f"em_attention(Tensor feats, Tensor bases, {ITERATION}) -> (Tensor, Tensor)",
+        "em_attention_block(Tensor feats, Tensor bases, "
+        f"{WEIGHTS}, {ITERATION}) -> (Tensor, Tensor)",
+        f"conv_bias_act({CONVOLUTION}, Tensor? residual, int stride, int dilation, bool relu, "
+        "ScalarType out_dtype, str backend, str precision) -> Tensor",
+        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, "
+        "str backend, str precision) -> Tensor",
+        f"conv_cpu({CONVOLUTION}, int stride, int dilation, bool relu) -> Tensor",
+        f"conv_cpu_add_(Tensor(a0!) residual, {CONVOLUTION}, int stride, int dilation, bool relu)"
+        " -> ()",
+        f"winograd_conv({CONVOLUTION}, Tensor? residual, int dilation, bool relu, "
+        "ScalarType out_dtype) -> Tensor",
+        f"resample_labels(Tensor logits, {TAPS}, str backend) -> Tensor",
+        f"resample_probabilities(Tensor logits, {TAPS}, str backend) -> (Tensor, Tensor)",
+        "confusion_counts(Tensor targets, Tensor labels, int num_classes, str backend) -> Tensor",
+    ],
+    ids=lambda schema: schema.partition("(")[0],
+)
+def test_schemas(schema):
+    operator = getattr(torch.ops.emanet_triton, schema.partition("(")[0])
+    assert str(operator.default._schema) == f"emanet_triton::{schema}"
 
 
 def taps() -> Taps:
@@ -159,12 +193,11 @@ def test_no_pixels_are_counted_as_none():
 @pytest.mark.skipif(NATIVE, reason="bfloat16 is right on a GPU")
 @pytest.mark.parametrize("name", WITH_TRITON)
 def test_bfloat16_is_refused_in_the_interpreter(name):
-    option = "provider" if name in ("conv_bias_act", "bottleneck") else "backend"
     message = (
-        f"{option} 'triton' is wrong for bfloat16 in Triton's interpreter; take another {option} "
+        "backend 'triton' is wrong for bfloat16 in Triton's interpreter; take another backend "
         "or dtype, or unset TRITON_INTERPRET on a GPU"
     )
     with pytest.raises(ValueError) as raised:
-        WITH_TRITON[name](1, torch.bfloat16, **{option: "triton"})
+        WITH_TRITON[name](1, torch.bfloat16, backend="triton")
     assert str(raised.value) == message
-    WITH_TRITON[name](1, torch.float16, **{option: "triton"})
+    WITH_TRITON[name](1, torch.float16, backend="triton")

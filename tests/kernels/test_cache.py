@@ -1,4 +1,4 @@
-"""Findings on disk, and what they are kept by."""
+"""Findings on disk, and the environments that they belong to."""
 
 import json
 import os

@@ -67,7 +67,7 @@ def test_the_next_smaller_tile_is_taken_once_and_remembered():
         "a_kernel does not fit cpu with its usual tile: shared memory required 4096, available "
         "1024; a smaller, slower tile runs instead"
     ]
-    assert (tile.num_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
+    assert (tile.pipeline_stages, tile.meta["BLOCK_N"], tile.meta["BLOCK_C"]) == (1, 32, 32)
     assert operator(kernel) == tile  # a second warning would be an error
     assert kernel.launched == [((4,), 32, 32, 1)] * 2
 
@@ -76,7 +76,7 @@ def test_a_warning_that_is_an_error_does_not_keep_the_tile():
     kernel = Kernel(2048)
     with pytest.raises(UserWarning, match="does not fit cpu"):
         operator(kernel)
-    assert operator(kernel).num_stages == 1
+    assert operator(kernel).pipeline_stages == 1
 
 
 def test_threads_replace_tiles_at_the_same_time():
@@ -89,7 +89,7 @@ def test_threads_replace_tiles_at_the_same_time():
             list(pool.map(lambda tile: launch._replace(tile, CPU, error), tiles_ * 2))
     finally:
         sys.setswitchinterval(before)
-    assert all(launch.fitting(tile, CPU).num_stages == 8 for tile in tiles_)
+    assert all(launch.fitting(tile, CPU).pipeline_stages == 8 for tile in tiles_)
 
 
 def test_another_device_keeps_its_tile():
@@ -113,16 +113,16 @@ def shrink(tile):
 def test_every_tile_of_a_product_shrinks_to_the_smallest(shipped):
     for tile in shipped:
         *_, last = shrink(tile)
-        blocks = {last.meta[name] for name in launch.BLOCKS if name in last.meta}
+        blocks = {last.meta[name] for name in launch.BLOCK_NAMES if name in last.meta}
         if tile.kernel in ("em_reduce", "em_normalise"):
             assert last is tile
         else:
             assert blocks == {launch.SMALLEST_BLOCK}
-            assert last.num_stages == 1
+            assert last.pipeline_stages == 1
 
 
 def test_no_launcher_rounds_up_by_triton():
-    """It takes 6 microseconds of each launch; within a kernel it would be ``tl.cdiv``."""
+    """``triton.cdiv`` takes 6 microseconds of each launch; a kernel would use ``tl.cdiv``."""
     files = sorted(Path(launch.__file__).parent.rglob("*.py"))
     assert len(files) > 20
     assert [file.name for file in files if "triton.cdiv(" in file.read_text()] == []
@@ -147,5 +147,5 @@ def test_all_operators_run_on_a_gpu_of_little_memory(tmp_path):
     assert max(max(sizes) for sizes in launched.values()) <= shared
     refused = [message.split()[0] for message in warned]
     assert set(refused) >= {"em_epilogue", "conv_rows", "conv_pointers", "conv_bottleneck"}
-    assert len(refused) == len(set(refused))  # each kernel is spoken of once
+    assert len(refused) == len(set(refused))  # each kernel is named once
     assert all(f"available {shared};" in message for message in warned)

@@ -21,7 +21,7 @@ NOTHING = {"kernels": [], "elsewhere": [], "outcome": "", "error": ""}
 
 
 def record(folder: Path, *arguments: str) -> tuple[dict, dict]:
-    """What tests do in the interpreter, and what they do where the meta device stands for a GPU."""
+    """Records of tests in the interpreter, and on the meta device in the place of a GPU."""
     files, processes = [], []
     for interpret in "10":
         files.append(folder / f"{interpret}.json")
@@ -43,7 +43,7 @@ def by_name(tests: dict[str, dict]) -> dict[str, dict]:
 
 
 def problems(interpreted: dict, native: dict) -> list[str]:
-    """What would go wrong on a GPU, line by line, in the tests that it does not skip."""
+    """Problems that a GPU would have with the tests that it does not skip, a line each."""
     found = []
     for name in interpreted | native:
         here, there = interpreted.get(name, NOTHING), native.get(name, NOTHING)
@@ -65,7 +65,7 @@ def problems(interpreted: dict, native: dict) -> list[str]:
 def lacks_values(error: str) -> bool:
     """Whether a test failed because meta tensors have no values.
 
-    So nobody judges values here, nor what a test does after its first assertion about them. A
+    So this module judges no values, and no launches after a test's first assertion about values. A
     shape that a test turned into a tuple or a number counts as a value.
     """
     return error.startswith("NotImplementedError") or (
@@ -120,32 +120,32 @@ X, W, B = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)
 PLACED = [t.to(DEVICE) for t in (X, W, B)]
 
 def test_operator():
-    conv_bias_act(X, W, B, provider="triton")
+    conv_bias_act(X, W, B, backend="triton")
 
 def test_launcher():
     conv_triton.conv_bias_act(X, W, B, None, 1, 1, True, X.dtype, "ieee", "sm_90")
 
 def test_comparison():
-    torch.testing.assert_close(conv_bias_act(*PLACED, provider="triton"), 2 * X)
+    torch.testing.assert_close(conv_bias_act(*PLACED, backend="triton"), 2 * X)
 
 def test_equality():
-    assert torch.equal(conv_bias_act(*PLACED, provider="triton"), 2 * X)
+    assert torch.equal(conv_bias_act(*PLACED, backend="triton"), 2 * X)
 
 def test_comparison_of_dtypes():
-    torch.testing.assert_close(conv_bias_act(*PLACED, provider="triton"), 2 * PLACED[0].double())
+    torch.testing.assert_close(conv_bias_act(*PLACED, backend="triton"), 2 * PLACED[0].double())
 
 def test_dtype():
-    assert conv_bias_act(*PLACED, provider="triton").dtype == torch.float64
+    assert conv_bias_act(*PLACED, backend="triton").dtype == torch.float64
 
 def test_shape():
-    assert conv_bias_act(*PLACED, provider="triton").shape == (1, 1)
+    assert conv_bias_act(*PLACED, backend="triton").shape == (1, 1)
 
 def test_process():
     subprocess.Popen([sys.executable, "-c", ""]).wait()
     raise RuntimeError("it started, and nobody records its launches")
 
 def test_right():
-    assert conv_bias_act(*PLACED, provider="triton").item() == 2
+    assert conv_bias_act(*PLACED, backend="triton").item() == 2
 """
 
 
@@ -155,7 +155,7 @@ def test_tensors_on_the_cpu_are_found(tmp_path):
     found = problems(*record(tmp_path, str(file)))
     assert [line.partition("::")[2].partition("\n")[0] for line in found] == [
         "test_operator: does not launch conv_pointers",
-        "test_operator: ValueError: provider 'triton' needs tensors on a GPU, or "
+        "test_operator: ValueError: backend 'triton' needs tensors on a GPU, or "
         "TRITON_INTERPRET=1 set in the environment before triton is imported; got tensors on cpu",
         "test_launcher: launches conv_pointers with a tensor of another device",
         "test_comparison: AssertionError: The values for attribute 'device' do not match: "

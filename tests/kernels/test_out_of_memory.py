@@ -1,4 +1,4 @@
-"""Out of memory in all its disguises."""
+"""Errors that mean that memory ran out, and errors that do not."""
 
 import errno
 
@@ -15,7 +15,7 @@ GIGABYTE = 2**30
 
 
 def _of(call):
-    """What a call raises."""
+    """The error that a call raises."""
     try:
         call()
     except Exception as error:

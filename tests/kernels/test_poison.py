@@ -21,13 +21,13 @@ def _no_kernels(monkeypatch):
 
 
 def convolution():
-    return conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, provider="triton")
+    return conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, backend="triton")
 
 
 def whole_bottleneck():
     steps = [make((1, 64, 3, 3), 64, kernel) for kernel in (1, 3, 1)]
     weights, biases = [s.weight for s in steps], [s.bias for s in steps]
-    return bottleneck(steps[0].x, weights, biases, provider="triton")
+    return bottleneck(steps[0].x, weights, biases, backend="triton")
 
 
 def attention():

@@ -1,4 +1,4 @@
-"""TF32 on and off: what PyTorch itself asks for meanwhile, and the settings afterwards."""
+"""TF32 on and off: PyTorch's settings within ``cuda_fp32`` and after it."""
 
 import itertools
 
@@ -85,7 +85,7 @@ by_precision = pytest.mark.parametrize("precision", ["ieee", "tf32"])
 
 
 def everything():
-    """What PyTorch shows by both interfaces, and then as what the others follow changes."""
+    """All settings as PyTorch shows them, also while the settings that others follow change."""
     shown = [setting.fp32_precision for setting in SETTINGS]
     for ask in (
         lambda: backends.cudnn.allow_tf32,
@@ -133,13 +133,13 @@ def test_pytorch_can_ask_by_its_old_interface(change, arguments, precision):
         assert backends.cuda.matmul.allow_tf32 == (precision == "tf32")
         assert (torch.get_float32_matmul_precision() == "highest") == (precision == "ieee")
         with backends.cudnn.flags(enabled=True):
-            assert backends.cudnn.conv.fp32_precision == "tf32"  # as flags has it
+            assert backends.cudnn.conv.fp32_precision == "tf32"  # as ``flags`` set it
         assert backends.cudnn.conv.fp32_precision == precision
 
 
 @by_precision
 def test_models_can_be_exported_meanwhile(precision):
-    """torch.onnx begins with this, and it asks by the old interface."""
+    """torch.onnx begins with this call, which reads the old interface."""
     x = torch.zeros(1, 3, 8, 8)
     with cuda_fp32(precision):
         exported = torch.export.export(nn.Conv2d(3, 4, 3), (x,), strict=False)

@@ -1,4 +1,4 @@
-"""Recording and timing of CUDA graphs, by a stand-in for the device; and on one if there is one."""
+"""Recording and timing of CUDA graphs: with a stand-in for a GPU, and on a GPU if there is one."""
 
 import gc
 import weakref
@@ -13,7 +13,7 @@ MICRO = 1e-6
 
 
 class Weights:
-    """What a launch reads."""
+    """Data that a launch reads."""
 
 
 def test_what_a_graph_reads_stays_as_long_as_the_graph(cuda):

@@ -1,4 +1,4 @@
-"""Work shared among threads: what each of them uses, what it leaves as it was, and no hang."""
+"""Work shared among threads: numbers of threads within and after it, errors, and no hang."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from emanet_triton.kernels import threads
 from emanet_triton.kernels.threads import for_each
 
 CPU = torch.device("cpu")
-SECONDS = 120  # after which something hangs, also on a busy machine
+SECONDS = 120  # something that takes longer hangs, also on a busy machine
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_slow_thread_takes_fewer_items(three_threads):
 
 def test_operations_of_every_thread_use_one_thread(three_threads):
     seen = []
-    for _ in range(2):  # its first call of PyTorch is not like the later ones
+    for _ in range(2):  # a thread's first call of PyTorch differs from later calls
         for_each(lambda: lambda _: seen.append(torch.get_num_threads()), range(6), CPU)
     assert seen == [1] * 12
 
@@ -159,7 +159,7 @@ def test_an_item_may_share_work_itself(three_threads):
     done = []
 
     def run(item):
-        torch.set_num_threads(2)  # or it would not share
+        torch.set_num_threads(2)  # one thread would share nothing
         for_each(lambda: lambda inner: done.append((item, inner)), range(3), CPU)
         torch.set_num_threads(1)
 
@@ -182,7 +182,7 @@ def test_several_callers_at_once(own_pool):
 
 @pytest.mark.parametrize(("signals", "seconds", "most"), [(1, 0.3, 6), (2, 0.6, 3)])
 def test_an_interruption_drops_what_has_not_begun(three_threads, signals, seconds, most):
-    """And the second one does not leave the threads at work."""
+    """A second signal does not leave the threads at work, either."""
     begun, ended = [], []
 
     def run(item):
@@ -233,7 +233,7 @@ x.add_(x)
 work()
 child = os.fork()
 if not child:
-    signal.alarm(10)  # or it might hang for ever
+    signal.alarm(10)  # ends a hang
 x.add_(x)
 work()
 assert torch.get_num_threads() == (2 if child else 1)

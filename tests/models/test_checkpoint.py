@@ -21,6 +21,7 @@ from checkpoint_files import (
     weights,
 )
 
+from emanet_triton.models import checkpoint
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files.inert import Inert
 from emanet_triton.models.checkpoint_files.torch_file import read_zip_file
@@ -168,10 +169,9 @@ def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path, monkeypatch):
     path = save(weights(), tmp_path / "x.pth")
     size = path.stat().st_size
 
-    def truncate(descriptor, *args, pread=os.pread):
-        head = pread(descriptor, *args)
+    def truncate(*head, reader=checkpoint._reader):
         os.truncate(path, size // 2)
-        return head
+        return reader(*head)
 
-    monkeypatch.setattr(os, "pread", truncate)
+    monkeypatch.setattr(checkpoint, "_reader", truncate)
     assert refusal_of(path).startswith("cannot be read (it became shorter while it was read)")

@@ -1,4 +1,4 @@
-"""Refusing what is no checkpoint, or none that can be trusted."""
+"""Files that are no checkpoints, or that cannot be trusted, are refused."""
 
 import math
 import os

@@ -97,7 +97,7 @@ def test_truncated_body_of_consistent_length(server, destination):
     server.body = BODY[:HALF]
     found = hashlib.sha256(BODY[:HALF]).hexdigest()[:8]
     message = refusal(server, destination)
-    assert f"begins with {found}, expected {SHA256}: it was thrown away" in message
+    assert f"begins with {found}, expected {SHA256}: the data were thrown away" in message
     assert not part_of(destination).exists()
 
 
@@ -105,7 +105,7 @@ def test_wrong_hash_is_thrown_away_and_can_be_repeated(server, destination):
     server.body = BODY[:-1] + b"\0"
     found = hashlib.sha256(server.body).hexdigest()[:8]
     message = refusal(server, destination)
-    assert f"begins with {found}, expected {SHA256}: it was thrown away" in message
+    assert f"begins with {found}, expected {SHA256}: the data were thrown away" in message
     assert not part_of(destination).exists()
 
     server.body = BODY
@@ -141,7 +141,7 @@ def test_part_that_is_too_long_starts_over(server, destination):
 def test_part_of_another_file_is_thrown_away(server, destination):
     destination.parent.mkdir(parents=True)
     part_of(destination).write_bytes(b"x" * HALF)
-    assert "it was thrown away" in refusal(server, destination)
+    assert "the data were thrown away" in refusal(server, destination)
     fetch(server, destination)
     assert_whole(destination)
 

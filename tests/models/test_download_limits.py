@@ -1,6 +1,7 @@
 """Downloads that must end, or go on without something: locks, planted files, pace, size."""
 
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -27,7 +28,7 @@ def test_a_file_system_without_locks(server, destination, monkeypatch, number):
     def flock(*_):
         raise OSError(getattr(errno, number), "no locks")
 
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)  # which filelock calls
     server.close_after = HALF
     message = refusal(server, destination)
     assert "The file can also be fetched by hand" in message

@@ -40,7 +40,7 @@ def images():
 
 @pytest.fixture(params=[True, False], ids=["winograd", "direct"])
 def _as_of_large_images(request, monkeypatch):
-    """Images so small would not go through Winograd's convolution."""
+    """Without this, the tests' small images would not go through Winograd's convolution."""
     if request.param:
         monkeypatch.setattr(winograd, "FEW_PIXELS", {4: 0, 2: 0})
 

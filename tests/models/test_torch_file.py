@@ -223,7 +223,7 @@ STRANGE = "expected a state dict of tensors, but 1 of 4 entries are something el
         (b"K\x05" + b"ca\nb\n" * 250_000, "the pickle takes more than 2000000 steps before byte "),
         (
             b"K\x05(" + b"K\x01" * 1000 + b"tq\x63" + b"h\x63\x85R" * 1000,
-            "the pickle calls what is no function before byte ",
+            "the pickle calls something that is no function before byte ",
         ),
         (item("collections.OrderedDict", b"(" + b"]" * 99 + b"l"), "has the unknown opcode 108"),
     ],
@@ -306,7 +306,7 @@ def test_a_legacy_list_of_storages_is_complete(tmp_path, keys, reason):
 
 
 def with_view(data: bytes, key: bytes, first: int, numel: int) -> bytes:
-    """The pickle whose first tensor without a view is of a part of storage 0."""
+    """The pickle; its first tensor without a view now lies in a part of storage 0."""
     view = b"(X" + struct.pack("<I", len(key)) + key + bytes([0x4B, first, 0x4B, numel]) + b"t"
     return data.replace(b"K\x06N", b"K\x06" + view, 1)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from emanet_triton.models import trial, trial_child
+from emanet_triton.models import trial
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.trial import Trial, Verdict
 
 SMALL = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
-TRIAL = Trial("fused", SMALL, 19, 32, 64, "auto", "float32", "cpu")
+TRIAL = Trial("fused", EMANet, SMALL, 19, 32, 64, "auto", "float32", "cpu")
 SOUND = Verdict(None)
 
 
@@ -48,14 +48,14 @@ def test_a_child_finds_the_network_sound(asked, monkeypatch, tmp_path):
 
 def test_a_child_finds_what_is_wrong():
     wrong = (
-        "from emanet_triton.models import trial_child\n"
-        "fuse = trial_child.fuse\n"
+        "from emanet_triton.models import trial\n"
+        "fuse = trial.fuse\n"
         "def doubled(model, **options):\n"
         "    network = fuse(model, **options)\n"
         "    network.decode_head.conv_seg.weight *= 2\n"
         "    return network\n"
-        "trial_child.fuse = doubled\n"
-        "trial_child.main()\n"
+        "trial.fuse = doubled\n"
+        "trial.main()\n"
     )
     found = trial.run(TRIAL, child(wrong))
     assert re.fullmatch(r"relative error \S+, expected at most 1\.0e-04", found.problem)
@@ -106,16 +106,16 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
 
 
 def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
-    """Which can end nothing that it has started."""
+    """A killed parent cannot end the processes that it has started."""
     file = tmp_path / "pid"
     waits = (
         "import os, time\n"
-        "from emanet_triton.models import trial_child\n"
+        "from emanet_triton.models import trial\n"
         "def attempt(trial):\n"
         f"    open({str(file)!r}, 'w').write(str(os.getpid()))\n"
         "    time.sleep(60)\n"
-        "trial_child.attempt = attempt\n"
-        "trial_child.main()\n"
+        "trial.attempt = attempt\n"
+        "trial.main()\n"
     )
     tries = f"import test_trial as t; t.trial.run(t.TRIAL, t.child({waits!r}))"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
@@ -127,7 +127,7 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
 
 
 def wait_until_gone(process):
-    """Gone, or waiting to be reaped."""
+    """Wait until a process has ended, or only waits to be reaped."""
 
     def is_gone():
         try:
@@ -163,19 +163,19 @@ def test_a_network_that_raises(monkeypatch, error, lasting):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(trial_child, "fuse", fail)
+    monkeypatch.setattr(trial, "fuse", fail)
     first = str(error).splitlines()[0]
-    assert trial_child.attempt(TRIAL) == Verdict(f"{type(error).__name__}: {first}", lasting)
+    assert trial.attempt(TRIAL) == Verdict(f"{type(error).__name__}: {first}", lasting)
 
 
 def test_a_device_that_cannot_be_used_tells_nothing():
-    found = trial_child.attempt(replace(TRIAL, device="cuda:99"))
+    found = trial.attempt(replace(TRIAL, device="cuda:99"))
     assert not found.lasting
 
 
 @pytest.fixture
 def trials(monkeypatch):
-    """A GPU, and children that come to ``verdict``; gives what was tried."""
+    """A GPU, and children that return ``verdict``; gives the list of trials."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     tried = []
     monkeypatch.setattr(trial, "run", lambda asked: tried.append(asked) or verdicts[-1])
@@ -190,7 +190,7 @@ BROKEN = "its trial was ended by Aborted: illegal access"
 
 
 def forget():
-    """As in another process."""
+    """Forget verdicts in memory, as in another process."""
     trial._cache.cache_clear()
 
 
@@ -252,6 +252,4 @@ def test_kernels_and_models_are_digested(trials, monkeypatch):
     digested = []
     monkeypatch.setattr(trial, "digest", lambda files: str(digested.extend(files)))
     trial.problem_of(ON_GPU)
-    assert {"block.py", "implicit_gemm.py", "fused.py", "trial_child.py"} <= {
-        f.name for f in digested
-    }
+    assert {"block.py", "implicit_gemm.py", "fused.py", "trial.py"} <= {f.name for f in digested}

@@ -1,4 +1,4 @@
-"""Where the fused network is relied on."""
+"""When the fused network is used, and when the plain network."""
 
 import sys
 from dataclasses import replace
@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from emanet_triton.models import trial, verified
-from emanet_triton.models.emanet import Architecture, EMANet
-from emanet_triton.models.fused import FusedEMANet
+from emanet_triton.models.emanet import Architecture, EMANet, FusedEMANet
 from emanet_triton.models.protocol import Protocol
 
 
@@ -110,12 +109,8 @@ def test_a_copy_with_pytorchs_em_attention_shares_the_weights(model):
 def test_from_a_child_that_dies_to_the_plain_network(model, monkeypatch):
     """The whole way; the child that tries the plain network lives, and tries it on the CPU."""
     monkeypatch.setattr(verified, "device_of", lambda model: torch.device("cuda", 0))
-    run, codes = (
-        trial.run,
-        iter(
-            ["import os; os.abort()", "from emanet_triton.models.trial_child import main; main()"]
-        ),
-    )
+    run = trial.run
+    codes = iter(["import os; os.abort()", "from emanet_triton.models.trial import main; main()"])
 
     def on_cpu(asked):
         return run(replace(asked, device="cpu"), [sys.executable, "-c", next(codes)])

@@ -118,7 +118,7 @@ def test_finds_the_weights(tmp_path, weights, name):
 
 
 def test_averaged_weights_stand_under_state_dict(tmp_path, weights):
-    """mmengine's EMAHook stores them there, and those before averaging beside them."""
+    """mmengine's EMAHook stores averaged weights there, and the other weights beside them."""
     beside = prefixed("module.")({key: value + 1 for key, value in weights.items()})
     path = save({"state_dict": weights, "ema_state_dict": beside}, tmp_path / "x.pth")
     with pytest.warns(UserWarning) as caught:

@@ -1,4 +1,4 @@
-"""Read a compiled kernel: registers, stack, tensor-core instructions, width of its loads."""
+"""Read a compiled kernel: registers, stack, tensor-core instructions, width of loads."""
 
 import math
 import re
@@ -18,24 +18,24 @@ Place = str  # file:line:column
 
 
 class Figures(NamedTuple):
-    """What the gates look at.
+    """Figures of a compiled kernel that the gates check.
 
     Attributes:
-        registers: of a thread.
-        stack: bytes of a thread, spilled registers included.
-        shared: bytes of a program.
-        tensor_core, count: the commonest tensor-core instruction, and how many there are.
-        waits: for tensor-core instructions, on sm_90.
-        load, full_load: of the load with the smallest ``load / full_load``: the bytes that a
-            thread loads at once, and the bytes that the tile would allow. Scalars and tiles that
-            a descriptor loads do not count.
+        registers: registers of a thread.
+        stack: bytes of stack of a thread, spilled registers included.
+        shared: bytes of shared memory of a program.
+        tensor_core, count: the most frequent tensor-core instruction, and how many there are.
+        waits: how many instructions wait for tensor cores, on sm_90.
+        load, full_load: bytes that a thread loads at once, and the bytes that the tile would allow,
+            for the load with the smallest ``load / full_load``. Scalars and tiles that a descriptor
+            loads do not count.
     """
 
     registers: int
     stack: int
     shared: int
     tensor_core: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     waits: int
     load: int
     full_load: int
@@ -53,7 +53,7 @@ def figures(compiled: CompiledKernel) -> Figures:
 
 def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
     """Registers, bytes of stack, the tensor-core instructions and sm_90's waits for them."""
-    # Disassembling takes its time.
+    # Disassembling takes long, so it is done for kernels with tensor-core instructions only.
     options = ("-sass",) if "mma." in compiled.asm["ptx"] else ()
     dump = dumped(compiled.asm["cubin"], *options)
     waits = dump.count("WARPGROUP.DEPBAR")
@@ -61,7 +61,7 @@ def _read_nvidia(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
 
 
 def dumped(cubin: bytes, *options: str) -> str:
-    """What cuobjdump says of the resources of a kernel, and by options more."""
+    """What cuobjdump prints about the resources of a kernel; options make it print more."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -71,8 +71,8 @@ def dumped(cubin: bytes, *options: str) -> str:
 
 
 def resources(dump: str) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, from what cuobjdump says."""
-    registers, stack = (int(re.search(rf"{n}:(\d+)", dump)[1]) for n in ("REG", "STACK"))
+    """Registers and bytes of stack of a thread, from the output of cuobjdump."""
+    registers, stack = (int(re.findall(rf"{n}:(\d+)", dump)[0]) for n in ("REG", "STACK"))
     return registers, stack
 
 
@@ -80,7 +80,7 @@ def _read_amd(compiled: CompiledKernel) -> tuple[int, int, list[str], int]:
     """As ``_read_nvidia``: vector registers and accumulators, scratch memory with its spills."""
     assembly = compiled.asm["amdgcn"]
     registers, scratch, spilled = (
-        int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+        int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])
         for name in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     )
     return registers, scratch + 4 * spilled, TENSOR_CORE.findall(assembly), 0
@@ -106,19 +106,19 @@ _LOCATION = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.MULTILINE)
 
 
 def _loaded_tiles(ttir: str) -> Iterator[tuple[Place, int, int]]:
-    """Of every load of a tile in Triton's code: its place, its elements, bytes of one of them."""
+    """For every load of a tile in Triton's code: place, number of elements, bytes of an element."""
     locations = dict(_LOCATION.findall(ttir))
     for shape, bits, name in _TILE.findall(ttir):
         yield _place(name, locations), math.prod(map(int, shape.split("x"))), int(bits) // 8
 
 
 def _place(name: str, locations: dict[str, str]) -> Place:
-    """File, line and column of a location; of a call those of the innermost function."""
+    """File, line and column of a location; for a call, those inside the called function."""
     text = locations[name]
     inner = re.search(r"#loc\d*", text)
     if inner:
         return _place(inner[0], locations)
-    path, line, column = re.fullmatch(r'"(.*)":(\d+):(\d+)', text).groups()
+    [(path, line, column)] = re.findall(r'^"(.*)":(\d+):(\d+)$', text)
     return f"{path.rpartition('/')[2]}:{line}:{column}"
 
 
@@ -141,15 +141,16 @@ def _load_instructions(compiled: CompiledKernel) -> Iterator[tuple[Place, int]]:
         if "inline asm" in line:
             inline, held = "begin" in line, False
         elif found := is_place.search(line):
-            # LLVM numbers the lines of inline assembly on from its first, which alone is right.
+            # LLVM counts lines on within inline assembly, so only the first of its places is right.
             place, held = place if held else found[1], inline
         elif found := is_load.search(line):
-            yield place, _nvidia_bytes(*found.groups()) if nvidia else _amd_bytes(*found.groups())
+            groups = found.groups(default="")
+            yield place, _nvidia_bytes(*groups) if nvidia else _amd_bytes(*groups)
 
 
-def _nvidia_bytes(vector: str | None, bits: str | None, copied: str | None) -> int:
+def _nvidia_bytes(vector: str, bits: str, copied: str) -> int:
     return int(copied, 16) if copied else int(vector or 1) * int(bits) // 8
 
 
-def _amd_bytes(kind: str, vector: str | None) -> int:
+def _amd_bytes(kind: str, vector: str) -> int:
     return _AMD_BYTES[kind] * int(vector or 1)

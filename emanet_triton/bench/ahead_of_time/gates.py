@@ -1,12 +1,12 @@
-"""Compile every shipped configuration for its target, without a GPU, and read what came out.
+"""Compile every shipped configuration for its target, without a GPU, and check the result.
 
     python -m emanet_triton.bench.ahead_of_time.gates [--write PATH] [--shipped-only]
 
-The table in ``benchmarks/results/compiled.csv`` has the rows of several Triton versions; each run
-replaces those of its own.
+The table in ``benchmarks/results/compiled.csv`` has rows of several Triton versions; a run replaces
+the rows of its own version.
 
-The operators' own launchers run on tensors of the meta device, under a driver that names a
-target and can do nothing else, so that each kernel is compiled exactly as it would be launched.
+The operators' own launchers run on tensors of the meta device, under a driver that only names a
+target. So each kernel is compiled exactly as it would be launched.
 """
 
 import argparse
@@ -41,9 +41,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes a program may have; sm_80 itself has 166,912, but its tiles serve its smaller kin too.
+# Bytes of shared memory of a program; sm_80 has 166,912, but smaller GPUs use its tiles, too.
 SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-TILE_NAMES = ("PRECISION", "P", "ROWS")  # of a tile, beside its blocks
+TILE_NAMES = ("PRECISION", "P", "ROWS")  # constants of a tile, beside its blocks
 
 COLUMNS = (
     *("kernel", "target", "dtype", "configuration", "constants"),
@@ -51,13 +51,13 @@ COLUMNS = (
     "triton",
 )
 KEY = (*COLUMNS[:5], "triton")
-# Versions of Triton with which every gate has held. Another one may well use more registers: what
-# it breaks is reported, and only a launch that would not fit is a failure.
+# Versions of Triton with which every gate has held. Another version may use more registers, so its
+# problems are printed, but only a kernel that would not fit is a failure.
 SEEN = ("3.6", "3.7", "3.8", "3.9")
 
 
 class Compiled(NamedTuple):
-    """Rows of what compiles, and messages about what does not."""
+    """Rows of kernels that compile, and messages about kernels that do not."""
 
     rows: list[dict[str, str]]
     failures: list[str]
@@ -96,7 +96,7 @@ def compile_group(group: Group) -> Compiled:
 
 
 class Compiler:
-    """A Triton driver of an architecture: all that the launch path asks before it launches."""
+    """A Triton driver of an architecture: it answers all that a launch asks before it starts."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -127,7 +127,7 @@ def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int | 
 def compile_all(everything: bool, processes: int) -> Compiled:
     """Every shipped configuration, sorted; each process compiles a group at a time."""
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C ends the processes without a word, and this one answers.
+    # Ctrl-C ends the processes silently; this process prints the message.
     end = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with ProcessPoolExecutor(processes, context, initializer=end) as pool:
         done = list(pool.map(compile_group, groups(everything)))
@@ -137,10 +137,11 @@ def compile_all(everything: bool, processes: int) -> Compiled:
 
 
 def problems(rows: Iterable[dict[str, str]]) -> list[str]:
-    """What breaks a gate.
+    """What breaks a gate, a message each.
 
-    A stack, too much shared memory, no tensor core where one is meant, products of a convolution
-    that wait for one another, or loads narrower than contiguous memory and the tile allow.
+    These are: a stack, too much shared memory, no tensor-core instruction where one is expected,
+    products of a convolution that wait for one another, and loads that are narrower than contiguous
+    memory and the tile allow.
     """
     found = []
     for row in rows:
@@ -152,8 +153,8 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
             found.append(f"{what}: {row['shared']} bytes of shared memory, over {limit}")
         if uses_tensor_cores(row) != bool(int(row["count"])):
             found.append(f"{what}: {row['count']} tensor-core instructions")
-        # Where the assembler serialises products a wait follows each; two there always are, one
-        # in the loop, one after it.
+        # If the assembler serialises products, a wait follows each of them. Two waits are normal:
+        # one in the loop and one after it.
         if row["kernel"].startswith("conv_") and int(row["waits"]) > max(2, int(row["count"]) // 2):
             found.append(f"{what}: {row['waits']} waits for {row['count']} products")
         if loads_are_contiguous(row) and int(row["load"]) < int(row["full_load"]):
@@ -162,17 +163,17 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
 
 
 def does_not_fit(rows: Iterable[dict[str, str]]) -> list[str]:
-    """The problems that would keep a kernel from starting: too much shared memory."""
+    """The problems that keep a kernel from starting: too much shared memory."""
     return [problem for problem in problems(rows) if "of shared memory, over" in problem]
 
 
 def is_seen(version: str) -> bool:
-    """Whether a version of Triton is one with which every gate has held."""
+    """Whether every gate has held with this version of Triton."""
     return ".".join(re.split(r"\D", version)[:2]) in SEEN
 
 
 def uses_tensor_cores(row: dict[str, str]) -> bool:
-    """Whether a kernel is meant to: products do, but those of fp32 in full on NVIDIA's."""
+    """Whether a kernel should: all products do, except exact fp32 products on NVIDIA GPUs."""
     if "PRECISION" not in row["configuration"]:
         return row["kernel"] == "conv_bottleneck"
     of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
@@ -182,9 +183,9 @@ def uses_tensor_cores(row: dict[str, str]) -> bool:
 def loads_are_contiguous(row: dict[str, str]) -> bool:
     """Whether a thread can load 16 bytes at once.
 
-    It cannot where interpolation gathers, in NCHW features whose number of positions is odd, or
-    where an image has three channels. Nor can it for a TF32 product on sm_90 and sm_100:
-    the product reads its operands along the summed axis, and memory is contiguous along the other.
+    It cannot where interpolation gathers, in NCHW features with an odd number of positions, and in
+    images of three channels. It cannot either for some TF32 products on sm_90 and sm_100: they read
+    their operands along the summed axis, and memory is contiguous along the other axis.
     """
     narrow = {"resample_kernel"}
     if row["target"] in ("sm_90", "sm_100") and "PRECISION=tf32 " in row["configuration"]:
@@ -197,7 +198,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a table that ``--write`` wrote.
 
     Raises:
-        InputError: it is none.
+        InputError: the file is no such table.
     """
     try:
         with path.open(newline="") as file:
@@ -214,7 +215,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     """Write rows to a table; its rows of other versions of Triton stay.
 
     Raises:
-        InputError: what is there is no table, or it cannot be written.
+        InputError: the path is another file, or cannot be written.
     """
     earlier = _earlier(path)
     versions = {row["triton"] for row in rows}
@@ -241,7 +242,10 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="python -m emanet_triton.bench.ahead_of_time.gates",
+        description=__doc__.splitlines()[0],
+    )
     parser.add_argument(
         "--write",
         type=Path,

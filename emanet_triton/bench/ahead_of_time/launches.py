@@ -1,8 +1,9 @@
-"""What is compiled: launches on the meta device that reach every shipped configuration."""
+"""Launches on the meta device that together use every shipped configuration."""
 
+import functools
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -10,25 +11,23 @@ import torch
 from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.resample import gather as resample_triton
-from emanet_triton.kernels.tile import PRECISIONS
+from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 
-ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-# Kernels whose tiles depend on C alone, those whose tiles depend on K, and those of the block
-# that read the features.
+# Kernels whose tiles depend on C alone, kernels whose tiles depend on K, and kernels of the block
+# that read features.
 BY_CHANNELS = ("em_reduce", "em_normalise")
 BY_BASES = ("em_e_step", "em_m_step")
 OF_FEATURES = (*BY_BASES, "em_epilogue")
 
-HALF, SINGLE = None, torch.float32  # of a residual or an output: the images' dtype, float32
+HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
-# Batch, C, H, W, O, kernel, stride, dilation, residual or not, its dtype, dtype of the output:
-# layers of the network, and with odd sizes, that reach every tile.
+# Batch, C, H, W, O, kernel, stride, dilation, whether there is a residual, its dtype, the output's
+# dtype. They are layers of the network, also at odd sizes, and use every tile.
 CONVOLUTIONS = (
     (1, 512, 128, 256, 512, 3, 1, 4, True, HALF, HALF),
     (1, 128, 128, 256, 128, 3, 1, 1, False, HALF, HALF),
@@ -62,29 +61,9 @@ RESAMPLINGS = {
 }
 
 
-class Launch(Protocol):
-    """Launches of kernels for an architecture.
-
-    Attributes:
-        arch, dtype: as the table names them.
-        note: what tells its uses from others of the same constants.
-        kernels: those of interest; all unless given.
-    """
-
-    arch: str
-    dtype: str
-    note: str
-    kernels: tuple[str, ...] | None
-
-    def run(self) -> None:
-        """Launch on the meta device."""
-
-
-class Group(NamedTuple):
-    """Launches that one process compiles: every use, or each tile in the first that reaches it."""
-
-    launches: tuple[Launch, ...]
-    every_use: bool = True
+# Each class of launches has ``arch`` and ``dtype``, as the table names them; ``note``, which tells
+# apart uses with the same constants; ``kernels``, the names of the kernels of interest, or None for
+# all; and ``run``, which launches on the meta device.
 
 
 @dataclass(frozen=True)
@@ -105,18 +84,18 @@ class EMLaunch:
         return "channels-last" if self.channels_last else "NCHW"
 
     def run(self) -> None:
-        dtype = {"dtype": DTYPES[self.dtype], "device": "meta"}
-        feats = torch.empty(2, 32768, self.channels, **dtype)
+        empty = functools.partial(torch.empty, dtype=DTYPES[self.dtype], device="meta")
+        feats = empty(2, 32768, self.channels)
         if not self.channels_last:
-            feats = torch.empty(2, self.channels, 97 * 97, **dtype).mT
-        bases = torch.empty(1, self.channels, self.bases, **dtype)
-        with mock.patch.object(em_attention, "architecture", lambda device: self.arch):
+            feats = empty(2, self.channels, 97 * 97).mT
+        bases = empty(1, self.channels, self.bases)
+        with mock.patch.object(em_attention, "gpu_arch", lambda device: self.arch):
             if self.operator == "em_attention":
-                em_attention.em_attention(feats, bases, 2, self.precision)
+                em_attention.run_attention(feats, bases, 2, self.precision)
             else:
-                weight, bias = torch.empty(self.channels, self.channels, **dtype), feats[0, 0]
+                weight, bias = empty(self.channels, self.channels), feats[0, 0]
                 convolutions = weight, bias, weight, bias
-                em_block.em_attention_block(feats, bases, *convolutions, 2, self.precision)
+                em_block.run_block(feats, bases, *convolutions, 2, self.precision)
 
 
 @dataclass(frozen=True)
@@ -211,8 +190,18 @@ class ConfusionLaunch:
         resample_triton.confusion(images, images, self.classes)
 
 
+Launch = EMLaunch | ConvLaunch | BottleneckLaunch | ResampleLaunch | ConfusionLaunch
+
+
+class Group(NamedTuple):
+    """Launches that one process compiles: every use, or each tile in its first use only."""
+
+    launches: tuple[Launch, ...]
+    every_use: bool = True
+
+
 def groups(everything: bool) -> list[Group]:
-    """What reaches every shipped configuration; with everything, EM's other uses, too."""
+    """Launches of every shipped configuration; with ``everything`` also EM's other uses."""
     found = [Group((launch,)) for launch in _em(everything)]
     for arch, dtype, precision in dict.fromkeys(
         (tile.arch, tile.dtype, tile.meta.get("PRECISION", "ieee")) for tile in conv_tiles.SHIPPED
@@ -232,7 +221,7 @@ def _em(everything: bool) -> list[EMLaunch]:
     found = []
     for arch in ARCHS:
         for dtype in DTYPES:
-            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+            for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 if arch == "gfx942" and precision == "tf32x3":
                     continue  # served by ieee
                 products = (arch, dtype, precision)

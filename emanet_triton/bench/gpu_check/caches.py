@@ -1,9 +1,8 @@
-"""Compiled kernels and what was found out about them, carried from one machine to another."""
+"""Compiled kernels and the choices among them, carried from one machine to another."""
 
 import io
 import json
 import lzma
-import platform
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -13,23 +12,17 @@ from pathlib import Path
 from emanet_triton.bench.gpu_check.own import read_json
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import write_whole
-from emanet_triton.kernels.cache import triton_version
 
 NAME = "triton_cache.tar.xz"
 TRITON, PACKAGE = "triton", "xdg"  # folders in it
-MADE_WITH = "made_with.json"
 BINARIES = (".cubin", ".hsaco")
-KEPT = (*BINARIES, ".json", ".so")  # of Triton's files; the others are what binaries are made of
-QUICK = 1  # of xz: a tenth of the time for half as much again
+KEPT = (*BINARIES, ".json", ".so")  # the other files of Triton are earlier stages of the binaries
+QUICK = 1  # xz then takes a tenth of the time, and half as much space again
 
 
 @dataclass(frozen=True)
 class Caches:
-    """The caches of a stage.
-
-    Attributes:
-        folder: holds Triton's and this package's.
-    """
+    """The caches of a stage: a folder with Triton's cache and this package's cache."""
 
     folder: Path
 
@@ -48,22 +41,19 @@ class Caches:
         return sum(path.suffix in BINARIES for path in self.triton.glob("*/*"))
 
     def fill(self, given: Path | None) -> None:
-        """Make the folders, with the contents of what was packed elsewhere if it is given.
+        """Make the folders, and fill them from another machine's.
 
         Args:
-            given: a folder of Triton's; an archive of ``pack``, or of a stage, which holds one; or
-                the folder of an unpacked one.
+            given: a cache folder of Triton, or the tar archive of a stage.
 
         Raises:
-            InputError: it is not there, or holds no kernels.
+            InputError: ``given`` does not exist, or holds no kernels.
         """
         for path in (self.triton, self.package):
             path.mkdir(parents=True, exist_ok=True)
         if given is None:
             return
-        if (given / TRITON).is_dir():
-            shutil.copytree(given, self.folder, dirs_exist_ok=True)
-        elif given.is_dir():
+        if given.is_dir():
             _copy(given, self.triton)
         else:
             _unpack(given, self.folder)
@@ -78,26 +68,19 @@ class Caches:
         return len(times), max(times, default=0)
 
     def pack(self, path: Path) -> None:
-        """Write an archive of the kernels, of their launchers and of this package's findings.
+        """Write an archive of the kernels, their launchers and this package's choices.
 
         Raises:
-            OSError: it cannot be written, or a file has just been removed.
+            OSError: the archive cannot be written, or a file has just been removed.
         """
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:xz", preset=QUICK) as tar:
+        with (
+            lzma.open(buffer, "wb", preset=QUICK) as compressed,
+            tarfile.open(fileobj=compressed, mode="w") as tar,
+        ):
             for file in self._files():
                 tar.add(file, file.relative_to(self.folder).as_posix())
-            made = {"python": platform.python_version(), "triton": triton_version()}
-            content = json.dumps(made)
-            info = tarfile.TarInfo(MADE_WITH)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content.encode()))
         write_whole(path, buffer.getvalue())
-
-    def made_with(self) -> str:
-        """The versions that an archive was packed with; empty if it does not say."""
-        made = read_json(self.folder / MADE_WITH)
-        return ", ".join(f"{name} {value}" for name, value in made.items())
 
     def _files(self) -> list[Path]:
         return [*_kept(self.triton), *self.package.glob("emanet_triton/*.jsonl")]
@@ -115,15 +98,16 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """An archive of ``pack``, or one that holds such a one."""
+    """Unpack the archive of ``pack`` that the archive of a stage holds."""
     try:
         with tarfile.open(path) as tar:
-            inner = [m for m in tar.getmembers() if Path(m.name).name == NAME and m.isfile()]
-            if not inner:
-                tar.extractall(folder, filter="data")
-                return
-            with tarfile.open(fileobj=tar.extractfile(inner[-1])) as packed:
+            inner = tar.extractfile(NAME)
+            if inner is None:  # a folder of this name
+                raise KeyError
+            with tarfile.open(fileobj=inner) as packed:
                 packed.extractall(folder, filter="data")
+    except KeyError:
+        return  # there are no kernels in it
     except FileNotFoundError:
         raise InputError(f"--triton-cache {path}: there is no such file or folder") from None
     except tarfile.ReadError:
@@ -135,7 +119,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _move_group(group: Path) -> None:
-    """Triton keeps the full paths of a kernel's files: name those that are here."""
+    """Correct the paths of a kernel's files: Triton keeps full paths, here of another machine."""
     names = read_json(group).get("child_paths")
     if not isinstance(names, dict):  # it was being written when it was packed
         group.unlink()

@@ -1,19 +1,18 @@
-"""Cases of correctness: a call of an operator beside float64 and plain PyTorch."""
+"""Cases of correctness: an operator's result against float64 and plain PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from emanet_triton.bench.gpu_check.compared import Compared, close, equal, poisoned
-from emanet_triton.bench.machine import DTYPES
 from emanet_triton.bench.networks import make_protocol
-from emanet_triton.bench.options import Size
 from emanet_triton.bench.suites import em, post
-from emanet_triton.bench.walk import OperatorCall, Recorder
-from emanet_triton.inference.taps import tap_tables
+from emanet_triton.bench.walk import OperatorCall, recorded
+from emanet_triton.inference.views import Size
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import IGNORE, confusion_counts, resample_probabilities
@@ -22,40 +21,30 @@ Run = Callable[[], tuple[Tensor, ...]]  # returns the outputs
 
 
 class Case(Protocol):
-    """One problem, picklable.
+    """One problem. It can be pickled."""
 
-    Attributes:
-        name: what it is called.
-    """
-
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def calls(self) -> list[OperatorCall]:
         """The calls of operators that it makes, on the meta device."""
 
     def runner(self, device: str) -> Run:
-        """The call, with inputs on a device."""
+        """A function that runs the operator on inputs on a device."""
 
     def compare(self, device: str) -> list[Compared]:
-        """Run it on a device; every output as it compares."""
-
-
-def recorded(function: Callable[[], object]) -> list[OperatorCall]:
-    """The operator calls that a function makes."""
-    with torch.inference_mode(), Recorder() as recorder:
-        function()
-    return list(recorder.calls)
+        """Run the operator on a device, and compare each output with the exact one."""
 
 
 @dataclass(frozen=True)
 class EmCase:
-    """EM attention or its block.
+    """EM attention, or its block.
 
     Attributes:
         operation: "attention" or "block".
-        batch, size, channels, bases: of the features [B, C, H, W], size being (H, W), and K.
+        batch, size, channels, bases: B, (H, W) and C of the features [B, C, H, W], and K.
         dtype: "bf16", "fp16" or "fp32".
-        precision: of products of float32.
+        precision: how products of float32 are computed.
         layout: "channels-last" or "nchw".
     """
 
@@ -76,7 +65,7 @@ class EmCase:
         return f"{self.operation} {sizes} {self.dtype}{precision} {self.layout}"
 
     def calls(self) -> list[OperatorCall]:
-        options = {"dtype": DTYPES[self.dtype], "device": "meta"}
+        options: dict[str, Any] = {"dtype": DTYPES[self.dtype], "device": "meta"}
         shape = self.batch, self.channels, *self.size
         feats = torch.empty(shape, memory_format=em.LAYOUTS[self.layout], **options)
         weight = torch.empty(self.channels, self.channels, **options)
@@ -84,8 +73,8 @@ class EmCase:
         vector = torch.empty(self.channels, **options)
         return recorded(lambda: self._run(feats, bases, weight, vector, weight, vector))
 
-    def _run(self, feats: Tensor, bases: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        options = {"backend": "triton", "precision": self.precision}
+    def _run(self, feats: Tensor, bases: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+        options: dict[str, Any] = {"backend": "triton", "precision": self.precision}
         if self.operation == "attention":
             return ops.em_attention(feats, bases, **options)
         return ops.em_attention_block(feats, bases, *weights, **options)
@@ -146,15 +135,12 @@ class LabelsCase:
 
     def _problem(self, device: str) -> post.Problem:
         protocol = make_protocol(self.mode, self.size, self.tiny)
-        return post.make_problem(
-            protocol, self.ms_flip, self.size[::-1], DTYPES[self.dtype], device
-        )
+        return post.make_problem(protocol, self.ms_flip, self.size, DTYPES[self.dtype], device)
 
     def _run(self, problem: post.Problem) -> tuple[Tensor, ...]:
         if not self.probabilities:
             return (problem.taps("triton"),)
-        tables = tap_tables(problem.protocol, problem.size, self.ms_flip, problem.packed.device)
-        return resample_probabilities(problem.packed, *tables, backend="triton")
+        return resample_probabilities(problem.packed, *problem.tables(), backend="triton")
 
     def runner(self, device: str) -> Run:
         problem = self._problem(device)
@@ -173,7 +159,7 @@ class LabelsCase:
 
 @dataclass(frozen=True)
 class ConfusionCase:
-    """Counts of an image's pairs of a target and a label, of which some are no class."""
+    """Counts of the pairs of target and label in an image. Some targets and labels are no class."""
 
     size: Size
     classes: int
@@ -187,24 +173,19 @@ class ConfusionCase:
         return recorded(lambda: confusion_counts(image, image, self.classes, backend="triton"))
 
     def runner(self, device: str) -> Run:
-        arguments = *(image.to(device) for image in self._images()), self.classes
-        return lambda: (confusion_counts(*arguments, backend="triton"),)
+        return self._runner(device, "triton")
 
     def compare(self, device: str) -> list[Compared]:
         (got,) = poisoned(self.runner(device), device)
-        return [equal("counts", got, self._counts(*self._images()).to(device))]
+        (want,) = self._runner("cpu", "torch")()
+        return [equal("counts", got, want.to(device))]
 
-    def _images(self) -> tuple[Tensor, Tensor]:
+    def _runner(self, device: str, backend: str) -> Run:
         generator = torch.Generator().manual_seed(0)
-        shape, high = (1, *self.size), self.classes + 2
         targets, labels = (
-            torch.randint(high, shape, dtype=torch.uint8, generator=generator) for _ in range(2)
+            torch.randint(self.classes + 2, (1, *self.size), dtype=torch.uint8, generator=generator)
+            for _ in range(2)
         )
-        targets[targets == high - 1] = IGNORE
-        return targets, labels
-
-    def _counts(self, targets: Tensor, labels: Tensor) -> Tensor:
-        c = self.classes
-        known = (targets < c) & (labels < c)
-        pairs = torch.where(known, targets.long() * c + labels, c * c)[targets != IGNORE]
-        return torch.bincount(pairs, minlength=c * c + 1)
+        targets[targets == self.classes + 1] = IGNORE
+        images = targets.to(device), labels.to(device)
+        return lambda: (confusion_counts(*images, self.classes, backend=backend),)

@@ -1,4 +1,4 @@
-"""An output held against the exact one: how far it is off, and where first."""
+"""An output compared with the exact one: how far it is off, and where first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of an output.
+    """An output compared with the exact one.
 
     Attributes:
         output: its name.
         error: the largest difference; None if that is not a number.
-        bound: the largest that passes.
-        wrong: how many elements are further off than that, or not numbers.
-        elements: how many there are.
-        first: the first of the wrong ones.
+        bound: the largest difference that passes.
+        wrong: how many elements are further off than the bound, or not a number.
+        elements: how many elements there are.
+        first: the first wrong elements.
     """
 
     output: str
@@ -42,7 +42,7 @@ class Compared:
     first: list[Wrong]
 
     def __str__(self) -> str:
-        """What is wrong with it."""
+        """What is wrong with the output."""
         at = self.first[0]
         return (
             f"{self.output}: {self.wrong} of {self.elements} wrong, the first at "
@@ -52,13 +52,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a case of correctness.
+    """The result of a case of correctness.
 
     Attributes:
         family, case: what was checked.
         gate: "passed", "absent: why" or "failed: why".
-        seconds: that it took.
-        outputs: each as compared.
+        seconds: duration of the check.
+        outputs: each output compared with the exact one.
     """
 
     family: str
@@ -69,7 +69,7 @@ class Finding:
 
 
 def gate_of(outputs: list[Compared]) -> str:
-    """Whether all outputs are right, or what is wrong with the first that is not."""
+    """Whether all outputs are right, or what is wrong with the first wrong one."""
     wrong = [str(compared) for compared in outputs if compared.wrong]
     return f"failed: {wrong[0]}" if wrong else PASSED
 
@@ -82,17 +82,18 @@ def close(
     dtype: torch.dtype,
     precision: str = "ieee",
 ) -> Compared:
-    """Three-way: at most twice plain PyTorch's error, and one rounding of the largest value.
+    """Compare with a bound: twice plain PyTorch's error, and one rounding of the largest value.
 
-    In TF32 it is four times: Triton cuts the operands off where cuBLAS and cuDNN may round them.
+    In TF32 it is four times plain PyTorch's error: Triton truncates operands, while cuBLAS and
+    cuDNN may round them.
 
     Args:
         output: its name.
-        got: of the kernels.
-        want: in float64.
-        plain: what plain PyTorch makes in ``dtype``.
+        got: the output of the kernels.
+        want: the output in float64.
+        plain: the output of plain PyTorch in ``dtype``.
         dtype: of the inputs.
-        precision: of products of float32.
+        precision: how products of float32 are computed.
     """
     largest = want.abs().max().item()
     allowed = (plain.double() - want).abs().max().item()
@@ -103,7 +104,7 @@ def close(
 
 
 def equal(output: str, got: Tensor, want: Tensor, counts: Tensor | None = None) -> Compared:
-    """To the last bit, where ``counts`` is true if it is given."""
+    """Compare to the last bit, only where ``counts`` is true if it is given."""
     difference = (got.double() - want.double()).abs()
     if counts is not None:
         difference = difference * counts
@@ -114,7 +115,7 @@ def _compared(
     output: str, got: Tensor, want: Tensor, wrong: Tensor, difference: Tensor, bound: float
 ) -> Compared:
     error = difference.max().item()
-    places = wrong.flatten().nonzero()[:SHOWN, 0]
+    places = wrong.flatten().nonzero()[:SHOWN, 0]  # takes less memory than indices of all axes
     indices = torch.stack(torch.unravel_index(places, wrong.shape), 1).tolist()
     first = [Wrong(index, got[*index].item(), want[*index].item()) for index in indices]
     finite = error if error == error else None
@@ -122,7 +123,7 @@ def _compared(
 
 
 def poisoned(run: Callable[[], tuple[Tensor, ...]], device: str) -> tuple[Tensor, ...]:
-    """What ``run`` returns the second time: the memory of its first results is filled with NaN.
+    """The results of the second of two runs: the memory of the first results is filled with NaN.
 
     PyTorch's allocator nearly always gives the same memory out again, so that an element which
     nobody writes is not a number.

@@ -1,11 +1,11 @@
 """A step: every family of kernels against float64 on the GPU, at the networks' shapes.
 
-Each family runs in a process of its own. Where a case ends it, the next case gets a new one.
+Each family runs in a process of its own. If a case ends the process, the next case gets a new one.
 """
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,15 +20,14 @@ from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.measure import Lost, Watch
 
 AT_ONCE = 6  # processes, which share one GPU
-MANY = 100  # cases of a family, which two processes share
-SILENCE = 45  # seconds: a case takes one or two
+MANY = 100  # cases: two processes share a family that has more
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run families of cases: 1 where one failed, else 0."""
-    made = own.parser("correct", __doc__)
-    made.add_argument("families", nargs="+", choices=list(FAMILIES), metavar="FAMILY")
-    options = made.parse_args(arguments)
+    """Check families of cases. Returns 1 if a case fails, else 0."""
+    parser = own.StepParser("correct", __doc__)
+    parser.add_argument("families", nargs="+", choices=list(FAMILIES), metavar="FAMILY")
+    options = parser.parse(arguments)
     gpu = Gpu.of_arch(options.arch) if options.rehearse else Gpu.here()
     cases = {name: FAMILIES[name](gpu, options.tiny) for name in options.families}
     findings: list[Finding] = []
@@ -47,48 +46,43 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report(path: Path, finding: Finding) -> None:
-    """Add a finding to a file; print it unless all is well."""
+    """Add a finding to a file. Print it if the case failed."""
     own.append_json(path, asdict(finding))
     if finding.gate.startswith("failed"):
         print(f"{finding.family}: {finding.case}: {finding.gate}", flush=True)
 
 
-def run_families(cases: dict[str, list[Case]], device: str, found) -> None:
-    """Check the cases of all families; ``found`` gets each finding.
-
-    Args:
-        cases: family → its cases.
-        device: where they run.
-        found: takes a ``Finding``.
-    """
-    lanes: list[Iterator[functools.partial]] = []
+def run_families(
+    cases: Mapping[str, Sequence[Case]], device: str, found: Callable[[Finding], None]
+) -> None:
+    """Check the cases of all families, by the family's name, on a device."""
+    lanes = []
     for family, own_cases in cases.items():
         jobs = iter([functools.partial(check, family, case, device) for case in own_cases])
         lanes += [jobs] * (2 if len(own_cases) > MANY else 1)
 
-    def done(job: functools.partial, result: object) -> None:
+    def done(job: functools.partial[Finding], result: Finding | Lost) -> None:
         family, case, _ = job.args
         if isinstance(result, Lost):
             result = Finding(family, case.name, f"failed: {result.reason}")
         found(result)
 
-    run_lanes(lanes, min(AT_ONCE, len(lanes)), SILENCE, done)
+    run_lanes(lanes, min(AT_ONCE, len(lanes)), own.SILENCE, done)
 
 
 def check(family: str, case: Case, device: str, watch: Watch) -> Finding:
-    """What comes of a case in this process.
+    """Check a case in this process.
 
     Raises:
-        Lost: it has broken this process.
+        Lost: the case has broken this process.
     """
     watch.begins(case.name)
     begin = time.monotonic()
     try:
         outputs = case.compare(device)
+        gate = gate_of(outputs)
     except Exception as error:  # a case that breaks is not the end of its family
         outputs, gate = [], watch.gate_of(case.name, error)
-    else:
-        gate = gate_of(outputs)
     if device == "cuda":
         torch.cuda.empty_cache()
     return Finding(family, case.name, gate, time.monotonic() - begin, tuple(outputs))

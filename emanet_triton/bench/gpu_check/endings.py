@@ -1,18 +1,18 @@
-"""No step of a run outlives it."""
+"""No step outlives its stage."""
 
 import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 
-# The second read ends when this process does: then nobody can write any more.
+# The second read ends when this process ends, because then nobody can write any more.
 GUARD = 'read -r group; read -r end; kill -s KILL -- "-$group"'
 
 
 @contextlib.contextmanager
 def guard() -> Iterator[Callable[[int], None]]:
-    """Yields a function: the process group that it gets ends with this process, even by SIGKILL.
+    """Yields a function that takes a process group: the group ends with this process.
 
-    After the block the group may live on.
+    Even if this process ends by SIGKILL. After the block the group may live on.
     """
     process = subprocess.Popen(
         ["sh", "-c", GUARD],
@@ -20,15 +20,14 @@ def guard() -> Iterator[Callable[[int], None]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a hangup of the terminal must not end it
+        text=True,
     )
 
     def watch(group: int) -> None:
-        process.stdin.write(f"{group}\n".encode())
-        process.stdin.flush()
+        print(group, file=process.stdin, flush=True)
 
-    try:
-        yield watch
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
+    with process:
+        try:
+            yield watch
+        finally:
+            process.kill()

@@ -1,91 +1,70 @@
-"""What a stage runs: the networks' operator calls, and the families of correctness."""
+"""The networks' operator calls, and the families of cases of correctness."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from emanet_triton.bench.gpu_check import meta
-from emanet_triton.bench.gpu_check.cases import (
-    Case,
-    ConfusionCase,
-    EmCase,
-    LabelsCase,
-    recorded,
-)
+from emanet_triton.bench.gpu_check.cases import Case, ConfusionCase, EmCase, LabelsCase
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
-from emanet_triton.bench.growth import FEWEST_POINTS
-from emanet_triton.bench.networks import BLOCKS
-from emanet_triton.bench.options import Size
-from emanet_triton.bench.suites import scale, train_mem
-from emanet_triton.bench.suites.model import MODES
-from emanet_triton.bench.walk import OperatorCall, walk
+from emanet_triton.bench.networks import MODES, NETWORKS
+from emanet_triton.bench.suites import train_mem
+from emanet_triton.bench.suites.conv_layers import convolutions_of
+from emanet_triton.bench.walk import OperatorCall, recorded, walk
+from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
-from emanet_triton.kernels.tile import PRECISIONS
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.kernels.tile import FP32_PRECISIONS
+from emanet_triton.models.network import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
 
 SIZE: Size = (1024, 2048)
 WINDOW: Size = (769, 769)
-SMALL: Size = (24, 40)  # of images, in a tiny run
-
-Families = dict[str, Callable[[Gpu, bool], list[Case]]]
+SMALL: Size = (24, 40)  # size of images in a tiny run
 
 
 def network_calls(
     networks: Sequence[str], modes: Sequence[str], dtype: str = "bf16", size: Size = SIZE
 ) -> list[OperatorCall]:
-    """The distinct calls of fused networks, a bottleneck's three convolutions among them."""
+    """The distinct calls of fused networks, and the three convolutions of each bottleneck."""
     found: dict[OperatorCall, None] = {}
     for network, mode in itertools.product(networks, modes):
         for call in walk(network, mode, size, dtype=dtype):
             found[call] = None
-            found |= dict.fromkeys(separate(call))
+            found |= dict.fromkeys(convolutions_of(call))
     return list(found)
 
 
-def separate(call: OperatorCall) -> list[OperatorCall]:
-    """The three convolutions of a bottleneck; of another call none."""
-    if call.name != "bottleneck":
-        return []
-    x, weights, biases, residual, *_ = call.values()
-
-    def run() -> None:
-        out = x
-        for weight, bias, added in zip(weights, biases, (None, None, residual), strict=True):
-            out = conv_bias_act(out, weight, bias, added)
-
-    return recorded(run)
-
-
 def convolutions(
-    calls: Sequence[OperatorCall], provider: str, precision: str = "ieee"
+    calls: Sequence[OperatorCall], backend: str, precision: str = "ieee"
 ) -> list[OperatorCall]:
-    """The convolutions among some calls, by a provider."""
+    """The convolutions among some calls, by another backend."""
     own = (call for call in calls if call.name == "conv_bias_act")
-    return list(dict.fromkeys(call.but(provider=provider, precision=precision) for call in own))
+    return list(dict.fromkeys(call.but(backend=backend, precision=precision) for call in own))
 
 
 def small_cases() -> list[Case]:
-    """Of every kernel a small case."""
+    """A small case for each kernel."""
 
     def image(*shape: int) -> torch.Tensor:
         return torch.empty(
             shape, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last
         )
 
+    def bias(size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device="meta")
+
     def run() -> None:
-        bias = torch.empty(64, device="meta")
-        conv_bias_act(image(1, 64, 8, 128), image(64, 64, 3, 3), bias, provider="triton")
-        conv_bias_act(image(1, 64, 9, 17), image(64, 64, 3, 3), bias, provider="triton")
+        for sides in ((8, 128), (9, 17)):  # by conv_rows on sm_90, and by conv_pointers
+            conv_bias_act(image(1, 64, *sides), image(64, 64, 3, 3), bias(64), backend="triton")
         weights = image(64, 256, 1, 1), image(64, 64, 3, 3), image(256, 64, 1, 1)
-        biases = bias, bias, torch.empty(256, device="meta")
-        bottleneck(image(1, 256, 8, 16), weights, biases, provider="triton")
+        biases = bias(64), bias(64), bias(256)
+        bottleneck(image(1, 256, 8, 16), weights, biases, backend="triton")
 
     *convs, block = recorded(run)
-    conv_cases = [ConvCase(call) for call in convs]
-    return [*conv_cases, BottleneckCase(block), *_em_small(), *_labels(True), *_confusion(True)]
+    others = [*_em("attention", True), *_em("block", True), *_labels(True), *_confusion(True)]
+    return [*map(ConvCase, convs), BottleneckCase(block), *others]
 
 
 def small_calls() -> list[OperatorCall]:
@@ -94,7 +73,7 @@ def small_calls() -> list[OperatorCall]:
 
 
 def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
-    """All that every stage launches, but for a sweep's tiles: a call of each."""
+    """Everything that any stage launches, but for the tiles of a sweep."""
     calls = small_calls()
     if not tiny:
         calls += _suite_calls()
@@ -105,14 +84,15 @@ def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 
 def _by_triton(call: OperatorCall) -> OperatorCall:
-    has_provider = call.name in ("conv_bias_act", "bottleneck")
-    return call.but(provider="triton") if has_provider else call
+    is_convolution = call.name in ("conv_bias_act", "bottleneck")
+    return call.but(backend="triton") if is_convolution else call
 
 
 def _suite_calls() -> list[OperatorCall]:
-    calls = network_calls(list(BLOCKS), MODES)
+    """The calls of the suites."""
+    calls = network_calls(NETWORKS, MODES)
     demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
-    for network, size in (demo, *(("r50", size) for size in scale.SIZES[:FEWEST_POINTS])):
+    for network, size in (demo, ("r50", SIZE)):
         single = network_calls([network], ["whole"], "fp32", size)
         calls += [call for call in single if call.name != "conv_bias_act"]
         calls += convolutions(single, "triton", "tf32x3")
@@ -122,114 +102,100 @@ def _suite_calls() -> list[OperatorCall]:
     return calls
 
 
-def _em(operation: str) -> list[Case]:
+def _half(tiny: bool) -> list[OperatorCall]:
+    """R50's calls in bfloat16; in a tiny run small ones."""
+    return small_calls() if tiny else network_calls(["r50"], MODES)
+
+
+def _single(tiny: bool) -> list[OperatorCall]:
+    """R50's calls in float32; in a tiny run none."""
+    return [] if tiny else network_calls(["r50"], ["whole"], "fp32")
+
+
+def _with_float16(calls: list[OperatorCall], tiny: bool) -> list[OperatorCall]:
+    """The calls, and the same calls in float16; in a tiny run only the former."""
+    return calls if tiny else [*calls, *(with_dtype(call, torch.float16) for call in calls)]
+
+
+def _em(operation: str, tiny: bool) -> list[Case]:
+    if tiny:
+        return [EmCase(operation, 1, logits_size(*SMALL), 64, 16)]
     low, window = logits_size(*SIZE), logits_size(*WINDOW)
-    found = [
-        EmCase(operation, batch, low, dtype=dtype) for dtype in ("bf16", "fp16") for batch in (1, 8)
+    half = itertools.product(("bf16", "fp16"), (1, 8))
+    return [
+        *(EmCase(operation, batch, low, dtype=dtype) for dtype, batch in half),
+        EmCase(operation, 8, window),
+        EmCase(operation, 1, window, layout="nchw"),
+        *(EmCase(operation, 1, low, dtype="fp32", precision=p) for p in FP32_PRECISIONS),
+        EmCase(operation, 8, low, dtype="fp32"),
     ]
-    found += [EmCase(operation, 8, window), EmCase(operation, 1, window, layout="nchw")]
-    found += [EmCase(operation, 1, low, dtype="fp32", precision=p) for p in PRECISIONS]
-    return [*found, EmCase(operation, 8, low, dtype="fp32")]
 
 
-def _em_small(operations: Sequence[str] = ("attention", "block")) -> list[Case]:
-    size = logits_size(*SMALL)
-    return [EmCase(operation, 1, size, 64, 16) for operation in operations]
+def _convolutions(kernel: str, gpu: Gpu, tiny: bool) -> list[Case]:
+    """The convolutions that a kernel computes."""
+    calls = _with_float16(convolutions(_half(tiny), "triton"), tiny)
+    for precision in FP32_PRECISIONS:
+        calls += convolutions(_single(tiny), "triton", precision)
+    return [
+        ConvCase(call) for call in calls if meta.kernels_of(Launch(call), gpu)[0].name == kernel
+    ]
 
 
-def _em_family(operation: str) -> Callable[[Gpu, bool], list[Case]]:
-    return lambda gpu, tiny: _em_small([operation]) if tiny else _em(operation)
-
-
-def _half(calls: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
-    """The calls in bfloat16, then in float16."""
-    for dtype in (torch.bfloat16, torch.float16):
-        yield from (with_dtype(call, dtype) for call in calls)
-
-
-def _conv_family(kernel: str) -> Callable[[Gpu, bool], list[Case]]:
-    def cases(gpu: Gpu, tiny: bool) -> list[Case]:
-        if tiny:
-            calls = convolutions(small_calls(), "triton")
-        else:
-            calls = list(_half(convolutions(network_calls(["r50"], MODES), "triton")))
-            single = network_calls(["r50"], ["whole"], "fp32")
-            for precision in PRECISIONS:
-                calls += convolutions(single, "triton", precision)
-        return [ConvCase(call) for call in calls if _kernel(call, gpu) == kernel]
-
-    return cases
-
-
-def _kernel(call: OperatorCall, gpu: Gpu) -> str:
-    return meta.kernels_of(Launch(call), gpu)[0].name
-
-
-def _bottlenecks(gpu: Gpu, tiny: bool, provider: str = "triton") -> list[Case]:
-    calls = small_calls() if tiny else network_calls(["r50"], MODES)
-    own = [c.but(provider=provider) for c in calls if c.name == "bottleneck" and meta.has_kernel(c)]
-    return [BottleneckCase(call) for call in (own if tiny else _half(own))]
+def _bottlenecks(tiny: bool, backend: str) -> list[OperatorCall]:
+    calls = (call for call in _half(tiny) if call.name == "bottleneck" and meta.has_kernel(call))
+    return [call.but(backend=backend) for call in calls]
 
 
 def _labels(tiny: bool) -> list[Case]:
     if tiny:
         return [LabelsCase("whole", False, SMALL, "bf16", p, tiny=True) for p in (False, True)]
     views = itertools.product(("bf16", "fp32"), MODES, (False, True))
-    found = [LabelsCase(mode, ms_flip, SIZE, dtype) for dtype, mode, ms_flip in views]
-    found.append(LabelsCase("whole", False, SIZE, "fp16"))
-    return [*found, *(LabelsCase(mode, True, SIZE, "bf16", True) for mode in MODES)]
+    return [
+        *(LabelsCase(mode, ms_flip, SIZE, dtype) for dtype, mode, ms_flip in views),
+        LabelsCase("whole", False, SIZE, "fp16"),
+        *(LabelsCase(mode, True, SIZE, "bf16", True) for mode in MODES),
+    ]
 
 
 def _confusion(tiny: bool) -> list[Case]:
-    if tiny:
-        return [ConfusionCase(SMALL, 19)]
-    return [ConfusionCase(SIZE, classes) for classes in (19, 64)]
+    return [ConfusionCase(SMALL, 19)] if tiny else [ConfusionCase(SIZE, n) for n in (19, 64)]
 
 
 def _by_cudnn(gpu: Gpu, tiny: bool) -> list[Case]:
-    """Those that cuDNN's fused operators can compute."""
+    """The convolutions that cuDNN's fused operators can compute."""
     if gpu.target.backend != "cuda":
         return []
-    if tiny:
-        calls = small_calls()
-    else:
-        calls = network_calls(["r50"], MODES) + network_calls(["r50"], ["whole"], "fp32")
-    fused = [c for c in convolutions(calls, "cudnn") if _can_fuse(c)]
-    return [ConvCase(call) for call in fused]
+    calls = convolutions([*_half(tiny), *_single(tiny)], "cudnn")
+    return [ConvCase(call) for call in calls if _can_fuse(call)]
 
 
 def _can_fuse(call: OperatorCall) -> bool:
-    """As ``eager.can_fuse``, of a residual that is not the input."""
+    """Whether cuDNN can fuse a convolution: as ``eager.can_fuse`` of a residual not the input."""
     dtypes = {tensor.dtype for tensor in (call["x"], call["residual"]) if tensor}
     return call["relu"] and {call["out_dtype"]} == dtypes
 
 
-def _chosen_half(gpu: Gpu, tiny: bool) -> list[Case]:
+def _chosen_half(tiny: bool) -> list[Case]:
     """Whatever the networks choose for each of their convolutions in bfloat16."""
-    calls = small_calls() if tiny else network_calls(["r50"], MODES)
-    found = [ConvCase(call) for call in convolutions(calls, "auto")]
-    own = {case.call: case for case in _bottlenecks(gpu, tiny, "auto")}
-    return found + [case for call, case in own.items() if call["x"].dtype == torch.bfloat16]
+    blocks = map(BottleneckCase, _bottlenecks(tiny, "auto"))
+    return [*map(ConvCase, convolutions(_half(tiny), "auto")), *blocks]
 
 
-def _chosen(gpu: Gpu, tiny: bool) -> list[Case]:
-    """The same, and of R50 in float32."""
-    found = _chosen_half(gpu, tiny)
-    if not tiny:
-        single = convolutions(network_calls(["r50"], ["whole"], "fp32"), "auto")
-        found += [ConvCase(call) for call in single]
-    return found
-
-
-FAMILIES: Families = {
-    "em-block": _em_family("block"),
-    "conv-rows": _conv_family("conv_rows"),
-    "conv-pointers": _conv_family("conv_pointers"),
-    "bottleneck": _bottlenecks,
-    "em-attention": _em_family("attention"),
-    "labels": lambda gpu, tiny: _labels(tiny),
-    "confusion": lambda gpu, tiny: _confusion(tiny),
+FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
+    "em-block": lambda _, tiny: _em("block", tiny),
+    "conv-rows": lambda gpu, tiny: _convolutions("conv_rows", gpu, tiny),
+    "conv-pointers": lambda gpu, tiny: _convolutions("conv_pointers", gpu, tiny),
+    "bottleneck": lambda _, tiny: [
+        BottleneckCase(call) for call in _with_float16(_bottlenecks(tiny, "triton"), tiny)
+    ],
+    "em-attention": lambda _, tiny: _em("attention", tiny),
+    "labels": lambda _, tiny: _labels(tiny),
+    "confusion": lambda _, tiny: _confusion(tiny),
     "cudnn": _by_cudnn,
-    "chosen": _chosen,
-    "chosen-half": _chosen_half,
+    # What the networks choose, in bfloat16 alone and with R50's convolutions in float32.
+    "chosen-half": lambda _, tiny: _chosen_half(tiny),
+    "chosen": lambda _, tiny: [
+        *_chosen_half(tiny),
+        *(ConvCase(call) for call in convolutions(_single(tiny), "auto")),
+    ],
 }

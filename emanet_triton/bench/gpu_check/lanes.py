@@ -1,74 +1,72 @@
-"""Jobs in several processes at once, each of which may be lost without the others."""
+"""Jobs in several processes at once. The loss of one process does not end the others."""
 
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
+from typing import Any, TypeVar
 
 from emanet_triton.bench.measure import Lost
-from emanet_triton.bench.worker import Work, Workers, no_rows
+from emanet_triton.bench.worker import Worker
 
-Done = Callable[[Work, object], None]
+T = TypeVar("T")
 
 
-def run_lanes(lanes: Sequence[Iterable[Work]], processes: int, silence: float, done: Done) -> None:
-    """Run the jobs of every lane one after the other, in a process of the lane's own.
+def run_lanes(
+    lanes: Sequence[Iterable[functools.partial[T]]],
+    processes: int,
+    silence: float,
+    done: Callable[[functools.partial[T], T | Lost], None],
+) -> None:
+    """Run the jobs of each lane one after the other, in a process of the lane's own.
 
     Args:
-        lanes: their jobs. A job whose process is lost is over; the next one gets a new process.
-            Several lanes may share one list iterator: each takes the next job of it.
-        processes: lanes at once.
+        lanes: their jobs, which take a ``Watch``. If a job's process is lost, the next job of the
+            lane gets a new process. Lanes may share an iterator of a list: each takes its next job.
+        processes: how many lanes run at once.
         silence: seconds without a sign of life after which a process is given up.
-        done: gets every job and its result, or the ``Lost``; one call at a time.
+        done: gets each job and its result, or the ``Lost``; one call at a time.
 
     Raises:
-        Exception: the first one outside a job, such as one of ``done``. It ends its lane; the
-            other lanes are run to their ends.
+        Exception: the first error outside a job, such as an error of ``done``. It ends its lane;
+            the other lanes go on to their ends.
     """
-    waiting, lock, stopped = iter(lanes), threading.Lock(), threading.Event()
-    active: set[Workers] = set()
-    errors: list[Exception] = []
+    lock, stopped = threading.Lock(), threading.Event()
+    active: set[Worker] = set()
 
-    def serve() -> None:
-        # Inherited by the processes: Ctrl-C is for this one, which ends them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for lane in waiting:  # the next of a list iterator: one step for all threads
-            try:
-                run_lane(lane)
-            except Exception as error:
-                errors.append(error)
-
-    def run_lane(lane: Iterable[Work]) -> None:
-        with contextlib.closing(Workers(silence)) as workers:
-            active.add(workers)
+    def run_lane(lane: Iterable[functools.partial[T]]) -> None:
+        with contextlib.closing(Worker(silence)) as worker:
+            active.add(worker)
             for job in lane:
                 if stopped.is_set():
                     return
-                result = _result(workers, job)
+                result = _result(worker, job)
                 with lock:
                     if stopped.is_set():
                         return
                     done(job, result)
-            active.remove(workers)
+            active.remove(worker)
 
     resource_tracker.ensure_running()  # when a thread starts it, that thread unblocks signals
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        stopped.set()
-        for workers in list(active):
-            workers.close()
-    if errors:
-        raise errors[0]
+    # The processes inherit it: Ctrl-C is for this process, which ends them.
+    blocked = signal.SIG_BLOCK, {signal.SIGINT}
+    with ThreadPoolExecutor(processes, "", signal.pthread_sigmask, blocked) as pool:
+        try:
+            lanes_run = [pool.submit(run_lane, lane) for lane in lanes]
+            wait(lanes_run)
+        finally:
+            stopped.set()
+            for worker in list(active):
+                worker.close()
+    for lane_run in lanes_run:
+        lane_run.result()
 
 
-def _result(workers: Workers, job: Work) -> object:
+def _result(worker: Worker, job: functools.partial[T]) -> Any:
     try:
-        return workers.run(job, no_rows)
+        return worker.run(job)
     except Lost as lost:
         return lost

@@ -1,13 +1,13 @@
-"""Operator calls made on tensors without data: which kernels they launch, and compiling those.
+"""Operator calls on tensors without data: find the kernels that they launch, and compile these.
 
 The operators' own launchers run on the meta device, under a driver that names a GPU and launches
-nothing, so that Triton looks up, or writes, the very cache entries that the real launches look up.
+nothing. So Triton reads, or writes, the same cache entries as the real launches.
 """
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -22,7 +22,7 @@ from emanet_triton.errors import describe
 from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
-from emanet_triton.kernels.device import architecture
+from emanet_triton.kernels.device import gpu_arch
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.resample import gather as resample_triton
@@ -33,8 +33,8 @@ class Gpu(NamedTuple):
     """A GPU that kernels are compiled for.
 
     Attributes:
-        arch: the tile table that serves it.
-        target: as Triton names it.
+        arch: name of its tile table.
+        target: Triton's name of it.
     """
 
     arch: str
@@ -46,8 +46,8 @@ class Gpu(NamedTuple):
 
     @classmethod
     def here(cls) -> "Gpu":
-        """The one that PyTorch finds."""
-        arch = architecture(torch.device("cuda"))
+        """The GPU that PyTorch finds."""
+        arch = gpu_arch(torch.device("cuda"))
         if torch.version.hip:
             return cls.of_arch(arch)
         major, minor = torch.cuda.get_device_capability()
@@ -60,7 +60,7 @@ class Launch:
 
     Attributes:
         call: which.
-        tile: of a convolution, in the place of the one that the table has for it.
+        tile: of a convolution, if it is not the shipped one.
     """
 
     call: OperatorCall
@@ -68,14 +68,14 @@ class Launch:
 
 
 class KernelKey(NamedTuple):
-    """A kernel as compiled for some arguments: its name, and what Triton keeps it under."""
+    """A kernel as compiled for some arguments: its name, and its key in Triton's cache."""
 
     name: str
     key: str
 
 
 class Compiled(NamedTuple):
-    """What came of compiling a kernel.
+    """The result of compiling a kernel.
 
     Attributes:
         kernel: its name.
@@ -89,7 +89,7 @@ class Compiled(NamedTuple):
 
 
 class _Driver(Compiler):
-    """Of a GPU whose number the tables need not know."""
+    """Stands for a GPU, which need not have a tile table of its own."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__(gpu.arch)
@@ -103,7 +103,7 @@ def kernels_of(launch: Launch, gpu: Gpu) -> list[KernelKey]:
     """The kernels that a call launches, in order; nothing is compiled."""
     found: list[KernelKey] = []
 
-    def note(*, key: str, fn: object, **_: object) -> bool:
+    def note(*, key: str, fn: Any, **_: object) -> bool:
         found.append(KernelKey(fn.name, str(key)))
         return True  # so that Triton goes no further
 
@@ -119,19 +119,19 @@ def compile_kernels(
 
     Args:
         launch: the call.
-        gpu: what for.
-        wanted: those of its kernels that matter; all unless given.
+        gpu: what the kernels are compiled for.
+        wanted: which of the call's kernels; by default all.
 
     Returns:
-        What came of each, and those that are compiled now.
+        The result of each kernel, and the compiled kernels.
     """
     results: list[Compiled] = []
     kernels: list[CompiledKernel] = []
     hits: list[bool] = []
     run = JITFunction.run
 
-    def skip(*, key: str, fn: object, **_: object) -> bool:
-        return wanted is not None and (fn.name, str(key)) not in wanted
+    def skip(*, key: str, fn: Any, **_: object) -> bool:
+        return wanted is not None and KernelKey(fn.name, str(key)) not in wanted
 
     def compile_one(self, *args, grid, warmup, **kwargs) -> None:
         hits.clear()
@@ -158,21 +158,38 @@ def compile_kernels(
 
 def run_on_meta(launch: Launch, arch: str) -> None:
     """Run the launcher of a call's kernels on tensors without data."""
-    with tile_of_convolutions(launch.tile):
+    with (
+        tile_of_convolutions(launch.tile),
+        mock.patch.object(em_attention, "gpu_arch", lambda device: arch),
+    ):
         LAUNCHERS[launch.call.name](launch.call.values(), arch)
 
 
 def has_kernel(call: OperatorCall) -> bool:
-    """Whether there is a kernel for it: not for a bottleneck of other planes, or in float32."""
+    """Whether a call has a kernel: a bottleneck of other planes or in float32 has none."""
     if call.name != "bottleneck":
         return call.name in LAUNCHERS
     x, planes = call["x"], call["weights"][1].shape[0]
     return x.dtype != torch.float32 and planes in conv_tiles.BOTTLENECK_PLANES
 
 
+def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
+    """The tile that the table has for a convolution."""
+    found: list[Tile] = []
+    table = conv_tiles.tile
+
+    def note(*arguments: Any) -> Tile:
+        found.append(table(*arguments))
+        return found[-1]
+
+    with mock.patch.object(conv_tiles, "tile", note):
+        kernels_of(Launch(call), gpu)
+    return found[0]
+
+
 @contextlib.contextmanager
 def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterator[None]:
-    """Within, launches go to ``run``, or end where Triton would launch."""
+    """Within, launches go to ``run``; without it they end before Triton launches."""
     original = JITFunction.run
 
     def without_launch(self, *args, grid, warmup, **kwargs) -> object:
@@ -189,7 +206,7 @@ def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterato
 
 @contextlib.contextmanager
 def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
-    """Within, convolutions run with exactly this tile, if there is one, and with no smaller one."""
+    """Within, convolutions run with this tile if one is given, and with no smaller one."""
     if tile is None:
         yield
         return
@@ -200,45 +217,24 @@ def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
         yield
 
 
-def _conv(values: list, arch: str) -> None:
-    *given, _provider, precision = values
-    conv_triton.conv_bias_act(*given, precision, arch)
+def _without_backend(values: list[Any]) -> list[Any]:
+    """The arguments of an operator's launcher: the last but one says who runs it."""
+    return [*values[:-2], values[-1]]
 
 
-def _bottleneck(values: list, arch: str) -> None:
-    conv_bottleneck.bottleneck(*values[:4], arch)
-
-
-def _em_attention(values: list, arch: str) -> None:
-    *given, _backend, precision = values
-    with mock.patch.object(em_attention, "architecture", lambda device: arch):
-        em_attention.em_attention(*given, precision)
-
-
-def _em_block(values: list, arch: str) -> None:
-    *given, _backend, precision = values
-    with mock.patch.object(em_attention, "architecture", lambda device: arch):
-        em_block.em_attention_block(*given, precision)
-
-
-def _labels(values: list, arch: str) -> None:
-    resample_triton.resample(values[0], values[1:5], probabilities=False)
-
-
-def _probabilities(values: list, arch: str) -> None:
-    resample_triton.resample(values[0], values[1:5], probabilities=True)
-
-
-def _confusion(values: list, arch: str) -> None:
-    resample_triton.confusion(*values[:3])
-
-
-LAUNCHERS: dict[str, Callable[[list, str], None]] = {
-    "conv_bias_act": _conv,
-    "bottleneck": _bottleneck,
-    "em_attention": _em_attention,
-    "em_attention_block": _em_block,
-    "resample_labels": _labels,
-    "resample_probabilities": _probabilities,
-    "confusion_counts": _confusion,
+# Name of an operator → runs its launcher, given the call's arguments and the tile table's name.
+LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
+    "conv_bias_act": lambda values, arch: conv_triton.conv_bias_act(
+        *[*_without_backend(values), arch]
+    ),
+    "bottleneck": lambda values, arch: conv_bottleneck.bottleneck(*[*values[:4], arch]),
+    "em_attention": lambda values, _: em_attention.run_attention(*_without_backend(values)),
+    "em_attention_block": lambda values, _: em_block.run_block(*_without_backend(values)),
+    "resample_labels": lambda values, _: resample_triton.resample(
+        values[0], values[1:5], probabilities=False
+    ),
+    "resample_probabilities": lambda values, _: resample_triton.resample(
+        values[0], values[1:5], probabilities=True
+    ),
+    "confusion_counts": lambda values, _: resample_triton.confusion(*values[:3]),
 }

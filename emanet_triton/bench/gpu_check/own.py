@@ -1,57 +1,77 @@
-"""What the steps' own commands share: options, files of rows."""
+"""What the commands of the steps share: options, names and files."""
 
 import argparse
-import csv
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from emanet_triton.bench.options import count
-from emanet_triton.command import Parser, answer, run
+from emanet_triton.command import Parser, answer, count, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_whole
 from emanet_triton.kernels.tile import ARCHS
 
 DEVICE = "cuda"  # where the steps measure
-REHEARSAL = "rehearsal: nothing was measured"  # in the place of a device, or of a result
-# Files of the steps, of which the summary tells.
-CORRECT, WARM, SWEEP = "correct.jsonl", "warm.json", "sweep.csv"
-HOST, VERSIONS = "host.csv", "versions.json"
+REHEARSAL = "rehearsal: nothing was measured"  # stands for a device, or for a result
+# Files of the steps that the summary reads.
+CORRECT, WARM, SWEEP, VERSIONS = "correct.jsonl", "warm.json", "sweep.csv", "versions.json"
+SILENCE = 45  # seconds without a sign of life after which a provider or a case is given up
+SWEEP_SUITE = "sweep"  # in the rows of the sweep
+SHIPPED = " shipped"  # in these rows, the end of the shipped tile's name
 
 
 class StepParser(Parser):
-    """Of a step's command; ``measures``: it needs a GPU, unless it is rehearsed."""
+    """Reads the options of a step's command.
 
-    measures = True
+    Args:
+        module: of this package: the command.
+        description: for ``--help``.
+        measures: whether the command needs a GPU unless it is rehearsed.
+    """
 
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """As argparse does.
+    def __init__(self, module: str, description: str | None, *, measures: bool = True) -> None:
+        prog = f"python -m emanet_triton.bench.gpu_check.{module}"
+        super().__init__(prog=prog, description=description)
+        self._measures = measures
+        self.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for its files")
+        add_rehearsal(self)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse arguments, and make the folder of ``--out``.
 
         Raises:
             InputError: bad arguments, no GPU, or a folder that cannot be made.
         """
-        options = super().parse_args(arguments)
-        if self.measures and not options.rehearse:
+        options = self.parse_args(arguments)
+        if self._measures and not options.rehearse:
             check_gpu(self.prog)
         make_folder(options.out)
         return options
 
 
-def parser(module: str, description: str, *, measures: bool = True) -> StepParser:
-    """Of a step's command."""
-    prog = f"python -m emanet_triton.bench.gpu_check.{module}"
-    made = StepParser(prog=prog, description=description)
-    made.measures = measures
-    made.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for its files")
-    made.add_argument("--tiny", action="store_true", help="little of everything: whether it runs")
-    made.add_argument("--rehearse", action="store_true", help="without a GPU: nothing is measured")
-    made.add_argument("--arch", choices=ARCHS, default="sm_90", help="of a rehearsal")
-    return made
+def add_rehearsal(parser: Parser) -> None:
+    """Add the options ``--tiny``, ``--rehearse`` and ``--arch``."""
+    parser.add_argument("--tiny", action="store_true", help="few, small cases: whether it runs")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="without a GPU: compiles, packs, measures nothing"
+    )
+    parser.add_argument(
+        "--arch", choices=ARCHS, default="sm_90", help="what a rehearsal compiles kernels for"
+    )
+
+
+def add_processes(parser: Parser) -> None:
+    """Add the option ``--processes``."""
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=usable_cores(),
+        metavar="N",
+        help="how many compile at once",
+    )
 
 
 def check_gpu(command: str) -> None:
@@ -76,32 +96,10 @@ def make_folder(path: Path) -> None:
         raise InputError(f"--out {path}: cannot be made: {error.strerror}") from None
 
 
-def add_processes(made: Parser) -> None:
-    """The option of commands that run in several processes."""
-    made.add_argument("--processes", type=count, default=usable_cores(), metavar="N")
-
-
 def run_main(main: Callable[[Sequence[str]], int]) -> None:
     """Run a step's command as a program, and exit."""
     interrupted = "interrupted; what is finished is in the files"
     run(lambda: answer(lambda: main(sys.argv[1:]), interrupted))
-
-
-def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write rows of the same columns as a CSV file."""
-    rows, text = list(rows), io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of such a file; none if it is missing."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def append_json(path: Path, value: object) -> None:
@@ -110,8 +108,11 @@ def append_json(path: Path, value: object) -> None:
         file.write(json.dumps(value) + "\n")
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """The lines of such a file, but for a last one that was cut off; none if it is missing."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in the lines of a file, without a last line that was cut off.
+
+    An empty list if there is no such file.
+    """
     if not path.exists():
         return []
     found = []
@@ -123,8 +124,8 @@ def read_json_lines(path: Path) -> list[dict]:
     return found
 
 
-def read_json(path: Path) -> dict:
-    """The object in a file of JSON; an empty one where there is none, or half of one."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one if the file is missing or was cut off."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The steps of each stage, those that are wanted most first."""
+"""The steps of each stage, the most important first."""
 
 import importlib.util
 import shlex
@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from emanet_triton.bench.gpu_check.own import REHEARSAL
+from emanet_triton.bench.gpu_check.families import FAMILIES
+from emanet_triton.bench.gpu_check.own import REHEARSAL, SILENCE
 from emanet_triton.bench.gpu_check.steps import OUT, Step
 from emanet_triton.bench.machine import ROOT
 
-SECONDS = 540  # of a stage
-REHEARSAL_SECONDS = 3600  # of a rehearsal, whose time costs nothing
+SECONDS = 540  # limit of a stage
+REHEARSAL_SECONDS = 3600  # limit of a rehearsal, whose time costs nothing
 BENCH = (sys.executable, "-m", "emanet_triton.bench")
 OWN = f"{BENCH[2]}.gpu_check."
-SILENCE = 45  # seconds after which a suite gives a provider up; those that search have longer
-SEARCHING = ("model", "eval", "scale", "train-mem")
-ON_A_CPU = (  # files of tests in which no kernel of a GPU runs
+SEARCHING = ("model", "train-mem")  # suites with longer silences
+ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("test_launch.py", "test_native.py", "test_threads.py"),
-    *("conv/test_conv_shape.py", "conv/test_conv_tiles.py", "conv/test_onednn.py"),
-    *("conv/test_winograd.py", "em/test_em_eager.py", "em/test_em_reference.py"),
+    *("conv/test_conv_tiles.py", "conv/test_onednn.py", "conv/test_winograd.py"),
+    *("em/test_em_eager.py", "em/test_em_reference.py"),
 )
 NCU_SECTIONS = (
     "SpeedOfLight",
@@ -30,20 +30,16 @@ NCU_SECTIONS = (
     "Occupancy",
     "LaunchStats",
 )
-FAMILIES = (
-    *("em-block", "conv-rows", "conv-pointers", "bottleneck"),
-    *("em-attention", "labels", "confusion", "cudnn"),
-)
 
 
 class Way(NamedTuple):
     """How a stage runs.
 
     Attributes:
-        rehearse: without a GPU: nothing is measured.
-        tiny: the smallest of everything.
-        arch: of the kernels in a rehearsal.
-        processes: that compile at once.
+        rehearse: whether it runs without a GPU and measures nothing.
+        tiny: whether all cases are few and small.
+        arch: what a rehearsal compiles kernels for.
+        processes: how many compile at once.
     """
 
     rehearse: bool
@@ -62,12 +58,13 @@ def make_plan(stage: str, way: Way) -> list[Step]:
 
 
 def _run(way: Way) -> list[Step]:
-    """Does it run, and how fast?"""
+    """Does it run, is it right, how fast is it?"""
     model = "plain-bf16 cudnn-bf16 triton-bf16 fused-bf16"
     conv = "torch cudnn triton separate"
+    kernels = (name for name in FAMILIES if not name.startswith("chosen"))
     return [
         _warm(way, 50),
-        _own(way, "correct", " ".join(FAMILIES), 80),
+        _own(way, "correct", " ".join(kernels), 80),
         _own(way, "choose", "chosen-half", 70, module="correct"),
         _suite(
             *(way, "model", "model", 85),
@@ -80,7 +77,7 @@ def _run(way: Way) -> list[Step]:
         _suite(
             *(way, "em", "em", 30),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 --seconds 0.5 "
-            "--providers mmseg torch triton",
+            "--providers mmseg ours-torch triton",
         ),
         _suite(way, "post", "post", 25, "--dtypes bf16 --seconds 0.5 --providers plain triton"),
         _own(way, "trace", "", 40),
@@ -93,8 +90,7 @@ def _profile(way: Way) -> list[Step]:
     """Where does the time go?"""
     return [
         _warm(way, 75, "--sweep"),
-        _own(way, "sweep", "", 190),
-        _own(way, "host", "", 45),
+        _own(way, "sweep", "", 235),
         _ncu(way, 110),
         _own(way, "trace", "", 60),
         _sanitizer(way, "racecheck", 25),
@@ -102,7 +98,7 @@ def _profile(way: Way) -> list[Step]:
 
 
 def _rows(way: Way) -> list[Step]:
-    """Rows for ``benchmarks/results``, and predictions to look at."""
+    """Rows for ``benchmarks/results``, and predicted images to look at."""
     model = "plain-fp32 plain-bf16 fused-fp32 fused-bf16"
     return [
         _warm(way, 50),
@@ -121,9 +117,7 @@ def _rows(way: Way) -> list[Step]:
             *(way, "em", "em_gpu", 35),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1",
         ),
-        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain torch triton"),
-        _suite(way, "eval", "eval_gpu", 60, "--networks r50 --rounds 3"),
-        _suite(way, "scale", "scale_gpu", 20, "--rounds 3 --seconds 2"),
+        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain ours-torch triton"),
         _suite(way, "train-mem", "train_mem_gpu", 15, "--networks r50 --rounds 3 --seconds 2"),
         _pictures(way, 35),
     ]
@@ -135,7 +129,7 @@ STAGES: dict[str, Callable[[Way], list[Step]]] = {"run": _run, "profile": _profi
 def _own(
     way: Way, name: str, given: str, seconds: float, *, module: str = "", rehearse: bool = True
 ) -> Step:
-    """A step of this package's own; ``rehearse``: whether it differs in a rehearsal."""
+    """A step that is a module of this package. ``rehearse``: whether a rehearsal differs."""
     arguments = [*shlex.split(given), "--out", OUT]
     if rehearse and way.rehearse:
         arguments += ["--rehearse", "--arch", way.arch]
@@ -144,13 +138,13 @@ def _own(
 
 
 def _warm(way: Way, seconds: float, given: str = "") -> Step:
-    """A rehearsal may be on a machine of few cores, and has the time."""
+    # A rehearsal may run on a machine of few cores, and has the time.
     seconds = REHEARSAL_SECONDS if way.rehearse else seconds
     return _own(way, "warm", f"{given} --processes {way.processes}".strip(), seconds)
 
 
 def _suite(way: Way, suite: str, name: str, seconds: float, given: str) -> Step:
-    """A suite of the benchmark; its rows are ``NAME.csv``."""
+    """A suite of the benchmark, which writes its rows to ``NAME.csv``."""
     arguments = ["--tiny", "--rounds", "3"] if way.tiny else shlex.split(given)
     command = [OWN + "rehearsal"] if way.rehearse else [BENCH[2]]
     command = [*BENCH[:2], *command, suite, "--device", "cuda", *arguments]
@@ -160,7 +154,7 @@ def _suite(way: Way, suite: str, name: str, seconds: float, given: str) -> Step:
 
 
 def _tool(way: Way, name: str, command: Sequence[str], seconds: float, needs: str) -> Step:
-    """Needs a program that may not be there, and is not part of a rehearsal."""
+    """A step that needs a program which may not be installed. It is absent in a rehearsal."""
     return Step(name, command, seconds, needs, REHEARSAL if way.rehearse else "")
 
 
@@ -168,7 +162,7 @@ def _sanitizer(way: Way, tool: str, seconds: float) -> Step:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
     command += ["--report-api-errors", "no"] if tool == "memcheck" else []
     command += [sys.executable, "-m", f"{OWN}single"]
-    # Else PyTorch's tensors share allocations, and the tool takes one for a part of the other.
+    # Else tensors share allocations, and the tool does not see an access beyond a tensor.
     command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", *command]
     return _tool(way, tool, command, seconds, "compute-sanitizer")
 
@@ -182,14 +176,14 @@ def _ncu(way: Way, seconds: float) -> Step:
 
 
 def _pictures(way: Way, seconds: float) -> Step:
-    """The shipped demonstration on two of its scenes, with what it predicts."""
+    """The shipped demonstration's predictions of two scenes."""
     command = [sys.executable, "-m", "emanet_triton.eval", "--device", "cuda", "--limit", "2"]
     command += ["--save-predictions", f"{OUT}/predictions", "--save-overlays", f"{OUT}/overlays"]
     return Step("pictures", command, seconds, absent=REHEARSAL if way.rehearse else "")
 
 
 def _tests(way: Way, seconds: float) -> Step:
-    """The tests of the kernels, without those that no GPU takes part in."""
+    """The tests of the kernels that run on a GPU."""
     folder = ROOT / "tests" / "kernels"
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     command += [f"--ignore={folder / file}" for file in ON_A_CPU]

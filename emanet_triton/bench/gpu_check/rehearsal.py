@@ -1,8 +1,8 @@
-"""A suite's command without a GPU: its real cases as rows, in which nothing is measured.
+"""A suite's command without a GPU: the real cases as rows, in which nothing is measured.
 
     python -m emanet_triton.bench.gpu_check.rehearsal SUITE ...
 
-takes the arguments of ``python -m emanet_triton.bench``; the device is always "cuda".
+takes the arguments of ``python -m emanet_triton.bench``. The device is always "cuda".
 """
 
 import datetime
@@ -15,19 +15,18 @@ from unittest import mock
 import torch
 
 from emanet_triton.bench import __main__ as bench
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Case, Cases
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.machine import Machine, commit
 from emanet_triton.bench.measure import failed_row
-from emanet_triton.bench.memory import Cases
 from emanet_triton.bench.rows import Row
 
 
 class Nowhere:
-    """In the place of a GPU: every provider of a case is absent."""
+    """Stands for the GPU: every provider of a case is absent."""
 
     def __init__(self, *_: object) -> None:
-        """Needs nothing."""
+        """Takes the arguments of ``Elsewhere``, and uses none."""
 
     def machine(self, dtypes: Iterable[str]) -> Machine:
         return Machine(
@@ -50,11 +49,11 @@ class Nowhere:
             found(replace(failed_row(case, provider, machine, ""), gate=f"absent: {REHEARSAL}"))
 
     def close(self) -> None:
-        """Nothing is left behind."""
+        """Does nothing."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """As the benchmark's, with ``Nowhere`` in the place of the GPU."""
+    """Run the benchmark's command with ``Nowhere`` in place of the GPU."""
     with (
         mock.patch.object(bench, "check_device", lambda device: None),
         mock.patch.object(bench, "Elsewhere", Nowhere),

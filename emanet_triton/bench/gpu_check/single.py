@@ -1,4 +1,4 @@
-"""Each kernel once, for a tool that watches the process: a sanitizer, or a profiler."""
+"""A program that runs each kernel once, for a tool that watches it: a sanitizer or a profiler."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
 from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.gpu_check.sweep import dominant
-from emanet_triton.models.emanet import logits_size
+from emanet_triton.models.network import logits_size
 
-CONVOLUTIONS = 4  # of the costliest, at the networks' sizes
+CONVOLUTIONS = 4  # the costliest of the networks
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run every case; with ``--large`` twice, the second time within the profiler's range."""
-    made = own.parser("single", __doc__)
-    made.add_argument("--large", action="store_true", help="at the networks' sizes")
-    options = made.parse_args(arguments)
+    """Run every case. With ``--large`` it runs twice, and the profiler records the second run."""
+    parser = own.StepParser("single", __doc__)
+    parser.add_argument("--large", action="store_true", help="at the networks' sizes")
+    options = parser.parse(arguments)
     for case in large_cases() if options.large else small_cases():
         print(case.name, flush=True)
         if not options.rehearse:
@@ -32,9 +32,10 @@ def large_cases() -> list[Case]:
     found: list[Case] = [ConvCase(call) for call, _ in dominant(False)[:CONVOLUTIONS]]
     calls = network_calls(["r50"], MODES)
     block = next(call for call in calls if call.name == "bottleneck" and has_kernel(call))
-    found.append(BottleneckCase(block.but(provider="triton")))
+    found.append(BottleneckCase(block.but(backend="triton")))
     found.append(EmCase("block", 1, logits_size(*SIZE)))
-    return [*found, *(LabelsCase(mode, False, SIZE, "bf16") for mode in MODES)]
+    found += [LabelsCase(mode, False, SIZE, "bf16") for mode in MODES]
+    return found
 
 
 def _run(case: Case, profiled: bool) -> None:

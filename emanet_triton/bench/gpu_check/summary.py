@@ -1,10 +1,11 @@
-"""What a stage prints last: at most sixty lines."""
+"""The text that a stage prints last: at most sixty lines."""
 
 import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.steps import LOG, Outcome
@@ -12,7 +13,7 @@ from emanet_triton.bench.rows import PASSED, Row, read_rows
 from emanet_triton.errors import InputError
 
 LINES, WIDTH = 60, 120  # at most
-PARTS = 3  # lines that a long one is wrapped into, at most
+PARTS = 3  # a long line is wrapped into so many lines at most
 WRONG, LAYERS, OTHERS, ABSENT = 6, 10, 6, 4  # entries of a kind, at most
 NETWORKS = {  # providers of the suite model, as the table names them
     "plain-fp32": "plain fp32",
@@ -23,11 +24,11 @@ NETWORKS = {  # providers of the suite model, as the table names them
     "fused-bf16": "chosen",
 }
 # In a convolution's name: what most of the networks' have, and what follows from the rest.
-USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|triton|r\d+-\w+=\d+)(?= |$)")
+USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|uses=\d+|r\d+-\w+=\d+)(?= |$)")
 
 
 def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()) -> str:
-    """All that matters of the steps so far.
+    """The findings of the steps so far.
 
     Args:
         title: the first line.
@@ -42,8 +43,8 @@ def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()
     lines += _networks(rows)
     lines += _layers(rows)
     lines += _others(rows)
-    lines += _sweep(outcomes)
-    lines += _host(outcomes)
+    lines += _sweep(rows)
+    lines += _host(rows)
     lines += _absent(outcomes, rows)
     lines = [part for line in lines for part in _wrapped(line)]
     if len(lines) > LINES:
@@ -52,7 +53,7 @@ def summarise(title: str, outcomes: Sequence[Outcome], notes: Iterable[str] = ()
 
 
 def _wrapped(line: str) -> list[str]:
-    """A line as lines of the width; none of an empty one."""
+    """A line as lines of at most ``WIDTH`` characters; no line for an empty one."""
     return textwrap.wrap(
         line,
         WIDTH,
@@ -75,7 +76,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def factor(milliseconds: float | None, predicted: str) -> str:
-    """How many times as long as predicted, a range counting as its middle; empty if unknown."""
+    """The time over the middle of the predicted range; empty if one is unknown."""
     numbers = [float(number) for number in re.findall(r"[\d.]+", predicted)]
     if milliseconds is None or not numbers:
         return ""
@@ -96,7 +97,7 @@ def _versions(outcomes: Sequence[Outcome]) -> str:
 
 
 def _warm(outcomes: Sequence[Outcome]) -> list[str]:
-    """What was compiled ahead."""
+    """How many kernels were compiled ahead, and which do not compile."""
     for outcome in outcomes:
         warm = own.read_json(outcome.folder / own.WARM)
         if warm:
@@ -112,62 +113,45 @@ def _warm(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _steps(outcomes: Sequence[Outcome]) -> list[str]:
-    lines = []
+    """A line for each step, and the last words of those that failed."""
+    lines, said = [], []
     for outcome in outcomes:
-        rows = rows_of(outcome.folder)
+        name, rows = outcome.step.name, rows_of(outcome.folder)
         gates = [row.gate for row in rows] or [f["gate"] for f in _findings(outcome)]
-        passed = f"{sum(gate == PASSED for gate in gates)} of {len(gates)}" if gates else ""
+        passed = f"{gates.count(PASSED)} of {len(gates)}" if gates else ""
         compiled = str(outcome.compiled or "")
-        lines.append(
-            [outcome.step.name, outcome.result, f"{outcome.seconds:.0f}", compiled, passed]
-        )
-    said = [
-        f"  {outcome.step.name}: {line}"
-        for outcome in outcomes
-        if outcome.failed and (line := _last_line(outcome.folder / LOG))
-    ]
-    return [*_table(lines, ["step", "result", "s", "compiled", "passed"]), *said]
+        lines.append([name, outcome.result, f"{outcome.seconds:.0f}", compiled, passed])
+        if outcome.failed and (words := _last_line(outcome.folder / LOG)):
+            said.append(f"  {name}: {words}")
+    return [*_table(["step", "result", "s", "compiled", "passed"], lines), *said]
 
 
 def _last_line(log: Path) -> str:
-    """Of what a step has said; its first line is the command."""
+    """The last words of a step; the first line of its log is the command."""
     if not log.exists():
         return ""
     lines = [line for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
     return lines[-1].strip() if lines else ""
 
 
-def _findings(outcome: Outcome) -> list[dict]:
+def _findings(outcome: Outcome) -> list[dict[str, Any]]:
     return own.read_json_lines(outcome.folder / own.CORRECT)
 
 
 def _correct(outcomes: Sequence[Outcome]) -> list[str]:
-    """Passed cases of every family, and the first failures of each."""
+    """How many cases of each family passed, and the first failures of each."""
     found = [finding for outcome in outcomes for finding in _findings(outcome)]
-    counts, wrong = [], []
-    for family, group in itertools.groupby(
-        sorted(found, key=lambda f: f["family"]), key=lambda f: f["family"]
-    ):
+    found.sort(key=lambda finding: finding["family"])
+    counts, ranked = [], []
+    for family, group in itertools.groupby(found, key=lambda finding: finding["family"]):
         cases = list(group)
         passed = sum(case["gate"] == PASSED for case in cases)
         counts.append(f"{family} {passed} of {len(cases)}")
-        failed = [case for case in cases if case["gate"].startswith("failed")]
-        wrong += [f"  {family}: {f['case']}: {f['gate']}" for f in failed]
-    if not counts:
-        return []
-    more = [f"  ... and {len(wrong) - WRONG} more in {own.CORRECT}"] if len(wrong) > WRONG else []
-    return [f"correct: {', '.join(counts)}", *_spread(wrong)[:WRONG], *more]
-
-
-def _spread(lines: list[str]) -> list[str]:
-    """The first of every family before the second of any."""
-    seen: dict[str, int] = {}
-    ranked = []
-    for line in lines:
-        family = line.partition(":")[0]
-        seen[family] = seen.get(family, 0) + 1
-        ranked.append((seen[family], line))
-    return [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
+        failed = (case for case in cases if case["gate"].startswith("failed"))
+        ranked += [(n, f"  {family}: {f['case']}: {f['gate']}") for n, f in enumerate(failed)]
+    ranked.sort(key=lambda pair: pair[0])  # the first of every family before the second of any
+    wrong = _first([line for _, line in ranked], f"more in {own.CORRECT}")
+    return [f"correct: {', '.join(counts)}", *wrong] if counts else []
 
 
 def _wrong_rows(rows: Sequence[Row]) -> list[str]:
@@ -176,8 +160,13 @@ def _wrong_rows(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.gate.startswith("failed")
     ]
-    more = [f"  ... and {len(wrong) - WRONG} rows more"] if len(wrong) > WRONG else []
-    return [*(["rows that failed:"] if wrong else []), *wrong[:WRONG], *more]
+    return ["rows that failed:", *_first(wrong, "rows more")] if wrong else []
+
+
+def _first(lines: list[str], more: str) -> list[str]:
+    """The first lines, and how many there are beside them."""
+    left = len(lines) - WRONG
+    return [*lines[:WRONG], *([f"  ... and {left} {more}"] if left > 0 else [])]
 
 
 def _networks(rows: Sequence[Row]) -> list[str]:
@@ -187,92 +176,80 @@ def _networks(rows: Sequence[Row]) -> list[str]:
     lines = []
     for case in dict.fromkeys(row.case for row in own_rows):
         found = {row.provider: row for row in own_rows if row.case == case}
-        best = found.get("fused-bf16")
-        ms = best.p50_ms if best else None
-        forecast = best.predicted_ms if best else ""
+        times = {name: row.p50_ms for name, row in found.items()}
+        ms = times.get("fused-bf16")
+        forecast = found["fused-bf16"].predicted_ms if "fused-bf16" in found else ""
         rate = f"{1e3 / ms:.1f}" if ms else "-"
-        times = [_ms(found[name].p50_ms if name in found else None) for name in names]
-        lines.append([case, *times, rate, forecast, factor(ms, forecast)])
+        cells = [_text(times.get(name)) for name in names]
+        lines.append([case, *cells, rate, forecast, factor(ms, forecast)])
     columns = [*(NETWORKS[name] for name in names), "images/s", "predicted", "factor"]
-    return _table(lines, ["network, ms", *columns])
+    return _table(["network, ms", *columns], lines)
 
 
 def _layers(rows: Sequence[Row]) -> list[str]:
-    """The convolutions that are furthest from their floors; without times those with forecasts."""
+    """The convolutions furthest from their floors; without times the ones with forecasts."""
     own_rows = [row for row in rows if row.suite == "conv"]
     best: dict[str, Row] = {}
-    for row in own_rows:
-        if row.p50_ms and (row.case not in best or row.p50_ms < best[row.case].p50_ms):
-            best[row.case] = row
+    for row in sorted(own_rows, key=_milliseconds):
+        if row.p50_ms:
+            best.setdefault(row.case, row)
     chosen = sorted(best.values(), key=lambda row: -(row.x_floor or 0))
     title = "furthest from the floor" if chosen else "convolutions with a forecast"
     chosen = chosen or [row for row in own_rows if row.predicted_ms]
-    forecasts = {row.case: row.predicted_ms for row in own_rows if row.provider == "triton"}
-    triton = {row.case: row.p50_ms for row in own_rows if row.provider == "triton"}
-    lines = [
-        [
-            USUAL.sub("", row.case), row.provider if row.p50_ms else "-",
-            _ms(row.p50_ms), _ms(row.cold_ms), _ms(row.floor_ms), _ms(row.x_floor),
-            _ms(triton.get(row.case)), forecasts.get(row.case, ""),
-            factor(triton.get(row.case), forecasts.get(row.case, "")),
-        ]
-        for row in chosen[:LAYERS]
-    ]  # fmt: skip
+    triton = {row.case: row for row in own_rows if row.provider == "triton"}
+    lines = []
+    for row in chosen[:LAYERS]:
+        ours = triton.get(row.case)
+        ms, forecast = (ours.p50_ms, ours.predicted_ms) if ours else (None, "")
+        times = [row.p50_ms, row.cold_ms, row.floor_ms, row.x_floor, ms]
+        name = row.provider if row.p50_ms else "-"
+        cells = [name, *map(_text, times), forecast, factor(ms, forecast)]
+        lines.append([_short(row.case), *cells])
     columns = ["fastest", "ms", "cold", "floor", "x floor", "Triton", "predicted", "factor"]
-    return _table(lines, [title, *columns])
+    return _table([title, *columns], lines)
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
-    """EM and labels by Triton."""
+    """The EM operators and labels by Triton."""
     chosen = [row for row in rows if row.suite in ("em", "post") and row.provider == "triton"]
     chosen.sort(key=lambda row: not row.predicted_ms)  # those with a forecast first
-    lines = [
-        [
-            f"{row.suite} {row.case}", _ms(row.p50_ms), _ms(row.cold_ms), _ms(row.ratio),
-            row.predicted_ms, factor(row.p50_ms, row.predicted_ms),
-        ]
-        for row in chosen[:OTHERS]
-    ]  # fmt: skip
-    return _table(lines, ["by Triton", "ms", "cold", "times faster", "predicted", "factor"])
-
-
-def _sweep(outcomes: Sequence[Outcome]) -> list[str]:
-    """The best tile of every shape beside the shipped one."""
-    swept = [row for outcome in outcomes for row in own.read_table(outcome.folder / own.SWEEP)]
     lines = []
-    for shape in dict.fromkeys(row["shape"] for row in swept):
-        found = [row for row in swept if row["shape"] == shape]
-        shipped = next((row for row in found if row["shipped"] == "True"), found[0])
-        timed = [row for row in found if row["ms"]]
-        best = min(timed, key=lambda row: float(row["ms"]), default=None)
-        share = f"{float(best['floor_share']):.0%}" if best and best["floor_share"] else "-"
-        times = [_ms(float(row["ms"]) if row and row["ms"] else None) for row in (shipped, best)]
-        tiles = [_short_tile(row["tile"]) if row else "-" for row in (shipped, best)]
-        lines.append([USUAL.sub("", shape), tiles[0], times[0], tiles[1], times[1], share])
-    columns = ["shipped tile", "ms", "best tile", "ms", "of the floor"]
-    return _table(lines, [f"sweep of {len(swept)} tiles", *columns])
+    for row in chosen[:OTHERS]:
+        times = map(_text, (row.p50_ms, row.cold_ms, row.ratio))
+        forecast = [row.predicted_ms, factor(row.p50_ms, row.predicted_ms)]
+        lines.append([f"{row.suite} {row.case}", *times, *forecast])
+    return _table(["by Triton", "ms", "cold", "times faster", "predicted", "factor"], lines)
 
 
-def _short_tile(tile: str) -> str:
-    return tile.replace("warps=", "w").replace("stages=", "s")
+def _sweep(rows: Sequence[Row]) -> list[str]:
+    """The shipped and the best tile of every shape."""
+    swept = [row for row in rows if row.suite == own.SWEEP_SUITE]
+    lines = []
+    for case in dict.fromkeys(row.case for row in swept):
+        found = [row for row in swept if row.case == case]
+        shipped = next(row for row in found if row.provider.endswith(own.SHIPPED))
+        best = min(found, key=_milliseconds)
+        name = best.provider.removesuffix(own.SHIPPED) if best.p50_ms else "-"
+        cells = [shipped.provider.removesuffix(own.SHIPPED), _text(shipped.p50_ms)]
+        lines.append([_short(case), *cells, name, _text(best.p50_ms), _text(best.x_floor)])
+    columns = ["shipped tile", "ms", "best tile", "ms", "x floor"]
+    return _table([f"sweep of {len(swept)} tiles", *columns], lines)
 
 
-def _host(outcomes: Sequence[Outcome]) -> list[str]:
-    """The calls that cost the host most."""
-    hosted = [row for outcome in outcomes for row in own.read_table(outcome.folder / own.HOST)]
-    hosted.sort(key=lambda row: -float(row["host_us"] or 0))
-    lines = [
-        [row["case"], _ms(_number(row["host_us"])), _ms(_number(row["first_ms"]))]
-        for row in hosted[: LAYERS if any(row["host_us"] for row in hosted) else 2]
-    ]
-    return _table(lines, ["eager calls", "host us", "first call ms"])
+def _host(rows: Sequence[Row]) -> list[str]:
+    """The operators by Triton that take the host longest."""
+    found = [(row.host_us or 0, row) for row in rows if row.suite != "model"]
+    found = [(us, row) for us, row in found if us and row.provider == "triton"]
+    found.sort(key=lambda pair: -pair[0])
+    lines = [[f"{row.suite} {_short(row.case)}", _text(us)] for us, row in found[:LAYERS]]
+    return _table(["eager calls by Triton", "host us"], lines)
 
 
 def _absent(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[str]:
-    """What did not run, with the reason, each reason once."""
+    """The steps and providers that did not run, by the reason."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     each = [("steps", outcome.step.name, outcome.result) for outcome in outcomes]
-    each += [("providers", row.provider, row.gate) for row in rows]
+    each += [("providers", r.provider, r.gate) for r in rows if r.suite != own.SWEEP_SUITE]
     for kind, name, result in each:
         if result.startswith("absent: "):
             kinds = found.setdefault(result.removeprefix("absent: "), {})
@@ -284,17 +261,23 @@ def _absent(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[str]:
     return lines[:ABSENT]
 
 
-def _table(lines: list[list[str]], columns: list[str]) -> list[str]:
-    if not lines:
-        return []
-    lines = [columns, *lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+def _table(columns: list[str], lines: list[list[str]]) -> list[str]:
+    """The lines of a table; no line if only its head is there."""
+    cells = [columns, *lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    found = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    return found if lines else []
 
 
-def _ms(value: float | None) -> str:
+def _milliseconds(row: Row) -> float:
+    """For sorting: rows without a time come last."""
+    return row.p50_ms or float("inf")
+
+
+def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _short(case: str) -> str:
+    """The name of a convolution without what most convolutions of the networks have."""
+    return USUAL.sub("", case)

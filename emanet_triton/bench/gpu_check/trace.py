@@ -1,9 +1,11 @@
-"""A step: what the GPU does in one replay and in one eager call of a whole network."""
+"""A step: the kernels of a whole network, in one replay of its CUDA graph and in one eager call."""
 
+import csv
+import gzip
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +23,8 @@ COLUMNS = ("kernel", "count", "us", "grid", "block", "registers", "shared")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trace every network: 1 where one fails, else 0."""
-    options = own.parser("trace", __doc__).parse_args(arguments)
+    """Trace every network. Returns 1 if one fails, else 0."""
+    options = own.StepParser("trace", __doc__).parse(arguments)
     failed = 0
     for network, mode in NETWORKS:
         name = f"{network}_{mode}"
@@ -32,14 +34,14 @@ def main(arguments: Sequence[str]) -> int:
             continue
         try:
             with cuda_fp32("ieee"):
-                _trace(network, mode, options.tiny, options.out / name)
+                _trace(network, mode, options.tiny, options.out)
         except Exception as error:  # such as a profiler that cannot watch this GPU
             print(f"{name}: failed: {describe(error)}", flush=True)
             failed = 1
     return failed
 
 
-def _trace(network: str, mode: str, tiny: bool, path: Path) -> None:
+def _trace(network: str, mode: str, tiny: bool, folder: Path) -> None:
     size = TINY_SIZE if tiny else SIZE
     protocol = make_protocol(mode, size, tiny)
     image = model.make_image(size)
@@ -48,51 +50,50 @@ def _trace(network: str, mode: str, tiny: bool, path: Path) -> None:
     eager()  # compiles, and chooses convolutions
     for way, call in (("replay", Replay(eager)), ("eager", eager)):
         call()
-        target = path.with_name(f"{path.name}_{way}")
-        _profile(call, target.with_suffix(".json"))
-        kernels = kernels_of(json.loads(target.with_suffix(".json").read_text()))
-        _write_kernels(target.with_suffix(".csv"), kernels)
+        name = f"{network}_{mode}_{way}"
+        trace = folder / f"{name}.json.gz"
+        _profile(call, trace)
+        with gzip.open(trace) as file:
+            kernels = kernels_of(json.load(file))
+        _write_kernels(folder / f"{name}.csv", kernels)
         total = sum(row["us"] for row in kernels)
-        print(f"{target.name}: {len(kernels)} kernels, {total:.0f} us", flush=True)
+        print(f"{name}: {len(kernels)} kernels, {total:.0f} us", flush=True)
 
 
 def _profile(call: Callable[[], object], path: Path) -> None:
-    """One call as a Chrome trace."""
+    """Write one call as a Chrome trace."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profiler:
         call()
         torch.cuda.synchronize()
-    profiler.export_chrome_trace(str(path))
+    profiler.export_chrome_trace(str(path))  # which compresses it, by the end of its name
 
 
-def kernels_of(trace: dict) -> list[dict[str, object]]:
+def kernels_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
     """The kernels of a Chrome trace that PyTorch's profiler wrote, the longest first.
 
     Returns:
-        For each kernel and way to launch it: how often, microseconds of all, grid, block,
-        registers of a thread, bytes of shared memory of a program.
+        For each kernel and way to launch it: how often it ran, microseconds of all runs, grid,
+        block, registers of a thread, bytes of shared memory of a program.
     """
-    counts: Counter[tuple] = Counter()
-    times: Counter[tuple] = Counter()
+    found: dict[tuple[Any, ...], list[float]] = {}
     for event in trace["traceEvents"]:
-        if event.get("cat") != "kernel":
-            continue
-        given = event.get("args", {})
-        grid, block = ("x".join(map(str, given.get(key, []))) for key in ("grid", "block"))
-        resources = given.get("registers per thread"), given.get("shared memory")
-        key = event["name"], grid, block, *resources
-        counts[key] += 1
-        times[key] += event["dur"]
-    ordered = sorted(times, key=times.get, reverse=True)
-    return [
-        dict(zip(COLUMNS, (key[0], counts[key], round(times[key], 3), *key[1:]), strict=True))
-        for key in ordered
-    ]
+        if event.get("cat") == "kernel":
+            given = event.get("args", {})
+            grid, block = ("x".join(map(str, given.get(key, []))) for key in ("grid", "block"))
+            resources = given.get("registers per thread"), given.get("shared memory")
+            found.setdefault((event["name"], grid, block, *resources), []).append(event["dur"])
+    rows = [(name, len(us), round(sum(us), 3), *rest) for (name, *rest), us in found.items()]
+    rows.sort(key=lambda row: -row[2])
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
-def _write_kernels(path: Path, kernels: list[dict[str, object]]) -> None:
-    own.write_table(path, kernels or [dict.fromkeys(COLUMNS, "") | {"kernel": own.REHEARSAL}])
+def _write_kernels(path: Path, kernels: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kernels or [{"kernel": own.REHEARSAL}])
 
 
 if __name__ == "__main__":

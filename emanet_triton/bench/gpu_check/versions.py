@@ -1,8 +1,6 @@
-"""A step: the GPU, its clocks, and the versions of everything."""
+"""A step: the state of the GPU, and the versions of all that runs on it."""
 
-import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,8 +10,10 @@ import torch
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.machine import commit, cpu_name
 from emanet_triton.kernels.cache import driver_version
+from emanet_triton.versions import package_version
+from emanet_triton.versions import versions as software
 
-PACKAGES = ("triton", "numpy", "pytest", "pytest-xdist")
+PACKAGES = ("triton", "pytest", "pytest-xdist")
 QUERY = (
     "name,driver_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,"
     "temperature.gpu,memory.total,memory.free,mig.mode.current"
@@ -22,20 +22,19 @@ TOOLS = ("nvidia-smi", "ncu", "compute-sanitizer", "gcc")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what there is to ``versions.json``."""
-    options = own.parser("versions", __doc__, measures=False).parse_args(arguments)
-    found = versions()
-    (options.out / own.VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    """Write ``versions.json``, and print it."""
+    options = own.StepParser("versions", __doc__, measures=False).parse(arguments)
+    found = json.dumps(versions(), indent=1)
+    (options.out / own.VERSIONS).write_text(f"{found}\n")
+    print(found)
     return 0
 
 
 def versions() -> dict[str, object]:
-    """Everything by name; what is not here is "absent"."""
+    """All versions by name; "absent" for what is not installed."""
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _package(name) for name in PACKAGES},
+        **software(),
+        **{name: package_version(name) for name in PACKAGES},
         "cudnn": torch.backends.cudnn.version() or "absent",
         "driver": driver_version(),
         "commit": commit(),
@@ -46,15 +45,8 @@ def versions() -> dict[str, object]:
     }
 
 
-def _package(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
 def _nvidia_smi() -> dict[str, str] | str:
-    """What it says of the first GPU."""
+    """The state of the first GPU by name, or why it is not known."""
     if not shutil.which("nvidia-smi"):
         return "absent"
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]

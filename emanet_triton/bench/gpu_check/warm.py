@@ -1,12 +1,12 @@
 """A step: compile every kernel that the stage will launch, in many processes.
 
-Triton keeps them in ``$TRITON_CACHE_DIR``, where the other steps find them.
+Triton keeps the kernels in ``$TRITON_CACHE_DIR``, where the other steps find them.
 """
 
 import functools
 import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from triton.compiler import CompiledKernel
@@ -21,19 +21,22 @@ from emanet_triton.errors import describe
 
 SILENCE = 60  # seconds: a kernel takes about one
 
+Job = functools.partial[tuple[list[Compiled], str]]
+
 
 @dataclass
 class Warmed:
-    """What a warm-up came to.
+    """The result of a warm-up.
 
     Attributes:
         arch: the tile table that kernels were compiled for.
-        planned: launches of kernels.
-        distinct: kernels.
-        hits, compiled: those that were in Triton's cache, and those that were not.
-        launchers: why the host's functions that launch them could not be built, if so.
-        failed: "kernel: why" of those that do not compile.
-        seconds: of all.
+        planned: how many launches of kernels there will be.
+        distinct: how many kernels these launches need.
+        hits, compiled: how many kernels were in Triton's cache, and how many were not.
+        launchers: why the host's functions that launch kernels could not be built; empty if they
+            were.
+        failed: "kernel: why" for each kernel that does not compile.
+        seconds: duration of the warm-up.
     """
 
     arch: str
@@ -47,11 +50,11 @@ class Warmed:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile: 1 where a kernel does not, else 0."""
-    made = own.parser("warm", __doc__)
-    made.add_argument("--sweep", action="store_true", help="the tiles of the step sweep, too")
-    own.add_processes(made)
-    options = made.parse_args(arguments)
+    """Compile. Returns 1 if a kernel does not compile, else 0."""
+    parser = own.StepParser("warm", __doc__)
+    parser.add_argument("--sweep", action="store_true", help="the tiles of the step sweep, too")
+    own.add_processes(parser)
+    options = parser.parse(arguments)
     gpu = Gpu.of_arch(options.arch) if options.rehearse else Gpu.here()
     warmed, begin = Warmed(gpu.arch), time.monotonic()
     try:
@@ -60,8 +63,9 @@ def main(arguments: Sequence[str]) -> int:
         warm(wanted, gpu, options.processes, warmed, launchers=not options.rehearse)
     finally:  # also where time is up
         warmed.seconds = time.monotonic() - begin
-        (options.out / own.WARM).write_text(json.dumps(asdict(warmed), indent=1) + "\n")
-        print(json.dumps(asdict(warmed), indent=1))
+        text = json.dumps(asdict(warmed), indent=1)
+        (options.out / own.WARM).write_text(f"{text}\n")
+        print(text)
     return 1 if warmed.failed else 0
 
 
@@ -72,20 +76,22 @@ def warm(
 
     Args:
         wanted: the launches.
-        gpu: what for.
+        gpu: what the kernels are compiled for.
         processes: how many compile at once.
-        warmed: is told what comes of it.
-        launchers: whether to build what the host calls, too, where Triton compiles that.
+        warmed: gets the results.
+        launchers: whether to build the host's functions that launch kernels, too, where this
+            version of Triton compiles them.
     """
-    jobs = []
-    for launch, keys in plan(wanted, gpu, warmed):
-        jobs += [functools.partial(compile_job, launch, gpu, {key}, launchers) for key in keys]
+    jobs: list[Job] = [
+        functools.partial(compile_job, launch, gpu, key, launchers)
+        for launch, key in plan(wanted, gpu, warmed)
+    ]
     warmed.distinct = len(jobs)
 
-    def done(job: functools.partial, result: object) -> None:
-        ((kernel, _),) = job.args[2]
+    def done(job: Job, result: tuple[list[Compiled], str] | Lost) -> None:
         if isinstance(result, Lost):
-            warmed.failed.append(f"{kernel}: {result.reason}")
+            _, _, key, _ = job.args
+            warmed.failed.append(f"{key.name}: {result.reason}")
             return
         compiled, problem = result
         warmed.launchers = warmed.launchers or problem
@@ -98,12 +104,9 @@ def warm(
     run_lanes([shared] * processes, processes, SILENCE, done)
 
 
-def plan(
-    wanted: Iterable[Launch], gpu: Gpu, warmed: Warmed
-) -> list[tuple[Launch, list[KernelKey]]]:
-    """The launches that need a kernel which none before needs, and these kernels."""
-    seen: set[KernelKey] = set()
-    found = []
+def plan(wanted: Iterable[Launch], gpu: Gpu, warmed: Warmed) -> list[tuple[Launch, KernelKey]]:
+    """Each kernel that some launches need, with the first launch that needs it."""
+    found: dict[KernelKey, Launch] = {}
     for launch in wanted:
         try:
             keys = meta.kernels_of(launch, gpu)
@@ -111,24 +114,25 @@ def plan(
             warmed.failed.append(f"{launch.call}: {describe(error)}")
             continue
         warmed.planned += len(keys)
-        new = [key for key in dict.fromkeys(keys) if key not in seen]
-        seen.update(new)
-        if new:
-            found.append((launch, new))
-    return found
+        for key in keys:
+            found.setdefault(key, launch)
+    return [(launch, key) for key, launch in found.items()]
 
 
 def compile_job(
-    launch: Launch, gpu: Gpu, keys: Collection[KernelKey], launchers: bool, watch: Watch
+    launch: Launch, gpu: Gpu, key: KernelKey, launchers: bool, watch: Watch
 ) -> tuple[list[Compiled], str]:
-    """Compile some kernels of a launch in this process; what came of it, what of launchers."""
+    """Compile a kernel of a launch in this process. Also returns why a launcher was not built."""
     watch.begins(str(launch.call))
-    compiled, kernels = meta.compile_kernels(launch, gpu, keys)
+    compiled, kernels = meta.compile_kernels(launch, gpu, {key})
     return compiled, _build_launchers(kernels, gpu) if launchers else ""
 
 
 def _build_launchers(kernels: Iterable[CompiledKernel], gpu: Gpu) -> str:
-    """Triton to 3.6 compiles a function of the host for every kernel; why it could not, if so."""
+    """Build the function of the host that launches each kernel, which Triton up to 3.6 compiles.
+
+    Returns why one could not be built; empty if all were.
+    """
     if gpu.target.backend != "cuda":
         return ""
     from triton.backends.nvidia import driver

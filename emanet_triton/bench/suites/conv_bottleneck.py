@@ -14,7 +14,7 @@ from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import compiled, without_gradients
-from emanet_triton.bench.suites.conv_error import bound, relative_error
+from emanet_triton.bench.suites import conv_case
 from emanet_triton.bench.walk import OperatorCall
 from emanet_triton.kernels.conv.op import bottleneck, pack_weight
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
@@ -23,18 +23,15 @@ from emanet_triton.models.resnet import Bottleneck
 
 PROVIDERS = ("torch", "compiled", "separate", "triton")
 
-# Milliseconds of Triton's kernel. Forecast of a review of commit 54dbbc2, H100, nothing measured.
-PREDICTED_MS = {"bottleneck C=256 P=64 H=256 W=512 B=1 bf16": "0.11-0.14"}
-
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block of stride and dilation 1; without ``projected`` its input is its identity.
+    """A residual block of stride and dilation 1.
 
     Attributes:
         batch, channels, height, width: of the input.
-        planes: of the 3x3 convolution.
-        projected: whether the identity is another tensor than the input.
+        planes: channels of the 3x3 convolution.
+        projected: whether the residual is another tensor than the input.
         dtype: of all tensors.
     """
 
@@ -66,39 +63,24 @@ class Block:
 
 
 def blocks(calls: Counter[OperatorCall]) -> Counter[Block]:
-    """The blocks of a network that one kernel can run, and how many."""
+    """The blocks of a network that one kernel can run, and how many of each there are."""
     found: Counter[Block] = Counter()
     for call, count in calls.items():
         if call.name == "bottleneck":
             x, planes = call["x"], call["weights"][1].shape[0]
             if planes in BOTTLENECK_PLANES and x.dtype != torch.float32:
                 projected = call["residual"].shape != x.shape
-                found[Block(*x.shape, planes, projected, x.dtype)] += count
+                batch, channels, height, width = x.shape
+                sizes = batch, channels, height, width, planes
+                found[Block(*sizes, projected, x.dtype)] += count
     return found
 
 
 def make_case(selection: Selection, block: Block, counts: str) -> Case:
-    """The case of a block, with how often the networks use it."""
-    problem = functools.cache(functools.partial(make_problem, block, selection.device))
-    exact = functools.cache(lambda: problem().exact())
-    dtype, predicted = DTYPE_NAMES[block.dtype], PREDICTED_MS.get(str(block))
-    return Case(
-        suite="conv",
-        name=f"{block} {counts}",
-        providers=selection.pick(
-            {name: functools.partial(provide, name, problem) for name in PROVIDERS},
-            "torch",
-            ("compiled",) if selection.short else (),
-        ),
-        baseline="torch",
-        error=lambda got: relative_error(got, exact()),
-        bound=functools.partial(bound, dtype),
-        prepare=problem,
-        floor=block.floor(),
-        dtype=dtype,
-        predicted_ms={"triton": predicted} if predicted else {},
-        graph=True,
-    )
+    """The case of a block. ``counts`` says how often each network uses the block."""
+    make = functools.partial(make_problem, block, selection.device)
+    name, dtype = f"{block} {counts}", DTYPE_NAMES[block.dtype]
+    return conv_case.make_case(selection, name, make, PROVIDERS, provide, block.floor(), dtype)
 
 
 @dataclass(frozen=True)
@@ -125,15 +107,15 @@ def make_problem(block: Block, device: str) -> Problem:
         return pack_weight(normal(block.batch, channels, block.height, block.width).relu_())
 
     x = images(block.channels)
-    sizes = (block.planes, block.channels, 1), (block.planes, block.planes, 3)
-    sizes = *sizes, (block.outputs, block.planes, 1)
+    planes, outputs = block.planes, block.outputs
+    sizes = (planes, block.channels, 1), (planes, planes, 3), (outputs, planes, 1)
     weights = [pack_weight(normal(o, c, k, k) / (k * k * c) ** 0.5) for o, c, k in sizes]
     biases = [normal(o) for o, _, _ in sizes]
-    return Problem(x, weights, biases, images(block.outputs) if block.projected else x)
+    return Problem(x, weights, biases, images(outputs) if block.projected else x)
 
 
 def plain(x: Tensor, weights: list[Tensor], biases: list[Tensor], identity: Tensor) -> Tensor:
-    """What PyTorch's users write."""
+    """The block in ordinary PyTorch."""
     out = F.conv2d(x, weights[0], biases[0]).relu_()
     out = F.conv2d(out, weights[1], biases[1], padding=1).relu_()
     return F.conv2d(out, weights[2], biases[2]).add_(identity).relu_()
@@ -144,4 +126,4 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     arguments = problem.x, problem.weights, problem.biases, problem.identity
     if name in ("torch", "compiled"):
         return without_gradients(plain if name == "torch" else compiled(plain), *arguments)
-    return without_gradients(bottleneck, *arguments, provider=name)
+    return without_gradients(bottleneck, *arguments, backend=name)

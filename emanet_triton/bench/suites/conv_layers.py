@@ -1,15 +1,14 @@
-"""Which convolutions the fused network runs, and how often."""
+"""The convolutions that the fused network runs, and how often it runs each."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from emanet_triton.bench.networks import BLOCKS
-from emanet_triton.bench.options import Selection, Size
-from emanet_triton.bench.walk import OperatorCall, TensorSpec, walk
-from emanet_triton.kernels.conv.shape import ConvShape
+from emanet_triton.bench.cost import ConvShape
+from emanet_triton.bench.networks import MODES, NETWORKS
+from emanet_triton.bench.options import Selection
+from emanet_triton.bench.walk import OperatorCall, recorded, walk
+from emanet_triton.inference.views import Size
+from emanet_triton.kernels.conv.op import conv_bias_act
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 
@@ -19,8 +18,8 @@ class Layer:
 
     Attributes:
         shape: its sizes and dtypes.
-        pitch: channels from a pixel of its residual to the next; more than its outputs where the
-            residual is a part of a larger tensor. 0 without a residual.
+        pitch: channels from a pixel of its residual to the next pixel; more than its outputs if
+            the residual is a part of a larger tensor. 0 without a residual.
     """
 
     shape: ConvShape
@@ -42,7 +41,7 @@ class Layer:
 
     @property
     def one_dtype(self) -> bool:
-        """Whether residual and output are of the input's dtype."""
+        """Whether residual and output have the input's dtype."""
         return {self.shape.residual or self.shape.dtype, self.shape.out_dtype} == {self.shape.dtype}
 
 
@@ -51,50 +50,46 @@ def walks(
 ) -> dict[str, Counter[OperatorCall]]:
     """The operator calls of each network, "r50-whole" and so on, for images of (height, width).
 
-    The sliding window on a GPU only: on a CPU its layers are those of the whole image at another
-    size, and its windows run one by one.
+    The sliding window is left out on a CPU: there its windows run one by one, and its layers are
+    those of the whole image at another size.
     """
-    modes = ("whole", "slide") if selection.cuda and not selection.tiny else ("whole",)
+    modes = MODES if selection.cuda and not selection.tiny else ("whole",)
     return {
         f"{network}-{mode}": walk(network, mode, size, batch, dtype, tiny=selection.tiny)
-        for network in BLOCKS
+        for network in NETWORKS
         for mode in modes
     }
 
 
 def layers(calls: Counter[OperatorCall]) -> Counter[Layer]:
-    """The convolutions of the calls; a bottleneck is the three that compute the same."""
+    """The convolutions of the calls. A bottleneck counts as its three convolutions."""
     found: Counter[Layer] = Counter()
     for call, count in calls.items():
-        for layer in _layers_of(call):
-            found[layer] += count
+        for convolution in convolutions_of(call):
+            found[layer_of(convolution)] += count
     return found
 
 
-def _layers_of(call: OperatorCall) -> Iterator[Layer]:
-    if call.name == "conv_bias_act":
-        geometry = call["stride"], call["dilation"], call["relu"], call["out_dtype"]
-        yield _layer(call["x"].shape, call["weight"], call["residual"], *geometry)
-    elif call.name == "bottleneck":
-        x = call["x"]
-        batch, _, *sides = x.shape
-        for weight, residual in zip(call["weights"], (None, None, call["residual"]), strict=True):
-            shape = batch, weight.shape[1], *sides
-            yield _layer(shape, weight, residual, 1, 1, True, x.dtype)
+def convolutions_of(call: OperatorCall) -> list[OperatorCall]:
+    """A convolution itself, the three convolutions of a bottleneck, or none for another call."""
+    if call.name != "bottleneck":
+        return [call] if call.name == "conv_bias_act" else []
+    x, weights, biases, residual, *_ = call.values()
+
+    def run() -> None:
+        out = x
+        for weight, bias, added in zip(weights, biases, (None, None, residual), strict=True):
+            out = conv_bias_act(out, weight, bias, added)
+
+    return recorded(run)
 
 
-def _layer(
-    x: tuple[int, ...],
-    weight: TensorSpec,
-    residual: TensorSpec | None,
-    stride: int,
-    dilation: int,
-    relu: bool,
-    out_dtype: torch.dtype,
-) -> Layer:
+def layer_of(call: OperatorCall) -> Layer:
+    """What a convolution computes."""
+    weight, residual = call["weight"], call["residual"]
+    batch, channels, height, width = call["x"].shape
     outputs, _, kernel, _ = weight.shape
     added = None if residual is None else residual.dtype
-    shape = ConvShape(
-        *x, outputs, kernel, stride, dilation, weight.dtype, added, out_dtype, relu
-    )  # fmt: skip
+    sizes = batch, channels, height, width, outputs, kernel, call["stride"], call["dilation"]
+    shape = ConvShape(*sizes, weight.dtype, added, call["out_dtype"], call["relu"])
     return Layer(shape, 0 if residual is None else residual.stride[3])

@@ -1,15 +1,15 @@
 """From an image to its labels: R50 and R101, whole and sliding inference.
 
 On a GPU a case is timed twice. ``from=host`` is what mmsegmentation's benchmark times: the input
-comes from the host's memory, the labels go back to it. There peers begin with the normalised
-float32 input, and ours with the uint8 image, which it resizes and normalises itself.
-``from=device`` is the network and the labels alone, input and output on the device, as the replay
-of a CUDA graph. On a CPU the two are the same.
+comes from the host's memory, and the labels go back to it. There peers begin with the normalised
+float32 input. Ours begins with the uint8 image, which it resizes and normalises itself.
+``from=device`` is the replay of a CUDA graph of the network and the labels, with input and output
+on the device. On a CPU the two are the same.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,54 +19,54 @@ from torch import Tensor, nn
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
-from emanet_triton.bench.machine import DTYPES
-from emanet_triton.bench.networks import BLOCKS, make_network, make_protocol
-from emanet_triton.bench.options import Selection, Size
+from emanet_triton.bench.networks import (
+    MODES,
+    NETWORKS,
+    make_network,
+    make_protocol,
+    published_figures,
+)
+from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import (
     compiled,
-    full_size_labels,
-    mmseg_labels,
+    full_size_logits,
     mmseg_network,
     without_gradients,
 )
+from emanet_triton.bench.rows import Row
+from emanet_triton.bench.suite import Suite
+from emanet_triton.bench.tables import NOT_MEASURED, on_gpu, table
 from emanet_triton.inference import reference
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.taps import tap_tables
-from emanet_triton.inference.views import view_sizes
+from emanet_triton.inference.views import Size, view_sizes
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import FusedBottleneck, FusedConv, FusedEMANet, fuse
+from emanet_triton.models.fused import FusedBottleneck, FusedConv, fuse
+from emanet_triton.models.network import FusedNetwork
 from emanet_triton.models.protocol import Protocol
 
-MODES = ("whole", "slide")
-LABELS_BOUND = 1e-3  # share of labels that may differ in float32
+LABELS_BOUND = 1e-3  # the share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
-ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; has to be asked for
-
-# Milliseconds of "fused-bf16" as a graph, by the case. Forecast of a review of commit 54dbbc2,
-# H100, nothing measured.
-PREDICTED_MS = {
-    "r50 whole 1024x2048 from=device": "6-6.6",
-    "r101 whole 1024x2048 from=device": "9.2-9.8",
-    "r50 slide 1024x2048 from=device": "13-14.5",
-    "r101 slide 1024x2048 from=device": "20-22",
-}
-MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # what runs it
+ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; run only if named
+MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # the providers with ms+flip
+RATES = ("plain-fp32", "fused-fp32", "fused-bf16")  # shown beside the published images a second
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An image, the network that segments it, and where it runs.
+    """An image, the network that segments it, and where the network runs.
 
     Attributes:
         network: "r50" or "r101".
-        protocol: of its inference.
+        protocol: how the image is resized and cut into windows.
         image: uint8 RGB [H, W, 3].
         device: "cpu" or "cuda".
         resident: whether input and labels stay on the device.
-        tiny: a network of few channels.
+        tiny: whether the network has few channels.
         ms_flip: whether six scales, plain and mirrored, are averaged.
     """
 
@@ -79,9 +79,9 @@ class Problem:
     ms_flip: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the image."""
-        return self.image.shape[1], self.image.shape[0]
+    def size(self) -> Size:
+        """(height, width) of the image."""
+        return self.image.shape[0], self.image.shape[1]
 
     def inputs(self) -> Tensor:
         """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
@@ -91,42 +91,42 @@ class Problem:
             return inputs
         return inputs.to(self.device) if self.resident else inputs.pin_memory()
 
-    def to_device(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.device, non_blocking=True)
-
     def model(self) -> EMANet:
         return make_network(self.network, self.protocol, self.tiny)
 
-    @property
-    def finish(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def finish(self, logits: Tensor, inputs: Tensor) -> Tensor:
         """mmseg's labels [1, H, W] from the logits of all windows and the inputs."""
-        return functools.partial(full_size_labels, size=self.size, protocol=self.protocol)
+        height, width = inputs.shape[2:]
+        full_size = full_size_logits(logits, (height, width), self.size, self.protocol)
+        return full_size.softmax(1).argmax(1)
 
     def labels_by(
         self,
         forward: Callable[[Tensor], Tensor],
         finish: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Callable[[Tensor], Tensor]:
-        """mmseg's sequence around a network: inputs → labels [1, H, W]."""
+        """mmseg's ``simple_test`` around a network, window by window: inputs → labels [1, H, W]."""
+        finish = finish or self.finish
 
         def labels(inputs: Tensor) -> Tensor:
-            return mmseg_labels(forward, inputs, self.protocol, finish or self.finish)
+            windows = cut_windows(inputs, self.protocol, at_once=1)
+            return finish(torch.cat([forward(window) for window in windows]), inputs)
 
         return labels
 
     def timed(self, labels: Callable[[Tensor], Tensor]) -> Call:
-        """Labels of the input, from where it lies to where it lies."""
+        """The labels of the input, left on the host if the input comes from there."""
         inputs = self.inputs()
         if self.resident or self.device == "cpu":
             return without_gradients(labels, inputs)
-        return without_gradients(lambda: labels(self.to_device(inputs)).cpu())
+        return without_gradients(lambda: labels(inputs.to(self.device, non_blocking=True)).cpu())
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Both networks and both modes of inference, for images of each size; whole ms+flip, too."""
+    """Both networks and both modes of inference, for images of each size; also whole ms+flip."""
     sizes = selection.sizes or _default_sizes(selection)
     short = selection.quick and not selection.cuda
-    networks = selection.networks or (["r50"] if selection.short else list(BLOCKS))
+    networks = selection.networks or (["r50"] if selection.short else NETWORKS)
     modes = ["whole"] if short else MODES
     ways = ["host", "device"] if selection.cuda else ["host"]
     for size, network in itertools.product(sizes, networks):
@@ -152,17 +152,14 @@ def _case(
         ms_flip=ms_flip,
         tiny=selection.tiny,
     )
-    if any(_is_half(name) for name in selection.providers):  # they are held against plain's
+    if any("bf16" in name for name in selection.providers):  # their gate needs plain's error
         selection = replace(selection, providers=("plain-bf16", *selection.providers))
     want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
-    short = selection.short and not selection.cuda
     names = [n for n in PROVIDERS if selection.cuda or n not in GPU_ONLY]
-    names = [n for n in names if n not in HOST_ONLY or not problem.resident]
     names = [n for n in names if n in MS_FLIP or not ms_flip]
-    name = f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}"
     return Case(
-        suite="model",
-        name=name,
+        suite=SUITE.name,
+        name=f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}",
         providers=selection.pick(
             {n: functools.partial(PROVIDERS[n], problem) for n in names},
             "plain-fp32",
@@ -171,32 +168,32 @@ def _case(
         baseline="plain-fp32",
         error=lambda got: (got.cpu() != want()).double().mean().item(),
         bound=bound,
-        predicted_ms={"fused-bf16": PREDICTED_MS[name]} if name in PREDICTED_MS else {},
-        peak=not short,
+        peak=selection.cuda or not selection.short,
         wall=not problem.resident,
         graph=problem.resident,
     )
 
 
 def make_image(size: Size) -> np.ndarray:
-    """uint8 noise [H, W, 3], as much of it as pixels."""
+    """uint8 noise [H, W, 3]."""
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def bound(name: str, errors: Mapping[str, float]) -> float:
-    """Labels that may differ from plain float32's: in half precision twice plain's, three-way."""
-    return LABELS_BOUND + (2 * errors.get("plain-bf16", float("nan")) if _is_half(name) else 0)
+    """The largest share of labels that may differ from plain float32's.
 
-
-def _is_half(name: str) -> bool:
-    return "bf16" in name or name == "tensorrt"
+    In half precision it is above twice the share of plain PyTorch in half precision.
+    """
+    half = 2 * errors.get("plain-bf16", float("nan")) if "bf16" in name else 0
+    return LABELS_BOUND + half
 
 
 def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
-    """mmseg's operations in PyTorch, channels-last in half precision on a GPU; or compiled."""
+    """mmseg's operations in PyTorch, eager or compiled; channels-last in bfloat16 on a GPU."""
     model = problem.model().to(problem.device, DTYPES[dtype])
     if problem.device == "cuda" and dtype != "fp32":
-        model = model.to(memory_format=torch.channels_last)
+        # PyTorch 2.11 does not declare this form of the call.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(x: Tensor) -> Tensor:
         return mmseg_network(model, _like_weights(x, model))
@@ -223,51 +220,50 @@ def _like_weights(x: Tensor, model: EMANet) -> Tensor:
     return x.to(weight.dtype).contiguous(memory_format=layout)
 
 
-def fused(problem: Problem, dtype: str, provider: str = "auto") -> Call:
-    """Ours: the fused network, and labels from tap tables; convolutions by one provider or auto."""
+def fused(problem: Problem, dtype: str, backend: str = "auto") -> Call:
+    """Our fused network and labels from tap tables.
+
+    Args:
+        problem: the image and the network.
+        dtype: of the network.
+        backend: of all convolutions; "auto" chooses for each.
+    """
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
-    if provider != "auto":
-        set_provider(model, provider)
+    if backend != "auto":
+        set_backend(model, backend)
     if problem.resident:
         return without_gradients(resident_labels, model, problem.inputs(), problem)
     predictor = Predictor(model, problem.protocol, ms_flip=problem.ms_flip, cuda_graphs=True)
     return without_gradients(lambda: torch.stack(list(predictor([problem.image]))).cpu())
 
 
-def set_provider(model: FusedEMANet, provider: str) -> None:
-    """Have all convolutions run by "cudnn", or by "triton", with bottlenecks in one where it can.
+def set_backend(model: FusedNetwork, backend: str) -> None:
+    """Let "cudnn" or "triton" run all convolutions; "triton" also whole bottlenecks if it can.
 
-    What cuDNN cannot fuse runs by PyTorch's convolution, which is cuDNN's too.
+    A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too.
     """
     for module in model.modules():
         if isinstance(module, FusedConv):
-            module.provider = provider
+            module.backend = backend
         elif isinstance(module, FusedBottleneck):
             planes = module.conv2.weight.shape[0]
-            module.has_operator &= provider == "triton" and planes in BOTTLENECK_PLANES
-            module.provider = provider
+            module.has_operator &= backend == "triton" and planes in BOTTLENECK_PLANES
+            module.backend = backend
 
 
 def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tensor:
-    """What ``Predictor`` does from its normalised input on: uint8 [1, H, W]."""
+    """The work of ``Predictor`` after its normalised input: uint8 [1, H, W]."""
     logits = model(*cut_windows(inputs, problem.protocol))
     tables = tap_tables(problem.protocol, problem.size, False, inputs.device)
     return resample_labels(logits.transpose(0, 1).flatten(1)[None], *tables)
 
 
 def runtime(problem: Problem, find: Callable[[str], runtimes.Maker]) -> Call:
-    """mmseg's sequence around a network that another runtime runs, if there is one here."""
+    """mmseg's sequence around a network that another runtime runs, if it is installed."""
     make = find(problem.device)  # before anything is built or exported
     model = runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
     window = next(cut_windows(problem.inputs(), problem.protocol, at_once=1)).to(problem.device)
     return problem.timed(problem.labels_by(make(model, window)))
-
-
-def mmsegmentation(problem: Problem) -> Call:
-    """mmsegmentation's own ``EncoderDecoder`` with the same weights."""
-    simple_test = runtimes.mmsegmentation(problem.model(), problem.device)
-    inputs = problem.inputs()
-    return without_gradients(lambda: simple_test(problem.to_device(inputs), problem.size))
 
 
 PROVIDERS: dict[str, Callable[[Problem], Call]] = {
@@ -279,9 +275,36 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
     "fused-bf16": lambda problem: fused(problem, "bf16"),
-    "mmsegmentation": mmsegmentation,
-    "onnxruntime": lambda problem: runtime(problem, runtimes.onnxruntime),
-    "tensorrt": lambda problem: runtime(problem, runtimes.tensorrt),
+    "onnxruntime-fp32": lambda problem: runtime(problem, runtimes.onnxruntime),
+    "tensorrt-bf16": lambda problem: runtime(problem, runtimes.tensorrt),
 }
 GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
-HOST_ONLY = ("mmsegmentation",)  # its labels are always the host's
+
+
+def beside_published(rows: Sequence[Row]) -> str:
+    """Images a second on GPUs beside the published figures."""
+    own = [row for row in rows if on_gpu(row)]
+    gpus = list(dict.fromkeys(row.device for row in own)) or [NOT_MEASURED]
+    lines = []
+    for (network, mode, published), gpu in itertools.product(published_figures(), gpus):
+        case = f"{network} {mode} 1024x2048 from=host"
+        times = {r.provider: r.p50_ms for r in own if (r.case, r.device) == (case, gpu)}
+        cells = [f"{1e3 / ms:.1f}" if (ms := times.get(n)) else NOT_MEASURED for n in RATES]
+        lines.append([network, mode, f"{published.fps:.2f}", gpu, *cells])
+    columns = ["network", "inference", "published images/s (V100)", "GPU", *RATES]
+    return table(lines, columns, texts=2)
+
+
+SUITE = Suite(
+    name="model",
+    title="From an image to labels",
+    measures="an image to its labels: R50 and R101, whole and sliding window",
+    cases=cases,
+    text="""\
+`plain` runs mmsegmentation's operations in PyTorch, `compiled` the same by `torch.compile`. `fused`
+is our fused network. `cudnn` and `triton` are the fused network with all convolutions by cuDNN or
+by our Triton kernels; they run only if `--providers` names them. ONNX Runtime and Torch-TensorRT
+run `plain`'s network if they are installed. `from=host` is what mmsegmentation's benchmark times:
+the input comes from the host's memory, the labels go back to it.""",
+    published=beside_published,
+)

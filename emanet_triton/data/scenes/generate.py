@@ -10,7 +10,7 @@ import numpy as np
 
 from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, run
-from emanet_triton.data.cityscapes import visible
+from emanet_triton.data.dataset import visible
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes import objects
 from emanet_triton.data.scenes.canvas import (
@@ -19,6 +19,7 @@ from emanet_triton.data.scenes.canvas import (
     UNIT,
     Canvas,
     Color,
+    between,
     photograph,
     pick,
     shade,
@@ -26,7 +27,7 @@ from emanet_triton.data.scenes.canvas import (
 from emanet_triton.errors import InputError
 from emanet_triton.files import remove_leftovers, temporary_beside
 
-VERSION = 1  # of the demonstration set: a change of its pixels needs a new number
+VERSION = 1  # of the demonstration set; increase it when the pixels change
 DEMO_COUNT = 40
 CITY, TREES = "synthetic", ("leftImg8bit", "gtFine")
 TRAIN_SEEDS = range(10**6)
@@ -38,7 +39,7 @@ def generate_scene(seed: int, height: int = 256, width: int = 512) -> tuple[np.n
     """Draw the street scene of a seed.
 
     Args:
-        seed: at least 0; ``TRAIN_SEEDS`` and ``VAL_SEEDS`` share none.
+        seed: at least 0; no seed is in both ``TRAIN_SEEDS`` and ``VAL_SEEDS``.
         height, width: of the image in pixels.
 
     Returns:
@@ -56,13 +57,13 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
 
     Args:
         root: the folder that gets ``leftImg8bit`` and ``gtFine``.
-        split: ``"train"`` or ``"val"``; their scenes are never the same.
+        split: ``"train"`` or ``"val"``; no scene is in both.
         count: number of scenes.
-        seed: of the first scene, counted from the split's first.
+        seed: of the first scene, counted from the first seed of the split.
 
     Raises:
-        InputError: an argument out of its range, a folder with other data, which would then be
-            evaluated together, or a file that cannot be written.
+        InputError: an argument is out of range, the folder holds other data, which would be
+            evaluated together with the scenes, or a file cannot be written.
     """
     if split not in _SPLIT_SEEDS or count < 1 or seed < 0:
         raise InputError(
@@ -81,10 +82,9 @@ def write_scenes(root: Path, split: str, count: int, seed: int = 0) -> None:
 
 
 def demo_dataset() -> Path:
-    """The root of the held-out demonstration set, made at the first call and kept in a cache.
+    """The root of the held-out demonstration set; the first call makes it in ``cache_folder()``.
 
-    The set appears in ``cache_folder()`` whole or not at all, also when two processes make it at
-    once.
+    The set appears there whole or not at all, even if two processes make it at the same time.
 
     Raises:
         InputError: the cache cannot be written.
@@ -107,7 +107,7 @@ def demo_dataset() -> Path:
         write_scenes(temporary, "val", DEMO_COUNT)
         temporary.rename(root)
     except OSError:
-        if not root.is_dir():  # else another process was first with the same set
+        if not root.is_dir():  # otherwise another process has just made the same set
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,7 +115,7 @@ def demo_dataset() -> Path:
 
 
 def _refuse_other_data(root: Path) -> None:
-    """Raises InputError where the trees hold anything that ``write_scenes`` does not write."""
+    """Raise InputError if the folders hold anything that ``write_scenes`` does not write."""
     try:
         other = next(_other_data(root), None)
     except OSError as error:
@@ -127,7 +127,7 @@ def _refuse_other_data(root: Path) -> None:
 
 
 def _other_data(root: Path) -> Iterator[Path]:
-    """Files of other data, and cities without a file; hidden names are no data."""
+    """Files of other data, and folders of other cities. Hidden files are no data."""
     ours = re.compile(rf"{CITY}_000000_\d{{6,}}_(leftImg8bit|gtFine_labelIds)\.png")
     splits = [split for tree in TREES for split in _inside(root / tree)]
     for city in (city for split in splits for city in _inside(split)):
@@ -147,18 +147,21 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
 
 
+_Draw = Callable[..., None]  # a function of ``objects``
+
+
 class _Thing(NamedTuple):
-    """Something to draw, the far ones first."""
+    """An object of a scene. A scene is drawn in the order of ``depth``, the farthest first."""
 
     depth: float
-    draw: Callable[..., None]
+    draw: _Draw
     x: float
     z: float
     rest: tuple = ()
 
 
 def _draw_street(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Compose a scene, far to near."""
+    """Draw a whole scene, from far to near."""
     season = rng.uniform()  # from spring green to dry yellow
     leaves = (52 + 62 * season, 92 - 10 * season, 36 - 6 * season)
     grass = (84 + 70 * season, 122 + 4 * season, 54 + 6 * season)
@@ -169,19 +172,19 @@ def _draw_street(canvas: Canvas, rng: np.random.Generator) -> None:
     edges = []
     for flip, half, width in zip((-1, 1), road, walk, strict=True):
         canvas.ground("sidewalk", paving, flip * half, flip * (half + width))
-        for z in np.arange(2.0, 30.0, 1.5):
-            x = sorted((flip * half, flip * (half + width)))
+        for z in np.arange(2.0, 30.0, 1.5).tolist():
+            x = between(flip * half, flip * (half + width))
             canvas.ground("sidewalk", shade(paving, 0.88), *x, z, z + 0.06)
         edges.append(half + width)
     canvas.ground("road", asphalt, -road[0], road[1])
     for flip, half in zip((-1, 1), road, strict=True):
         canvas.ground("sidewalk", shade(paving, 1.25), flip * half, flip * (half + 0.22))
     middle = (road[1] - road[0]) / 2
-    for z in np.arange(rng.uniform(1.5, 4), 50, 5):
+    for z in np.arange(rng.uniform(1.5, 4), 50, 5).tolist():
         canvas.ground("road", (205, 205, 200), middle - 0.08, middle + 0.08, z, z + 2.4)
     if rng.uniform() < 0.3:
         z = rng.uniform(5, 9)
-        for x in np.arange(-road[0] + 0.4, road[1] - 0.5, 1.0):
+        for x in np.arange(-road[0] + 0.4, road[1] - 0.5, 1.0).tolist():
             canvas.ground("road", (205, 205, 200), x, x + 0.5, z, z + 2.5)
     things = []
     for flip, edge in zip((-1, 1), edges, strict=True):
@@ -205,7 +208,7 @@ def _draw_backdrop(canvas: Canvas, rng: np.random.Generator, leaves: Color) -> N
         for dx, dy, r in rng.uniform((-1, -0.2, 0.2), (1, 0.2, 0.6), (5, 3)):
             points = [(x + w * (dx + r * c), y + w * (dy + 0.35 * r * s)) for c, s in DISC]
             canvas.pixels("sky", shade(sky, 1.18), points)
-    for x in np.arange(-80.0, 80.0, 8.0):
+    for x in np.arange(-80.0, 80.0, 8.0).tolist():
         if rng.uniform() < 0.55:
             color = pick(rng, objects.FACADES)
             canvas.front("building", color, x, x + 9, 0, rng.uniform(6, 24), 88)
@@ -214,12 +217,13 @@ def _draw_backdrop(canvas: Canvas, rng: np.random.Generator, leaves: Color) -> N
 
 
 def _frontage(rng: np.random.Generator, flip: int, edge: float, leaves: Color) -> list[_Thing]:
-    """What lines the street on one side."""
+    """The buildings, walls, fences and plants along one side of the street."""
     things, z = [], rng.uniform(3.0, 6.0)
     verge = rng.uniform(1.5, 3.5) if rng.uniform() < 0.7 else 0.0
-    lit = rng.uniform(0.6, 1.05)  # of the whole side, by the sun
+    lit = rng.uniform(0.6, 1.05)  # the sun lights the whole side
     low = (objects.wall, objects.fence)
-    kinds = list(rng.permutation([objects.building, *low, objects.hedge, *low]))
+    walls = np.array([objects.building, *low, objects.hedge, *low], object)
+    kinds = list(rng.permutation(walls))
     while z < 60:
         kind = kinds.pop() if kinds else objects.building
         length = rng.uniform(7, 12) if kind is objects.building else rng.uniform(5, 8)
@@ -248,7 +252,7 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, road: np.ndarray) -> list
             things.append(_Thing(z, kind, lane + rng.uniform(-0.3, 0.3), z))
             z += rng.uniform(9, 20) + (0 if kind is objects.car else 4)
     for x in (left + 1.0, right - 1.0):
-        for z in np.arange(rng.uniform(4, 8), 30, 5.6):
+        for z in np.arange(rng.uniform(4, 8), 30, 5.6).tolist():
             if rng.uniform() < 0.5:
                 things.append(_Thing(z, objects.car, x, z))
     if rng.uniform() < 0.6:
@@ -274,7 +278,7 @@ def _kerbside(
     for flip, half, width in zip((-1, 1), road, walk, strict=True):
         depths = list(rng.uniform(6.5, 11, 5) + rng.permutation(5) * 2.2)
         furniture = (objects.pole, objects.traffic_light, objects.traffic_sign)
-        kinds = (*furniture, objects.tree, objects.litter_bin)
+        kinds: tuple[_Draw, ...] = (*furniture, objects.tree, objects.litter_bin)
         for kind, z in zip(kinds, depths, strict=True):
             x = flip * (half + rng.uniform(0.2, 0.6))
             if kind is objects.tree:
@@ -294,7 +298,7 @@ def _kerbside(
 
 
 def _draw_border(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The camera car's bonnet and the image border, both without a class."""
+    """Draw the camera car's bonnet and the border of the image; neither has a class."""
     right = canvas.index.shape[1] / canvas.scale
     if rng.uniform() < 0.5:
         top = rng.uniform(236, 248)
@@ -306,13 +310,16 @@ def _draw_border(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 where the input is not usable."""
+    """Run the command line and return the exit code: 2 if the input cannot be used."""
     return answer(lambda: _main(arguments))
 
 
 def _main(given: list[str] | None) -> int:
-    parser = Parser(description="Write synthetic scenes in Cityscapes layout.")
-    parser.add_argument("out", type=Path, help="folder for leftImg8bit and gtFine")
+    parser = Parser(
+        prog="python -m emanet_triton.data.scenes.generate",
+        description="Write synthetic scenes in Cityscapes layout.",
+    )
+    parser.add_argument("out", type=Path, help="the folder that gets leftImg8bit and gtFine")
     parser.add_argument("--split", choices=_SPLIT_SEEDS, default="val")
     parser.add_argument("--count", type=int, default=DEMO_COUNT)
     parser.add_argument("--seed", type=int, default=0)

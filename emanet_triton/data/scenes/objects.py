@@ -1,6 +1,6 @@
-"""What stands and moves in a synthetic scene: frontages, vehicles, people, street furniture.
+"""The objects of a synthetic scene: buildings, vehicles, people, street furniture.
 
-Every object is drawn by a function of the canvas, the generator, and where it stands.
+Each function draws one kind of object, at a place given by x and z in metres (see ``canvas``).
 """
 
 import math
@@ -16,6 +16,7 @@ from emanet_triton.data.scenes.canvas import (
     ROUGH,
     Canvas,
     Color,
+    between,
     pick,
     shade,
 )
@@ -30,13 +31,13 @@ def building(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, _leaves: Color
 ) -> None:
     height, wall = rng.uniform(6, 15), shade(pick(rng, FACADES), lit)
-    ends = sorted((x, x + math.copysign(12, x)))
+    ends = between(x, x + math.copysign(12, x))
     canvas.front("building", shade(wall, 0.85), *ends, 0, height, z0)
     canvas.side("building", wall, x, 0, height, z0, z1, ROUGH)
     canvas.side("building", shade(wall, 0.7), x, 0, 0.7, z0, z1)
     bay, glass = rng.uniform(1.8, 3.0), pick(rng, [(46, 54, 66), (84, 100, 118)])
-    for y in np.arange(1.1, height - 1.8, rng.uniform(2.7, 3.3)):
-        for z in np.arange(z0 + 0.6, z1 - 1.2, bay):
+    for y in np.arange(1.1, height - 1.8, rng.uniform(2.7, 3.3)).tolist():
+        for z in np.arange(z0 + 0.6, z1 - 1.2, bay).tolist():
             glow = rng.uniform() < 0.06
             color = (230, 200, 130) if glow else glass
             canvas.side("building", shade(wall, 1.2), x, y - 0.12, y + 1.6, z - 0.1, z + 1.2)
@@ -47,10 +48,10 @@ def wall(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, _leaves: Color
 ) -> None:
     height, color = rng.uniform(2.0, 3.2), shade(pick(rng, _GREYS), lit)
-    canvas.front("wall", shade(color, 0.8), *sorted((x, x * 1.06)), 0, height, z0)
+    canvas.front("wall", shade(color, 0.8), *between(x, x * 1.06), 0, height, z0)
     canvas.side("wall", color, x, 0, height, z0, z1, ROUGH)
     canvas.side("wall", shade(color, 1.25), x, height - 0.2, height, z0, z1)
-    for y in np.arange(0.5, height - 0.3, 0.5):
+    for y in np.arange(0.5, height - 0.3, 0.5).tolist():
         canvas.side("wall", shade(color, 0.82), x, y, y + 0.06, z0, z1)
 
 
@@ -60,7 +61,7 @@ def fence(
     height = rng.uniform(1.6, 2.4)
     color = shade(pick(rng, [(128, 96, 64), (70, 84, 74), (168, 164, 156)]), lit)
     canvas.side("fence", shade(color, 0.45), x, 0, height, z0, z1)
-    for z in np.arange(z0, z1 - 0.2, 0.45):
+    for z in np.arange(z0, z1 - 0.2, 0.45).tolist():
         canvas.side("fence", color, x, 0, height + 0.1, z, z + 0.2)
     for y in (0.3, height - 0.4):
         canvas.side("fence", shade(color, 1.1), x, y, y + 0.16, z0, z1)
@@ -70,9 +71,9 @@ def hedge(
     canvas: Canvas, rng: Generator, x: float, z0: float, z1: float, lit: float, leaves: Color
 ) -> None:
     height, color = rng.uniform(1.2, 2.6), shade(leaves, lit)
-    canvas.front("vegetation", color, *sorted((x, x * 1.2)), 0, height, z0, LEAFY)
+    canvas.front("vegetation", color, *between(x, x * 1.2), 0, height, z0, LEAFY)
     canvas.side("vegetation", color, x, 0, height, z0, z1, LEAFY)
-    for z in np.arange(z0, z1, 0.7):
+    for z in np.arange(z0, z1, 0.7).tolist():
         canvas.disc("vegetation", color, x, height, z, rng.uniform(0.4, 0.7), texture=LEAFY)
 
 
@@ -95,7 +96,7 @@ def _box(
     y1: float,
     length: float,
 ) -> None:
-    """A vehicle's body: the visible side, the roof if seen, and the face to the camera."""
+    """Draw the body of a vehicle: the visible side, a visible roof, and the front or back."""
     inner = x - half if x > half else x + half if x < -half else None
     if inner is not None:
         canvas.side(name, shade(color, 0.72), inner, y0, y1, z, z + length)
@@ -107,7 +108,7 @@ def _box(
 
 
 def _wheels(canvas: Canvas, name: str, x: float, z: float, half: float, length: float) -> None:
-    """A shadow below a vehicle, and its wheels."""
+    """Draw the shadow and the wheels of a vehicle."""
     canvas.ground("road", (34, 34, 36), x - half, x + half, z - 0.2, z + length, PLAIN)
     for dz in (0.8 * length, 0.15 * length):
         for dx in (-half, half):
@@ -162,13 +163,13 @@ def _coach(
     length: float,
     bay: float,
 ) -> None:
-    """What buses and trams share: a long body with rows of windows and a stripe."""
+    """Draw a bus or a tram: a long body with rows of windows and a stripe."""
     half = 1.25
     _box(canvas, name, color, x, z, half, 0.35, height, length)
     inner = x - half if x > half else x + half if x < -half else None
     if inner is not None:
         canvas.side(name, shade(stripe, 0.72), inner, 0.35, 1.0, z, z + length)
-        for dz in np.arange(0.4, length - bay, bay):
+        for dz in np.arange(0.4, length - bay, bay).tolist():
             canvas.side(name, (40, 50, 62), inner, 1.4, height - 0.6, z + dz, z + dz + bay * 0.84)
     canvas.front(name, stripe, x - half, x + half, 0.35, 1.0, z)
 
@@ -194,7 +195,7 @@ def train(canvas: Canvas, rng: Generator, x: float, z: float) -> None:
 def person(
     canvas: Canvas, rng: Generator, x: float, z: float, name: str = "person", lift: float = 0.0
 ) -> None:
-    """A walker, or with ``lift`` a rider, who sits that much higher with bent legs."""
+    """Draw a walker, or a rider, who sits ``lift`` metres higher and has bent legs."""
     shirt, trousers, skin = pick(rng, _CLOTHES), pick(rng, _CLOTHES), pick(rng, [(186, 140, 112)])
     flip, stride = rng.choice((-1, 1)), rng.uniform(0.08, 0.3)
     legs = [(-0.2, 0.9), (0.2, 0.9), (stride + 0.2, 0), (stride, 0), (0, 0.6), (-stride, 0)]
@@ -243,7 +244,7 @@ def _mast(canvas: Canvas, rng: Generator, x: float, z: float, height: float) -> 
 
 def pole(canvas: Canvas, rng: Generator, x: float, z: float) -> None:
     _mast(canvas, rng, x, z, 6.5)
-    canvas.front("pole", (110, 112, 114), *sorted((x, x * 0.7)), 6.3, 6.5, z)
+    canvas.front("pole", (110, 112, 114), *between(x, x * 0.7), 6.3, 6.5, z)
 
 
 def traffic_light(canvas: Canvas, rng: Generator, x: float, z: float) -> None:

@@ -1,8 +1,8 @@
 """A whole bottleneck of layers 1 and 2 in one Triton kernel: 1x1, 3x3, 1x1, residual.
 
-Nothing between the input and the output is written to memory. Images are NHWC in memory and
-weights [O, taps * C], as in ``implicit_gemm``; the maps inside are rounded to the images' dtype, as
-separate convolutions round them.
+The kernel writes only the output to memory. Images are NHWC in memory and weights [O, taps * C],
+as in ``implicit_gemm``. The outputs of the first two convolutions are rounded to the images' dtype,
+as separate convolutions round them.
 
 Index letters: m pixel of a tile, c input channel, p channel of the 3x3, o output channel.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.conv.implicit_gemm import nhwc
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
 
@@ -33,10 +33,11 @@ def conv_bottleneck(
     C: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The output of BLOCK_M - 2 pixels of B * H * W; the two at the ends are for their neighbours.
+    """Compute the output of BLOCK_M - 2 of the B * H * W pixels.
 
-    Of every row of the image that the 3x3 needs the first 1x1 is computed anew; the nine taps are
-    summed by column, and the sums of the left and the right column shifted by a pixel at the end.
+    The tile's first and last pixel have no output, because the tile lacks one of their neighbours.
+    The first 1x1 is computed anew for each of the three rows that the 3x3 needs. The nine taps are
+    summed by column; at the end the sums of the left and the right column are shifted by a pixel.
     """
     first = tl.program_id(0) * (BLOCK_M - 2) - 1
     o_m = first + tl.arange(0, BLOCK_M)
@@ -50,7 +51,7 @@ def conv_bottleneck(
     b_right = tl.zeros([BLOCK_M, P], tl.float32)
     for i in range(3):
         dy = i - 1
-        # Outside the image any pixel is read: what comes of it is the padding, zero.
+        # Outside the image any pixel is read; below, zero (the padding) replaces its result.
         o_in = tl.minimum(tl.maximum(o_m + dy * W, 0), num_pixels - 1).to(tl.int64)
         b_h = tl.zeros([BLOCK_M, P], tl.float32)
         for c in range(0, C, BLOCK_C):
@@ -94,7 +95,7 @@ def bottleneck(
     x, residual = nhwc(x), nhwc(residual)
     batch, height, width, channels = x.shape
     outputs, planes = residual.shape[3], weights[0].shape[0]
-    tile = tiles.bottleneck_tile(arch or architecture(x.device), DTYPE_NAMES[x.dtype], planes)
+    tile = tiles.bottleneck_tile(arch or gpu_arch(x.device), DTYPE_NAMES[x.dtype], planes)
     tile = fitting(tile, x.device)
     out = x.new_empty(residual.shape)
     parameters = [

@@ -1,8 +1,9 @@
-"""Which provider computes a convolution on a GPU: measured once, at the first call of a shape.
+"""Choose the backend of a convolution on a GPU by measuring, at the first call of a shape.
 
-The winner is kept in ``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl``, by device, versions and
-the sources of the kernels. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then the
-first candidate computes everything, on an NVIDIA GPU cuDNN.
+``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl`` keeps the winner with the device, the versions
+and a digest of the kernels' sources. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then
+the first candidate runs. On an NVIDIA GPU it is cuDNN's fused convolution, or PyTorch's convolution
+if cuDNN cannot fuse.
 """
 
 import functools
@@ -21,13 +22,13 @@ from emanet_triton.kernels.conv.exact import Check
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
 
-ROUNDS = 5  # of about a millisecond each, whose median counts
-GAIN = 0.02  # by which a candidate must be faster than those before it: less is noise
-GAINS = {"cudnn-benchmark": 0.05}  # of one that has to be paid for: its search in every process
+ROUNDS = 5  # each takes about a millisecond; the median of their times counts
+GAIN = 0.02  # a later candidate must be faster by this share; smaller differences are noise
+GAINS = {"cudnn-benchmark": 0.05}  # larger, because cuDNN searches anew in every process
 
 Candidates = Mapping[str, Callable[[], Tensor]]
 
-_HOPELESS: set[tuple[torch.device, str]] = set()  # for which no candidate was left
+_HOPELESS: set[tuple[torch.device, str]] = set()  # keys for which all candidates failed
 
 
 def choose(
@@ -37,22 +38,24 @@ def choose(
     last_resort: str,
     make_check: Callable[[], Check],
 ) -> str:
-    """The provider for a convolution on a CUDA device.
+    """Choose the backend for a convolution on a CUDA device.
 
     Args:
         key: all that decides the time of the convolution on one device.
         device: where it runs.
-        candidates: {provider: call that computes the convolution}, the default first.
-        last_resort: one of them, for where all fail: this process then goes on with it. On disk
-            nothing is kept then, nor where memory runs out; nothing is measured while a CUDA
-            graph is recorded.
-        make_check: what measures the error of its outputs.
+        candidates: {backend: call that computes the convolution}, the default first.
+        last_resort: the candidate that this process uses if all fail.
+        make_check: makes the object that measures the error of an output.
+
+    Returns:
+        One of the candidates. A measured choice is kept on disk. Nothing is kept while a CUDA graph
+        is recorded, if memory runs out, or if all candidates fail.
     """
     default, cache = next(iter(candidates)), _cache(device)
     if cache is None:
         return default
     known = cache.get(key)
-    if known in candidates:
+    if known is not None and known in candidates:
         return known
     if (device, key) in _HOPELESS:
         return last_resort
@@ -71,17 +74,17 @@ def choose(
         return default
     if winner is None:
         _HOPELESS.add((device, key))
-        warnings.warn(f"no provider is left for {key}; {last_resort} is used", stacklevel=2)
+        warnings.warn(f"no backend is left for {key}; {last_resort} is used", stacklevel=2)
         return last_resort
     cache.put(key, winner)
     return winner
 
 
 def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
-    """The candidate of the least time among those that run and are as exact as they should be.
+    """The fastest candidate that runs and is exact enough; None if there is none.
 
-    Of about equal ones it is the first. One that does not run or is not as exact is left out with
-    a warning. Arguments as in ``choose``.
+    If several candidates are about equally fast, the first of them wins. A warning names each
+    candidate that does not run or is not exact enough. The arguments are those of ``choose``.
 
     Raises:
         RuntimeError: memory ran out.
@@ -97,15 +100,15 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
     for name, run in candidates.items():
         try:
             check.poison()
-            error = check.error(run())
-            if not error <= allowed:
-                raise ValueError(f"its error is {error:.3g}, where {allowed:.3g} is allowed")
+            found = check.error(run())
+            if not found <= allowed:
+                raise ValueError(f"its error is {found:.3g}, where {allowed:.3g} is allowed")
             times[name] = _seconds(name, key, run)
         except Exception as error:  # whatever a compiler or a driver may raise
             if watch.explains(error):
                 raise
             warnings.warn(
-                f"provider {name} is left out for {key}: {first_line(error)}", stacklevel=3
+                f"backend {name} is left out for {key}: {first_line(error)}", stacklevel=3
             )
     winner = None
     for name, seconds in times.items():
@@ -114,8 +117,8 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
     return winner
 
 
-def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
-    """Median seconds of a replay, as the network's launches are replayed.
+def _seconds(name: str, key: str, run: Callable[[], object]) -> float:
+    """Median seconds of a call, replayed as a CUDA graph like the network.
 
     The L2 cache stays warm: in the network, too, the layer before has just written the input.
     """
@@ -125,7 +128,7 @@ def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
         if is_out_of_memory(error):
             raise
         warnings.warn(
-            f"provider {name} is timed launch by launch for {key}, as it cannot be recorded: "
+            f"backend {name} is timed launch by launch for {key}, as it cannot be recorded: "
             f"{first_line(error)}",
             stacklevel=2,
         )
@@ -136,7 +139,7 @@ def _seconds(name: str, key: str, run: Callable[[], Tensor]) -> float:
 
 @functools.cache
 def _cache(device: torch.device) -> Cache | None:
-    """Earlier winners on a device; None where the search is switched off."""
+    """Earlier winners on a device; None if the search is switched off."""
     if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
         return None
     folder = Path(__file__).parent

@@ -1,28 +1,12 @@
-"""The providers of convolution: PyTorch, cuDNN's fused operators, Triton.
-
-Each takes (x, weight, bias, residual, stride, dilation, relu, out_dtype, precision) as
-``conv.conv_bias_act`` has checked them, and returns the output, channels-last.
-"""
+"""PyTorch's convolution, with bias, residual and ReLU, on any device."""
 
 import contextlib
-import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.errors import first_line
-from emanet_triton.kernels.device import triton_kernels
-from emanet_triton.kernels.out_of_memory import MemoryWatch, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
-
-_NHWC = torch.channels_last
-_REFUSED: set[tuple] = set()  # convolutions for which cuDNN has no fused engine
-
-
-def has_cudnn(x: Tensor) -> bool:
-    return x.is_cuda and torch.version.cuda is not None and torch.backends.cudnn.is_available()
 
 
 def torch_conv(
@@ -36,159 +20,19 @@ def torch_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    """The convolution of PyTorch, then in place what it cannot fuse."""
+    """One of ``op.CONVOLUTIONS``: residual and ReLU change the output in place."""
     padding = dilation * (weight.shape[2] // 2)
-    with _cudnn_precision(x, precision):
+    with float32_products(x, precision):
         out = F.conv2d(x, weight, bias.to(x.dtype), stride, padding, dilation)
     if residual is not None:
         out = out.add_(residual) if residual.dtype == out.dtype else out + residual
     if relu:
         out.relu_()
-    return out.to(out_dtype, memory_format=_NHWC)
+    return out.to(out_dtype, memory_format=torch.channels_last)
 
 
-def cudnn_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: int,
-    dilation: int,
-    relu: bool,
-    out_dtype: torch.dtype,
-    precision: str,
-) -> Tensor:
-    """cuDNN's fused convolution; ``torch_conv`` where there is none, or no engine for a shape.
-
-    Raises:
-        ValueError: there is no NVIDIA GPU.
-        torch.OutOfMemoryError: also where cuDNN calls that a missing engine.
-    """
-    if not has_cudnn(x):
-        raise ValueError(f"provider 'cudnn' needs an NVIDIA GPU and cuDNN; x is on {x.device}")
-    arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
-    added = None if residual is None else residual.dtype
-    shape = x.shape, weight.shape, x.dtype, added, stride, dilation, precision, x.device
-    if not can_fuse(x, residual, relu) or shape in _REFUSED:
-        return torch_conv(*arguments)
-    try:
-        out = _fused_conv(x, weight, bias, residual, stride, dilation, precision)
-    except RuntimeError as error:
-        if not is_refused(error):
-            raise
-        out = _torch_conv_instead(*arguments)
-        _REFUSED.add(shape)
-        sizes = f"{list(x.shape)} with {list(weight.shape)} and dilation {dilation}"
-        warnings.warn(
-            f"cuDNN has no fused convolution of {x.dtype} {sizes}, so PyTorch's is used: "
-            f"{first_line(error)}",
-            stacklevel=2,
-        )
-    return out.to(out_dtype, memory_format=_NHWC)
-
-
-def can_fuse(x: Tensor, residual: Tensor | None, relu: bool) -> bool:
-    """Whether cuDNN has a fused form: with ReLU, and a residual of the dtype of x or none.
-
-    The residual must not be the input (github.com/pytorch/pytorch/issues/62926).
-    """
-    fits = residual is None or (residual.dtype == x.dtype and not _share_memory(residual, x))
-    return relu and fits
-
-
-def _fused_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: int,
-    dilation: int,
-    precision: str,
-) -> Tensor:
-    """Of the dtype of x. Some shapes are slow (github.com/pytorch/pytorch/issues/68506)."""
-    x, weight = x.contiguous(memory_format=_NHWC), weight.contiguous(memory_format=_NHWC)
-    padding = dilation * (weight.shape[2] // 2)
-    geometry = bias.to(x.dtype), (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1
-    with _cudnn_precision(x, precision):
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, weight, *geometry)
-        residual = residual.contiguous(memory_format=_NHWC)
-        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *geometry)
-
-
-def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
-    """``torch_conv`` after cuDNN has refused to fuse; if memory is the reason, that is raised."""
-    watch = MemoryWatch(x.device)
-    try:
-        return torch_conv(x, *arguments)
-    except RuntimeError as error:
-        if is_refused(error) and watch.explains(error):
-            raise torch.OutOfMemoryError(f"no memory for a convolution: {error}") from error
-        raise
-
-
-def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
-    """By the engine that cuDNN finds the fastest at the first call of a shape in a process.
-
-    PyTorch keeps one engine for a shape and some settings, whether it was measured or not. So the
-    settings here differ from those of ``cudnn_conv``: ``deterministic`` for a plain convolution;
-    for a fused one, which ignores it, the TF32 setting, which means nothing in half precision.
-    In float32 there is nothing to tell two fused ones apart, and none is used.
-    """
-    with _cudnn_benchmark():
-        if x.dtype == torch.float32:
-            return torch_conv(x, *arguments)
-        other = "ieee" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32"
-        with cuda_fp32(other):
-            return cudnn_conv(x, *arguments)
-
-
-@contextlib.contextmanager
-def _cudnn_benchmark() -> Iterator[None]:
-    """PyTorch's settings of the process, put back at the end.
-
-    Nothing can be measured while a CUDA graph is recorded, but an engine that is kept can be used.
-    """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark = not torch.cuda.is_current_stream_capturing()
-    cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
-
-
-def triton_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: int,
-    dilation: int,
-    relu: bool,
-    out_dtype: torch.dtype,
-    precision: str,
-) -> Tensor:
-    with triton_kernels("conv.implicit_gemm", x, "provider") as kernels:
-        return kernels.conv_bias_act(
-            x, weight, bias, residual, stride, dilation, relu, out_dtype, precision
-        )
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def _cudnn_precision(x: Tensor, precision: str) -> contextlib.AbstractContextManager:
+def float32_products(x: Tensor, precision: str) -> contextlib.AbstractContextManager:
+    """A context in which cuDNN multiplies float32 in ``precision``; it takes ieee for tf32x3."""
     if not x.is_cuda or x.dtype != torch.float32:
         return contextlib.nullcontext()
     return cuda_fp32("tf32" if precision == "tf32" else "ieee")
-
-
-CONVOLUTIONS = {
-    "cudnn": cudnn_conv,
-    "cudnn-benchmark": cudnn_benchmark_conv,
-    "triton": triton_conv,
-    "torch": torch_conv,
-}

@@ -1,4 +1,4 @@
-"""Whether a provider is as exact as plain PyTorch, by a reference in a higher precision."""
+"""Measure the errors of a backend and of plain PyTorch against a higher precision."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,22 +10,23 @@ from torch.nn import functional as F
 
 from emanet_triton.kernels.precision import cuda_fp32
 
-BLOCK_BYTES = 2**26  # of input and output, in the higher precision, that are compared at once
+BLOCK_BYTES = 2**26  # input and output, in the higher precision, that are compared at once
 
 
 @dataclass(frozen=True)
 class Check:
-    """Measures the error of a convolution's output, or of the output of several in a row.
+    """Measures the error of the output of a convolution, or of several convolutions in a row.
 
     Attributes:
         x: [B, C, H, W], float32, float16 or bfloat16.
         residual: [B, O, ceil(H / stride), ceil(W / stride)], or None.
-        out_shape, out_dtype: of the output, whose shape the residual has.
-        stride: of the rows.
-        reach: how many rows of the input above and below a pixel its output depends on.
-        relu: whether the output goes through a ReLU.
-        linear: rows of x in a higher precision → rows of the output before residual and ReLU.
-        plain: the output of plain PyTorch, in the precision of the providers.
+        out_shape, out_dtype: shape and dtype of the output.
+        stride: stride of the convolution.
+        reach: number of input rows above and below its own row on which an output row depends.
+        relu: whether a ReLU follows.
+        linear: computes, from rows of x in a higher precision, rows of the output without residual
+            and ReLU.
+        plain: computes the output by plain PyTorch, in the precision of the backends.
     """
 
     x: Tensor
@@ -39,28 +40,29 @@ class Check:
     plain: Callable[[], Tensor]
 
     def allowed(self) -> float:
-        """The error that a provider may make: twice plain PyTorch's, and one rounding.
+        """The largest error that a backend may make.
 
-        That is the rounding of the largest value to the dtype of x.
+        This is twice the error of plain PyTorch, plus the error of rounding the largest value to
+        the dtype of x.
         """
         error, largest = self._error(self.plain())
         return 2 * error + torch.finfo(self.x.dtype).eps / 2 * largest
 
     def error(self, found: Tensor) -> float:
-        """The largest difference of an output from the exact one; NaN if either has a NaN."""
+        """Largest difference between ``found`` and the exact output; NaN if either has a NaN."""
         return self._error(found)[0]
 
     def poison(self) -> None:
-        """Fill with NaN what PyTorch's allocator gives out next for an output.
+        """Fill with NaN the memory that PyTorch's allocator will give to the next output.
 
-        A provider that reads its output before writing it then shows NaN. Twice its size, since
-        a provider may allocate something else first.
+        An element that a backend does not write is then NaN. The memory is twice as large as an
+        output, since a backend may allocate something else first.
         """
         held = []
-        options = {"dtype": self.out_dtype, "device": self.x.device}
         with contextlib.suppress(torch.OutOfMemoryError):
             for _ in range(2):
-                held.append(torch.full(self.out_shape, torch.nan, **options))
+                device, dtype = self.x.device, self.out_dtype
+                held.append(torch.full(self.out_shape, torch.nan, dtype=dtype, device=device))
 
     def _error(self, found: Tensor) -> tuple[float, float]:
         """Largest difference from the exact output, and the exact output's largest magnitude."""
@@ -73,7 +75,7 @@ class Check:
         return error.item(), largest.item()
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Images and rows of the output: all of it, in blocks of which each fits into memory."""
+        """Yield image and rows of each block of the output; the blocks are compared one by one."""
         batch, outputs, height, width = self.out_shape
         values = (self.stride**2 * self.x.shape[1] + outputs) * width
         rows_at_once = max(1, BLOCK_BYTES // (values * wider(self.x.dtype).itemsize))
@@ -84,7 +86,7 @@ class Check:
 
     def _exact(self, image: slice, rows: slice) -> Tensor:
         begin = max(0, rows.start * self.stride - self.reach)
-        begin -= begin % self.stride  # the centre of an output row
+        begin -= begin % self.stride  # so that an output row is centred there
         end = (rows.stop - 1) * self.stride + self.reach + 1
         out = self.linear(self.x[image, :, begin:end].to(wider(self.x.dtype)))
         above = rows.start - begin // self.stride
@@ -95,12 +97,12 @@ class Check:
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the reference."""
+    """The dtype of the reference if ``dtype`` is the dtype of x."""
     return torch.float64 if dtype == torch.float32 else torch.float32
 
 
 def exact_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
-    """Convolution and bias by plain PyTorch in the dtype of x, which is that of the reference."""
+    """Convolution and bias by plain PyTorch, exact in the dtype of x."""
     padding = dilation * (weight.shape[2] // 2)
     with cuda_fp32("ieee"), torch.autocast(x.device.type, enabled=False):
         return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding, dilation)

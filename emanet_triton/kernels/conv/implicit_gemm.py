@@ -1,9 +1,9 @@
-"""Convolution as an implicit matrix product in Triton, with bias, residual and ReLU in its store.
+"""Convolution as an implicit matrix product in Triton, with bias, residual and ReLU.
 
-Images are NHWC in memory and weights [O, taps * C]; one program computes BLOCK_M output pixels of
-BLOCK_O channels, over taps and input channels. ``conv_rows`` reads tiles of an image row through
-tensor descriptors, whose reads outside the image are the zero padding; ``conv_pointers`` takes any
-size, stride and number of channels. Sums, bias, residual and ReLU are float32.
+Images are NHWC in memory and weights [O, taps * C]. One program computes BLOCK_O channels of
+BLOCK_M output pixels and loops over taps and input channels. ``conv_rows`` reads tiles of an image
+row through tensor descriptors, which give zeros outside the image: the padding. ``conv_pointers``
+takes any size, stride and number of channels. Sums, bias, residual and ReLU are float32.
 
 Index letters: b image, m output pixel of a tile, c input channel, o output channel.
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.kernels.conv import tiles
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 
-# A row of which less than this fills the tiles that cover it is left to ``conv_pointers``.
+# If an image's rows fill a smaller share of their tiles, ``conv_pointers`` runs.
 _MIN_FILLED = 0.8
 
 
@@ -27,16 +27,16 @@ def load_sums(
     bias_ptr, residual_ptr, first, m_m, o_o,
     OUT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Bias plus residual, float32 [BLOCK_M, BLOCK_O]: what the sum of products starts from.
+    """Bias plus residual, float32 [BLOCK_M, BLOCK_O], to which the products are added.
 
-    Added afterwards instead, they would need the registers of a second tile. ``first`` is the
-    output pixel of row 0; the others follow it.
+    To add them after the products would need the registers of a second tile. ``first`` is the
+    output pixel of row 0; the pixels of the other rows follow it.
     """
     m_o = o_o < OUT
     b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)
     b_out = tl.broadcast_to(b_bias[None, :], [BLOCK_M, o_o.shape[0]])
     if HAS_RESIDUAL:
-        # One 64-bit base and 32-bit offsets, as 64-bit offsets of a whole tile spill.
+        # One 64-bit base and 32-bit offsets, because 64-bit offsets of a whole tile spill.
         o_out = tl.arange(0, BLOCK_M)[:, None] * OUT + o_o[None, :]
         p_residual = residual_ptr + first.to(tl.int64) * OUT + o_out
         b_residual = tl.load(p_residual, mask=m_m[:, None] & m_o[None, :], other=0.0)
@@ -46,9 +46,9 @@ def load_sums(
 
 @triton.jit
 def store_outputs(b_out, out_ptr, first, m_m, o_o, OUT: tl.constexpr, RELU: tl.constexpr):
-    """Stores float32 sums [BLOCK_M, BLOCK_O] of the pixels from ``first`` on, cast once."""
+    """Cast float32 sums [BLOCK_M, BLOCK_O] of the pixels from ``first`` on, and store them."""
     if RELU:
-        b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays one, as in torch.relu
+        b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
     o_out = tl.arange(0, b_out.shape[0])[:, None] * OUT + o_o[None, :]
     p_out = out_ptr + first.to(tl.int64) * OUT + o_out
     tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=m_m[:, None] & (o_o < OUT)[None, :])
@@ -62,9 +62,10 @@ def conv_rows(
     DILATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M pixels of one row of the output [B, H, W, O]; C is a multiple of BLOCK_C.
+    """Compute BLOCK_M pixels of one row of the output [B, H, W, O]; C is a multiple of BLOCK_C.
 
-    x [B, H, W, C]; for stride 2 [B, H, 2, W, 2 * C], the even and the odd rows and columns apart.
+    x is [B, H, W, C]. For stride 2 it is [B, H, 2, W, 2 * C], which separates even and odd rows and
+    columns.
     """
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
@@ -99,7 +100,7 @@ def conv_pointers(
     DILATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M of the B * H * W pixels of the output; x [B, H_IN, W_IN, C]."""
+    """Compute BLOCK_M of the B * H * W pixels of the output; x is [B, H_IN, W_IN, C]."""
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
     C_PADDED: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
@@ -112,7 +113,7 @@ def conv_pointers(
 
     b_out = load_sums(bias_ptr, residual_ptr, first, m_m, o_o, OUT, HAS_RESIDUAL, BLOCK_M)
     for k in range(0, KERNEL * KERNEL * C_PADDED, BLOCK_C):
-        tap, c = k // C_PADDED, tl.multiple_of(k % C_PADDED, BLOCK_C)  # else narrow loads
+        tap, c = k // C_PADDED, tl.multiple_of(k % C_PADDED, BLOCK_C)  # for wide loads
         o_c = c + tl.arange(0, BLOCK_C)
         x = o_x + (tap % KERNEL - KERNEL // 2) * DILATION
         y = o_y + (tap // KERNEL - KERNEL // 2) * DILATION
@@ -147,7 +148,7 @@ def conv_bias_act(
     arch: str | None = None,
 ) -> Tensor:
     """x [B, C, H, W] → [B, O, ceil(H / stride), ceil(W / stride)], channels-last."""
-    arch = arch or architecture(x.device)
+    arch = arch or gpu_arch(x.device)
     x, weight, bias = nhwc(x), nhwc(weight), bias.contiguous()
     residual = None if residual is None else nhwc(residual)
     batch, height, width, channels = x.shape
@@ -177,7 +178,7 @@ def conv_bias_act(
 
 
 def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
-    """x [B, H, W, C] as ``conv_rows`` reads it, or None where it should not."""
+    """x [B, H, W, C] as ``conv_rows`` reads it, or None if ``conv_pointers`` should run."""
     batch, height, width, channels = x.shape
     if x.dtype == torch.float32 or channels % 64:
         return None

@@ -1,13 +1,15 @@
 """Convolution with bias, residual and ReLU in one pass on the CPU, by oneDNN.
 
-PyTorch ships oneDNN's fused convolutions for its compiler, as ``torch.ops.mkldnn``. What they
-save here is memory: the sum takes the residual's place, and a fresh allocation of tens of
-megabytes costs as much as a small convolution.
+PyTorch ships oneDNN's fused convolutions for its compiler, as ``torch.ops.mkldnn``. They save
+memory and time: the sum overwrites the residual, and an allocation of tens of megabytes takes as
+long as a small convolution.
 """
 
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels import flops
+from emanet_triton.kernels.checks import check_dtype
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.registration import Operator, register
 
@@ -32,15 +34,15 @@ def conv_bias_act_(
     dilation: int = 1,
     relu: bool = True,
 ) -> Tensor:
-    """Convolve, add bias and residual and apply ReLU, in the residual's memory where it fits.
+    """Convolve, add bias and residual and apply ReLU, in the residual's memory if possible.
 
     Args:
-        x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. Where oneDNN does
-            not know the dtype, PyTorch's own convolution runs instead.
-        weight: [O, C, k, k], k odd, of that dtype. The padding is ``dilation * (k // 2)``.
-        bias: [O], of that dtype.
-        residual: [B, O, ceil(H / stride), ceil(W / stride)], of that dtype; overwritten with the
-            result if it is channels-last.
+        x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. If oneDNN does not
+            know the dtype, PyTorch's own convolution runs instead.
+        weight: [O, C, k, k], k odd, in the dtype of ``x``. The padding is ``dilation * (k // 2)``.
+        bias: [O], in the dtype of ``x``.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in the dtype of ``x``; overwritten
+            with the result if it is channels-last.
         stride, dilation: at least 1.
         relu: whether negative values become zero.
 
@@ -49,12 +51,11 @@ def conv_bias_act_(
         No gradient flows through it.
 
     Raises:
-        ValueError: a residual of another dtype.
+        ValueError: the residual has another dtype than ``x``.
     """
     if residual is None:
         return torch.ops.emanet_triton.conv_cpu(x, weight, bias, stride, dilation, relu)
-    if residual.dtype != x.dtype:
-        raise ValueError(f"residual must be {x.dtype} like x, got {residual.dtype}")
+    check_dtype("residual", residual.dtype, (x.dtype,), like="x")
     residual = residual.contiguous(memory_format=torch.channels_last)
     torch.ops.emanet_triton.conv_cpu_add_(residual, x, weight, bias, stride, dilation, relu)
     return residual
@@ -112,11 +113,15 @@ def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_GEOMETRY = "Tensor x, Tensor weight, Tensor bias, int stride, int dilation, bool relu"
 register(
     __name__,
-    Operator(f"conv_cpu({_GEOMETRY}) -> Tensor", _run, _fake, "CPU"),
+    Operator("conv_cpu", _run, _fake, "CPU", flops=flops.first_convolution),
     Operator(
-        f"conv_cpu_add_(Tensor(a!) residual, {_GEOMETRY}) -> ()", _run_add_, lambda *_: None, "CPU"
+        "conv_cpu_add_",
+        _run_add_,
+        lambda *_: None,
+        "CPU",
+        mutates=("residual",),
+        flops=lambda residual, x, weight, *_, **__: flops.convolution(residual, weight),
     ),
 )

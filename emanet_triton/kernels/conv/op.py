@@ -1,30 +1,43 @@
-"""The operators of convolution: validation, choice of provider, registration with PyTorch."""
+"""The operators of convolution: they check arguments, choose a backend, and are registered."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels import flops
+from emanet_triton.kernels.checks import (
+    check_at_least,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_float,
+    check_layout,
+    check_shape,
+)
 from emanet_triton.kernels.conv import choice
-from emanet_triton.kernels.conv.eager import CONVOLUTIONS, can_fuse, has_cudnn
+from emanet_triton.kernels.conv.cudnn import (
+    can_fuse,
+    cudnn_benchmark_conv,
+    cudnn_conv,
+    has_cudnn,
+)
+from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.conv.exact import Check, exact_conv
-from emanet_triton.kernels.conv.shape import ConvShape
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
-from emanet_triton.kernels.tile import PRECISIONS
+from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-PROVIDERS = ("auto", "cudnn", "cudnn-benchmark", "triton", "torch")
-BOTTLENECK_PROVIDERS = ("auto", "triton", "separate")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BOTTLENECK_BACKENDS = ("auto", "triton", "separate")
 _NHWC = torch.channels_last
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, k, k] → the same in channels-last memory, which is the matrix [O, k * k * C].
+    """Copy a weight [O, C, k, k] to channels-last memory, which is the matrix [O, k * k * C].
 
-    Every provider reads weights so; the operators pack an unpacked weight anew at every call.
+    Every backend reads this layout. The operators copy a weight of another layout at every call.
     """
     return weight.contiguous(memory_format=_NHWC)
 
@@ -40,53 +53,55 @@ def conv_bias_act(
     dilation: int = 1,
     relu: bool = True,
     out_dtype: torch.dtype | None = None,
-    provider: str = "auto",
+    backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
     """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
 
-    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to that
-    sum and rounds once; the others round the convolution to the dtype of ``x`` first, except
-    cuDNN with ReLU and a residual of that dtype or none.
+    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to this
+    sum and rounds once. cuDNN does the same if a ReLU follows and the residual, if any, has the
+    dtype of ``x``. In all other cases the convolution is first rounded to the dtype of ``x``.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weight: [O, C, k, k], k 1 or 3, of the same dtype, from ``pack_weight``. The padding is
+        weight: [O, C, k, k], k 1 or 3, in the dtype of ``x``, from ``pack_weight``. The padding is
             ``dilation * (k // 2)``.
-        bias: [O], in that dtype or float32.
-        residual: [B, O, ceil(H / stride), ceil(W / stride)], in that dtype or float32.
+        bias: [O], in the dtype of ``x`` or float32.
+        residual: [B, O, ceil(H / stride), ceil(W / stride)], in the dtype of ``x`` or float32.
         stride: 1 or 2.
         dilation: at least 1.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x``, which is the default, or float32.
-        provider: ``"cudnn"`` and, with the engine that cuDNN measures to be the fastest,
-            ``"cudnn-benchmark"`` on NVIDIA GPUs, ``"triton"`` on AMD GPUs and under Triton's
-            interpreter too, ``"torch"`` anywhere. ``"auto"`` takes ``"torch"`` on a CPU, and on a
-            GPU the fastest of those whose largest error is at most twice that of ``"torch"``,
-            measured at the first call of a shape (see ``choice``). For float32 at ``"ieee"``
-            Triton takes part with ``"tf32x3"``, and is held to the error of ``"ieee"``.
-        precision: how products of float32 are formed on a GPU: ``"ieee"``, ``"tf32x3"`` (in
-            Triton on NVIDIA GPUs, elsewhere the same as ``"ieee"``) or ``"tf32"``.
+        backend: ``"torch"`` runs anywhere, ``"triton"`` on a GPU and in Triton's interpreter,
+            ``"cudnn"`` on an NVIDIA GPU; with ``"cudnn-benchmark"`` cuDNN measures which of its
+            engines is the fastest. ``"auto"`` is ``"torch"`` on a CPU. On a GPU it measures at the
+            first call of a shape (see ``choice``), and takes the fastest backend whose largest
+            error is at most twice the error of ``"torch"``. For float32 at ``"ieee"`` Triton takes
+            part with ``"tf32x3"``, and its error must be as small as ``"ieee"`` requires.
+        precision: how a GPU multiplies float32: ``"ieee"``, ``"tf32x3"`` (Triton on an NVIDIA GPU;
+            elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)], channels-last. No gradient flows through it.
 
     Raises:
-        ValueError: an argument is not as above, or the provider cannot run here.
+        ValueError: an argument is not as above, or the backend cannot run here.
     """
-    _check_images(x)
+    check_layout("x", x, "B, C, H, W")
+    check_float("x", x.dtype)
     _check_parameters(x, x.shape[1], "", weight, bias, (1, 3))
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    check_at_least("dilation", dilation, 1)
+    dtypes = x.dtype, torch.float32
     if residual is not None:
-        _check_residual(x, residual, _out_shape(x, weight, stride))
-    _check_dtype("out_dtype", out_dtype or x.dtype, {x.dtype, torch.float32})
-    _check_name("provider", provider, PROVIDERS)
-    _check_name("precision", precision, PRECISIONS)
+        check_shape("residual", residual, _out_shape(x, weight, stride))
+        _check_like(x, "residual", residual, dtypes)
+    check_dtype("out_dtype", out_dtype or x.dtype, dtypes)
+    check_choice("backend", backend, CONV_BACKENDS)
+    check_choice("precision", precision, FP32_PRECISIONS)
     return torch.ops.emanet_triton.conv_bias_act(
-        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, provider, precision
+        x, weight, bias, residual, stride, dilation, relu, out_dtype or x.dtype, backend, precision
     )
 
 
@@ -97,28 +112,32 @@ def bottleneck(
     biases: Sequence[Tensor],
     residual: Tensor | None = None,
     *,
-    provider: str = "auto",
+    backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
-    """A residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1, each folded.
+    """Run a residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1.
+
+    Batch norms are folded into the weights and biases.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], of that dtype, from ``pack_weight``.
-        biases: [P], [P] and [O], in that dtype or float32.
-        residual: [B, O, H, W], of that dtype; ``x`` unless given.
-        provider: ``"triton"``, one kernel for float16 and bfloat16, P 64 or 128 and C and O
-            multiples of 64; ``"separate"``, three convolutions by ``conv_bias_act``; ``"auto"``
-            as there.
-        precision: of the separate convolutions, as there.
+        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], in the dtype of ``x``, from
+            ``pack_weight``.
+        biases: [P], [P] and [O], in the dtype of ``x`` or float32.
+        residual: [B, O, H, W], in the dtype of ``x``; ``x`` unless given.
+        backend: ``"triton"`` is one kernel, for float16 and bfloat16, P 64 or 128 and C and O
+            multiples of 64; ``"separate"`` is three calls of ``conv_bias_act``. ``"auto"`` is
+            ``"separate"`` on a CPU and measures on a GPU, as in ``conv_bias_act``.
+        precision: for the separate convolutions, as in ``conv_bias_act``.
 
     Returns:
         [B, O, H, W], channels-last. No gradient flows through it.
 
     Raises:
-        ValueError: an argument is not as above, or the provider cannot run here.
+        ValueError: an argument is not as above, or the backend cannot run here.
     """
-    _check_images(x)
+    check_layout("x", x, "B, C, H, W")
+    check_float("x", x.dtype)
     if len(weights) != 3 or len(biases) != 3:
         raise ValueError(
             f"weights and biases must be three each, got {len(weights)} and {len(biases)}"
@@ -128,19 +147,13 @@ def bottleneck(
         _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
         channels = weight.shape[0]
     residual = x if residual is None else residual
-    _check_residual(x, residual, _out_shape(x, weights[2], 1), float32=False)
-    _check_name("provider", provider, BOTTLENECK_PROVIDERS)
-    _check_name("precision", precision, PRECISIONS)
+    check_shape("residual", residual, _out_shape(x, weights[2], 1))
+    _check_like(x, "residual", residual, (x.dtype,))
+    check_choice("backend", backend, BOTTLENECK_BACKENDS)
+    check_choice("precision", precision, FP32_PRECISIONS)
     return torch.ops.emanet_triton.bottleneck(
-        x, list(weights), list(biases), residual, provider, precision
+        x, list(weights), list(biases), residual, backend, precision
     )
-
-
-def _check_images(x: Tensor) -> None:
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
 
 
 def _check_parameters(
@@ -151,33 +164,14 @@ def _check_parameters(
     if not is_kernel or weight.shape[1] != channels or weight.shape[0] == 0:
         wanted = " or ".join(f"[O, {channels}, {kernel}, {kernel}]" for kernel in kernels)
         raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
-    _check_like(x, name, weight, float32=False)
-    if list(bias.shape) != [weight.shape[0]]:
-        raise ValueError(f"bias{number} must be [{weight.shape[0]}], got {list(bias.shape)}")
-    _check_like(x, f"bias{number}", bias)
+    _check_like(x, name, weight, (x.dtype,))
+    check_shape(f"bias{number}", bias, [weight.shape[0]])
+    _check_like(x, f"bias{number}", bias, (x.dtype, torch.float32))
 
 
-def _check_residual(x: Tensor, residual: Tensor, wanted: list[int], float32: bool = True) -> None:
-    if list(residual.shape) != wanted:
-        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
-    _check_like(x, "residual", residual, float32)
-
-
-def _check_like(x: Tensor, name: str, tensor: Tensor, float32: bool = True) -> None:
-    _check_dtype(name, tensor.dtype, {x.dtype, torch.float32} if float32 else {x.dtype})
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-
-
-def _check_dtype(name: str, dtype: torch.dtype, allowed: set[torch.dtype]) -> None:
-    if dtype not in allowed:
-        wanted = " or ".join(sorted(map(str, allowed)))
-        raise ValueError(f"{name} must be {wanted}, got {dtype}")
-
-
-def _check_name(what: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}")
+def _check_like(x: Tensor, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    check_dtype(name, tensor.dtype, dtypes)
+    check_device(name, tensor, "x", x)
 
 
 def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
@@ -188,9 +182,9 @@ def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
 def _candidates(
     x: Tensor, residual: Tensor | None, relu: bool, precision: str
 ) -> dict[str, tuple[str, str]]:
-    """{name: (provider, precision)} of what is worth measuring where x is, the default first.
+    """{name: (backend, precision)} of the candidates on the device of x, the default first.
 
-    In float32 Triton's exact products are not: three products of TF32 are faster.
+    Triton's ``"ieee"`` is no candidate for float32, because ``"tf32x3"`` is faster.
     """
     pairs = {"torch": ("torch", precision)}
     if has_cudnn(x):
@@ -205,6 +199,22 @@ def _candidates(
     return pairs
 
 
+def _triton_conv(x: Tensor, *arguments) -> Tensor:
+    with triton_kernels("conv.implicit_gemm", x) as kernels:
+        return kernels.conv_bias_act(x, *arguments)
+
+
+# Each takes x, weight, bias, residual, stride, dilation, relu, out_dtype and precision, as
+# ``conv_bias_act`` has checked them, and returns the output, channels-last.
+CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {
+    "cudnn": cudnn_conv,
+    "cudnn-benchmark": cudnn_benchmark_conv,
+    "triton": _triton_conv,
+    "torch": torch_conv,
+}
+CONV_BACKENDS = ("auto", *CONVOLUTIONS)
+
+
 def _run_conv_bias_act(
     x: Tensor,
     weight: Tensor,
@@ -214,23 +224,20 @@ def _run_conv_bias_act(
     dilation: int,
     relu: bool,
     out_dtype: torch.dtype,
-    provider: str,
+    backend: str,
     precision: str,
 ) -> Tensor:
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
-    if provider != "auto":
-        return CONVOLUTIONS[provider](*arguments, precision)
+    if backend != "auto":
+        return CONVOLUTIONS[backend](*arguments, precision)
     calls = {
-        name: functools.partial(CONVOLUTIONS[provider], *arguments, its_precision)
-        for name, (provider, its_precision) in _candidates(x, residual, relu, precision).items()
+        name: functools.partial(CONVOLUTIONS[backend], *arguments, its_precision)
+        for name, (backend, its_precision) in _candidates(x, residual, relu, precision).items()
     }
     if len(calls) == 1:
         return calls["torch"]()
     added = None if residual is None else residual.dtype
-    key = _key(
-        *x.shape, weight.shape[0], weight.shape[2], stride, dilation, x.dtype, added, out_dtype,
-        relu, precision,
-    )  # fmt: skip
+    key = _key(x.shape, weight.shape, stride, dilation, x.dtype, added, out_dtype, relu, precision)
 
     def make_check() -> Check:
         return Check(
@@ -245,29 +252,42 @@ def _run_conv_bias_act(
 
 
 @functools.lru_cache(maxsize=4096)
-def _key(*values) -> str:
-    """What a convolution is looked up by: the fields of a ``ConvShape``, then the precision."""
-    return f"{ConvShape(*values[:-1])}, {values[-1]}"
+def _key(
+    x: torch.Size,
+    weight: torch.Size,
+    stride: int,
+    dilation: int,
+    dtype: torch.dtype,
+    residual: torch.dtype | None,
+    out_dtype: torch.dtype,
+    relu: bool,
+    precision: str,
+) -> str:
+    """All that decides the time of a convolution on one device."""
+    return (
+        f"convolution of {list(x)} with {list(weight)}, stride {stride}, dilation {dilation}, "
+        f"{dtype}, residual {residual}, output {out_dtype}, relu {relu}, {precision}"
+    )
 
 
-def _separate(x, weights, biases, residual, provider: str, precision: str) -> Tensor:
+def _separate(x, weights, biases, residual, backend: str, precision: str) -> Tensor:
     out = x
     for weight, bias, identity in zip(weights, biases, (None, None, residual), strict=True):
         out = _run_conv_bias_act(
-            out, weight, bias, identity, 1, 1, True, x.dtype, provider, precision
+            out, weight, bias, identity, 1, 1, True, x.dtype, backend, precision
         )
     return out
 
 
 def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """In the dtype of x, without residual and the last ReLU."""
+    """The block without residual and last ReLU, by plain PyTorch in the dtype of x."""
     out = exact_conv(x, weights[0], biases[0], 1, 1).relu()
     out = exact_conv(out, weights[1], biases[1], 1, 1).relu()
     return exact_conv(out, weights[2], biases[2], 1, 1)
 
 
 def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
-    with triton_kernels("conv.bottleneck", x, "provider") as kernels:
+    with triton_kernels("conv.bottleneck", x) as kernels:
         return kernels.bottleneck(x, weights, biases, residual)
 
 
@@ -287,19 +307,19 @@ def _run_bottleneck(
     weights: list[Tensor],
     biases: list[Tensor],
     residual: Tensor,
-    provider: str,
+    backend: str,
     precision: str,
 ) -> Tensor:
     why_not = _why_not_fused(x, weights)
-    if provider == "triton" and why_not:
-        raise ValueError(f"provider 'triton' of a bottleneck needs {why_not}")
+    if backend == "triton" and why_not:
+        raise ValueError(f"backend 'triton' of a bottleneck needs {why_not}")
     separate = functools.partial(_separate, x, weights, biases, residual)
     calls = {
         "separate": functools.partial(separate, "auto", precision),
         "triton": functools.partial(_fused, x, weights, biases, residual),
     }
-    if provider == "auto":
-        provider = "separate"
+    if backend == "auto":
+        backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
             make_check = functools.partial(
                 Check, x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
@@ -308,8 +328,8 @@ def _run_bottleneck(
             )  # fmt: skip
             planes, outputs = weights[1].shape[0], weights[2].shape[0]
             key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
-            provider = choice.choose(key, x.device, calls, "separate", make_check)
-    return calls[provider]()
+            backend = choice.choose(key, x.device, calls, "separate", make_check)
+    return calls[backend]()
 
 
 def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:
@@ -322,18 +342,15 @@ def _fake_bottleneck(x, weights, *_) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
 
 
+def _bottleneck_flops(x: flops.Shape, weights: Sequence[flops.Shape], *_, **__) -> int:
+    pixels = (x[0], *x[2:])
+    return sum(flops.convolution((*pixels, weight[0]), weight) for weight in weights)
+
+
 register(
     __name__,
     Operator(
-        "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, "
-        "int dilation, bool relu, ScalarType out_dtype, str provider, str precision) -> Tensor",
-        _run_conv_bias_act,
-        _fake_conv_bias_act,
+        "conv_bias_act", _run_conv_bias_act, _fake_conv_bias_act, flops=flops.first_convolution
     ),
-    Operator(
-        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, str provider, "
-        "str precision) -> Tensor",
-        _run_bottleneck,
-        _fake_bottleneck,
-    ),
+    Operator("bottleneck", _run_bottleneck, _fake_bottleneck, flops=_bottleneck_flops),
 )

@@ -1,23 +1,26 @@
-"""Tile sizes of the convolution kernels, per architecture, as literal data: by shape, not timing.
+"""Tile sizes of the convolution kernels by GPU architecture and shape, chosen without timing.
 
-``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
-those without a table of their own; ``gfx942`` fits AMD's 64 KB.
+The tiles of ``sm_80`` fit the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, so
+they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AMD's 64 KB.
 """
 
 import functools
 from collections.abc import Iterator
 
-from emanet_triton.kernels.tile import DTYPES, Tile
+from emanet_triton.kernels.tile import Tile
 
 # Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
-# and no float32 residual, which would not fit its registers; medium: more than 64 outputs; narrow:
-# up to 64; odd: input channels that are no multiple of 64. Where a row ends early, medium serves.
+# and no float32 residual, for which the widest tile lacks registers; medium: more than 64 outputs;
+# narrow: up to 64; odd: input channels that are no multiple of 64. If the table has no tile for a
+# class, the tile of medium serves it.
 _CLASSES = ("wide", "medium", "narrow", "odd")
 _WIDE_PIXELS = 16384
+_HALF = ("bf16", "fp16")
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
-# stands for bf16 and fp16. Sizes are the largest that compile without spills.
-_SIZES = {
+# stands for bf16 and fp16. These are the largest sizes that compile without spills.
+_Sizes = tuple[int, ...]
+_SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     "conv_rows": {
         ("sm_90", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
         ("sm_100", "half"): ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
@@ -72,7 +75,7 @@ def tile(
     precision: str = "ieee",
     residual: str | None = None,
 ) -> Tile:
-    """The configuration of a kernel for C input channels, O outputs and so many output pixels.
+    """The configuration of a kernel for a number of input channels, outputs and output pixels.
 
     ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
     ``residual`` is the dtype of the residual, if there is one.
@@ -105,20 +108,20 @@ def _tile(kernel: str, arch: str, dtype: str, shape_class: str, precision: str) 
 
 
 def _as_tile(kernel: str, arch: str, dtype: str, sizes: tuple[int, ...], meta: dict) -> Tile:
-    block_m, block_o, block_c, num_warps, num_stages = sizes
+    block_m, block_o, block_c, *options = sizes
     meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c} | meta
-    return Tile(kernel, arch, dtype, meta, num_warps, num_stages)
+    return Tile(kernel, arch, dtype, meta, *options)
 
 
 def _shipped() -> Iterator[Tile]:
     for kernel, table in _SIZES.items():
         for (arch, products), rows in table.items():
-            for dtype in DTYPES[:2] if products == "half" else DTYPES[2:]:
+            for dtype in _HALF if products == "half" else ("fp32",):
                 for shape_class in dict(zip(rows, _CLASSES, strict=False)).values():
                     yield _tile(kernel, arch, dtype, shape_class, products)
-    for arch, table in _BOTTLENECK.items():
-        for dtype in DTYPES[:2]:
-            for planes in table:
+    for arch, by_planes in _BOTTLENECK.items():
+        for dtype in _HALF:
+            for planes in by_planes:
                 yield bottleneck_tile(arch, dtype, planes)
 
 

@@ -1,14 +1,15 @@
 """3x3 convolutions with a quarter of the multiplications: Winograd's F(4x4, 3x3), for the CPU.
 
-A tile of 4 x 4 outputs comes from 6 x 6 products of transformed pixels and transformed weights,
-summed over the channels, in place of 144 (Lavin and Gray, CVPR 2016). All is PyTorch: small matrix
-products transform ``TILES`` tiles at once, and between them is one batched matrix product. A
-dilation of d is d * d convolutions, each of every d-th row and column. On a CPU each thread takes
-whole blocks of tiles.
+For each input channel a tile of 4 x 4 outputs needs 6 x 6 products of transformed pixels and
+transformed weights, in place of 144 products (Lavin and Gray, CVPR 2016). PyTorch computes
+everything: small matrix products transform the pixels of ``TILES`` tiles, one batched matrix
+product sums over the channels, and small matrix products make the outputs. A convolution of
+dilation d is computed as d * d convolutions, each of every d-th row and column. On a CPU each
+thread takes whole blocks of tiles.
 
-Transformed weights are four times as large as the weights. They are made anew at every call, for
-``CHANNELS_BYTES`` of input channels at a time: kept, they would be most of a network's memory.
-Of so few pixels that this would not pay, the convolution is PyTorch's.
+Transformed weights are four times as large as the weights. To keep them would take most of a
+network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
+time. For few pixels this does not pay, and PyTorch's convolution runs instead.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels import flops
+from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
@@ -29,13 +32,14 @@ from emanet_triton.kernels.threads import for_each, num_threads
 TILE = 4
 SIZE = TILE + 2
 TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
-CHANNELS_BYTES = 2048  # of a pixel
-WEIGHTS = 2**14  # transformed at once
-SMALL_PIXELS = 2**14  # of more pixels the memory counts for more than a tenth of the time
-FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: where both ways take about as long
+CHANNELS_BYTES = 2048  # input channels of one pixel that are transformed at once
+WEIGHTS = 2**14  # weights of one tap that are transformed at once
+SMALL_PIXELS = 2**14  # for more pixels, less memory is worth a tenth of the time
+FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: with fewer, PyTorch's convolution is faster
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
-# 0, 1, -1, 1/2, -2 and infinity, which round a third less than the usual 0, 1, -1, 2, -2 do.
+# 0, 1, -1, 1/2, -2 and infinity. Their rounding errors are a third smaller than with the usual
+# points 0, 1, -1, 2 and -2.
 INPUT = [
     [1, -1.5, -2, 1.5, 1, 0],
     [0, -1, 0.5, 2.5, 1, 0],
@@ -59,13 +63,13 @@ OUTPUT = [
     [0, 1, -1, 0.125, -8, 1],
 ]
 _OF_THREAD = threading.local()
-ONES = SIZE + 1  # the product of the point 1 in both axes, which every output takes once
+ONES = SIZE + 1  # index of the product at point 1 of both axes: every output adds it once
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] → the same in memory of the order [rows, columns, O, C].
+    """Copy a weight [O, C, 3, 3] to memory in the order [rows, columns, O, C].
 
-    The operator reads weights so, and packs an unpacked weight anew at every call.
+    The operator reads this layout, and copies a weight of another layout at every call.
     """
     return weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
@@ -84,15 +88,15 @@ def winograd_conv(
     """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
 
     The transforms, bias, residual and ReLU are computed in float32, the products in the dtype of
-    ``x``. In half precision the transformed operands are rounded once more than a plain
-    convolution's are: on noise the error is about five times as large.
+    ``x``. In half precision the transformed operands are rounded once more than in a plain
+    convolution: on noise the error is about five times as large.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weight: [O, C, 3, 3], from ``pack_weight``, in that dtype.
+        weight: [O, C, 3, 3], in the dtype of ``x``, from ``pack_weight``.
         bias: [O], floating point.
         residual: [B, O, H, W], floating point.
-        dilation: at least 1, which is the padding, too.
+        dilation: at least 1; also the padding.
         relu: whether negative values become zero.
         out_dtype: the dtype of ``x`` unless given.
 
@@ -102,19 +106,14 @@ def winograd_conv(
     Raises:
         ValueError: a shape, the weight's dtype or the dilation is not as above.
     """
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must be [B, C, H, W], only B may be 0, got {list(x.shape)}")
+    check_layout("x", x, "B, C, H, W")
     if weight.dim() != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
         raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
-    if weight.dtype != x.dtype:
-        raise ValueError(f"weight must be {x.dtype} like x, got {weight.dtype}")
-    if list(bias.shape) != [weight.shape[0]]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
-    wanted = [x.shape[0], weight.shape[0], *x.shape[2:]]
-    if residual is not None and list(residual.shape) != wanted:
-        raise ValueError(f"residual must be {wanted}, got {list(residual.shape)}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    check_dtype("weight", weight.dtype, (x.dtype,), like="x")
+    check_shape("bias", bias, [weight.shape[0]])
+    if residual is not None:
+        check_shape("residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    check_at_least("dilation", dilation, 1)
     return torch.ops.emanet_triton.winograd_conv(
         x, weight, bias, residual, dilation, relu, out_dtype or x.dtype
     )
@@ -172,7 +171,7 @@ def _run(
 def _for_each(
     step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
 ) -> None:
-    """Call step(scratch, item) for every item, shared among threads of one memory each."""
+    """Call step(scratch, item) for every item, in threads that have one of the memories each."""
     scratches = deque(map(_Scratch, memories))
 
     def make_run() -> Callable[[object], None]:
@@ -183,29 +182,29 @@ def _for_each(
 
 
 class _Scratch:
-    """A thread's two pieces of memory, by turns: a step reads what is in one, writes the other."""
+    """The two halves of a thread's memory, used in turns: a step reads one and writes the other."""
 
     def __init__(self, memory: Tensor) -> None:
         self._halves = itertools.cycle(memory.chunk(2))
 
     def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor in the place of what was taken before the last."""
+        """A tensor in the half that was not taken last."""
         return _part(next(self._halves), shape, dtype)
 
     def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
-        """What was taken last, in another dtype."""
+        """The tensor that was taken last, in another dtype."""
         return source if source.dtype == dtype else self.copy(source, dtype)
 
     def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What is not in the other half, or what was taken last."""
+        """A copy of a tensor that is in the half taken last, or in no half."""
         return self.take(*source.shape, dtype=dtype).copy_(source)
 
 
 class _Convolution:
-    """From the pixels of a block of rows of tiles to its outputs.
+    """Computes the outputs of a block of rows of tiles.
 
-    A run is (image, first output row, number of rows of tiles); a tile is that of a phase of the
-    dilation. Tiles are in the order [rows of tiles, across, phases of the columns].
+    A run is (image, first output row, number of rows of tiles). With a dilation of d a tile has
+    every d-th row and column. The order of tiles is [rows of tiles, across, phases of the columns].
     """
 
     def __init__(
@@ -262,7 +261,7 @@ class _Convolution:
         return scratch.cast(products, torch.float32)
 
     def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
-        """Sums [36, tiles, O] → rows of the output, with what is added and ReLU."""
+        """Sums [36, tiles, O] → rows of the output, with the addend and ReLU."""
         d, outputs = self.dilation, products.shape[2]
         products = products.flatten(1).unflatten(0, (SIZE, SIZE))
         columns = scratch.take(SIZE, TILE, products.shape[2])
@@ -289,10 +288,10 @@ def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
 
 
 def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
-    """So many bytes, on Linux a mapping of its own in pages as large as there are.
+    """Allocate ``size`` bytes, on Linux in a mapping of their own, of huge pages if possible.
 
-    From the C library some of it would stay behind as holes that fit nothing else. With ``keep``
-    the thread has it again at its next call; without, it keeps none.
+    Memory from the C library would leave holes that fit nothing else. With ``keep`` the thread uses
+    the memory again at its next call. Without ``keep`` the thread keeps no memory.
     """
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8, device=device)
@@ -310,7 +309,7 @@ def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
-    """Taps [9, O, C] → [36, O, C], the other of the two, computed in float32."""
+    """Transform taps [9, O, C] in float32 into the part's second tensor, [36, O, C]."""
     taps, out = part
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
     matrix = torch.kron(one_axis, one_axis).float()
@@ -334,13 +333,13 @@ def _tile_rows(batch: int, height: int, dilation: int) -> Iterator[tuple[int, in
 
 
 def _even_blocks(rows: list, most: int, threads: int) -> list[list]:
-    """Split into blocks of at most so many each, about equally long, as few for every thread."""
+    """Split into blocks of at most ``most`` rows, about equally long, equally many per thread."""
     count = min(-(-len(rows) // (most * threads)) * threads, len(rows))
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
 def _runs(rows: list[tuple[int, int]], dilation: int) -> list[tuple[int, int, int]]:
-    """(image, first output row, count) of the rows of tiles that follow one another."""
+    """Join rows of tiles that follow one another: (image, first output row, count)."""
     runs: list[tuple[int, int, int]] = []
     for image, row in rows:
         if runs:
@@ -357,12 +356,4 @@ def _fake(x, weight, bias, residual, dilation, relu, out_dtype) -> Tensor:
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
 
 
-register(
-    __name__,
-    Operator(
-        "winograd_conv(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int dilation, "
-        "bool relu, ScalarType out_dtype) -> Tensor",
-        _run,
-        _fake,
-    ),
-)
+register(__name__, Operator("winograd_conv", _run, _fake, flops=flops.first_convolution))

@@ -1,9 +1,9 @@
-"""EM attention in Triton: one kernel for the E step, one for the M step, one that reduces it.
+"""EM attention in Triton: kernels for the E step, the M step and the sum of its partial results.
 
 The responsibilities Z [B, N, BLOCK_K] are stored between the E and the M step, in the features'
-dtype and multiplied by ``Z_SCALE``; the M step sums X·Z over fixed ranges of positions, and a
-reduction in a fixed order follows: no atomics, so an image's bits are the same on every run and
-whatever else is in the batch. Logits, softmax, sums and norms are float32.
+dtype and multiplied by ``Z_SCALE``. The M step sums X·Z over fixed ranges of positions, and a
+reduction adds these sums in a fixed order, without atomics. So an image's result has the same bits
+on every run and in every batch. Logits, softmax, sums and norms are float32.
 
 Index letters: b image, n position, c channel, k base, s range of positions (split).
 """
@@ -13,14 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from emanet_triton.kernels.device import DTYPE_NAMES, architecture
+from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
 
 EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
-MIN_SPLIT, MAX_SPLITS = 256, 48
-# float16 holds responsibilities down to 2^-24 only; scaled by 2^15 down to 2^-39.
+# float16 holds numbers down to 2^-24 only. Scaled by 2^15, responsibilities reach down to 2^-39.
 Z_SCALES = {torch.bfloat16: 1.0, torch.float16: 2.0**15, torch.float32: 1.0}
 
 
@@ -51,10 +50,10 @@ def em_e_step(
     CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Z = softmax(Xᵀμ + bias) of one tile of positions, and its sums over those positions.
+    """Z = softmax(Xᵀμ + bias) of one tile of positions, and its sums over these positions.
 
     bases [1 or B, K, C]; bias float32 [1 or B, K]; z [B, N, BLOCK_K], zero from K on;
-    colsum float32 [B, K, num_tiles], of the Z that is stored.
+    colsum float32 [B, K, num_tiles], the sums of the stored Z.
     """
     pid = tl.program_id(0)
     i_b = (pid // num_tiles).to(tl.int64)
@@ -94,7 +93,7 @@ def em_m_step(
     CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """X·Z over SPLIT positions, for BLOCK_C channels: partial, float32 [B, num_splits, K, C]."""
+    """X·Z summed over SPLIT positions, for BLOCK_C channels: float32 [B, num_splits, K, C]."""
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     i_c = pid % num_blocks
@@ -127,8 +126,8 @@ def em_reduce(
 ):  # fmt: skip
     """One base from its partial sums: the L1 norm over positions, then the L2 norm over channels.
 
-    bases [B, K, C]. Without NORMALISE the L2 norm is left out and mass, float32 [B, K], receives
-    what the L1-normalised responsibilities add up to: 1, or less for a base that is nearly dead.
+    bases [B, K, C]. Without NORMALISE the L2 norm is left out, and mass, float32 [B, K], receives
+    the sum of the L1-normalised responsibilities: 1, or less for a base that is nearly dead.
     """
     pid = tl.program_id(0).to(tl.int64)
     i_b, i_k = pid // K, pid % K
@@ -147,7 +146,7 @@ def em_reduce(
     for s in range(0, num_splits, BLOCK_S):
         p_sum = partial_ptr + ((i_b * num_splits + s + o_s) * K + i_k)[:, None] * C + o_c[None, :]
         b_sum += tl.load(p_sum, mask=(s + o_s < num_splits)[:, None] & m_c[None, :], other=0.0)
-    # A NaN must stay one, so the guards are comparisons and not tl.maximum.
+    # A NaN must stay NaN, so the guards are comparisons and not tl.maximum.
     guarded = tl.where(mass < EPS, EPS, mass)
     b_mu = tl.sum(b_sum, axis=0) / guarded  # [BLOCK_C]
     if NORMALISE:
@@ -202,14 +201,6 @@ def em_reconstruct(
     tl.store(p_out, b_recon.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
-def split_length(num_positions: int) -> int:
-    """Positions that one M-step program sums; of N alone, so the batch cannot change a bit."""
-    length = MIN_SPLIT
-    while length * MAX_SPLITS < num_positions:
-        length *= 2
-    return length
-
-
 INTERPRETED = not isinstance(em_e_step, triton.JITFunction)
 
 
@@ -219,7 +210,7 @@ class Stages:
     Args:
         feats: [B, N, C], any strides.
         num_bases: K.
-        precision: of the products of float32 features.
+        precision: how float32 features are multiplied.
     """
 
     def __init__(self, feats: Tensor, num_bases: int, precision: str) -> None:
@@ -227,16 +218,16 @@ class Stages:
         self.shape = {"C": feats.shape[2], "K": num_bases}
         self.z_scale = {"Z_SCALE": Z_SCALES[feats.dtype]}
         self.channels_last = {"CHANNELS_LAST": feats.stride(2) == 1}
-        self._arch = architecture(feats.device)
+        self._arch = gpu_arch(feats.device)
         self._precision = precision
         batch, positions, channels = feats.shape
-        self.split = split_length(positions)
+        self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
-        float32 = {"dtype": torch.float32, "device": feats.device}
         num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
         num_splits = cdiv(positions, self.split)
-        self.colsum = torch.empty(batch, num_bases, num_tiles, **float32)
-        self.partial = torch.empty(batch, num_splits, num_bases, channels, **float32)
+        self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
+        partial = batch, num_splits, num_bases, channels
+        self.partial = feats.new_empty(partial, dtype=torch.float32)
 
     def tile(self, kernel: str) -> Tile:
         channels, num_bases = self.shape.values()
@@ -252,7 +243,7 @@ class Stages:
         launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
     def e_step(self, bases: Tensor, bias: Tensor | None = None) -> None:
-        """bases [1 or B, K, C], contiguous; bias float32 [1 or B, K], added to the logits."""
+        """Write Z from contiguous bases [1 or B, K, C] and logit biases, float32 [1 or B, K]."""
         batch, positions, _ = self.feats.shape
         num_tiles = self.colsum.shape[2]
         stride_bases_b, stride_bias_b = (
@@ -266,7 +257,7 @@ class Stages:
         )  # fmt: skip
 
     def m_step(self, bases: Tensor, mass: Tensor | None = None) -> None:
-        """Writes the new bases [B, K, C]; given mass [B, K], not divided by their L2 norm."""
+        """Write new bases [B, K, C]; given mass [B, K], write it too and skip the L2 norm."""
         batch, positions, channels = self.feats.shape
         num_splits = self.partial.shape[1]
         num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
@@ -296,7 +287,7 @@ class Stages:
 
 
 @with_fitting_tiles
-def em_attention(
+def run_attention(
     feats: Tensor, bases: Tensor, num_stages: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """feats [B, N, C], bases [1 or B, C, K] → reconstruction [B, N, C], new bases [B, C, K]."""

@@ -1,9 +1,9 @@
 """The EM attention block in Triton: EM iterations on folded bases, then one epilogue kernel.
 
 The mid convolution's output X = W₁F + b₁ is never formed: a stage runs on F with the folded bases
-ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both over the L1 norm
-of Z, give the next bases μ = W₁S + r·b₁, normalised; r is what keeps a dead base at zero. The
-epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
+ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both divided by the L1
+norm of Z, give the next bases μ = W₁S + r·b₁, normalised. r keeps a dead base at zero. The epilogue
+reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
 
 Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
 """
@@ -81,7 +81,7 @@ def em_fold(
     b_bias = tl.sum(b_along, axis=1)
     if NORMALISE:
         norm = tl.sqrt(tl.sum(b_square, axis=1))
-        norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays one
+        norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays NaN
         b_folded = b_folded / norm[:, None]
         b_bias = b_bias / norm
     p_folded = folded_ptr + o_m[:, None] * C + o_o[None, :]
@@ -150,7 +150,7 @@ def em_epilogue(
     x_ptr += i_b * stride_x_b
     b_x = load_features(x_ptr, o_n, o_o, N, stride_x_n, stride_x_c, C, BLOCK_O, CHANNELS_LAST)
     b_out += b_x.to(tl.float32)
-    b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays one, as in torch.relu
+    b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
     o_n, o_o = o_n.to(tl.int64), o_o.to(tl.int64)
     p_out = out_ptr + i_b * stride_out_b + (o_n * stride_out_n)[:, None]
     p_out += (o_o * stride_out_c)[None, :]
@@ -161,7 +161,7 @@ INTERPRETED = not isinstance(em_epilogue, triton.JITFunction)
 
 
 class BlockStages(Stages):
-    """``Stages`` with the launches that folding and the epilogue add."""
+    """``Stages`` and the launches of the block's own kernels."""
 
     def project(self, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """sums [B, K, C] and mass [B, K] → W₁S + r·b₁, float32 [B, K, C]."""
@@ -212,7 +212,7 @@ class BlockStages(Stages):
 
 
 @with_fitting_tiles
-def em_attention_block(
+def run_block(
     feats: Tensor,
     bases: Tensor,
     mid_weight: Tensor,

@@ -1,15 +1,15 @@
-"""EM attention and its block in PyTorch, by pieces of the positions, which stay in a CPU's caches.
+"""EM attention and its block in PyTorch, a piece of the positions at a time to fit CPU caches.
 
 The block folds ``ema_mid_conv`` into the bases. That convolution is linear, X = W1 F + b1, so the
 EM steps run on F itself with the bases nu = W1' mu and a logit bias b1' mu for each base, and X is
-never formed. With S and r the sums of F and of 1 under the normalised responsibilities, the M
-step's bases are W1 S + b1 r. r is 1, but 0 for a dead base, one that no position takes; without it
-such a base would become b1. Two products with W1 a step take the place of the Gram matrix W1'W1,
-which would square the condition number and have to be kept beside the weights.
+never formed. Let S and r be the sums of F and of 1, each weighted by the normalised
+responsibilities. Then the M step's bases are W1 S + b1 r. r is 1, or 0 for a dead base, to which no
+position belongs; without r a dead base would become b1. Two products with W1 in each step replace
+the Gram matrix W1'W1, which would square the condition number and need memory beside the weights.
 
-On a CPU threads share the positions, and between two passes over them the bases. Threads wait for
-one another only between passes, so one slow thread delays the others little.
-Shares and the order in which their sums are added depend on the shape alone, and so do all bits.
+On a CPU the threads share the positions, and in the M step the bases. Threads wait for one another
+only between steps, so one slow thread delays the others little. The shape alone decides the shares
+and the order in which their sums are added, so the number of threads changes no bit of a result.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from torch.nn import functional as F
 from emanet_triton.kernels.threads import for_each
 
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
-POSITIONS = 512  # of a piece on a CPU: at 512 channels 1 MB
-WIDE = 8192  # positions of a piece elsewhere
-SHARES = 64  # of the positions, at most
+POSITIONS = 512  # positions of a piece on a CPU: 1 MB at 512 channels
+WIDE = 8192  # positions of a piece on another device
+SHARES = 64  # items of work into which the positions are split, at most
 BASES = 16  # bases in one item of work on a CPU
 
 
 @torch.no_grad()
-def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
+def run_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
     """Run the EM iterations of ``reference.em_attention``.
 
     Args:
@@ -54,7 +54,7 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
 
 
 @torch.no_grad()
-def em_attention_block(
+def run_block(
     feats: Tensor,
     bases: Tensor,
     mid_weight: Tensor,
@@ -73,7 +73,7 @@ def em_attention_block(
         num_stages: number of E and M steps, at least 1.
 
     Returns:
-        The block's output and the bases, as of ``em_attention``.
+        The block's output and the bases, as ``run_attention`` returns them.
     """
     dtype = torch.promote_types(feats.dtype, torch.float32)
     y = torch.empty_like(feats, dtype=dtype).copy_(feats)  # F, and in the end the output
@@ -89,12 +89,12 @@ def em_attention_block(
 
 
 class _Steps:
-    """The EM steps of one image and what follows them, each stage shared among threads.
+    """The EM steps, the reconstruction and the epilogue of one image, each shared among threads.
 
     Args:
         f: features, [N, C].
         bases: initial bases, [C, K].
-        mid: weight and bias of the convolution of which X is the output; without it X is F.
+        mid: weight and bias of the convolution that makes X from F; without it X is F.
     """
 
     def __init__(self, f: Tensor, bases: Tensor, mid: tuple[Tensor, Tensor] | None = None) -> None:
@@ -111,7 +111,7 @@ class _Steps:
         self._masses = self._sums.new_empty(self._sums.shape[:2])
 
     def run(self, num_stages: int) -> None:
-        """The bases after so many E and M steps, and the responsibilities of the last."""
+        """Run E and M steps; they set ``bases`` and the responsibilities."""
         if self._mid is not None:
             self._share(lambda: self._fold, self._of_bases)
         for _ in range(num_stages):
@@ -119,7 +119,7 @@ class _Steps:
             self._share(lambda: self._m_step, self._of_bases)
 
     def reconstruct(self, out: Tensor) -> None:
-        """The reconstruction of X, into [N, C]."""
+        """Write the reconstruction of X to ``out``, [N, C]."""
 
         def run(share: slice) -> None:
             for piece in self._pieces(share):
@@ -144,14 +144,14 @@ class _Steps:
         self._share(make_run, self._shares)
 
     def _fold(self, k: slice) -> None:
-        """Weight and bias of the logits of some bases."""
-        if self._mid is not None:
+        """Compute the weight and the bias that give the logits of some bases."""
+        if self._mid is not None and self._bias is not None:
             weight, bias = self._mid
             torch.mm(self.bases[k], weight, out=self._weight[k])
             torch.mv(self.bases[k], bias, out=self._bias[k])
 
     def _e_step(self, numbered: tuple[int, slice]) -> None:
-        """Responsibilities of a share of the positions, and their sums of F and of 1."""
+        """Compute responsibilities z of a share of the positions, and the sums of z'F and of z."""
         i, share = numbered
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
         for piece in self._pieces(share):
@@ -164,7 +164,7 @@ class _Steps:
             mass += z.sum(0)
 
     def _m_step(self, k: slice) -> None:
-        """New bases k from the sums of all shares, and weight and bias for the next E step."""
+        """Compute bases k from the sums of all shares, and the weight and bias of their logits."""
         sums, mass = self._sums[:, k].sum(0), self._masses[:, k].sum(0)
         guarded = mass.clamp_min(EPS)
         new = sums / guarded[:, None]
@@ -184,14 +184,14 @@ class _Steps:
 def _shares(positions: int, bases: int) -> list[slice]:
     """Slices of the positions, one per item of work.
 
-    At least 8 K positions each, so that all partial sums stay small beside F.
+    Each slice has at least 8 K positions, so that all partial sums stay small beside F.
     """
     least = max(8 * bases, -(-positions // SHARES))
     return _slices(positions, -(-least // POSITIONS) * POSITIONS)
 
 
 def _slices(stop: int, size: int, start: int = 0) -> list[slice]:
-    """Slices of so many each, the last perhaps shorter."""
+    """Slices of ``size`` each; the last may be shorter."""
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 

@@ -1,16 +1,26 @@
-"""The operators of EM attention: validation, choice of backend, registration with PyTorch."""
+"""The operators of EM attention: they check arguments, choose a backend, and are registered."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import (
+    BACKENDS,
+    check_at_least,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_float,
+    check_shape,
+    check_tensor,
+)
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.em import eager
 from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
+from emanet_triton.kernels.flops import Shape
 from emanet_triton.kernels.registration import Operator, register
-from emanet_triton.kernels.tile import PRECISIONS
-
-BACKENDS = ("auto", "triton", "torch")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from emanet_triton.kernels.tile import FP32_PRECISIONS
 
 
 @torch.no_grad()
@@ -25,18 +35,18 @@ def em_attention(
     """Run the batched EM iterations (Li et al., ICCV 2019, eq. 12-14; mmseg ``EMAModule``).
 
     Args:
-        feats: features X, [B, C, H, W] or [B, N, C], any strides; C to 2048; float32, float16 or
+        feats: features X, [B, C, H, W] or [B, N, C], any strides; C up to 2048; float32, float16 or
             bfloat16. Channels-last memory is the fastest. B may be 0.
-        bases: initial bases, [1 or B, C, K], K to 256; in the dtype of ``feats`` or float32.
+        bases: initial bases, [1 or B, C, K], K up to 256; in the dtype of ``feats`` or float32.
         num_stages: number of E and M steps, at least 1.
-        backend: ``"triton"`` on a GPU or under Triton's interpreter, ``"torch"`` anywhere,
-            ``"auto"`` picks by device.
+        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, ``"torch"`` anywhere;
+            ``"auto"`` is ``"triton"`` on a GPU, otherwise ``"torch"``.
         precision: how the Triton kernels multiply float32 features: ``"ieee"``, ``"tf32x3"``
             (on AMD the same as ``"ieee"``) or ``"tf32"``.
 
     Returns:
         The reconstruction, with the shape, dtype and memory format of ``feats``, and the bases
-        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+        after the last M step, [B, C, K], in the same dtype. No gradient flows through either.
 
     Raises:
         ValueError: an argument is not as above.
@@ -75,7 +85,7 @@ def em_attention_block(
 
     Returns:
         The block's output, with the shape, dtype and memory format of ``feats``, and the bases
-        after the last M step, [B, C, K], in that dtype. No gradient flows through either.
+        after the last M step, [B, C, K], in the same dtype. No gradient flows through either.
 
     Raises:
         ValueError: an argument is not as above.
@@ -89,13 +99,11 @@ def em_attention_block(
         "out_bias": out_bias,
     }
     for name, weight in weights.items():
-        _check_tensor(name, weight)
-        wanted = [channels, channels] if name.endswith("weight") else [channels]
-        if list(weight.shape) != wanted:
-            raise ValueError(f"{name} must be {wanted}, got {list(weight.shape)}")
+        check_tensor(name, weight)
+        check_shape(name, weight, [channels] * (2 if name.endswith("weight") else 1))
         if not weight.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {weight.dtype}")
-        _check_device(name, weight, feats)
+        check_device(name, weight, "feats", feats)
     out, new_bases = torch.ops.emanet_triton.em_attention_block(
         _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
         num_stages, _choose(backend, feats), precision,
@@ -104,8 +112,8 @@ def em_attention_block(
 
 
 def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str) -> None:
-    _check_tensor("feats", feats)
-    _check_tensor("bases", bases)
+    check_tensor("feats", feats)
+    check_tensor("bases", bases)
     if feats.dim() not in (3, 4):
         raise ValueError(f"feats must be [B, C, H, W] or [B, N, C], got {list(feats.shape)}")
     channels = feats.shape[1] if feats.dim() == 4 else feats.shape[2]
@@ -113,35 +121,19 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
         raise ValueError(f"feats must have channels and positions, got {list(feats.shape)}")
     if channels > MAX_CHANNELS:
         raise ValueError(f"feats must have at most {MAX_CHANNELS} channels, got {channels}")
-    if feats.dtype not in DTYPES:
-        raise ValueError(f"feats must be float32, float16 or bfloat16, got {feats.dtype}")
+    check_float("feats", feats.dtype)
     if bases.dim() != 3 or bases.shape[0] not in (1, feats.shape[0]) or bases.shape[1] != channels:
         batch = feats.shape[0]
         raise ValueError(f"bases must be [1 or {batch}, {channels}, K], got {list(bases.shape)}")
     if not 1 <= bases.shape[2] <= MAX_BASES:
         raise ValueError(f"bases must be 1 to {MAX_BASES} in number, got {bases.shape[2]}")
-    if bases.dtype not in (feats.dtype, torch.float32):
-        like_feats = "" if feats.dtype == torch.float32 else f"{feats.dtype} or "
-        raise ValueError(f"bases must be {like_feats}torch.float32, got {bases.dtype}")
-    _check_device("bases", bases, feats)
+    check_dtype("bases", bases.dtype, (feats.dtype, torch.float32))
+    check_device("bases", bases, "feats", feats)
     if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
-    if num_stages < 1:
-        raise ValueError(f"num_stages must be at least 1, got {num_stages}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def _check_device(name: str, tensor: Tensor, feats: Tensor) -> None:
-    if tensor.device != feats.device:
-        raise ValueError(f"{name} must be on {feats.device} like feats, got {tensor.device}")
+    check_at_least("num_stages", num_stages, 1)
+    check_choice("backend", backend, BACKENDS)
+    check_choice("precision", precision, FP32_PRECISIONS)
 
 
 def _choose(backend: str, feats: Tensor) -> str:
@@ -165,8 +157,8 @@ def _run_em_attention(
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         with triton_kernels("em.attention", feats) as kernels:
-            return kernels.em_attention(feats, bases, num_stages, precision)
-    recon, new_bases = eager.em_attention(feats, bases, num_stages)
+            return kernels.run_attention(feats, bases, num_stages, precision)
+    recon, new_bases = eager.run_attention(feats, bases, num_stages)
     return recon, new_bases.mT.contiguous().mT
 
 
@@ -184,8 +176,8 @@ def _run_em_attention_block(
     weights = mid_weight, mid_bias, out_weight, out_bias
     if backend == "triton":
         with triton_kernels("em.block", feats) as kernels:
-            return kernels.em_attention_block(feats, bases, *weights, num_stages, precision)
-    out, new_bases = eager.em_attention_block(feats, bases, *weights, num_stages)
+            return kernels.run_block(feats, bases, *weights, num_stages, precision)
+    out, new_bases = eager.run_block(feats, bases, *weights, num_stages)
     return out, new_bases.mT.contiguous().mT
 
 
@@ -194,14 +186,21 @@ def _fake(feats: Tensor, bases: Tensor, *_) -> tuple[Tensor, Tensor]:
     return torch.empty_like(feats), feats.new_empty(batch, num_bases, channels).mT
 
 
-_ITERATION = "int num_stages, str backend, str precision) -> (Tensor, Tensor)"
+def _attention_flops(feats: Shape, bases: Shape, num_stages: int, *_, **__) -> int:
+    """FLOPs of two products per stage, and of the reconstruction."""
+    return 2 * math.prod(feats) * bases[2] * (2 * num_stages + 1)
+
+
+def _block_flops(
+    feats, bases, mid_weight, mid_bias, out_weight, out_bias, num_stages, *_, **__
+) -> int:
+    """FLOPs of the EM attention and of both 1x1 convolutions, also of the one that is folded."""
+    layers = 2 * math.prod(feats) * (mid_weight[0] + out_weight[0])
+    return _attention_flops(feats, bases, num_stages) + layers
+
+
 register(
     __name__,
-    Operator(f"em_attention(Tensor feats, Tensor bases, {_ITERATION}", _run_em_attention, _fake),
-    Operator(
-        "em_attention_block(Tensor feats, Tensor bases, Tensor mid_weight, Tensor mid_bias, "
-        f"Tensor out_weight, Tensor out_bias, {_ITERATION}",
-        _run_em_attention_block,
-        _fake,
-    ),
+    Operator("em_attention", _run_em_attention, _fake, flops=_attention_flops),
+    Operator("em_attention_block", _run_em_attention_block, _fake, flops=_block_flops),
 )

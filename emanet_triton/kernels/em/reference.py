@@ -1,4 +1,4 @@
-"""EM attention and its block in plain PyTorch: the specification that kernels are held against."""
+"""EM attention and its block in plain PyTorch, [B, C, N]: the specification of the kernels."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
     Returns:
         The reconstruction, [B, C, N], and the bases after the last M step, [B, C, K], in the
         dtype of ``feats``. No gradient flows through either. Half-precision inputs are computed
-        in float32: a logit of a few hundred would leave nothing of a half-precision softmax.
+        in float32: logits reach a few hundred, too much for a softmax in half precision.
     """
     with torch.no_grad(), torch.autocast(feats.device.type, enabled=False):
         dtype = torch.promote_types(feats.dtype, torch.float32)

@@ -1,24 +1,28 @@
-"""Tile sizes of the EM kernels, per architecture, as literal data: by shape, never by timing.
+"""Tile sizes of the EM kernels by GPU architecture and shape, chosen without timing.
 
-``sm_80`` fits the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, and so serves
-those without a table of their own; ``gfx942`` fits AMD's 64 KB.
+The tiles of ``sm_80`` fit the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, so
+they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AMD's 64 KB.
 """
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
-from emanet_triton.kernels.tile import ARCHS, DTYPES, PRECISIONS, Tile
+from emanet_triton.kernels.device import DTYPES
+from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS, Tile
 
 MAX_BASES = 256
 MAX_CHANNELS = 2048
+MIN_SPLIT, MAX_SPLITS = 256, 48
 
 # Block sizes, warps and pipeline stages, by architecture and by how products are computed: "half"
-# is bf16 and fp16, the others are the precisions of fp32. They are the largest candidates of
-# which every use compiles without spilling (bench/ahead_of_time/gates.py).
+# is bf16 and fp16, the others are the precisions of fp32. These are the largest candidates that
+# compile without spilling in every use (bench/ahead_of_time/gates.py).
+_Sizes = tuple[int, ...]
 
 # BLOCK_N, BLOCK_C, warps, stages for K padded to 64, 128 and 256.
 _PADDED_BASES = (64, 128, 256)
-_BY_BASES = {
+_BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     "em_e_step": {
         ("sm_80", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_80", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
@@ -56,7 +60,7 @@ _BY_BASES = {
 }
 
 # BLOCK_N, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
-_RECONSTRUCT = {
+_RECONSTRUCT: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "half"): (128, 128, 8, 3),
     ("sm_80", "ieee"): (64, 64, 8, 1),
     ("sm_80", "tf32x3"): (64, 32, 8, 3),
@@ -75,7 +79,7 @@ _RECONSTRUCT = {
 }
 
 # BLOCK_N, BLOCK_O, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
-_EPILOGUE = {
+_EPILOGUE: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "half"): (64, 128, 64, 8, 3),
     ("sm_80", "ieee"): (64, 64, 16, 8, 2),
     ("sm_80", "tf32x3"): (64, 64, 16, 8, 1),
@@ -92,8 +96,8 @@ _EPILOGUE = {
     ("gfx942", "ieee"): (64, 64, 32, 8, 1),
     ("gfx942", "tf32"): (64, 64, 32, 8, 1),
 }
-# Others for channels-last features and K to 64, where Z stays in registers.
-_EPILOGUE_OF_FEW = {
+# Replacements for channels-last features and K up to 64, where Z stays in registers.
+_EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
     ("sm_90", "half"): (256, 128, 64, 8, 3),
     ("sm_90", "ieee"): (64, 64, 16, 8, 3),
@@ -104,12 +108,13 @@ _EPILOGUE_OF_FEW = {
 # The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages.
 _PROJECTION = (64, 32, 32, 4, 3)
 
-# Kernels of one program a base, by C padded to a power of two: partial sums taken at a time.
+# em_reduce and em_normalise run one program per base. The table says how many partial sums
+# em_reduce loads at a time, by C padded to a power of two.
 _BY_CHANNELS = {64: 64, 128: 32, 256: 16, 512: 8, 1024: 4, 2048: 2}
 
 
 def _has_tf32x3(kernel: str, arch: str, num_bases: int) -> bool:
-    """AMD has none; an E step of more than 128 bases Triton 3.6 compiles to nothing on sm_100."""
+    """AMD has no tf32x3. Triton 3.6 cannot compile an E step of more than 128 bases for sm_100."""
     return arch != "gfx942" and (kernel, arch, num_bases > 128) != ("em_e_step", "sm_100", True)
 
 
@@ -125,12 +130,12 @@ def tile(
 ) -> Tile:
     """The configuration of a kernel for C channels and K bases.
 
-    ``precision`` matters for fp32 only, and ieee stands in for tf32x3 where ``_has_tf32x3`` says.
+    ``precision`` matters for fp32 only. ieee replaces tf32x3 unless ``_has_tf32x3``.
     """
     if dtype != "fp32" or (precision == "tf32x3" and not _has_tf32x3(kernel, arch, num_bases)):
         precision = "ieee"
     products = (arch, precision if dtype == "fp32" else "half")
-    meta: dict[str, int | str] = {"PRECISION": precision}
+    meta: dict[str, Any] = {"PRECISION": precision}
     if kernel in _BY_BASES:
         block_k = pad_bases(num_bases)
         row = _BY_BASES[kernel][products][_PADDED_BASES.index(block_k)]
@@ -141,7 +146,7 @@ def tile(
         meta["BLOCK_K"] = 64
     elif kernel == "em_epilogue":
         few = channels_last and num_bases <= 64
-        row = (few and _EPILOGUE_OF_FEW.get(products)) or _EPILOGUE[products]
+        row = (_EPILOGUE | _EPILOGUE_OF_FEW if few else _EPILOGUE)[products]
         meta["BLOCK_N"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = row
         meta["BLOCK_K"] = 64
     elif kernel in ("em_project", "em_fold"):
@@ -150,10 +155,10 @@ def tile(
         meta["PRECISION"] = "ieee" if exact else "tf32x3"
     else:
         block_c = max(64, 1 << (channels - 1).bit_length())
-        meta, launch = {"BLOCK_C": block_c}, (4, 1)
+        meta, launch = {"BLOCK_C": block_c}, [4, 1]
         if kernel == "em_reduce":
             meta |= {"BLOCK_S": _BY_CHANNELS[block_c], "BLOCK_T": 256}
-            launch = (8, 1)
+            launch = [8, 1]
     return Tile(kernel, arch, dtype, meta, *launch)
 
 
@@ -162,11 +167,19 @@ def pad_bases(num_bases: int) -> int:
     return next(size for size in _PADDED_BASES if size >= num_bases)
 
 
+def split_length(num_positions: int) -> int:
+    """How many positions an M-step program sums. N alone decides, so the batch changes no bit."""
+    length = MIN_SPLIT
+    while length * MAX_SPLITS < num_positions:
+        length *= 2
+    return length
+
+
 def _shipped() -> Iterator[Tile]:
     of_products = (*_BY_BASES, "em_reconstruct", "em_epilogue", "em_project", "em_fold")
     for arch in ARCHS:
         for dtype in DTYPES:
-            for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
+            for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 for kernel in of_products:
                     for num_bases in _PADDED_BASES:
                         for channels_last in (True, False):

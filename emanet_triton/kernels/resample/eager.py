@@ -1,8 +1,8 @@
 """Labels, probabilities and confusion matrices from low-resolution logits, in plain PyTorch.
 
-Works in strips of rows, so that memory does not grow with the image beyond what is returned. A
-strip is cut into tiles of columns; a tile's logits are a product of two small matrices and the few
-low-resolution logits that it taps. On a CPU each thread takes whole strips.
+``resample`` works in strips of rows, so that only the results grow with the image. A strip is cut
+into tiles of columns; a tile's logits are the product of two small matrices and the few
+low-resolution logits that the tile needs. On a CPU each thread takes whole strips.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,37 +14,38 @@ from torch.nn.utils.rnn import pad_sequence
 
 from emanet_triton.kernels.threads import for_each
 
-STRIP_BYTES = 2**20  # of the scores of a strip; the same for any number of threads, as its bits are
-MIN_ROWS = 8  # of a strip, since fewer would share too little work
-TILE = 128  # columns
-CHUNK = 2**18  # pixels counted at once, as eight bytes each
+STRIP_BYTES = 2**20  # scores of a strip; fixed, so that results do not depend on the thread count
+MIN_ROWS = 8  # rows of a strip: thinner strips would repeat too much work of their neighbours
+TILE = 128  # columns of a tile
+CHUNK = 2**18  # pixels counted at once; each takes eight bytes
 IGNORE = 255  # a target that is not counted
 
 
 def resample(
     logits: Tensor, tables: Sequence[Tensor], *, probabilities: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels, uint8 [B, H, W], and if asked for mean probabilities, float32 [B, C, H, W].
+    """Labels, uint8 [B, H, W], and mean probabilities, float32 [B, C, H, W], or None.
 
     Args:
         logits: [B, C, P].
         tables: index and weight of the rows, then of the columns.
-        probabilities: whether to return them, too.
+        probabilities: whether to return probabilities.
     """
     (B, C, _), (V, _, H), W = logits.shape, tables[0].shape, tables[2].shape[2]
     labels = torch.empty((B, H, W), dtype=torch.uint8, device=logits.device)
     mean = None
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
-    # A float32 product on a GPU may be rounded to TF32.
+    # float64, since a float32 product on a GPU may be rounded to TF32.
     dtype = torch.float64 if logits.is_cuda else torch.float32
     size = min(max(STRIP_BYTES // (4 * C * W), MIN_ROWS), H)
-    rows = [_matrices(*view, size, dtype) for view in zip(*tables[:2], strict=True)]
-    columns = [_matrices(*view, TILE, dtype) for view in zip(*tables[2:], strict=True)]
+    row_taps, column_taps = (zip(*tables[i : i + 2], strict=True) for i in (0, 2))
+    rows = [_matrices(index, weight, size, dtype) for index, weight in row_taps]
+    columns = [_matrices(index, weight, TILE, dtype) for index, weight in column_taps]
 
     def make_run() -> Callable[[tuple[int, int]], None]:
-        # A thread's own, [tiles, rows, C, TILE]. What it would allocate anew for every view of
-        # every strip, the C library would pile up.
+        # A thread's memory, [tiles, rows, C, TILE]. If every view of every strip allocated it anew,
+        # the C library would pile it up.
         shape = -(-W // TILE), size, C, TILE
         scores, total = torch.empty((2, *shape), dtype=dtype, device=logits.device)
 
@@ -60,20 +61,20 @@ def resample(
                     total.add_(view)
             summed = total[:, : end - begin]
             labels[b, begin:end] = _side_by_side(_first_maximum(summed), W)
-            if probabilities:
+            if mean is not None:
                 mean[b, :, begin:end] = _side_by_side(summed.permute(2, 0, 1, 3) / V, W)
 
         return run
 
     strips = [(b, i) for b in range(B) for i in range(-(-H // size))]
-    with torch.autocast(logits.device.type, enabled=False):  # which would round the products
+    with torch.autocast(logits.device.type, enabled=False):  # autocast would round the products
         for_each(make_run, strips, logits.device)
     return labels, mean
 
 
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of what is no class."""
-    values = IGNORE + 1  # of uint8
+    """Counts of each (target, label) pair, then of pixels without a class: int64 [C * C + 1]."""
+    values = IGNORE + 1  # a uint8 has so many values
     counts = torch.zeros(values**2, dtype=torch.int64, device=labels.device)
     chunks = (tensor.flatten().split(CHUNK) for tensor in (targets, labels))
     for target, label in zip(*chunks, strict=True):
@@ -86,10 +87,10 @@ def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _matrices(
     index: Tensor, weight: Tensor, size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """One view's taps [T, n], ``size`` outputs at a time.
+    """Turn one view's taps [T, n] into a matrix for every run of ``size`` outputs.
 
     Returns:
-        Offsets that are used, [runs, k], and their weights, [runs, size, k], filled up with 0.
+        The offsets that a run uses, [runs, k], and the matrices, [runs, size, k], padded with 0.
     """
     used, matrices = [], []
     for i, w in zip(index.split(size, 1), weight.split(size, 1), strict=True):
@@ -109,7 +110,7 @@ def _logits(
     column_matrix: Tensor,
     out: Tensor,
 ) -> None:
-    """Logits of a strip, ``out`` [tiles, rows, C, TILE], from those of one image, [C, P]."""
+    """Compute logits of a strip, ``out`` [tiles, rows, C, TILE], from ``image`` [C, P]."""
     positions = column_used[:, None, :] + row_used[:, None]  # [tiles, k rows, k columns]
     low = image.index_select(1, positions.flatten()).to(row_matrix.dtype)
     low = low.unflatten(1, positions.shape).permute(1, 2, 0, 3)  # [tiles, k rows, C, k columns]

@@ -1,9 +1,9 @@
 """Labels, probabilities and confusion matrices from low-resolution logits, in Triton.
 
-A program takes a run of pixels of one output row, or of a few, one after another. The taps along
-rows are scalars, and a thread holds all classes of its pixel, so neither the softmax nor the
-maximum needs other threads. Offsets and weights are those of ``resample.Taps``. All arithmetic
-is float32.
+A program takes a run of pixels of one output row, or of a few rows one after another. The taps
+along rows are scalars. One thread, or two for many classes, holds all classes of a pixel, so the
+softmax and the maximum hardly wait for other threads. ``op.Taps`` describes offsets and weights.
+All arithmetic is float32.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
 
-# A program is one warp, so that no tap waits for other warps; labels take several rows, to make
-# starting a program cheap beside its work.
+# A program is one warp, so that no tap waits for other warps. For labels a program takes several
+# rows, so that its start is cheap beside its work.
 ROWS = {"labels": 8, "probabilities": 1}
 CONFUSION_TILE = {"BLOCK": 4096, "num_warps": 4}
-MOST_OFFSETS = 2**31  # that 32 bits can hold
-MOST_BINS = 1024  # of a histogram: more spill in Triton 3.6 and 3.7
-# Neighbouring threads shall have neighbouring pixels. Of two axes along which nothing is contiguous
-# Triton 3.6 spreads the first over the threads, later versions the last.
+MOST_OFFSETS = 2**31  # the number of offsets that 32 bits can hold
+MOST_BINS = 1024  # bins of a histogram; more bins spill in Triton 3.6 and 3.7
+# Neighbouring threads must have neighbouring pixels. If neither axis is contiguous, Triton 3.6
+# spreads the first over the threads, and later versions the last.
 CLASS_AXIS = 1 if triton.__version__.startswith("3.6.") else 0
 IGNORE = tl.constexpr(255)
 
@@ -100,9 +100,9 @@ def confusion_kernel(
     targets_ptr, labels_ptr, counts_ptr, num_pixels,
     C: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of a run of pixels to counts, int64 [C * C + 1]; last those of no class.
+    """Count the pairs of a run of pixels in counts, int64 [C * C + 1]; the last is for no class.
 
-    A program counts BINS - 1 kinds of pairs; the last bin is for all others.
+    A program counts BINS - 1 kinds of pairs; its last bin is for all other pairs.
     """
     o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     first = tl.program_id(1) * (BINS - 1)
@@ -122,12 +122,12 @@ INTERPRETED = not isinstance(resample_kernel, triton.runtime.JITFunction)
 def resample(
     logits: Tensor, tables: Sequence[Tensor], *, probabilities: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels, uint8 [B, H, W], and if asked for mean probabilities, float32 [B, C, H, W].
+    """Labels, uint8 [B, H, W], and mean probabilities, float32 [B, C, H, W], or None.
 
     Args:
         logits: [B, C, P].
         tables: index and weight of the rows, then of the columns.
-        probabilities: whether to return them, too.
+        probabilities: whether to return probabilities.
     """
     (B, C, P), (V, T_r, H), (_, T_c, W) = logits.shape, tables[0].shape, tables[2].shape
     labels = torch.empty((B, H, W), dtype=torch.uint8, device=logits.device)
@@ -135,7 +135,7 @@ def resample(
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     wide = C * max(P, H * W if probabilities else 0) >= MOST_OFFSETS
-    # A thread has all classes of its pixel, or half of them where they would not fit its registers.
+    # A thread has all classes of its pixel, or half of them if all would not fit its registers.
     threads = 2 if C > 32 and (probabilities or wide) else 1
     block_w = (64 if torch.version.hip else 32) // threads
     rows = ROWS["probabilities" if probabilities else "labels"]
@@ -150,7 +150,7 @@ def resample(
 
 
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts of each (target, label) pair, int64 [C * C + 1]; the last of what is no class."""
+    """Counts of each (target, label) pair, then of pixels without a class: int64 [C * C + 1]."""
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
     bins = min(MOST_BINS, triton.next_power_of_2(num_classes**2 + 2))
     blocks = cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]), cdiv(num_classes**2 + 1, bins - 1)

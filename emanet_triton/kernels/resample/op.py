@@ -1,9 +1,10 @@
-"""From low-resolution logits of any number of views to labels, without full-size logits.
+"""Make labels from low-resolution logits of any number of views, without full-size logits.
 
-Resizing, placing windows, dividing by how many cover a pixel and mirroring each act on rows and
-columns apart, so a view's logit at a pixel is a sum of a few taps an axis. The logits of all
-views and windows of an image lie end to end along one axis of P positions, in any order in which
-a tap's position is an offset of its row plus an offset of its column.
+Resizing, placing windows, dividing by the number of windows over a pixel, and mirroring act on rows
+and on columns separately. So a view's logit at a pixel is a weighted sum of few low-resolution
+logits, its *taps*: some rows times some columns. The logits of all views and windows of an image
+lie end to end along one axis of P positions, in any order in which a tap's position is an offset of
+its row plus an offset of its column.
 """
 
 import contextlib
@@ -13,43 +14,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emanet_triton.kernels.checks import (
+    BACKENDS,
+    check_choice,
+    check_device,
+    check_float,
+    check_layout,
+)
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import eager
 from emanet_triton.kernels.resample.eager import IGNORE
 
-BACKENDS = ("auto", "triton", "torch")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_TRITON_CLASSES = 64
 
 
 class Taps(NamedTuple):
-    """Where an axis of the output comes from, for each view.
+    """The taps of every output along one axis, for each view.
 
     Attributes:
-        index: int32 [V, T, n], offsets along P; a row's and a column's offset add up. Not
-            checked against P on a GPU.
+        index: int32 [V, T, n]: V views, T taps, n outputs. The offset of a row plus the offset of
+            a column is a position, from 0 to P - 1. A GPU does not check this.
         weight: float32 [V, T, n], not negative; 0 where an output has fewer than T taps.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     weight: Tensor
 
 
 def resample_labels(logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto") -> Tensor:
     """Label every pixel with the class of the largest mean probability over the views.
 
-    A single view takes the class of the largest logit, which is the same but for rounding.
+    With a single view this is the class of the largest logit, which is the same but for rounding.
 
     Args:
-        logits: finite, [B, C, P]; C to 255; float32, float16 or bfloat16.
+        logits: finite, [B, C, P]; C up to 255; float32, float16 or bfloat16.
         rows: taps of the H output rows, V views.
         columns: taps of the W output columns, V views.
-        backend: ``"triton"`` on a GPU or under Triton's interpreter, for up to 64 classes;
-            ``"torch"`` anywhere, in strips; ``"auto"`` picks by device.
+        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, for up to 64 classes;
+            ``"torch"`` runs anywhere; ``"auto"`` is ``"triton"`` where it runs on a GPU.
 
     Returns:
-        uint8 [B, H, W]; the first of equal classes.
+        uint8 [B, H, W]; of equally probable classes the first.
 
     Raises:
         ValueError: an argument is not as above.
@@ -74,25 +80,6 @@ def resample_probabilities(
     return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, backend)
 
 
-def resample_confusion(
-    logits: Tensor, rows: Taps, columns: Taps, targets: Tensor, *, backend: str = "auto"
-) -> Tensor:
-    """Count the pixels of each (target, label) pair, the labels as from ``resample_labels``.
-
-    Args:
-        logits, rows, columns, backend: as in ``resample_labels``.
-        targets: uint8 [B, H, W]; 255 is left out.
-
-    Returns:
-        int64 [C * C + 1], as ``confusion_counts``.
-
-    Raises:
-        ValueError: an argument is not as above.
-    """
-    labels = resample_labels(logits, rows, columns, backend=backend)
-    return confusion_counts(targets, labels, logits.shape[1], backend=backend)
-
-
 def confusion_counts(
     targets: Tensor, labels: Tensor, num_classes: int, *, backend: str = "auto"
 ) -> Tensor:
@@ -101,12 +88,12 @@ def confusion_counts(
     Args:
         targets: uint8, any shape; 255 is left out.
         labels: uint8, same shape and device.
-        num_classes: C, to 255.
+        num_classes: C, up to 255.
         backend: as in ``resample_labels``.
 
     Returns:
-        int64 [C * C + 1]: the pairs row by row, row = target; last the pixels whose target or
-        label is no class, which a proper data set has none of. Exact, the same on every run.
+        int64 [C * C + 1]: the counts of the pairs, a row per target; last, how many pixels have a
+        target or a label that is no class: 0 for a sound data set. All counts are exact.
 
     Raises:
         ValueError: an argument is not as above.
@@ -115,17 +102,15 @@ def confusion_counts(
         if tensor.dtype != torch.uint8 or tensor.shape != labels.shape:
             wanted = f"uint8 {list(labels.shape)}"
             raise ValueError(f"{name} must be {wanted}, got {tensor.dtype} {list(tensor.shape)}")
-    _check_device("targets", targets, labels, like="labels")
+    check_device("targets", targets, "labels", labels)
     backend = _check_backend(backend, num_classes, labels)
     return torch.ops.emanet_triton.confusion_counts(targets, labels, num_classes, backend)
 
 
 def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
     """Refuse bad arguments; return the backend to run."""
-    if logits.dim() != 3 or 0 in logits.shape[1:]:
-        raise ValueError(f"logits must be [B, C, P], only B may be 0, got {list(logits.shape)}")
-    if logits.dtype not in DTYPES:
-        raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
+    check_layout("logits", logits, "B, C, P")
+    check_float("logits", logits.dtype)
     classes = logits.shape[1]
     for name, taps in (("rows", rows), ("columns", columns)):
         if taps.index.dim() != 3 or taps.index.numel() == 0:
@@ -137,8 +122,8 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
         if taps.index.dtype != torch.int32 or taps.weight.dtype != torch.float32:
             dtypes = f"{taps.index.dtype} and {taps.weight.dtype}"
             raise ValueError(f"{name} must be int32 and float32, got {dtypes}")
-        _check_device(f"{name}.index", taps.index, logits)
-        _check_device(f"{name}.weight", taps.weight, logits)
+        check_device(f"{name}.index", taps.index, "logits", logits)
+        check_device(f"{name}.weight", taps.weight, "logits", logits)
     if len(rows.index) != len(columns.index):
         counts = f"{len(rows.index)} and {len(columns.index)}"
         raise ValueError(f"rows and columns must have one number of views, got {counts}")
@@ -148,8 +133,7 @@ def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
 def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
     if classes > IGNORE:
         raise ValueError(f"there must be at most {IGNORE} classes, got {classes}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
     if backend == "triton" and classes > MAX_TRITON_CLASSES:
         limit = f"at most {MAX_TRITON_CLASSES} classes"
         raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
@@ -159,26 +143,35 @@ def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
     return "triton" if fits else "torch"
 
 
-def _check_device(name: str, tensor: Tensor, other: Tensor, like: str = "logits") -> None:
-    if tensor.device != other.device:
-        raise ValueError(f"{name} must be on {other.device} like {like}, got {tensor.device}")
-
-
 def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
-    """The module that computes, ready for the tensor's device."""
+    """The module of the backend, with the tensor's device current."""
     if backend == "torch":
         return contextlib.nullcontext(eager)
     return triton_kernels("resample.gather", tensor)
 
 
-def _run_labels(logits: Tensor, *tables_and_backend) -> Tensor:
-    *tables, backend = tables_and_backend
+def _run_labels(
+    logits: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    backend: str,
+) -> Tensor:
+    tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=False)[0]
 
 
-def _run_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
-    *tables, backend = tables_and_backend
+def _run_probabilities(
+    logits: Tensor,
+    row_index: Tensor,
+    row_weight: Tensor,
+    column_index: Tensor,
+    column_weight: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
         return kernels.resample(logits, tables, probabilities=True)
 
@@ -204,16 +197,9 @@ def _fake_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str
     return torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
 
 
-_TABLES = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
-_RESAMPLE = f"Tensor logits, {_TABLES}, str backend"
-_COUNTS = "Tensor targets, Tensor labels, int num_classes, str backend"
 register(
     __name__,
-    Operator(f"resample_labels({_RESAMPLE}) -> Tensor", _run_labels, _fake_labels),
-    Operator(
-        f"resample_probabilities({_RESAMPLE}) -> (Tensor, Tensor)",
-        _run_probabilities,
-        _fake_probabilities,
-    ),
-    Operator(f"confusion_counts({_COUNTS}) -> Tensor", _run_counts, _fake_counts),
+    Operator("resample_labels", _run_labels, _fake_labels),
+    Operator("resample_probabilities", _run_probabilities, _fake_probabilities),
+    Operator("confusion_counts", _run_counts, _fake_counts),
 )

@@ -1,12 +1,12 @@
-"""What stands for the classes, functions and objects of a pickle, none of which is ever made."""
+"""Stand-ins for the classes, functions and objects of a pickle, which are never made."""
 
 from dataclasses import dataclass
 
 from emanet_triton.models.checkpoint_files.refusals import DangerousError
 
 _KEY = 1 << 60  # below it, different integers have different hashes
-# Nothing that a pickle names is ever called. These lists protect nobody: they only choose the
-# message, since a file with such a name is an attack.
+# No function that a pickle names is ever called. These lists only choose the message: a file with
+# such a name is an attack.
 _DANGEROUS_MODULES = frozenset(
     [
         "_ctypes",
@@ -56,7 +56,7 @@ _DANGEROUS_BUILTINS = frozenset(
         "vars",
     ]
 )
-_HARMLESS = frozenset(  # tuples with names, which a training may keep of its machine
+_HARMLESS = frozenset(  # named tuples by which a training may describe its machine
     f"{module}.{name}"
     for module in ("os", "posix", "nt")
     for name in (
@@ -69,7 +69,7 @@ _BUILTINS = ("builtins", "__builtin__")
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A class or function that a pickle names; it is never looked up.
+    """A class or function that a pickle names. It is never imported.
 
     Attributes:
         path: module and name, joined by a dot.
@@ -79,11 +79,11 @@ class Global:
 
 
 class Inert:
-    """Stands for an object that no weights need; it holds nothing.
+    """Stands for an object that is no weight. It holds no content.
 
     Attributes:
-        path: of the class or function that would have made it.
-        is_module: whether it was an ``nn.Module``.
+        path: of the class or function that makes the object.
+        is_module: whether the object is an ``nn.Module``.
     """
 
     __slots__ = ("is_module", "path")
@@ -97,7 +97,7 @@ def named(module: str, name: str) -> Global:
     """The stand-in for ``module.name``.
 
     Raises:
-        DangerousError: the lists of dangerous functions and modules hold it, or its module.
+        DangerousError: the function or its module is in the lists of dangerous names.
     """
     path = f"{module}.{name}"
     if module in _BUILTINS and name in _DANGEROUS_BUILTINS:
@@ -109,9 +109,9 @@ def named(module: str, name: str) -> Global:
 
 
 def put(target: object, key: object, value: object) -> None:
-    """Set an item of a dict; an ``Inert`` takes it and keeps nothing.
+    """Set an item of a dict. For an ``Inert`` nothing happens.
 
-    Only texts and small integers are hashed: the hash of nested tuples can take for ever.
+    Only texts and small integers are hashed, because the hash of nested tuples can take for ever.
     """
     if type(target) is dict:
         plain = type(key) is str or (type(key) is int and -_KEY < key < _KEY)

@@ -1,8 +1,8 @@
-"""Reading pickles without running anything: names stay names, objects become inert.
+"""Reading pickles without running code: a class stays a name, an object becomes an ``Inert``.
 
-Opcodes of protocols 2 to 5, and of protocol 2 as Python 2 wrote it
-(https://docs.python.org/3/library/pickletools.html). Any pickle ends in seconds and in
-some hundred megabytes, whatever it asks for.
+The reader knows the opcodes of protocols 2 to 5, and of protocol 2 as Python 2 wrote it
+(https://docs.python.org/3/library/pickletools.html). Reading takes seconds and some hundred
+megabytes at most, even if the pickle is malicious.
 """
 
 import pickle  # for the opcodes' names
@@ -13,21 +13,22 @@ from typing import Any, NoReturn
 from emanet_triton.models.checkpoint_files.inert import Global, Inert, named, put
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, DangerousError
 
-_STEPS = 2_000_000  # opcodes of a file; a training's checkpoint has some 100,000
-_NAME_STEPS = 8  # a class's name takes as long as so many other opcodes
+# Limits of a file
+_STEPS = 2_000_000  # opcodes; a training's checkpoint has some 100,000
+_NAME_STEPS = 8  # a class name counts as so many opcodes, because it takes as long
 _MARKS = 1_000  # lists, dicts and tuples that are open at once
-_LONG_TEXT = 1 << 20  # bytes; longer texts are not decoded
-_TEXTS = 1 << 26  # bytes of all texts that are decoded
-_NAME = 512  # bytes of a module's or a class's name
-_INTEGER = 16  # bytes
-_ARGUMENTS = 16  # of a call that is understood
+_LONG_TEXT = 1 << 20  # bytes of a text; longer texts are not decoded
+_TEXTS = 1 << 26  # bytes of all decoded texts together
+_NAME = 512  # bytes of the name of a module or a class
+_INTEGER = 16  # bytes of an integer
+_ARGUMENTS = 16  # arguments of a call
 
 
 def apply(builder: Callable[..., object], arguments: object) -> object:
     """Call a builder with pickled arguments.
 
     Raises:
-        TypeError: they are no tuple, or not those that it takes.
+        TypeError: the arguments are no tuple, or the builder does not take them.
     """
     if type(arguments) is not tuple or len(arguments) > _ARGUMENTS:
         raise TypeError("no arguments")
@@ -35,17 +36,17 @@ def apply(builder: Callable[..., object], arguments: object) -> object:
 
 
 class Unpickler:
-    """Reads the pickles that lie one after the other in a file.
+    """Reads the pickles of a file, one after the other.
 
     Args:
         data: the file.
-        position: of the first pickle.
-        builders: functions that are called with the pickled arguments, by path; all other
-            classes and functions give ``Inert`` objects.
+        position: first byte of the first pickle.
+        builders: by path, functions that are called with the pickled arguments instead of the
+            function or class of this path. All other functions and classes give ``Inert`` objects.
         persistent: turns a persistent id into an object.
 
     Attributes:
-        position: byte after the last pickle that was read.
+        position: the byte after the last pickle that was read.
     """
 
     def __init__(
@@ -63,14 +64,13 @@ class Unpickler:
         self.texts = 0
 
     def load(self) -> Any:
-        """Read one pickle: text, numbers, ``None``, lists, tuples, dicts and what builders give.
+        """Read one pickle: texts, numbers, ``None``, lists, tuples, dicts and results of builders.
 
-        Dicts keep texts and integers as keys; any other key becomes an ``Inert``.
+        Keys of dicts are texts and integers; any other key becomes an ``Inert``.
 
         Raises:
-            DamagedError: not a pickle, or one with more opcodes, levels or text than any
-                checkpoint has.
-            DangerousError: it names a function that could harm.
+            DamagedError: it is no pickle, or has more opcodes, levels or text than any checkpoint.
+            DangerousError: it names a function that could do harm.
         """
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -109,7 +109,7 @@ class Unpickler:
         self.position = end
         return part
 
-    def number(self, form: struct.Struct) -> int | float:
+    def number(self, form: struct.Struct) -> Any:
         (value,) = form.unpack_from(self.data, self.position)
         self.position += form.size
         return value
@@ -127,19 +127,19 @@ class Unpickler:
         return items
 
     def make(self, function: object, arguments: object) -> object:
-        """The stand-in for what a function or class would have returned."""
+        """The result of a builder, or an ``Inert`` where there is none for the function."""
         if isinstance(function, Inert):
             return Inert(function.path)
         if not isinstance(function, Global):
-            self.fail("calls what is no function")
+            self.fail("calls something that is no function")
         ordered = function.path == "collections.OrderedDict"
         builder = self._ordered_dict if ordered else self.builders.get(function.path)
         if builder is None:
             return Inert(function.path)
         return apply(builder, arguments)
 
-    def _ordered_dict(self, pairs: object = ()) -> dict[Any, Any]:
-        """Python 2 gives the items to the call, Python 3 sets them afterwards."""
+    def _ordered_dict(self, pairs: Any = ()) -> dict[Any, Any]:
+        """Python 2 passes the items as an argument; Python 3 sets them afterwards."""
         result: dict[Any, Any] = {}
         if type(pairs) not in (list, tuple):
             raise TypeError("not a list")
@@ -200,7 +200,7 @@ def _integer(form: struct.Struct) -> _Operation:
 
 
 def _integer_line(machine: Unpickler) -> None:
-    """Python 2's integers beyond 32 bits; 00 and 01 are its False and True."""
+    """Integers of Python 2 beyond 32 bits; 00 and 01 are its False and True."""
     text = machine.line().removesuffix("L")
     if len(text) > 20 or not text.lstrip("-").isdecimal():
         machine.fail("has a strange number")
@@ -256,7 +256,7 @@ def _extend(machine: Unpickler, items: list[Any]) -> None:
     if type(target) is list:
         target.extend(items)
     elif not isinstance(target, Inert):
-        machine.fail("appends to what is no list")
+        machine.fail("appends to something that is no list")
 
 
 def _append(machine: Unpickler) -> None:
@@ -297,7 +297,7 @@ def _new_with_keywords(machine: Unpickler) -> None:
 
 
 def _build(machine: Unpickler) -> None:
-    """Set an object's state: nothing is kept, but modules are known by theirs."""
+    """Set the state of an object. Nothing is kept, except whether the object is an nn.Module."""
     state, target = machine.stack.pop(), machine.stack[-1]
     if isinstance(target, Inert) and isinstance(state, dict):
         target.is_module = "_parameters" in state and "_modules" in state

@@ -1,4 +1,4 @@
-"""Why a file is refused, and how its names are shown."""
+"""The exceptions for files that are refused, and how names in files are shown."""
 
 from emanet_triton.errors import one_line
 
@@ -6,17 +6,17 @@ _SHOWN = 100  # characters of a name
 
 
 class DamagedError(ValueError):
-    """A file does not keep to its format; the message says where."""
+    """A file violates its format. The message says where."""
 
 
 class UnsupportedError(ValueError):
-    """A sound file that cannot be used; the message says why and what was expected."""
+    """A file is intact but cannot be used. The message says why and what was expected."""
 
 
 class DangerousError(ValueError):
-    """A pickle names a function that could harm; nothing was called. The message is its name."""
+    """A pickle names a dangerous function. It was not called. The message is its name."""
 
 
 def shown(name: str) -> str:
-    """A name that stands in a file, cut to a bearable length and without control characters."""
+    """A name in a file, cut to 100 characters and without control characters."""
     return one_line(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")

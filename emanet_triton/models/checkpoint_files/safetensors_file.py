@@ -20,8 +20,8 @@ from emanet_triton.models.checkpoint_files.stored import (
     stored_tensor,
 )
 
-_LENGTH = struct.Struct("<Q")  # of the header, which follows it
-_HEADER = 1 << 22  # bytes; that of ResNet-101 takes 70,000
+_LENGTH = struct.Struct("<Q")  # the length of the header, which follows
+_HEADER = 1 << 22  # most bytes of a header; the header of ResNet-101 takes 70,000
 _NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -47,7 +47,7 @@ _SHORT_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file of that size and beginning can be a safetensors file."""
+    """Whether a file of this size, with these first bytes, can be a safetensors file."""
     return head[8:9] == b"{" and _LENGTH.size + _LENGTH.unpack_from(head)[0] <= size
 
 
@@ -55,7 +55,7 @@ def read_safetensors_file(data: memoryview) -> Content:
     """Read the header and check that its tensors fill the rest of the file.
 
     Raises:
-        DamagedError: they do not, or the header is not one.
+        DamagedError: the header is damaged, or the tensors do not fill the file.
     """
     (length,) = _LENGTH.unpack_from(data)
     if length > _HEADER:
@@ -135,7 +135,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    # Bytes can be viewed where the last stride is 1: a contiguous tensor of one element may have
-    # another, which ``view(-1)`` keeps.
+    # ``view(torch.uint8)`` needs a last stride of 1. A contiguous tensor of one element may have
+    # another stride, which ``view(-1)`` would keep.
     flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Tensors that a file describes: checked first, then made in the memory of the file."""
+"""Tensors that a file describes. They are checked first, then made in the memory of the file."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }
 DIMENSIONS = 25  # more than any weight has
-LARGEST = 1 << 48  # of sizes, strides and offsets
+LARGEST = 1 << 48  # bound of sizes, strides and offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Storage:
     Attributes:
         key: its name in the file.
         dtype: of its elements.
-        numel: how many elements.
-        root: the storage that it is a part of, if it is one.
-        first: elements of the root before it.
+        numel: number of elements.
+        root: the storage of which this storage is a part, or ``None``.
+        first: number of the root's elements before this part.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.numel * self.dtype.itemsize
 
 
@@ -54,11 +54,11 @@ class StoredTensor:
     """A tensor that lies inside a storage.
 
     Attributes:
-        storage: where.
+        storage: the storage that holds the tensor's elements.
         dtype: of its elements.
-        offset: elements before the first.
-        shape: sizes.
-        stride: elements from one index to the next, of each dimension.
+        offset: number of the storage's elements before the tensor's first element.
+        shape: its sizes.
+        stride: for each dimension, elements from one index to the next.
     """
 
     storage: Storage
@@ -75,13 +75,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds, before any tensor is made.
+    """The content of a file, before any tensor is made.
 
     Attributes:
         value: lists, dicts, texts, numbers, ``StoredTensor`` and ``Inert`` objects.
         begins: first byte of each storage that is no part of another one.
-        meta: texts and numbers that the file says about itself.
-        spare: bytes before every storage that hold no weights.
+        meta: texts and numbers that describe the file.
+        spare: bytes before every storage that belong to no storage.
     """
 
     value: Any
@@ -91,12 +91,14 @@ class Content:
 
 
 def stored_tensor(
-    storage: Storage, dtype: torch.dtype, offset: object, shape: object, stride: object
+    storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any
 ) -> StoredTensor:
-    """Check that a tensor lies inside its storage; one of a part of a storage lies in the whole.
+    """Check that a tensor lies inside its storage.
+
+    If the storage is a part of another one, the tensor that is returned lies in the other one.
 
     Raises:
-        DamagedError: it does not.
+        DamagedError: the tensor reaches beyond its storage, or its sizes are impossible.
     """
     key = shown(storage.key)
     tuples = type(shape) is tuple and type(stride) is tuple
@@ -119,7 +121,7 @@ def stored_tensor(
 def make(
     data: memoryview, content: Content, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, Tensor]:
-    """The tensors, on the CPU, in the memory of ``data`` itself."""
+    """Make the tensors on the CPU, in the memory of ``data``."""
     alignments: dict[str, int] = {}
     for tensor in tensors.values():
         known = alignments.get(tensor.storage.key, 1)
@@ -138,10 +140,10 @@ def make(
 
 
 def _storage(data: memoryview, part: range, alignment: int, spare: int) -> torch.UntypedStorage:
-    """A storage of its own for a part of ``data``, copied only where it must be moved.
+    """A storage in a part of ``data``, moved if its elements are not aligned.
 
-    Kernels rely on aligned elements. What stands before a storage of a PyTorch file is no longer
-    needed, so the storage moves a few bytes towards it, without memory for a copy.
+    Kernels rely on aligned elements. The bytes before a storage of a PyTorch file are no longer
+    needed, so the storage can move there by a few bytes, which needs no memory for a copy.
     """
     if not part:
         return torch.UntypedStorage(0, device="cpu")

@@ -1,4 +1,4 @@
-"""Reading the files of ``torch.save``, zip and legacy, without running anything in them."""
+"""Reading the files of ``torch.save``, zip and legacy, without running any code in them."""
 
 import struct
 from collections.abc import Callable, Iterable
@@ -21,8 +21,8 @@ from emanet_triton.models.checkpoint_files.zip_file import entries_of, intact_pa
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
 _PROTOCOL = 1001  # second pickle
-_NUMEL = struct.Struct("<q")  # stands before each storage of a legacy file
-_SPARE = 8  # bytes before each storage: of its header in both formats
+_NUMEL = struct.Struct("<q")  # before each storage of a legacy file
+_SPARE = 8  # bytes of a header before each storage, in both formats
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -47,12 +47,12 @@ def read_zip_file(data: memoryview) -> Content:
     """Read the format of PyTorch 1.6 and later.
 
     Raises:
-        DamagedError, DangerousError: as the message says.
-        UnsupportedError: a file of ``torch.jit.save`` or ``torch.export.save``, a zip around
-            other files, or one without CRCs.
+        DamagedError, DangerousError: the file is damaged, or names a dangerous function.
+        UnsupportedError: ``torch.jit.save`` or ``torch.export.save`` made the file, it is a zip
+            around other files, or it has no CRCs.
     """
     entries = entries_of(data)
-    _check_names(entries)  # first: it says more than that an entry is compressed
+    _check_names(entries)  # first, because its messages say more than "is compressed"
     parts = intact_parts(data, entries)
     folders = [name.removesuffix("/data.pkl") for name in parts if name.endswith("/data.pkl")]
     folders = [folder for folder in folders if "/" not in folder]
@@ -78,7 +78,7 @@ def read_zip_file(data: memoryview) -> Content:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Refuse zips that hold something else, which their names tell."""
+    """Refuse zips that are no checkpoints, by the names in them."""
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise UnsupportedError(
             "is TorchScript, a program with weights; expected weights alone: "
@@ -100,8 +100,8 @@ def read_legacy_file(data: memoryview) -> Content:
     """Read the format before PyTorch 1.6: pickles, then the storages one after the other.
 
     Raises:
-        DamagedError, DangerousError: as the message says.
-        UnsupportedError: a pickle that ``torch.save`` has not written.
+        DamagedError, DangerousError: the file is damaged, or names a dangerous function.
+        UnsupportedError: the file is a pickle that ``torch.save`` has not written.
     """
     storages: dict[str, Storage] = {}
     unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages))
@@ -136,13 +136,13 @@ def _legacy_storages(unpickler: Unpickler, storages: dict[str, Storage]) -> dict
 
 
 def _persistent(storages: dict[str, Storage]) -> Callable[[object], object]:
-    """Make what a pickle's persistent ids stand for, and note the storages in the dict."""
+    """Returns a function from persistent ids to storages, which notes the storages in the dict."""
 
     def load(identity: object) -> object:
         if type(identity) is not tuple or not identity:
             raise DamagedError("it has a strange storage")
         kind, *rest = identity
-        if kind == "module":  # of a whole module in a legacy file: class, its file, its source
+        if kind == "module":  # a whole module in a legacy file: its class and source
             return rest[0]
         if kind != "storage" or len(rest) not in (4, 5):
             raise DamagedError("it has a strange storage")
@@ -153,7 +153,7 @@ def _persistent(storages: dict[str, Storage]) -> Callable[[object], object]:
         storage = _declare(storages, key, dtype, numel)
         if not view or view[0] is None:
             return storage
-        key, first, numel = view[0]  # a part of it, as PyTorch before 1.0 wrote them
+        key, first, numel = view[0]  # a part of the storage, as PyTorch before 1.0 wrote it
         return _declare(storages, key, dtype, numel, storage, first)
 
     return load
@@ -163,11 +163,11 @@ def _declare(
     storages: dict[str, Storage],
     key: object,
     dtype: torch.dtype,
-    numel: object,
+    numel: Any,
     root: Storage | None = None,
-    first: object = 0,
+    first: Any = 0,
 ) -> Storage:
-    """Note a storage, which is always described in the same way."""
+    """Note a storage. If it was noted before, the description must be the same."""
     if type(key) is not str or not all(type(n) is int and 0 <= n < LARGEST for n in (numel, first)):
         raise DamagedError("it has a strange storage")
     if root is not None and (root.root is not None or first + numel > root.numel):
@@ -179,7 +179,7 @@ def _declare(
 
 
 def _storage_dtype(kind: object) -> torch.dtype | None:
-    """Of the elements of a storage class; ``None`` for quantised and unknown ones."""
+    """The dtype of a storage class; ``None`` for quantised and unknown classes."""
     if not isinstance(kind, Global) or not kind.path.startswith("torch."):
         return None
     return DTYPES.get(_STORAGES.get(kind.path.rpartition(".")[2], ""))
@@ -208,10 +208,10 @@ def _typed_tensor(
     dtype: object = None,
     flags: object = None,
 ) -> StoredTensor | Inert:
-    """``_rebuild_tensor_v3``, whose storages are bytes; flags are of negated or conjugate views."""
+    """``_rebuild_tensor_v3``, whose storages are bytes. Flags mark negated or conjugate views."""
     if not isinstance(storage, Storage) or flags:
         return Inert("torch.Tensor")
-    element = storage.dtype
+    element: torch.dtype | None = storage.dtype
     if dtype is not None:
         path = dtype.path if isinstance(dtype, Global) else ""
         element = DTYPES.get(path.removeprefix("torch."))
@@ -221,18 +221,18 @@ def _typed_tensor(
 
 
 def _first(data: object = None, *_: object) -> object:
-    """A parameter is the tensor in it, whatever its gradient, hooks and state; a size its tuple."""
+    """The first argument: the tensor of a parameter, or the tuple of a ``torch.Size``."""
     return data
 
 
 def _of_type(function: object, kind: object, arguments: object, state: object) -> object:
-    """A tensor of a subclass or with attributes is that tensor."""
+    """A tensor of a subclass, or a tensor with attributes, is read as a plain tensor."""
     builder = _TENSORS.get(function.path) if isinstance(function, Global) else None
     return Inert("torch.Tensor") if builder is None else apply(builder, arguments)
 
 
 def _meta(value: object) -> dict[str, Any]:
-    """Texts and numbers under ``meta``, where mmcv and mmengine describe a file."""
+    """The texts and numbers under ``meta``, by which mmcv and mmengine describe a file."""
     meta = value.get("meta") if isinstance(value, dict) else None
     items = meta.items() if isinstance(meta, dict) else ()
     return {k: v for k, v in items if isinstance(k, str) and isinstance(v, str | int | float)}

@@ -1,4 +1,4 @@
-"""Which entries of a file are a network's weights, under the network's own names."""
+"""Finding the weights of a network among the entries of a file."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,36 +7,38 @@ from emanet_triton.models.checkpoint_files.inert import Inert
 from emanet_triton.models.checkpoint_files.refusals import UnsupportedError, shown
 from emanet_triton.models.checkpoint_files.stored import StoredTensor
 
-AUXILIARY = "auxiliary_head"  # only training uses it
+AUXILIARY = "auxiliary_head"  # used in training only
 PARTS = ("backbone", "decode_head", AUXILIARY)
 COUNTER = "num_batches_tracked"  # of batch norms; no network uses it
 _USUAL = "state_dict"  # of mmcv, mmengine and Lightning
-_WRAPPERS = frozenset(  # what DDP, torch.compile, checkpointing and FSDP put into names
+_WRAPPERS = frozenset(  # parts of names that DDP, torch.compile, checkpointing and FSDP insert
     ["module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"]
 )
-_EMA = "ema_"  # of the copies that mmcv's EMAHook keeps in the model
-_COUNT = "n_averaged"  # of torch's AveragedModel
+_EMA = "ema_"  # prefix of the copies that mmcv's EMAHook keeps in the model
+_COUNT = "n_averaged"  # an entry of torch's AveragedModel
 _SAVE = "torch.save(model.state_dict(), ...)"
 _NOTHING = "holds no weights; expected a state dict of tensors"
 _LISTED = 8
-_DEPTH = 4  # dicts inside one another that are searched
+_DEPTH = 4  # levels of nested dicts that are searched
 
 _Dict = dict[Any, Any]
 
 
 def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Find the state dict, take wrappers off its names, and leave out copies and counts.
+    """Find the state dict and give its entries the network's own names.
 
-    ``state_dict`` goes before all other containers: where a hook averages weights, mmcv and
-    mmengine store the averaged ones there. A file may also hold one dict for each part of the
-    network. Left out are ``ema_*`` copies, ``n_averaged``, and counters ``num_batches_tracked``
-    that are no single integer; ``load_into`` leaves out what else no network uses.
+    ``state_dict`` is preferred to other containers, because mmcv and mmengine store averaged
+    weights there. A file may also have one dict for each part of the network. Parts of names that
+    wrappers inserted are removed. This function leaves out ``ema_*`` copies, ``n_averaged``, and
+    counters ``num_batches_tracked`` that are no single integer. ``load_into`` leaves out all other
+    entries that no network uses.
 
     Returns:
-        The weights in the order of the file, and notes on what was chosen.
+        The weights in the order of the file, and notes on the choice of the container.
 
     Raises:
-        UnsupportedError: no weights, several sets of weights, or entries that are no tensors.
+        UnsupportedError: there are no weights, several sets of weights, or entries that are no
+            tensors.
     """
     state_dict, notes = _container(value)
     state_dict = _joined(state_dict)
@@ -53,14 +55,14 @@ def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
 
 
 class _Search:
-    """Looks for networks in dicts inside one another, at each dict and each name once."""
+    """Searches nested dicts for networks. It looks at each dict and each name once."""
 
     def __init__(self) -> None:
         self.holding: dict[int, bool] = {}
         self.naming: dict[str, bool] = {}
 
     def networks(self, value: _Dict) -> list[tuple[str, _Dict]]:
-        """Path and dict of the networks that are the least deep."""
+        """Path and dict of all networks on the uppermost level that has any."""
         level, seen = [("", value)], {id(value)}
         for _ in range(_DEPTH):
             found = [(path, entry) for path, entry in level if self.is_network(entry)]
@@ -75,7 +77,7 @@ class _Search:
         )
 
     def is_in_parts(self, entry: _Dict) -> bool:
-        """Whether a dict holds a state dict for each part of a network that is needed."""
+        """Whether a dict has a state dict for each part of a network but the auxiliary head."""
         return all(self.holds_tensors(entry.get(part)) for part in PARTS[:2])
 
     def holds_tensors(self, entry: object) -> bool:
@@ -95,7 +97,7 @@ class _Search:
 
 
 def _inside(level: list[tuple[str, _Dict]], seen: set[int]) -> Iterator[tuple[str, _Dict]]:
-    """The dicts inside those of a level that have not been seen, with their paths."""
+    """The dicts inside the dicts of a level that were not seen before, with their paths."""
     for path, holder in level:
         for key, entry in holder.items():
             if isinstance(entry, dict) and id(entry) not in seen:
@@ -104,7 +106,7 @@ def _inside(level: list[tuple[str, _Dict]], seen: set[int]) -> Iterator[tuple[st
 
 
 def _container(value: object) -> tuple[_Dict, list[str]]:
-    """The dict of weights inside a file, and a note where there are others beside it."""
+    """The dict of weights in a file, and a note if the file has others."""
     search, notes = _Search(), []
     if isinstance(value, dict) and _USUAL in value:
         rest = {key: entry for key, entry in value.items() if key != _USUAL}
@@ -137,7 +139,7 @@ def _checked_dict(entry: object) -> _Dict:
 
 
 def _joined(state_dict: _Dict) -> _Dict:
-    """One state dict of those that a file holds for each part of a network."""
+    """One state dict, joined from the state dicts of the network's parts if these are separate."""
     if not _Search().is_in_parts(state_dict):
         return state_dict
     parts = [part for part in PARTS if isinstance(state_dict.get(part), dict)]
@@ -168,7 +170,7 @@ def _is_weight(key: object, entry: object) -> bool:
 
 
 def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The weights that a network uses, under its own names."""
+    """The weights that a network uses, by its own names."""
     names = {key: _unwrapped(key) for key in state_dict if key.rpartition(".")[2] != _COUNT}
     prefixes = list(dict.fromkeys(_prefix(name) for name in names.values()))
     known = [prefix for prefix in prefixes if prefix is not None]
@@ -190,13 +192,13 @@ def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _unwrapped(key: str) -> str:
-    """A name without what wrappers put into it, wherever it stands."""
+    """A name without the parts that wrappers inserted."""
     *holders, last = key.split(".")
     return ".".join([*(name for name in holders if name not in _WRAPPERS), last])
 
 
 def _prefix(key: str) -> str | None:
-    """What stands before the part of the network that a key names, if it names one."""
+    """The text of a key before a part of the network, or ``None`` if the key names no part."""
     names = key.split(".")
     places = [names.index(part) for part in PARTS if part in names]
     return "".join(f"{name}." for name in names[: min(places)]) if places else None

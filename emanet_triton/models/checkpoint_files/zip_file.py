@@ -1,7 +1,7 @@
 """Reading the plain zip files that ``torch.save`` writes (PKWARE's APPNOTE 6.3.9).
 
-Python's ``zipfile`` would copy the weights, does not say where they lie in the file, and reads zips
-whose entries have one name or share bytes.
+Python's ``zipfile`` would copy the weights. It does not say where they lie in the file, and it
+accepts zips whose entries have equal names or share bytes.
 """
 
 import struct
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
 
-_END = struct.Struct("<4s4H2LH")  # of central directory
+_END = struct.Struct("<4s4H2LH")  # the end of the central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -27,8 +27,8 @@ class Entry:
     """A file of a zip, as the central directory describes it.
 
     Attributes:
-        part: range of its bytes in the zip; ``None`` if they are compressed, or claimed beyond it.
-        crc: that its bytes should have.
+        part: range of its bytes in the zip; ``None`` if they are compressed or lie beyond the end.
+        crc: CRC that its bytes should have.
     """
 
     part: range | None
@@ -55,18 +55,20 @@ def entries_of(data: memoryview) -> dict[str, Entry]:
 
 
 def intact_parts(data: memoryview, entries: Mapping[str, Entry]) -> dict[str, range]:
-    """Verify the files of a zip, of which none may be compressed or damaged.
+    """Verify that no file of a zip is compressed or damaged.
 
     Returns:
-        Name to the range of its bytes in ``data``, which no other file shares.
+        For each name the range of its bytes in ``data``. No two ranges overlap.
 
     Raises:
-        DamagedError: one is compressed, damaged or shares bytes with another.
+        DamagedError: a file is compressed, damaged or shares bytes with another file.
         UnsupportedError: the zip has no CRCs.
     """
-    parts = {name: entry.part for name, entry in entries.items()}
-    if None in parts.values():
-        raise DamagedError(_NOT_PLAIN)
+    parts: dict[str, range] = {}
+    for name, entry in entries.items():
+        if entry.part is None:
+            raise DamagedError(_NOT_PLAIN)
+        parts[name] = entry.part
     end = 0
     for name, part in sorted(parts.items(), key=lambda item: item[1].start):
         if part.start - _LOCAL.size < end:
@@ -78,7 +80,7 @@ def intact_parts(data: memoryview, entries: Mapping[str, Entry]) -> dict[str, ra
 
 
 def _refuse(name: str, crc: int) -> NoReturn:
-    """Say why an entry's CRC is not that of its bytes; PyTorch writes 0 where it computes none."""
+    """Raise for an entry with a wrong CRC. PyTorch writes 0 if it does not compute CRCs."""
     if crc == 0:
         raise UnsupportedError(
             "was saved without CRCs, so nobody can see whether it is damaged: load it, and save it "
@@ -129,7 +131,7 @@ def _entry(data: memoryview, position: int, directory: int) -> tuple[str, Entry,
 
 
 def _wide(extra: bytes, values: tuple[int, int, int]) -> list[int]:
-    """Sizes and offset with those of the zip64 field where they do not fit 32 bits."""
+    """Sizes and offset; the zip64 field ``extra`` has those that do not fit into 32 bits."""
     wide = b""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)

@@ -53,7 +53,7 @@ def test_fused_kernel(shape, planes, outputs):
     convolutions = chain(shape, planes, outputs, HALF)
     residual = None if outputs is None else convolutions[2].residual
     x = convolutions[0].x
-    found = conv.bottleneck(x, *parameters(convolutions), residual, provider="triton")
+    found = conv.bottleneck(x, *parameters(convolutions), residual, backend="triton")
     assert found.dtype == HALF
     assert found.is_contiguous(memory_format=torch.channels_last)
     added = x if residual is None else residual
@@ -74,7 +74,7 @@ def test_nan_reaches_its_neighbours_only():
     convolutions = chain((1, 64, 7, 8), 64)
     x = convolutions[0].x
     x[0, 3, 2, 7] = torch.nan
-    found = conv.bottleneck(x, *parameters(convolutions), provider="triton").cpu()
+    found = conv.bottleneck(x, *parameters(convolutions), backend="triton").cpu()
     expected = torch.zeros(7, 8, dtype=torch.bool)
     expected[1:4, 6:] = True
     assert torch.equal(found.isnan().all(1)[0], expected)
@@ -85,8 +85,8 @@ def test_nan_reaches_its_neighbours_only():
 def test_separate_convolutions(dtype):
     convolutions = chain((2, 20, 5, 7), 12, dtype=dtype)
     x = convolutions[0].x
-    for provider in ("separate", "auto"):
-        found = conv.bottleneck(x, *parameters(convolutions), provider=provider)
+    for backend in ("separate", "auto"):
+        found = conv.bottleneck(x, *parameters(convolutions), backend=backend)
         exact = eager(convolutions, x, torch.float64)
         assert_close_to_eager(found, exact, eager(convolutions, x, dtype))
 
@@ -129,7 +129,7 @@ def test_the_fused_kernel_is_checked_against_higher_precision(outputs, monkeypat
 def test_what_the_fused_kernel_cannot_do(shape, planes, dtype, message):
     convolutions = chain(shape, planes, dtype=dtype)
     with pytest.raises(ValueError, match=message):
-        conv.bottleneck(convolutions[0].x, *parameters(convolutions), provider="triton")
+        conv.bottleneck(convolutions[0].x, *parameters(convolutions), backend="triton")
 
 
 def test_errors_say_what_they_got_and_wanted():
@@ -145,8 +145,8 @@ def test_errors_say_what_they_got_and_wanted():
         ((weights, biases, x.float()), {}, "residual must be torch.float16, got torch.float32"),
         (
             (weights, biases),
-            {"provider": "cudnn"},
-            "provider must be one of auto, triton, separate, got 'cudnn'",
+            {"backend": "cudnn"},
+            "backend must be one of auto, triton, separate, got 'cudnn'",
         ),
     ]
     for arguments, options, message in cases:
@@ -155,21 +155,21 @@ def test_errors_say_what_they_got_and_wanted():
 
 
 class Block(nn.Module):
-    def __init__(self, provider):
+    def __init__(self, backend):
         super().__init__()
-        self.provider = provider
+        self.backend = backend
         self.weights, self.biases = map(list, parameters(chain((1, 64, 1, 1), 64)))
 
     def forward(self, x):
-        return conv.bottleneck(x, self.weights, self.biases, provider=self.provider)
+        return conv.bottleneck(x, self.weights, self.biases, backend=self.backend)
 
 
-@pytest.mark.parametrize("provider", ["auto", "triton"])
-def test_compile_export_and_opcheck(provider):
-    block = Block(provider)
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_compile_export_and_opcheck(backend):
+    block = Block(backend)
     x = make((1, 64, 3, 4), 1, 1).x
     expected = block(x)
     assert torch.equal(torch.compile(block, fullgraph=True, backend="aot_eager")(x), expected)
     assert torch.equal(torch.export.export(block, (x,)).module()(x), expected)
-    arguments = x, block.weights, block.biases, x, provider, "ieee"
+    arguments = x, block.weights, block.biases, x, backend, "ieee"
     torch.library.opcheck(torch.ops.emanet_triton.bottleneck, arguments)

@@ -15,7 +15,7 @@ NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this compu
 
 
 class Call:
-    """A provider: returns its output and counts how often it was asked."""
+    """A backend: returns its output and counts how often it was asked."""
 
     def __init__(self, *output, error=None):
         self.output = torch.tensor(output or [1.0, 1.0, 1.0]).view(1, 1, 1, 3)
@@ -30,7 +30,7 @@ class Call:
 
 
 def make_check(plain=None):
-    """Of a convolution whose output is all ones."""
+    """The check of a convolution whose output is all ones."""
     return Check(
         ONES, None, ONES.shape, ONES.dtype, 1, 0, False, lambda rows: rows, plain or Call()
     )
@@ -38,7 +38,7 @@ def make_check(plain=None):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU on which the provider that was timed last is the fastest; gives what it timed."""
+    """A GPU on which the backend that is timed last is the fastest; yields the timed names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("EMANET_TRITON_CONV_SEARCH", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
@@ -137,12 +137,12 @@ def test_whoever_is_wrong_is_left_out(gpu, name, broken, reason):
     candidates = {"cudnn": Call(), "torch": Call(), "triton": Call(), name: broken}
     with pytest.warns(UserWarning) as warned:
         winner = choose(**candidates)
-    assert [str(w.message) for w in warned] == [f"provider {name} is left out for {KEY}: {reason}"]
+    assert [str(w.message) for w in warned] == [f"backend {name} is left out for {KEY}: {reason}"]
     assert gpu == [n for n in candidates if n != name]
     assert winner == gpu[-1]
 
 
-def test_a_provider_may_be_twice_as_wrong_as_plain_pytorch(gpu):
+def test_a_backend_may_be_twice_as_wrong_as_plain_pytorch(gpu):
     check = make_check(Call(1, 1, 1.0625))
     with pytest.warns(UserWarning, match="torch is left out for a convolution: its error is 0.1"):
         winner = choose(check=check, cudnn=Call(1, 0.875, 1), torch=Call(1, 0.874, 1))
@@ -164,7 +164,7 @@ class Allocator:
 
 
 def test_memory_is_poisoned_before_each(gpu, monkeypatch):
-    """Memory that the one before has written does not hide what the next reads."""
+    """Memory that an earlier candidate wrote does not hide what the next one reads."""
     allocator = Allocator(monkeypatch)
     with pytest.warns(UserWarning, match="its error is nan") as warned:
         winner = choose(cudnn=allocator.reading, torch=allocator.writing, triton=allocator.reading)
@@ -177,7 +177,7 @@ def test_the_last_resort_where_all_fail(gpu, tmp_path):
     with pytest.warns(UserWarning, match="left out|left for") as warned:
         assert choose(cudnn=broken, torch=broken, triton=broken) == "torch"
         assert choose() == "torch"  # without another search
-    assert str(warned[-1].message) == f"no provider is left for {KEY}; torch is used"
+    assert str(warned[-1].message) == f"no backend is left for {KEY}; torch is used"
     assert len(warned) == 4
     assert not cache_file(tmp_path).exists()
 
@@ -202,7 +202,7 @@ def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):
         assert choose(check=make_check(Call(error=NO_ENGINE))) == "torch"
     assert [str(w.message) for w in warned] == [
         f"{KEY} cannot be checked: {NO_ENGINE}",
-        f"no provider is left for {KEY}; torch is used",
+        f"no backend is left for {KEY}; torch is used",
     ]
     assert not cache_file(tmp_path).exists()
 
@@ -226,7 +226,7 @@ def test_without_an_engine_for_lack_of_memory_nothing_is_kept(gpu, tmp_path, mon
     assert not cache_file(tmp_path).exists()
 
 
-def test_a_provider_that_is_gone_is_not_taken_from_the_cache(gpu):
+def test_a_backend_that_is_gone_is_not_taken_from_the_cache(gpu):
     choose(cudnn=Call(), gone=Call())
     assert choose() == "triton"
 
@@ -240,7 +240,7 @@ def launching(cuda, name, seconds, host_seconds):
 
 
 def test_the_clock_is_that_of_replays(cuda):
-    """Python's 73 microseconds do not count: they are not there when the network is replayed."""
+    """Python's 73 microseconds do not count: a replay of the network does not have them."""
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     cudnn = launching(cuda, "cudnn", 20e-6, 5e-6)
     candidates = {"cudnn": cudnn, "torch": cudnn, "triton": triton}
@@ -252,7 +252,7 @@ def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
     cuda.invalid = True
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     message = (
-        f"provider triton is timed launch by launch for {KEY}, as it cannot be recorded: "
+        f"backend triton is timed launch by launch for {KEY}, as it cannot be recorded: "
         "CUDA error: operation failed due to a previous error"
     )
     with pytest.warns(UserWarning) as warned:

@@ -10,7 +10,7 @@ from emanet_triton.kernels.conv import op as conv
 FP16, BF16, SINGLE = torch.float16, torch.bfloat16, torch.float32
 PLACES = {"triton": DEVICE, "torch": "cpu"}
 
-# Shapes that take row tiles where there are any, then shapes that take its pointers.
+# Shapes that ``conv_rows`` takes if it has tiles, then shapes that ``conv_pointers`` takes.
 ROWS = {
     "3x3": ((1, 64, 3, 128), 64, 3, {"residual": True}),
     "partial-row": ((1, 64, 4, 104), 72, 3, {"dilation": 2, "residual": SINGLE}),
@@ -89,9 +89,9 @@ def test_the_widest_tile(launched, monkeypatch):
     assert launched[0].meta["BLOCK_O"] == 256
 
 
-@pytest.mark.parametrize("provider", PLACES)
-def test_a_convolution_may_be_split_at_its_input_channels(provider):
-    whole = make((1, 128, 5, 9), 32, 3, residual=True, device=PLACES[provider])
+@pytest.mark.parametrize("backend", PLACES)
+def test_a_convolution_may_be_split_at_its_input_channels(backend):
+    whole = make((1, 128, 5, 9), 32, 3, residual=True, device=PLACES[backend])
     x, weight, bias, residual = whole.operands
     first = conv.conv_bias_act(
         x[:, :64],
@@ -99,11 +99,11 @@ def test_a_convolution_may_be_split_at_its_input_channels(provider):
         torch.zeros_like(bias),
         relu=False,
         out_dtype=SINGLE,
-        provider=provider,
+        backend=backend,
     )
     assert first.dtype == SINGLE
     found = conv.conv_bias_act(
-        x[:, 64:], weight[:, 64:], bias, first + residual.float(), provider=provider
+        x[:, 64:], weight[:, 64:], bias, first + residual.float(), backend=backend
     )
     assert found.dtype == FP16
     assert_close_to_eager(found, whole.eager(torch.float64), whole.eager(FP16))
@@ -114,7 +114,7 @@ def test_a_convolution_may_be_split_at_its_input_channels(provider):
 def test_torch(shape, outputs, kernel, options, dtype):
     case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
     before = [operand if operand is None else operand.clone() for operand in case.operands]
-    found = conv.conv_bias_act(*case.operands, **case.options, provider="torch")
+    found = conv.conv_bias_act(*case.operands, **case.options, backend="torch")
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_close_to_eager(found, case.eager(torch.float64), case.eager(dtype))
@@ -122,22 +122,22 @@ def test_torch(shape, outputs, kernel, options, dtype):
         assert operand is old is None or torch.equal(operand, old)
 
 
-@pytest.mark.parametrize("provider", PLACES)
-def test_any_memory_layout(provider):
-    case = make((2, 20, 6, 5), 24, 3, residual=True, device=PLACES[provider])
-    expected = conv.conv_bias_act(*case.operands, provider=provider)
+@pytest.mark.parametrize("backend", PLACES)
+def test_any_memory_layout(backend):
+    case = make((2, 20, 6, 5), 24, 3, residual=True, device=PLACES[backend])
+    expected = conv.conv_bias_act(*case.operands, backend=backend)
     x, weight, bias, residual = case.operands
     strided = (t.repeat_interleave(2, dim=-1)[..., ::2] for t in (x.contiguous(), weight, bias))
-    found = conv.conv_bias_act(*strided, residual.mT.contiguous().mT, provider=provider)
+    found = conv.conv_bias_act(*strided, residual.mT.contiguous().mT, backend=backend)
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("provider", PLACES)
-def test_nan_and_infinity_reach_the_output(provider):
-    case = make((1, 64, 3, 120), 64, 3, device=PLACES[provider])
+@pytest.mark.parametrize("backend", PLACES)
+def test_nan_and_infinity_reach_the_output(backend):
+    case = make((1, 64, 3, 120), 64, 3, device=PLACES[backend])
     case.x[0, 5, 1, 60] = torch.nan
     case.bias[7] = torch.inf
-    found = conv.conv_bias_act(*case.operands, provider=provider).cpu()
+    found = conv.conv_bias_act(*case.operands, backend=backend).cpu()
     is_nan = case.eager(SINGLE).isnan()
     assert torch.equal(found.isnan(), is_nan)
     assert torch.equal(found.isinf(), case.eager(SINGLE).isinf())
@@ -146,9 +146,9 @@ def test_nan_and_infinity_reach_the_output(provider):
 
 def test_an_image_does_not_depend_on_the_batch():
     case = make((3, 64, 5, 33), 64, 3, residual=True)
-    found = conv.conv_bias_act(*case.operands, provider="triton")
+    found = conv.conv_bias_act(*case.operands, backend="triton")
     alone = conv.conv_bias_act(
-        case.x[1:2], case.weight, case.bias, case.residual[1:2], provider="triton"
+        case.x[1:2], case.weight, case.bias, case.residual[1:2], backend="triton"
     )
     assert torch.equal(found[1:2], alone)
 
@@ -198,9 +198,9 @@ B = torch.zeros(4)
             {"out_dtype": FP16},
             "out_dtype must be torch.float32, got torch.float16",
         ),
-        ((X, W, B), {"provider": "cuda"}, "provider must be one of auto, cudnn, .*, got 'cuda'"),
+        ((X, W, B), {"backend": "cuda"}, "backend must be one of auto, cudnn, .*, got 'cuda'"),
         ((X, W, B), {"precision": "fp8"}, "precision must be one of ieee, tf32x3, tf32, got 'fp8'"),
-        ((X, W, B), {"provider": "cudnn"}, "'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"),
+        ((X, W, B), {"backend": "cudnn"}, "'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"),
     ],
 )
 def test_errors_say_what_they_got_and_wanted(arguments, options, message):
@@ -211,14 +211,14 @@ def test_errors_say_what_they_got_and_wanted(arguments, options, message):
 def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch):
     monkeypatch.setattr(conv_triton, "INTERPRETED", False)
     with pytest.raises(ValueError, match="needs tensors on a GPU, or TRITON_INTERPRET=1"):
-        conv.conv_bias_act(X, W, B, provider="triton")
+        conv.conv_bias_act(X, W, B, backend="triton")
 
 
 def test_unaligned_images_take_pointers(launched):
     case = make((1, 64, 2, 128), 64, 3)
     memory = case.x.new_zeros(case.x.numel() + 1)
     x = memory[1:].as_strided(case.x.shape, case.x.stride()).copy_(case.x)
-    found = conv.conv_bias_act(x, case.weight, case.bias, provider="triton")
+    found = conv.conv_bias_act(x, case.weight, case.bias, backend="triton")
     assert [tile.kernel for tile in launched] == ["conv_pointers"]
     assert_close_to_eager(found, case.eager(torch.float64), case.eager(FP16))
 
@@ -228,16 +228,16 @@ def test_unaligned_images_take_pointers(launched):
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
 def test_cudnn_on_a_gpu(shape, outputs, kernel, options, dtype):
     case = make(shape, outputs, kernel, dtype=dtype, **options)
-    found = conv.conv_bias_act(*case.operands, **case.options, provider="cudnn")
+    found = conv.conv_bias_act(*case.operands, **case.options, backend="cudnn")
     assert_close_to_eager(found, case.eager(torch.float64), case.eager(dtype))
 
 
 class Layer(nn.Module):
     """A small module of the operators, with dynamic shapes in mind."""
 
-    def __init__(self, provider):
+    def __init__(self, backend):
         super().__init__()
-        self.provider = provider
+        self.backend = backend
         for name in ("first", "second"):
             case = make((1, 16, 4, 4), 16, 3)
             self.register_buffer(f"{name}_weight", case.weight)
@@ -245,16 +245,16 @@ class Layer(nn.Module):
 
     def forward(self, x):
         out = conv.conv_bias_act(
-            x, self.first_weight, self.first_bias, stride=2, provider=self.provider
+            x, self.first_weight, self.first_bias, stride=2, backend=self.backend
         )
         return conv.conv_bias_act(
-            out, self.second_weight, self.second_bias, out, dilation=2, provider=self.provider
+            out, self.second_weight, self.second_bias, out, dilation=2, backend=self.backend
         )
 
 
-@pytest.mark.parametrize("provider", ["auto", "triton"])
-def test_compile_and_export(provider):
-    layer = Layer(provider)
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_compile_and_export(backend):
+    layer = Layer(backend)
     x = make((2, 16, 8, 6), 16, 3).x
     expected = layer(x)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -266,9 +266,9 @@ def test_compile_and_export(provider):
     assert torch.equal(exported(x[:, :, :7]), layer(x[:, :, :7]))
 
 
-@pytest.mark.parametrize("provider", ["auto", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("shape", [(2, 16, 5, 6), (1, 1, 1, 1)], ids=str)
-def test_opcheck(provider, shape):
+def test_opcheck(backend, shape):
     case = make(shape, 8, 3, stride=2, residual=SINGLE)
-    arguments = (*case.operands, 2, 1, True, FP16, provider, "ieee")
+    arguments = (*case.operands, 2, 1, True, FP16, backend, "ieee")
     torch.library.opcheck(torch.ops.emanet_triton.conv_bias_act, arguments)

@@ -1,4 +1,4 @@
-"""The check that a provider has to pass, block of rows by block of rows."""
+"""The check that a backend has to pass: it compares blocks of rows one by one."""
 
 import functools
 
@@ -28,7 +28,7 @@ CASES = {
 
 @pytest.fixture
 def checks(monkeypatch):
-    """The checks of convolutions that plain PyTorch then computes."""
+    """The checks made for convolutions; plain PyTorch computes the convolutions."""
     calls = []
 
     def choose(key, device, candidates, last_resort, make_check):
@@ -83,7 +83,7 @@ def test_twice_the_error_of_plain_pytorch_and_a_rounding_are_allowed(dtype, chec
     case = make((1, 64, 9, 5), 4, 3, dtype=dtype)
     check = check_of(case, checks)
     exact = case.eager(torch.float64)
-    error = (conv.conv_bias_act(*case.operands, provider="torch").double() - exact).abs().max()
+    error = (conv.conv_bias_act(*case.operands, backend="torch").double() - exact).abs().max()
     rounding = torch.finfo(dtype).eps / 2 * exact.abs().max()
     assert check.allowed() == pytest.approx((2 * error + rounding).item(), rel=1e-3)
 
@@ -92,7 +92,7 @@ def test_products_rounded_to_tf32_do_not_pass_for_float32(checks):
     case = make((1, 64, 9, 5), 4, 3, dtype=SINGLE)
     check = check_of(case, checks)
     rounded = [(t.view(torch.int32) & ~0x1FFF).view(SINGLE) for t in (case.x, case.weight)]
-    found = conv.conv_bias_act(*rounded, case.bias, provider="torch")
+    found = conv.conv_bias_act(*rounded, case.bias, backend="torch")
     assert check.error(found) > 10 * check.allowed()
 
 
@@ -103,7 +103,9 @@ def test_the_next_outputs_are_poisoned(checks, monkeypatch):
 
     def record(shape, value, **options):
         if len(made) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")  # one is better than none
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory."
+            )  # one poisoned tensor is better than none
         made.append(full(shape, value, **options))
         return made[-1]
 

@@ -121,7 +121,7 @@ def test_memory_is_kept_for_the_next_call_unless_the_image_is_large(monkeypatch)
     arguments = x, pack_weight(weight), bias, residual
     first = winograd_conv(*arguments)
     kept = winograd._OF_THREAD.memory
-    again = winograd_conv(*arguments)  # in the memory that the first has written
+    again = winograd_conv(*arguments)  # in memory that the first call has written
     assert winograd._OF_THREAD.memory is kept
     monkeypatch.setattr(winograd, "SMALL_PIXELS", 2 * 13 * 17 - 1)
     large = winograd_conv(*arguments)

@@ -14,7 +14,7 @@ from em_cases import (
 )
 
 from emanet_triton.kernels.em import attention as kernels
-from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.em import reference, tiles
 from emanet_triton.kernels.em.op import em_attention
 
 CASES = (
@@ -61,7 +61,7 @@ def test_the_channels_and_bases_of_the_published_networks(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_100", "gfx942"))
 def test_tiles_of_the_other_architectures(arch, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "architecture", lambda device: arch)
+    monkeypatch.setattr(kernels, "gpu_arch", lambda device: arch)
     check(Case(1, 80, (9, 37), 70, "nchw", stages=2), dtype)
 
 
@@ -168,7 +168,7 @@ def test_offsets_beyond_32_bits(dim):
 
 
 def test_splits_depend_on_the_positions_alone():
-    lengths = {n: kernels.split_length(n) for n in (1, 8192, 9409, 12288, 12289, 32768, 131072)}
+    lengths = {n: tiles.split_length(n) for n in (1, 8192, 9409, 12288, 12289, 32768, 131072)}
     assert lengths == {
         1: 256, 8192: 256, 9409: 256, 12288: 256, 12289: 512, 32768: 1024, 131072: 4096
     }  # fmt: skip

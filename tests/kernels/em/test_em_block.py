@@ -59,7 +59,7 @@ def test_the_channels_and_bases_of_the_published_networks(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_100", "gfx942"))
 def test_tiles_of_the_other_architectures(arch, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "architecture", lambda device: arch)
+    monkeypatch.setattr(kernels, "gpu_arch", lambda device: arch)
     check(Case(1, 80, (3, 43), 7, "channels_last", stages=2), dtype)
 
 

@@ -45,7 +45,7 @@ def specification(feats, *rest):
 
 
 def attention(feats, bases, *_):
-    return em_torch.em_attention(feats, bases)
+    return em_torch.run_attention(feats, bases)
 
 
 def attention_specification(feats, bases, *_):
@@ -53,7 +53,7 @@ def attention_specification(feats, bases, *_):
     return recon.mT, new_bases
 
 
-SPECIFIED = {attention: attention_specification, em_torch.em_attention_block: specification}
+SPECIFIED = {attention: attention_specification, em_torch.run_block: specification}
 BOTH = pytest.mark.parametrize("operator", SPECIFIED, ids=["attention", "block"])
 
 
@@ -62,7 +62,7 @@ def cast(tensors, dtype):
 
 
 def assert_three_way(got, plain, want, atol):
-    """The error is at most twice what plain PyTorch makes in the same dtype, plus ``atol``."""
+    """The error is at most twice plain PyTorch's error in the same dtype, plus ``atol``."""
     for g, p, w in zip(got, plain, want, strict=True):
         error, plain_error = ((t.double() - w).abs().max().item() for t in (g, p))
         assert error <= 2 * plain_error + atol * w.abs().max().item()
@@ -97,7 +97,7 @@ def test_the_largest_logits_exceed_400():
     feats, bases, mid_weight, mid_bias, *_ = arguments
     assert ((feats @ mid_weight.T + mid_bias) @ bases).max() > 400
     want = specification(*cast(arguments, torch.float64))
-    got = em_torch.em_attention_block(*arguments)
+    got = em_torch.run_block(*arguments)
     assert_three_way(got, specification(*arguments), want, atol=2e-6)
 
 
@@ -107,7 +107,7 @@ def test_dead_bases_become_zero():
     weights[1] = 300 * direction  # and so X lies far along the first base, against the others
     bases = torch.stack([direction, -direction, -direction], dim=1)[None]
     arguments = (feats, bases, *weights)
-    got = em_torch.em_attention_block(*arguments, 1)
+    got = em_torch.run_block(*arguments, 1)
     want = specification(*cast(arguments, torch.float64), 1)
     assert want[1][:, :, 1:].abs().max() < 1e-100  # dead in the specification
     assert want[1][:, :, 0].any()
@@ -118,7 +118,7 @@ def test_dead_bases_become_zero():
 def test_constant_input():
     feats, *rest = inputs(1, 48, 7, 99)
     feats = torch.full_like(feats, 0.25)
-    got = em_torch.em_attention_block(feats, *rest)
+    got = em_torch.run_block(feats, *rest)
     want = specification(feats.double(), *cast(rest, torch.float64))
     assert_three_way(got, specification(feats, *rest), want, atol=2e-6)
     torch.testing.assert_close(got[0], got[0][:, :1].expand_as(got[0]))

@@ -1,4 +1,4 @@
-"""The reference that networks are held against, and what it takes to pass."""
+"""The reference with which networks are compared, and the bound that they must meet."""
 
 import contextlib
 import copy
@@ -10,11 +10,10 @@ import torch
 
 from emanet_triton.kernels.em import eager as em_torch
 from emanet_triton.kernels.em import op as ops
-from emanet_triton.models import agreement
-from emanet_triton.models.agreement import disagreement, plain_logits, reference_logits
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trial import disagreement, plain_logits
 
 SINGLE, BF16 = torch.float32, torch.bfloat16
 by_dtype = pytest.mark.parametrize("dtype", [SINGLE, BF16], ids=["fp32", "bf16"])
@@ -31,14 +30,14 @@ def model():
 def test_the_reference_is_mmsegmentations_network(name):
     golden, model = golden_data.vectors(name), golden_data.golden_model(name)
     with torch.inference_mode():
-        got = reference_logits(model, golden_data.normalised(golden["image"]))
+        got = model.reference_logits(golden_data.normalised(golden["image"]))
     assert golden_data.relative_error(got, golden["logits"]) < 1e-4
 
 
 @torch.inference_mode()
 def test_the_reference_is_in_the_dtype_of_the_weights(model):
     images = torch.randn(1, 3, 32, 64)
-    wide = reference_logits(copy.deepcopy(model).double(), images.double())
+    wide = copy.deepcopy(model).double().reference_logits(images.double())
     assert wide.dtype == torch.float64
     assert 0 < golden_data.relative_error(model(images), wide) < 1e-5
 
@@ -60,19 +59,19 @@ def test_disagreement(model, dtype, wrong):
 @by_dtype
 @pytest.mark.parametrize("network", ["fused", "plain"])
 def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monkeypatch):
-    """Also where the model itself runs it: the reference does not."""
+    """Also if the model itself runs the wrong EM attention: the reference does not run it."""
 
     @contextlib.contextmanager
     def wrong_kernels(stem, tensor):
         def attention(feats, bases, *arguments):
-            recon, bases = em_torch.em_attention(feats, bases, *arguments[:-1])
+            recon, bases = em_torch.run_attention(feats, bases, *arguments[:-1])
             return 2 * recon, bases
 
         def block(feats, bases, *arguments):
-            out, bases = em_torch.em_attention_block(feats, bases, *arguments[:-1])
+            out, bases = em_torch.run_block(feats, bases, *arguments[:-1])
             return 1.1 * out, bases
 
-        yield SimpleNamespace(em_attention=attention, em_attention_block=block)
+        yield SimpleNamespace(run_attention=attention, run_block=block)
 
     monkeypatch.setattr(ops, "triton_kernels", wrong_kernels)
     model.decode_head.ema_module.backend = "triton"
@@ -88,7 +87,7 @@ NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this compu
 
 
 def failing_in_float64(monkeypatch, error):
-    compute, dtypes = agreement.reference_logits, []
+    compute, dtypes = EMANet.reference_logits, []
 
     def logits(model, images):
         dtypes.append(images.dtype)
@@ -96,7 +95,7 @@ def failing_in_float64(monkeypatch, error):
             raise error
         return compute(model, images)
 
-    monkeypatch.setattr(agreement, "reference_logits", logits)
+    monkeypatch.setattr(EMANet, "reference_logits", logits)
     return dtypes
 
 

@@ -1,0 +1,35 @@
+"""Forecasts for an H100, made by a review of commit 54dbbc2 before anything ran on a GPU."""
+
+# (suite, provider) → beginning of a case's name → milliseconds of one call.
+FORECASTS: dict[tuple[str, str], dict[str, str]] = {
+    ("em", "triton"): {
+        "block B=1 N=32768 bf16": "0.2-0.23",
+        "block B=8 N=32768 bf16": "1.1-1.2",
+    },
+    ("conv", "triton"): {
+        "3x3 C=2048 O=768 H=128 W=256 stride=1 dilation=1 out=fp32 B=1 bf16": "1.8-1.95",
+        "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.31-0.33",
+        "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.31-0.33",
+        "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=1 relu B=1 bf16": "0.075-0.085",
+        "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.075-0.085",
+        "1x1 C=256 O=1024 H=128 W=256 stride=1 dilation=1 residual relu B=1 bf16": "0.065-0.075",
+        "3x3 C=3 O=32 H=1024 W=2048 stride=2 dilation=1 relu B=1 bf16": "0.07-0.09",
+        "bottleneck C=256 P=64 H=256 W=512 B=1 bf16": "0.11-0.14",
+    },
+    ("post", "triton"): {
+        "whole 1024x2048 bf16": "0.07-0.1",
+        "slide 1024x2048 bf16": "0.15-0.4",
+    },
+    ("model", "fused-bf16"): {
+        "r50 whole 1024x2048 from=device": "6-6.6",
+        "r101 whole 1024x2048 from=device": "9.2-9.8",
+        "r50 slide 1024x2048 from=device": "13-14.5",
+        "r101 slide 1024x2048 from=device": "20-22",
+    },
+}
+
+
+def forecast(suite: str, case: str, provider: str) -> str:
+    """A range of milliseconds such as "6-6.6"; empty if there is no forecast."""
+    known = FORECASTS.get((suite, provider), {})
+    return next((ms for name, ms in known.items() if f"{case} ".startswith(f"{name} ")), "")

@@ -1,0 +1,98 @@
+"""What inference and evaluation need of a network: the base classes of all networks of the zoo.
+
+A variant is one module with a ``Network`` and perhaps its ``FusedNetwork``, and a zoo entry.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from emanet_triton.models.protocol import Protocol
+
+RGB = tuple[float, float, float]
+
+
+class Network(nn.Module):
+    """A segmentation network, from normalised images to logits of lower resolution.
+
+    A subclass takes ``(architecture, protocol, num_classes)``. ``architecture`` is any value that
+    can be pickled and compared. Inference gives the network float images [B, 3, H, W] and expects
+    logits [B, num_classes, ceil(H / stride), ceil(W / stride)] in evaluation mode.
+
+    Attributes:
+        stride: pixels of the input per logit, in each direction.
+        mean, std: of the RGB values 0 to 255; an image is normalised by them (mmseg
+            ``img_norm_cfg``).
+        protocol: how images are resized, cut into windows and scaled for the network.
+        num_classes: channels of the logits.
+    """
+
+    stride: int = 8
+    mean: RGB = (123.675, 116.28, 103.53)
+    std: RGB = (58.395, 57.12, 57.375)
+
+    def __init__(self, architecture: object, protocol: Protocol, num_classes: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.protocol = protocol
+        self.num_classes = num_classes
+
+    def fused_form(self, dtype: torch.dtype, channels_last: bool) -> "FusedNetwork | None":
+        """A copy for inference that computes the same, faster; ``None`` if there is none.
+
+        Raises:
+            ValueError: this network was changed so that the copy would compute something else.
+        """
+        return None
+
+    def reference_logits(self, images: Tensor) -> Tensor:
+        """The logits in evaluation mode by PyTorch's operations alone, also in float64.
+
+        A fused form is compared with them.
+        """
+        return self(images)
+
+
+class FusedNetwork(Network):
+    """The fused form of a network, for inference in one dtype.
+
+    Raises:
+        ValueError: a call such as ``half()`` would change the dtype for which it was folded.
+    """
+
+    def __init__(self, model: Network, dtype: torch.dtype, channels_last: bool) -> None:
+        super().__init__(model.architecture, model.protocol, model.num_classes)
+        self.stride, self.mean, self.std = input_form(model)
+        self.dtype = dtype
+        self.channels_last = channels_last
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        if dtype != self.dtype:
+            raise ValueError(
+                f"a network fused in {self.dtype} cannot be changed to {dtype}; call "
+                "fuse(model, dtype=...)"
+            )
+        return super()._apply(fn, recurse)
+
+
+class InputForm(NamedTuple):
+    """How a network wants its images: see ``Network``."""
+
+    stride: int
+    mean: RGB
+    std: RGB
+
+
+def input_form(network: object) -> InputForm:
+    """The input form of a network. If it is no ``Network``, its images are those of an EMANet."""
+    network = getattr(network, "_orig_mod", network)  # if torch.compile made it
+    own = network if isinstance(network, Network) else Network
+    return InputForm(own.stride, own.mean, own.std)
+
+
+def logits_size(height: int, width: int, stride: int = Network.stride) -> tuple[int, int]:
+    """(height, width) of the logits of an input of ``height`` x ``width`` pixels."""
+    return -(-height // stride), -(-width // stride)
