@@ -173,6 +173,6 @@ CITYSCAPES = Dataset(
     to_stored_ids=to_label_ids,
     published_on=("val", 500),
 )
+# Callers that know only Cityscapes import these two from here.
 check_sample = CITYSCAPES.check
-
 find_samples = CITYSCAPES.find_samples

@@ -14,7 +14,7 @@ from torch import Tensor
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, shown
 from emanet_triton.models.checkpoint_files.stored import (
     DIMENSIONS,
-    DTYPES,
+    DTYPES_BY_NAME,
     Content,
     Storage,
     stored_tensor,
@@ -42,7 +42,7 @@ _NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-_DTYPES = {name: DTYPES[torch_name] for name, torch_name in _NAMES.items()}
+_DTYPES = {name: DTYPES_BY_NAME[torch_name] for name, torch_name in _NAMES.items()}
 _SHORT_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 

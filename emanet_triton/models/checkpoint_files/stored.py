@@ -11,7 +11,7 @@ from torch import Tensor
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, shown
 
 # Names of dtypes as PyTorch spells them.
-DTYPES: dict[str, torch.dtype] = {
+DTYPES_BY_NAME: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

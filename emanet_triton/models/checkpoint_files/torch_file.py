@@ -10,7 +10,7 @@ from emanet_triton.models.checkpoint_files.inert import Global, Inert
 from emanet_triton.models.checkpoint_files.pickled import Unpickler, apply
 from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
 from emanet_triton.models.checkpoint_files.stored import (
-    DTYPES,
+    DTYPES_BY_NAME,
     LARGEST,
     Content,
     Storage,
@@ -182,7 +182,7 @@ def _storage_dtype(kind: object) -> torch.dtype | None:
     """The dtype of a storage class; ``None`` for quantised and unknown classes."""
     if not isinstance(kind, Global) or not kind.path.startswith("torch."):
         return None
-    return DTYPES.get(_STORAGES.get(kind.path.rpartition(".")[2], ""))
+    return DTYPES_BY_NAME.get(_STORAGES.get(kind.path.rpartition(".")[2], ""))
 
 
 def _tensor(
@@ -214,7 +214,7 @@ def _typed_tensor(
     element: torch.dtype | None = storage.dtype
     if dtype is not None:
         path = dtype.path if isinstance(dtype, Global) else ""
-        element = DTYPES.get(path.removeprefix("torch."))
+        element = DTYPES_BY_NAME.get(path.removeprefix("torch."))
     if element is None:
         return Inert("torch.Tensor")
     return stored_tensor(storage, element, offset, shape, stride)
