@@ -4,8 +4,10 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -48,6 +50,17 @@ def cpu_capability() -> str:
     return vectors
 
 
+def cpu_name() -> str:
+    """The processor's name and number of cores, such as "AMD EPYC, 2 cores"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or "unknown processor"
+    return f"{name}, {len(names) or os.cpu_count()} cores"
+
+
 @contextlib.contextmanager
 def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
     """Import the module ``emanet_triton.kernels.<stem>`` and make the tensor's device current.
@@ -73,5 +86,10 @@ def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
             "backend 'triton' is wrong for bfloat16 in Triton's interpreter; take another "
             "backend or dtype, or unset TRITON_INTERPRET on a GPU"
         )
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+    with current_device(tensor.device):
         yield kernels
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context in which a GPU is the current device; on a CPU it does nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -158,7 +158,7 @@ class FusedHead(nn.Module):
             torch.cat([in_bias, torch.zeros_like(cat_bias)]),
             channels_last,
             relu=False,
-            out_dtype=torch.float32,
+            wide=True,
         )
         self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, channels_last)
         self.bottleneck = fused_conv(*_parts(head.bottleneck), dtype, channels_last)

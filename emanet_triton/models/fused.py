@@ -9,13 +9,12 @@ from torch.nn import functional as F
 from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
+from emanet_triton.kernels.conv.cpu import takes_winograd
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.resnet import Bottleneck
 
 ROWS = 16  # output channels that are folded at once: only their weights exist in float64
-# From so many channels on, Winograd's convolution is faster (benchmarks/results/conv_cpu.csv).
-WINOGRAD_CHANNELS = 256
 
 
 def fuse(
@@ -98,7 +97,8 @@ class FusedConv(nn.Module):
         channels_last: as in ``fuse``.
         stride, dilation: of the convolution. Its padding is ``dilation * (k // 2)``.
         relu: whether a ReLU follows.
-        out_dtype: of the output, float32 or the dtype of the input (the default).
+        wide: whether the output is float32. It is not where oneDNN convolves: its output has the
+            dtype of the input.
 
     Attributes:
         backend: given to ``conv_bias_act``; "auto" at first.
@@ -113,14 +113,16 @@ class FusedConv(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         relu: bool = True,
-        out_dtype: torch.dtype | None = None,
+        wide: bool = False,
     ) -> None:
         super().__init__()
         self.backend = "auto"
         self.stride, self.dilation, self.relu = stride, dilation, relu
-        self.out_dtype = out_dtype or weight.dtype
         self.channels_last = channels_last
-        self.winograd = channels_last and stride == 1 and _winograd_pays(weight)
+        self.winograd = channels_last and stride == 1 and takes_winograd(weight)
+        on_cpu = channels_last and weight.device.type == "cpu"
+        by_onednn = on_cpu and not self.winograd and onednn.has_onednn(weight.dtype)
+        self.out_dtype = torch.float32 if wide and not by_onednn else weight.dtype
         if channels_last:
             weight = winograd.pack_weight(weight) if self.winograd else pack_weight(weight)
         else:
@@ -239,9 +241,3 @@ def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> tu
     for rows, part, scales in zip(*parts, strict=True):
         rows.copy_(part.double() * scales[:, None, None, None])
     return weight, bias.to(dtype)
-
-
-def _winograd_pays(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.shape[2] != 3 or not onednn.has_onednn(weight.dtype):
-        return False
-    return min(weight.shape[:2]) >= WINOGRAD_CHANNELS

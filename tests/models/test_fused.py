@@ -19,7 +19,7 @@ from emanet_triton import fuse
 from emanet_triton.errors import InputError
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
-from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.conv import cpu, onednn, winograd
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedConv
 from emanet_triton.models.protocol import Protocol
@@ -69,6 +69,25 @@ def test_golden_logits_in_bf16():
     images = golden_data.normalised(golden["image"])
     want = torch.from_numpy(golden["logits"])
     check_half_precision(golden_data.golden_model(name), images, want, BF16)
+
+
+def test_golden_logits_in_bf16_by_onednn_alone(monkeypatch):
+    """As on a CPU with AMX: without Winograd's algorithm, with copies in oneDNN's layout."""
+    if not onednn.has_onednn(BF16):
+        pytest.skip("this CPU has no fast bfloat16")
+    for module in (cpu, onednn):
+        monkeypatch.setattr(module, "cpu_capability", lambda: "amx")
+    name = golden_data.NAMES[0]
+    golden = golden_data.vectors(name)
+    images = golden_data.normalised(golden["image"])
+    fused = fuse(golden_data.golden_model(name), dtype=BF16)
+    convs = [module for module in fused.modules() if isinstance(module, FusedConv)]
+    assert not any(conv.winograd for conv in convs)
+    assert {conv.out_dtype for conv in convs} == {BF16}
+    want = torch.from_numpy(golden["logits"])
+    check_half_precision(golden_data.golden_model(name), images, want, BF16)
+    fused(images)
+    assert all(conv.weight in onednn._PACKED for conv in convs)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])

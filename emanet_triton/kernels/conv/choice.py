@@ -1,16 +1,21 @@
-"""Choose the backend of a convolution on a GPU by measuring, at the first call of a shape.
+"""Choose the backend of a convolution by measuring: on a GPU at the first call of a shape.
 
+On a CPU whose fastest convolutions are not known, ``fuse`` measures (see ``cpu``).
 ``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl`` keeps the winner with the device, the versions
 and a digest of the kernels' sources. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then
 the first candidate runs. On an NVIDIA GPU it is cuDNN's fused convolution, or PyTorch's convolution
 if cuDNN cannot fuse.
 """
 
+import contextlib
 import functools
+import math
 import os
 import statistics
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -19,16 +24,29 @@ from torch import Tensor
 from emanet_triton.errors import first_line
 from emanet_triton.kernels.cache import Cache, digest, environment
 from emanet_triton.kernels.conv.exact import Check
+from emanet_triton.kernels.device import current_device
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
 
 ROUNDS = 5  # each takes about a millisecond; the median of their times counts
+CPU_ROUNDS = 3
 GAIN = 0.02  # a later candidate must be faster by this share; smaller differences are noise
 GAINS = {"cudnn-benchmark": 0.05}  # larger, because cuDNN searches anew in every process
 
 Candidates = Mapping[str, Callable[[], Tensor]]
 
 _HOPELESS: set[tuple[torch.device, str]] = set()  # keys for which all candidates failed
+_MAY_MEASURE: ContextVar[bool] = ContextVar("_MAY_MEASURE", default=True)
+
+
+@contextlib.contextmanager
+def without_measuring() -> Iterator[None]:
+    """In this context ``choose`` takes earlier winners, or else the first candidate."""
+    token = _MAY_MEASURE.set(False)
+    try:
+        yield
+    finally:
+        _MAY_MEASURE.reset(token)
 
 
 def choose(
@@ -36,20 +54,22 @@ def choose(
     device: torch.device,
     candidates: Candidates,
     last_resort: str,
-    make_check: Callable[[], Check],
+    make_check: Callable[[], Check] | None = None,
 ) -> str:
-    """Choose the backend for a convolution on a CUDA device.
+    """Choose the backend for a convolution.
 
     Args:
         key: all that decides the time of the convolution on one device.
         device: where it runs.
         candidates: {backend: call that computes the convolution}, the default first.
         last_resort: the candidate that this process uses if all fail.
-        make_check: makes the object that measures the error of an output.
+        make_check: makes the object that measures the error of an output; None if no candidate
+            can be wrong on one device only.
 
     Returns:
-        One of the candidates. A measured choice is kept on disk. Nothing is kept while a CUDA graph
-        is recorded, if memory runs out, or if all candidates fail.
+        One of the candidates. A measured choice is kept on disk. Nothing is kept in
+        ``without_measuring``, while a CUDA graph is recorded, if memory runs out, or if all
+        candidates fail.
     """
     default, cache = next(iter(candidates)), _cache(device)
     if cache is None:
@@ -59,12 +79,14 @@ def choose(
         return known
     if (device, key) in _HOPELESS:
         return last_resort
-    if torch.cuda.is_current_stream_capturing():
+    if not _MAY_MEASURE.get():
+        return default
+    if _is_capturing(device):
         return default
     watch = MemoryWatch(device)
     try:
-        with torch.cuda.device(device):
-            winner = fastest(key, make_check(), candidates)
+        with current_device(device):
+            winner = fastest(key, device, candidates, make_check)
     except Exception as error:
         if not watch.explains(error):
             raise
@@ -80,7 +102,12 @@ def choose(
     return winner
 
 
-def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
+def fastest(
+    key: str,
+    device: torch.device,
+    candidates: Candidates,
+    make_check: Callable[[], Check] | None = None,
+) -> str | None:
     """The fastest candidate that runs and is exact enough; None if there is none.
 
     If several candidates are about equally fast, the first of them wins. A warning names each
@@ -89,9 +116,12 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
     Raises:
         RuntimeError: memory ran out.
     """
-    watch, times = MemoryWatch(check.x.device), {}
+    watch, times = MemoryWatch(device), {}
+    check, allowed = None, math.inf
     try:
-        allowed = check.allowed()
+        if make_check:
+            check = make_check()
+            allowed = check.allowed()
     except Exception as error:
         if watch.explains(error):
             raise
@@ -99,11 +129,12 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
         return None
     for name, run in candidates.items():
         try:
-            check.poison()
-            found = check.error(run())
-            if not found <= allowed:
-                raise ValueError(f"its error is {found:.3g}, where {allowed:.3g} is allowed")
-            times[name] = _seconds(name, key, run)
+            if check:
+                check.poison()
+                found = check.error(run())
+                if not found <= allowed:
+                    raise ValueError(f"its error is {found:.3g}, where {allowed:.3g} is allowed")
+            times[name] = _seconds(name, key, device, run)
         except Exception as error:  # whatever a compiler or a driver may raise
             if watch.explains(error):
                 raise
@@ -117,11 +148,17 @@ def fastest(key: str, check: Check, candidates: Candidates) -> str | None:
     return winner
 
 
-def _seconds(name: str, key: str, run: Callable[[], object]) -> float:
-    """Median seconds of a call, replayed as a CUDA graph like the network.
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _seconds(name: str, key: str, device: torch.device, run: Callable[[], object]) -> float:
+    """Seconds of a call. On a GPU the median of replays of a CUDA graph, as in the network.
 
     The L2 cache stays warm: in the network, too, the layer before has just written the input.
     """
+    if device.type == "cpu":
+        return _least_seconds(run)
     try:
         graph, _ = record(run)
     except Exception as error:  # whatever the driver raises for a launch that cannot be recorded
@@ -135,6 +172,17 @@ def _seconds(name: str, key: str, run: Callable[[], object]) -> float:
     else:
         run = graph.replay
     return statistics.median(seconds_on_device(run, rounds=ROUNDS, cold=False))
+
+
+def _least_seconds(run: Callable[[], object]) -> float:
+    """The least of several times on a CPU, where other processes only add to a time."""
+    run()
+    times = []
+    for _ in range(CPU_ROUNDS):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 @functools.cache

@@ -1,4 +1,3 @@
-import contextlib
 import json
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 from emanet_triton.kernels.conv import choice as conv_choice
 from emanet_triton.kernels.conv.exact import Check
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 KEY = "a convolution"
 ONES = torch.ones(1, 1, 1, 3)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
@@ -43,10 +42,15 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.delenv("EMANET_TRITON_CONV_SEARCH", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        conv_choice, "_is_capturing", lambda device: torch.cuda.is_current_stream_capturing()
+    )
+    monkeypatch.setattr(
+        conv_choice, "environment", lambda device: f"{torch.cuda.get_device_name(device)}, driver 1"
+    )
     timed = []
 
-    def seconds(name, key, run):
+    def seconds(name, key, device, run):
         timed.append(name)
         return -len(timed)
 
@@ -193,7 +197,7 @@ def test_where_all_fail_a_graph_records_the_last_resort(gpu, monkeypatch):
 @pytest.mark.parametrize(("faster", "winner"), [(0.04, "cudnn"), (0.06, "cudnn-benchmark")])
 def test_a_search_in_every_process_has_to_pay(gpu, monkeypatch, faster, winner):
     seconds = {"cudnn": 1.0, "cudnn-benchmark": 1 - faster, "triton": 0.99}
-    monkeypatch.setattr(conv_choice, "_seconds", lambda name, key, run: seconds[name])
+    monkeypatch.setattr(conv_choice, "_seconds", lambda name, key, device, run: seconds[name])
     assert choose(**dict.fromkeys(seconds, Call())) == winner
 
 
@@ -244,8 +248,8 @@ def test_the_clock_is_that_of_replays(cuda):
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     cudnn = launching(cuda, "cudnn", 20e-6, 5e-6)
     candidates = {"cudnn": cudnn, "torch": cudnn, "triton": triton}
-    assert conv_choice.fastest(KEY, make_check(), candidates) == "triton"
-    assert conv_choice._seconds("triton", KEY, triton) == pytest.approx(11e-6)
+    assert conv_choice.fastest(KEY, GPU, candidates, make_check) == "triton"
+    assert conv_choice._seconds("triton", KEY, GPU, triton) == pytest.approx(11e-6)
 
 
 def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
@@ -256,7 +260,7 @@ def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
         "CUDA error: operation failed due to a previous error"
     )
     with pytest.warns(UserWarning) as warned:
-        assert conv_choice._seconds("triton", KEY, triton) == pytest.approx(73e-6, rel=0.1)
+        assert conv_choice._seconds("triton", KEY, GPU, triton) == pytest.approx(73e-6, rel=0.1)
     assert [str(w.message) for w in warned] == [message]
     assert cuda.stream is cuda.default_stream
 
@@ -267,4 +271,4 @@ def test_without_memory_to_record_nothing_is_timed(cuda, monkeypatch):
 
     monkeypatch.setattr(conv_choice, "record", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        conv_choice._seconds("triton", KEY, Call())
+        conv_choice._seconds("triton", KEY, GPU, Call())

@@ -73,3 +73,42 @@ def test_wrong_residual():
     case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
     with pytest.raises(ValueError, match=r"like x, got torch\.bfloat16"):
         conv_bias_act_(case.x, case.weight, case.bias, case.residual.bfloat16())
+
+
+@pytest.fixture
+def _keeps_copies(monkeypatch):
+    """Keep copies of float32 weights in oneDNN's layout, as for bfloat16 with AMX."""
+    monkeypatch.setattr(conv_cpu, "PACKS", {(conv_cpu.cpu_capability(), FP32)})
+
+
+@pytest.mark.usefixtures("_keeps_copies")
+@pytest.mark.parametrize("name", ["1x1", "3x3", "3x3-residual", "stride2", "dilation2"])
+def test_copies_of_weights_are_kept(name):
+    shape, outputs, kernel, options = CASES[name]
+    case = make(shape, outputs, kernel, dtype=FP32, device="cpu", **options)
+
+    def error():
+        residual = None if case.residual is None else case.residual.contiguous(memory_format=NHWC)
+        got = conv_bias_act_(case.x, case.weight, case.bias, residual, **case.options)
+        return relative_error(got, case.eager(torch.float64))
+
+    held = len(conv_cpu._PACKED)
+    for _ in range(2):
+        assert error() < 1e-6
+    assert len(conv_cpu._PACKED) == held + 1
+    with torch.no_grad():
+        case.weight.mul_(2)  # a change of the weight reaches its copy
+    assert error() < 1e-6
+    case.weight.data = case.weight.data / 2
+    assert error() < 1e-6
+    case.weight.data = case.weight.data.clone()
+    error()
+    assert len(conv_cpu._PACKED) == held + 1
+
+
+@pytest.mark.usefixtures("_keeps_copies")
+def test_weights_of_inference_mode_run_without_a_copy():
+    with torch.inference_mode():
+        case = make((1, 16, 9, 8), 24, 3, dtype=FP32, device="cpu")
+        got = conv_bias_act_(case.x, case.weight, case.bias, **case.options)
+        assert relative_error(got, case.eager(torch.float64)) < 1e-6

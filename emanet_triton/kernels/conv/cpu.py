@@ -1,0 +1,67 @@
+"""Which 3x3 convolutions Winograd's algorithm computes on a CPU; oneDNN computes all others."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from emanet_triton.kernels.conv import choice
+from emanet_triton.kernels.conv.onednn import conv_bias_act_, has_onednn
+from emanet_triton.kernels.conv.op import pack_weight
+from emanet_triton.kernels.conv.winograd import pack_weight as pack_winograd_weight
+from emanet_triton.kernels.conv.winograd import winograd_conv
+from emanet_triton.kernels.device import DTYPE_NAMES, cpu_capability
+
+NEVER = sys.maxsize
+# From so many input and output channels on, Winograd's algorithm is faster, by CPU and dtype; with
+# two threads at 64 x 128 pixels. An AMD EPYC measured avx512_bf16 (benchmarks/results/conv_cpu.csv)
+# and, restricted to their instructions, avx512 and avx2. An Intel Xeon measured amx: in bfloat16
+# oneDNN took 3.6 to 5.0 ms for 256 channels and 16.1 for 512, Winograd's algorithm 11.9 and 28.3.
+WINOGRAD_FROM = {
+    ("amx", torch.float32): 256,
+    ("amx", torch.bfloat16): NEVER,
+    ("avx512_bf16", torch.float32): 256,
+    ("avx512_bf16", torch.bfloat16): 256,
+    ("avx512", torch.float32): 256,
+    ("avx512", torch.bfloat16): 128,
+    ("avx2", torch.float32): 256,
+}
+MEASURED_FROM = 128  # channels; with fewer, Winograd's algorithm was slower on every CPU
+MEASURED_TO = 512  # a convolution of more channels takes the choice of this many
+HEIGHT, WIDTH = 32, 64  # of the image that is measured: a second or less for a network
+
+
+def takes_winograd(weight: Tensor) -> bool:
+    """Whether Winograd's algorithm should compute a convolution of stride 1 on this CPU.
+
+    Where ``WINOGRAD_FROM`` does not say, both algorithms are measured; see ``choice``.
+
+    Args:
+        weight: [O, C, k, k].
+    """
+    if weight.device.type != "cpu" or weight.shape[2] != 3 or not has_onednn(weight.dtype):
+        return False
+    outputs, channels = weight.shape[:2]
+    least = WINOGRAD_FROM.get((cpu_capability(), weight.dtype))
+    if least is not None:
+        return min(outputs, channels) >= least
+    if min(outputs, channels) < MEASURED_FROM:
+        return False
+    return _measured(min(outputs, MEASURED_TO), min(channels, MEASURED_TO), weight.dtype)
+
+
+def _measured(outputs: int, channels: int, dtype: torch.dtype) -> bool:
+    x = torch.ones(1, channels, HEIGHT, WIDTH, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight, bias = (
+        torch.ones(outputs, channels, 3, 3, dtype=dtype),
+        torch.ones(outputs, dtype=dtype),
+    )
+    direct, winograd = pack_weight(weight), pack_winograd_weight(weight)
+    candidates = {
+        "onednn": lambda: conv_bias_act_(x, direct, bias),
+        "winograd": lambda: winograd_conv(x, winograd, bias),
+    }
+    key = f"3x3 convolution of {channels} to {outputs} channels, {DTYPE_NAMES[dtype]}"
+    return choice.choose(key, x.device, candidates, "onednn") == "winograd"
