@@ -90,6 +90,21 @@ def test_golden_logits_in_bf16_by_onednn_alone(monkeypatch):
     assert all(conv.weight in onednn._PACKED for conv in convs)
 
 
+def test_no_folded_weight_is_subnormal(images):
+    model = small_model()
+    bn = model.backbone.layer1[0].bn1
+    with torch.no_grad():
+        bn.weight[0], bn.bias[0], bn.weight[1] = 1e-41, 1e-40, -1e-20
+        model.backbone.layer1[0].conv2.weight[0, 0, 0, 0] = 1e-39
+    fused = fuse(model)
+    for tensor in fused.state_dict().values():
+        assert not ((tensor != 0) & (tensor.abs() < torch.finfo(FP32).tiny)).any()
+    conv = next(m for m in fused.modules() if isinstance(m, FusedConv) and m.weight.shape[2] == 1)
+    assert not conv.weight[0].any()
+    assert conv.weight[1].any()  # small, but not subnormal
+    assert relative_error(logits(fused, images), logits(model, images)) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
 def test_half_precision(model, images, dtype):
     check_half_precision(model, images, logits(model, images), dtype)

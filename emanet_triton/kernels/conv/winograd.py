@@ -7,6 +7,9 @@ product sums over the channels, and small matrix products make the outputs. A co
 dilation d is computed as d * d convolutions, each of every d-th row and column. On a CPU each
 thread takes whole blocks of tiles.
 
+In bfloat16 the transforms multiply bfloat16, too: it holds the numbers of both matrices, oneDNN
+sums in float32, and each result is rounded once.
+
 Transformed weights are four times as large as the weights. To keep them would take most of a
 network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
 time. For few pixels this does not pay, and PyTorch's convolution runs instead.
@@ -26,6 +29,7 @@ from torch import Tensor
 from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
+from emanet_triton.kernels.conv.onednn import has_onednn
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
 
@@ -220,71 +224,76 @@ class _Convolution:
         self.images, self.out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)  # [B, H, W, C]
         self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
         self.matrices, self.bias, self.dilation, self.relu = matrices, bias, dilation, relu
-        self.width = x.shape[3]
         self.across = _tiles_across(x, dilation) // dilation
-        self.input, self.output = (x.new_tensor(m, dtype=torch.float32) for m in (INPUT, OUTPUT))
+        half = x.dtype == torch.bfloat16 and has_onednn(x.dtype)
+        self.dtype = x.dtype if half else torch.float32  # of the transform of the pixels
+        as_it_is = addend is None and out.dtype == self.dtype
+        self.input = x.new_tensor(INPUT, dtype=self.dtype)
+        self.output = x.new_tensor(OUTPUT, dtype=self.dtype if as_it_is else torch.float32)
 
     def __call__(self, scratch: _Scratch, runs: list[tuple[int, int, int]]) -> None:
         self._write(self._products(self._read(runs, scratch), scratch), runs, scratch)
 
     def _read(self, runs: list[tuple[int, int, int]], scratch: _Scratch) -> Tensor:
         """Transformed pixels, [36, tiles, C] in the dtype of x."""
-        channels, d = self.images.shape[3], self.dilation
+        channels, d, width = self.images.shape[3], self.dilation, self.images.shape[2]
         most, rows = max(count for *_, count in runs), sum(count for *_, count in runs)
         columns = self.across * TILE + 2
-        padded = scratch.take(most * TILE + 2, columns * d, channels)
-        lines = scratch.take(SIZE, rows, columns * d * channels)  # transformed along a column
-        of_runs = lines.split([count for *_, count in runs], 1)
-        for (image, first, count), transformed in zip(runs, of_runs, strict=True):
+        padded = scratch.take(most * TILE + 2, columns * d, channels, dtype=self.dtype)
+        tiles = scratch.take(SIZE, SIZE, rows, self.across, d, channels, dtype=self.dtype)
+        of_runs = tiles.split([count for *_, count in runs], 2)
+        for (image, first, count), part in zip(runs, of_runs, strict=True):
             above = first < d  # the first of its rows lies above the image
             stop = first + TILE * count * d + 1
             pixels = self.images[image, first if above else first - d : stop : d]
             padded.zero_()
-            padded[above : above + len(pixels), d : d + self.width] = pixels
-            sixes = padded.flatten(1).unfold(0, SIZE, TILE)[:count].mT  # [rows, 6, columns * d * C]
-            _multiply(self.input, sixes, transformed.transpose(0, 1))
+            padded[above : above + len(pixels), d : d + width] = pixels
+            sixes = padded.unflatten(1, (columns, d)).unfold(0, SIZE, TILE)[:count]
+            part.copy_(sixes.unfold(1, SIZE, TILE).permute(4, 5, 0, 1, 2, 3))
 
-        sixes = lines.unflatten(2, (columns, -1)).unfold(2, SIZE, TILE).permute(0, 4, 1, 2, 3)
-        tiles = scratch.copy(sixes).flatten(2)
-        transformed = scratch.take(*tiles.shape)
-        _multiply(self.input, tiles, transformed)
-        transformed = transformed.flatten(0, 1).unflatten(1, (-1, channels))
-        return scratch.cast(transformed, self.images.dtype)
+        transformed = _transform(self.input, tiles.flatten(2), scratch)
+        return scratch.cast(transformed.unflatten(1, (-1, channels)), self.images.dtype)
 
     def _products(self, pixels: Tensor, scratch: _Scratch) -> Tensor:
-        """[36, tiles, C] → sums over the channels, float32 [36, tiles, O]."""
+        """[36, tiles, C] → sums over the channels, [36, tiles, O] in the dtype of ``output``."""
         shape = *pixels.shape[:2], self.matrices.shape[1]
         products = scratch.take(*shape, dtype=pixels.dtype)
         torch.bmm(pixels, self.matrices.mT, out=products)
         if self.bias is not None:
             products[ONES] += self.bias
-        return scratch.cast(products, torch.float32)
+        return scratch.cast(products, self.output.dtype)
 
     def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
         """Sums [36, tiles, O] → rows of the output, with the addend and ReLU."""
-        d, outputs = self.dilation, products.shape[2]
-        products = products.flatten(1).unflatten(0, (SIZE, SIZE))
-        columns = scratch.take(SIZE, TILE, products.shape[2])
-        _multiply(self.output, products, columns)
-        in_place = columns.unflatten(2, (-1, self.across, d, outputs)).permute(0, 2, 3, 1, 4, 5)
-        lines = scratch.copy(in_place)
-        inside = lines.flatten(2, 4)[:, :, : self.width].flatten(2).transpose(0, 1)
-        block = scratch.take(len(inside), TILE, inside.shape[2])
-        _multiply(self.output, inside, block)
+        d, outputs, width = self.dilation, products.shape[2], self.out.shape[2]
+        block = _transform(self.output, products.flatten(1).unflatten(0, (SIZE, SIZE)), scratch)
+        tiles = block.view(TILE, TILE, -1, self.across, d, outputs)
+        lines = scratch.copy(tiles.permute(2, 0, 3, 1, 4, 5), products.dtype)
+        lines = lines.flatten(0, 1).flatten(1, 3)  # [rows, columns, O]
 
-        of_runs = block.split([count for *_, count in runs])
+        of_runs = lines.split([TILE * count for *_, count in runs])
         for (image, first, count), part in zip(runs, of_runs, strict=True):
             rows = slice(first, first + TILE * count * d, d)
-            out = self.out[image, rows].flatten(1)
-            part = part.flatten(0, 1)[: len(out)]
+            out = self.out[image, rows]
+            part = part[: len(out), :width]
             if self.addend is not None:
-                part += self.addend[image, rows].flatten(1)
+                part += self.addend[image, rows]
             out.copy_(part.relu_() if self.relu else part)
 
 
-def _multiply(matrix: Tensor, sources: Tensor, out: Tensor) -> None:
-    """[m, n] times each of [batch, n, :] → out, [batch, m, :]; all float32."""
-    torch.bmm(matrix.expand(len(sources), -1, -1), sources, out=out)
+def _transform(matrix: Tensor, tiles: Tensor, scratch: _Scratch) -> Tensor:
+    """Multiply both axes of the tiles, [n, n, K], by a matrix [m, n] → [m * m, K].
+
+    In bfloat16 one larger product is faster, and it rounds once.
+    """
+    m, n = matrix.shape
+    if matrix.dtype == torch.bfloat16:
+        out = scratch.take(m * m, tiles.shape[2], dtype=matrix.dtype)
+        return torch.mm(torch.kron(matrix, matrix), tiles.flatten(0, 1), out=out)
+    half = scratch.take(m, n, tiles.shape[2])
+    torch.mm(matrix, tiles.flatten(1), out=half.flatten(1))
+    out = scratch.take(m, m, tiles.shape[2])
+    return torch.bmm(matrix.expand(m, -1, -1), half, out=out).flatten(0, 1)
 
 
 def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
