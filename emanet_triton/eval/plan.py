@@ -1,5 +1,6 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
+import contextlib
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import require_writable
 from emanet_triton.inference.predictor import HALF, Predictor
+from emanet_triton.kernels.conv import choice
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
@@ -35,6 +37,8 @@ from emanet_triton.models.zoo import (
     published_path,
     read_published,
 )
+
+FEW_IMAGES = 20  # for fewer, no time is spent on measuring a CPU's convolutions
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ class Plan:
         model = network = job.load(self.device, share=fused and self.device.type == "cpu")
         job.checkpoint.release()
         if fused:
-            network = verified_fuse(model, HALF.get(precision, torch.float32))
+            few = self.device.type == "cpu" and len(self.samples) < FEW_IMAGES
+            with choice.without_measuring() if few else contextlib.nullcontext():
+                network = verified_fuse(model, HALF.get(precision, torch.float32))
             if network is model:
                 model.float()  # its tensors may still be the checkpoint's
         return Predictor(
