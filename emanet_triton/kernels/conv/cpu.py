@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.conv import choice
-from emanet_triton.kernels.conv.onednn import conv_bias_act_, has_onednn
+from emanet_triton.kernels.conv.onednn import compute_dtype, conv_bias_act_, has_onednn
 from emanet_triton.kernels.conv.op import pack_weight
 from emanet_triton.kernels.conv.winograd import pack_weight as pack_winograd_weight
 from emanet_triton.kernels.conv.winograd import winograd_conv
 from emanet_triton.kernels.device import DTYPE_NAMES, cpu_capability
 
 NEVER = sys.maxsize
-# From so many input and output channels on, Winograd's algorithm is faster, by CPU and dtype; with
-# two threads at 64 x 128 pixels. An AMD EPYC measured avx512_bf16 (benchmarks/results/conv_cpu.csv)
-# and, restricted to their instructions, avx512 and avx2. An Intel Xeon measured amx: in bfloat16
-# oneDNN took 3.6 to 5.0 ms for 256 channels and 16.1 for 512, Winograd's algorithm 11.9 and 28.3.
+# From so many input and output channels on, Winograd's algorithm is faster, by CPU and dtype of the
+# products; with two threads at 64 x 128 pixels. An AMD EPYC measured avx512_bf16
+# (benchmarks/results/conv_cpu.csv) and, restricted to their instructions, avx512 and avx2. An Intel
+# Xeon measured amx: in bfloat16 oneDNN took 3.6 to 5.0 ms for 256 channels and 16.1 for 512,
+# Winograd's algorithm 11.9 and 28.3.
 WINOGRAD_FROM = {
     ("amx", torch.float32): 256,
     ("amx", torch.bfloat16): NEVER,
     ("avx512_bf16", torch.float32): 256,
     ("avx512_bf16", torch.bfloat16): 256,
     ("avx512", torch.float32): 256,
-    ("avx512", torch.bfloat16): 128,
     ("avx2", torch.float32): 256,
 }
 MEASURED_FROM = 128  # channels; with fewer, Winograd's algorithm was slower on every CPU
@@ -39,15 +39,16 @@ def takes_winograd(weight: Tensor) -> bool:
     Args:
         weight: [O, C, k, k].
     """
-    if weight.device.type != "cpu" or weight.shape[2] != 3 or not has_onednn(weight.dtype):
+    if weight.device.type != "cpu" or weight.shape[2] != 3 or not has_onednn(torch.float32):
         return False
     outputs, channels = weight.shape[:2]
-    least = WINOGRAD_FROM.get((cpu_capability(), weight.dtype))
+    dtype = compute_dtype(weight.dtype)
+    least = WINOGRAD_FROM.get((cpu_capability(), dtype))
     if least is not None:
         return min(outputs, channels) >= least
     if min(outputs, channels) < MEASURED_FROM:
         return False
-    return _measured(min(outputs, MEASURED_TO), min(channels, MEASURED_TO), weight.dtype)
+    return _measured(min(outputs, MEASURED_TO), min(channels, MEASURED_TO), dtype)
 
 
 def _measured(outputs: int, channels: int, dtype: torch.dtype) -> bool:

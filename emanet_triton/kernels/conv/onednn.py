@@ -28,9 +28,14 @@ def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves in ``dtype`` at full speed on this machine."""
     if not torch.backends.mkldnn.is_available():
         return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.bfloat16:  # AVX512 alone imitates it, more slowly than float32
+        return cpu_capability() != "avx512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float32
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a CPU multiplies ``dtype``: float32 where oneDNN lacks it."""
+    return dtype if has_onednn(dtype) else torch.float32
 
 
 @torch.no_grad()
@@ -48,7 +53,7 @@ def conv_bias_act_(
 
     Args:
         x: [B, C, H, W] on the CPU, channels-last; float32, float16 or bfloat16. If oneDNN does not
-            know the dtype, PyTorch's own convolution runs instead.
+            multiply the dtype at full speed, it multiplies float32, and the result is rounded.
         weight: [O, C, k, k], k odd, in the dtype of ``x``. The padding is ``dilation * (k // 2)``.
         bias: [O], in the dtype of ``x``.
         residual: [B, O, ceil(H / stride), ceil(W / stride)], in the dtype of ``x``; overwritten
@@ -71,18 +76,6 @@ def conv_bias_act_(
     return residual
 
 
-def _plain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: int,
-    dilation: int,
-    relu: bool,
-) -> Tensor:
-    return torch_conv(x, weight, bias, residual, stride, dilation, relu, x.dtype, "ieee")
-
-
 def _geometry(weight: Tensor, stride: int, dilation: int) -> tuple[list[int], list[int], list[int]]:
     padding = dilation * (weight.shape[2] // 2)
     return [padding] * 2, [stride] * 2, [dilation] * 2
@@ -103,14 +96,14 @@ def _packed(weight: Tensor, x: Tensor, geometry: tuple[list[int], ...]) -> Tenso
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, relu: bool) -> Tensor:
-    if not has_onednn(x.dtype):
-        return _plain(x, weight, bias, None, stride, dilation, relu)
+    if not has_onednn(torch.float32):
+        return torch_conv(x, weight, bias, None, stride, dilation, relu, x.dtype, "ieee")
+    dtype = compute_dtype(x.dtype)
     geometry = _geometry(weight, stride, dilation)
     activation = "relu" if relu else "none"
-    packed = _packed(weight, x, geometry)
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, *geometry, 1, activation, [], ""
-    )
+    operands = x.to(dtype), _packed(weight.to(dtype), x, geometry), bias.to(dtype)
+    out = torch.ops.mkldnn._convolution_pointwise(*operands, *geometry, 1, activation, [], "")
+    return out.to(x.dtype)
 
 
 def _run_add_(
@@ -122,15 +115,20 @@ def _run_add_(
     dilation: int,
     relu: bool,
 ) -> None:
-    if not has_onednn(x.dtype):
-        residual.copy_(_plain(x, weight, bias, residual, stride, dilation, relu))
+    if not has_onednn(torch.float32):
+        arguments = x, weight, bias, residual, stride, dilation, relu, x.dtype, "ieee"
+        residual.copy_(torch_conv(*arguments))
         return
+    dtype = compute_dtype(x.dtype)
     geometry = _geometry(weight, stride, dilation)
     activation = "relu" if relu else None
-    packed = _packed(weight, x, geometry)
+    operands = x.to(dtype), _packed(weight.to(dtype), x, geometry), bias.to(dtype)
+    total = residual.to(dtype)
     torch.ops.mkldnn._convolution_pointwise_.binary(
-        residual, x, packed, bias, *geometry, 1, "add", 1.0, activation, [], None
+        total, *operands, *geometry, 1, "add", 1.0, activation, [], None
     )
+    if total is not residual:
+        residual.copy_(total)
 
 
 def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
-from emanet_triton.kernels.conv.onednn import has_onednn
+from emanet_triton.kernels.conv.onednn import compute_dtype
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
 
@@ -91,9 +91,9 @@ def winograd_conv(
 ) -> Tensor:
     """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
 
-    The transforms, bias, residual and ReLU are computed in float32, the products in the dtype of
-    ``x``. In half precision the transformed operands are rounded once more than in a plain
-    convolution: on noise the error is about five times as large.
+    Bias, residual and ReLU are computed in float32, the products in ``compute_dtype``. In bfloat16
+    the transformed operands and the products are rounded once more than in a plain convolution: on
+    noise the error is about five times as large.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
@@ -132,10 +132,12 @@ def _run(
     relu: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    if x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS[x.element_size()]:
-        return torch_conv(x, weight, bias, residual, 1, dilation, relu, out_dtype, "ieee")
+    dtype = compute_dtype(x.dtype)  # of the products
+    if x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS[dtype.itemsize]:
+        operands = x.to(dtype), weight.to(dtype), bias, residual
+        return torch_conv(*operands, 1, dilation, relu, out_dtype, "ieee")
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)
-    most = CHANNELS_BYTES // x.element_size()
+    most = CHANNELS_BYTES // dtype.itemsize
     pieces = x.split(most, 1)
     taps = weight.permute(2, 3, 0, 1).flatten(0, 1).split(most, 2)  # each [9, O, C]
     rows = list(_tile_rows(x.shape[0], x.shape[2], dilation))
@@ -148,7 +150,7 @@ def _run(
 
     channels, outputs = pieces[0].shape[1], len(bias)
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
-    weights_bytes = SIZE**2 * channels * outputs * x.element_size()
+    weights_bytes = SIZE**2 * channels * outputs * dtype.itemsize
     thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
     memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep=small)
     weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
@@ -159,7 +161,7 @@ def _run(
     addend = residual
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
-        matrices = _part(weights_memory, (SIZE**2, outputs, piece.shape[1]), x.dtype)
+        matrices = _part(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
         at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
         parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
         _for_each(_transform_weight, list(parts), of_threads, x.device)
@@ -225,22 +227,21 @@ class _Convolution:
         self.addend = None if addend is None else addend.permute(0, 2, 3, 1)
         self.matrices, self.bias, self.dilation, self.relu = matrices, bias, dilation, relu
         self.across = _tiles_across(x, dilation) // dilation
-        half = x.dtype == torch.bfloat16 and has_onednn(x.dtype)
-        self.dtype = x.dtype if half else torch.float32  # of the transform of the pixels
-        as_it_is = addend is None and out.dtype == self.dtype
-        self.input = x.new_tensor(INPUT, dtype=self.dtype)
-        self.output = x.new_tensor(OUTPUT, dtype=self.dtype if as_it_is else torch.float32)
+        dtype = matrices.dtype
+        self.input = x.new_tensor(INPUT, dtype=dtype)
+        as_it_is = addend is None and out.dtype == dtype
+        self.output = x.new_tensor(OUTPUT, dtype=dtype if as_it_is else torch.float32)
 
     def __call__(self, scratch: _Scratch, runs: list[tuple[int, int, int]]) -> None:
         self._write(self._products(self._read(runs, scratch), scratch), runs, scratch)
 
     def _read(self, runs: list[tuple[int, int, int]], scratch: _Scratch) -> Tensor:
-        """Transformed pixels, [36, tiles, C] in the dtype of x."""
+        """Transformed pixels, [36, tiles, C] in the dtype of the products."""
         channels, d, width = self.images.shape[3], self.dilation, self.images.shape[2]
         most, rows = max(count for *_, count in runs), sum(count for *_, count in runs)
         columns = self.across * TILE + 2
-        padded = scratch.take(most * TILE + 2, columns * d, channels, dtype=self.dtype)
-        tiles = scratch.take(SIZE, SIZE, rows, self.across, d, channels, dtype=self.dtype)
+        padded = scratch.take(most * TILE + 2, columns * d, channels, dtype=self.input.dtype)
+        tiles = scratch.take(SIZE, SIZE, rows, self.across, d, channels, dtype=self.input.dtype)
         of_runs = tiles.split([count for *_, count in runs], 2)
         for (image, first, count), part in zip(runs, of_runs, strict=True):
             above = first < d  # the first of its rows lies above the image
@@ -251,8 +252,7 @@ class _Convolution:
             sixes = padded.unflatten(1, (columns, d)).unfold(0, SIZE, TILE)[:count]
             part.copy_(sixes.unfold(1, SIZE, TILE).permute(4, 5, 0, 1, 2, 3))
 
-        transformed = _transform(self.input, tiles.flatten(2), scratch)
-        return scratch.cast(transformed.unflatten(1, (-1, channels)), self.images.dtype)
+        return _transform(self.input, tiles.flatten(2), scratch).unflatten(1, (-1, channels))
 
     def _products(self, pixels: Tensor, scratch: _Scratch) -> Tensor:
         """[36, tiles, C] → sums over the channels, [36, tiles, O] in the dtype of ``output``."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emanet_triton.kernels.conv import choice, cpu
+from emanet_triton.kernels.conv import choice, cpu, onednn
 from emanet_triton.kernels.conv.cpu import NEVER, WINOGRAD_FROM, takes_winograd
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -12,7 +12,7 @@ def on(monkeypatch, tmp_path):
     """Give the CPU another capability, and oneDNN both dtypes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("EMANET_TRITON_CONV_SEARCH", raising=False)
-    monkeypatch.setattr(cpu, "has_onednn", lambda dtype: True)
+    monkeypatch.setattr(onednn, "has_onednn", lambda dtype: dtype in (FP32, BF16))
     choice._cache.cache_clear()
     yield lambda name: monkeypatch.setattr(cpu, "cpu_capability", lambda: name)
     choice._cache.cache_clear()
@@ -47,6 +47,12 @@ def test_a_known_cpu_measures_nothing(on, measured, capability, dtype):
     else:
         assert not takes_winograd(weight(768, 2048, dtype))
     assert measured == []
+
+
+def test_a_dtype_that_onednn_lacks_takes_the_rule_of_float32(on, measured):
+    on("amx")
+    assert takes_winograd(weight(256, 256, torch.float16))
+    assert not takes_winograd(weight(256, 256, BF16))
 
 
 def test_only_3x3_on_a_cpu_with_onednn(on, measured, monkeypatch):

@@ -23,22 +23,23 @@ CASES = {
 }
 
 
-WAYS = {  # dtype, and whether by oneDNN, which has no float16
-    "fp32-onednn": (FP32, True),
-    "bf16-onednn": (BF16, True),
-    "fp32-plain": (FP32, False),
-    "bf16-plain": (BF16, False),
-    "fp16-plain": (FP16, False),
+WAYS = {  # dtype, and the dtypes that oneDNN has
+    "fp32-onednn": (FP32, {FP32}),
+    "bf16-onednn": (BF16, {FP32, BF16}),
+    "bf16-in-fp32": (BF16, {FP32}),
+    "fp16-in-fp32": (FP16, {FP32}),
+    "fp32-plain": (FP32, set()),
+    "bf16-plain": (BF16, set()),
+    "fp16-plain": (FP16, set()),
 }
 
 
 @pytest.mark.parametrize(("dtype", "onednn"), WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), CASES.values(), ids=CASES)
 def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeypatch):
-    if not onednn:
-        monkeypatch.setattr(conv_cpu, "has_onednn", lambda _: False)
-    elif dtype == BF16 and not conv_cpu.has_onednn(dtype):
-        pytest.skip("this CPU has no fast bfloat16; the plain path is tested")
+    if dtype in onednn and not conv_cpu.has_onednn(dtype):
+        pytest.skip("this CPU has no fast bfloat16; the other ways are tested")
+    monkeypatch.setattr(conv_cpu, "has_onednn", onednn.__contains__)
     case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
     exact, eager = case.eager(torch.float64), case.eager(dtype)
     residual = case.residual
@@ -48,7 +49,18 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=NHWC)
     assert got is residual or residual is None
+    if onednn == {FP32} != {dtype}:  # it is rounded once
+        assert relative_error(got, exact) <= torch.finfo(dtype).eps
     assert relative_error(got, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])
+def test_bfloat16_needs_its_own_instructions(capability, monkeypatch):
+    monkeypatch.setattr(conv_cpu, "cpu_capability", lambda: capability)
+    supported = capability == "avx512"  # oneDNN imitates it there
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert not conv_cpu.has_onednn(BF16)
+    assert conv_cpu.compute_dtype(BF16) == FP32
 
 
 def test_operators_are_registered_in_full():
