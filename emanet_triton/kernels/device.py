@@ -1,9 +1,10 @@
-"""Whether Triton is installed, which architecture a GPU has, and how kernels are imported."""
+"""Whether Triton is installed, what the GPU and the CPU can do, and how kernels are imported."""
 
 import contextlib
 import functools
 import importlib
 import importlib.util
+import platform
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -13,6 +14,8 @@ from torch import Tensor
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# capability → the function of torch.cpu that says whether the CPU has it, best first
+CPU_QUERIES = {"amx": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
 
 
 @functools.cache
@@ -23,6 +26,26 @@ def gpu_arch(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+@functools.cache
+def cpu_capability() -> str:
+    """The best instructions that PyTorch finds on this CPU, by name.
+
+    Returns:
+        "amx" (products of bf16 and int8 tiles), "avx512_bf16" (products of bf16 vectors),
+        "avx512", "avx2", "arm", or "default" for any other CPU. PyTorch's environment variable
+        ``ATEN_CPU_CAPABILITY`` can lower it to "avx2" or "default".
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "arm"
+    vectors = torch.backends.cpu.get_cpu_capability().lower()
+    if vectors != "avx512":
+        return "avx2" if vectors == "avx2" else "default"
+    for name, query in CPU_QUERIES.items():
+        if getattr(torch.cpu, query, bool)():  # ``bool()`` is False: an older PyTorch cannot tell
+            return name
+    return vectors
 
 
 @contextlib.contextmanager
