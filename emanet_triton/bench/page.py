@@ -44,7 +44,8 @@ No kernel has run on a GPU yet: [gpu.md](gpu.md) says what to run there and how 
 A table cell such as `107, 2.76× (1.80–2.93)` means: the median is 107 ms; this is 2.76 times faster
 than the first column; the 20th and 80th percentiles of this ratio over all rounds are 1.80 and
 2.93. *Floor* is the smallest time that the copy bandwidth and the matmul rate of the same run
-allow. *Noise* is the spread of the times of one fixed matrix product. The machines were shared:
+allow. On a CPU the matmul rate is the rate of a matrix product or of a convolution, whichever is
+higher. *Noise* is the spread of the times of one fixed matrix product. The machines were shared:
 read the ratios.
 
 `python -m emanet_triton.bench report` makes this page and its charts from
