@@ -108,6 +108,7 @@ def test_cases_by_device():
     assert "compiled-bf16" not in cpu[0].providers
     peers = {"openvino-fp32", "openvino-bf16"}
     assert peers < set(cpu[0].providers) == set(cpu[-1].providers)
+    assert peers < set(cpu[0].own_threads)
     named = [case.name for case in model.cases(Selection(sizes=(SIZE,), networks=("r50",)))]
     assert named[3:] == ["r50 network 40x64"]
     host, device, *_ = model.cases(Selection(device="cuda"))

@@ -193,6 +193,7 @@ def _case(
         peak=selection.cuda or not selection.short,
         wall=not problem.resident,
         graph=problem.resident,
+        own_threads=tuple(runtimes.RUNTIMES),
     )
 
 
