@@ -40,7 +40,8 @@ class Use:
     def __str__(self) -> str:
         layer = USES.sub("", self.row.case).strip()
         times = f"{self.best_ms:.4g} ms by {self.row.provider}, floor {self.floor_ms:.4g} ms"
-        return f"{self.lost_ms:.4g} ms in {self.count} runs of {layer}: {times}"
+        runs = f"{self.count} run{'s' if self.count > 1 else ''}"
+        return f"{self.lost_ms:.4g} ms in {runs} of {layer}: {times}"
 
 
 def summary(rows: Sequence[Row]) -> str:
