@@ -1,7 +1,7 @@
 """A case of a suite: one problem, and the providers that solve it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Case:
         wall: on a GPU, whether to time by wall clock until the device is idle.
         graph: on a GPU, whether to time replays of a CUDA graph where the call can be captured.
             Every call must give the same result.
+        own_threads: the providers whose threads on a CPU are not PyTorch's.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class Case:
     peak: bool = False
     wall: bool = False
     graph: bool = False
+    own_threads: Collection[str] = ()
 
 
 Cases = Callable[[Selection], Iterable[Case]]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
-from emanet_triton.kernels.device import DTYPES
+from emanet_triton.kernels.conv.onednn import has_onednn
+from emanet_triton.kernels.device import DTYPES, cpu_capability, processor_name
 
 MEGABYTE = 1e6
 ROOT = Path(__file__).parents[2]  # the repository's folder
@@ -24,14 +26,15 @@ class Machine:
     """Where, with what and when a run was made.
 
     Attributes:
-        device: the name of the GPU, or of the processor with its number of cores.
+        device: the name of the GPU, or of the processor with its cores and best instructions.
         threads: PyTorch's number of threads; none on a GPU.
         driver: the version of NVIDIA's driver; empty on a CPU.
         torch, triton: their versions.
         commit: of this package's repository.
         date: the day, such as 2026-01-02.
         copy_gb_s: 10^9 bytes/s of a copy; bytes read and bytes written both count.
-        matmul_tflop_s: 10^12 FLOP/s of a square matrix product, by dtype.
+        matmul_tflop_s: 10^12 FLOP/s by dtype: of a square matrix product, or on a CPU of a
+            convolution if that is faster.
         noise: (p80 - p20) / p50 of the times of one such product.
     """
 
@@ -66,7 +69,10 @@ def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> M
     cuda = device == "cuda"
     copied, size = (2**30, 8192) if cuda else (2**28, 1024)
     copied, size = (2**20, 64) if tiny else (copied, size)
-    rates = {name: _matmul_seconds(device, DTYPES[name], size) for name in dtypes}
+    products = {name: _matmul_seconds(device, DTYPES[name], size) for name in dtypes}
+    rates = {name: 2 * size**3 / min(seconds) for name, seconds in products.items()}
+    if not cuda:
+        rates = {name: max(rate, _conv_rate(DTYPES[name], tiny)) for name, rate in rates.items()}
     return Machine(
         device=torch.cuda.get_device_name() if cuda else cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
@@ -76,8 +82,8 @@ def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> M
         commit=commit(),
         date=datetime.date.today().isoformat(),
         copy_gb_s=2 * copied / min(_copy_seconds(device, copied)) / 1e9,
-        matmul_tflop_s={n: 2 * size**3 / min(seconds) / 1e12 for n, seconds in rates.items()},
-        noise=Statistics.of(next(iter(rates.values()))).spread,
+        matmul_tflop_s={name: rate / 1e12 for name, rate in rates.items()},
+        noise=Statistics.of(next(iter(products.values()))).spread,
     )
 
 
@@ -88,10 +94,8 @@ def check_device(device: str) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's name and number of cores, from Linux."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'unknown processor'}, {max(len(names), 1)} cores"
+    """The processor's name, number of cores and best instructions."""
+    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}"
 
 
 def _copy_seconds(device: str, size: int) -> list[float]:
@@ -102,6 +106,18 @@ def _copy_seconds(device: str, size: int) -> list[float]:
 def _matmul_seconds(device: str, dtype: torch.dtype, size: int) -> list[float]:
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return _seconds(device, lambda: a @ b)
+
+
+def _conv_rate(dtype: torch.dtype, tiny: bool) -> float:
+    """FLOP/s of a convolution by oneDNN, which may exceed those of the matrix product by MKL."""
+    if not has_onednn(dtype):
+        return 0.0
+    channels, height, width = (16, 8, 16) if tiny else (256, 64, 128)
+    x = torch.randn(1, channels, height, width, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, dtype=dtype)
+    flops = 2 * 9 * channels**2 * height * width
+    return flops / min(_seconds("cpu", lambda: F.conv2d(x, weight, padding=1)))
 
 
 def _seconds(device: str, call: Call) -> list[float]:

@@ -163,7 +163,7 @@ class _Measurement:
         if not self._passes(name, call()):
             return
         peak_mb = watch.of(call) if watch else None
-        timer = self._timer(call)
+        timer = self._timer(name, call)
         if self.cuda and self.case.graph and not self._passes_poisoned(name, timer.run):
             return
         host_us = 1e6 * host_seconds(call) if self.cuda and not self.case.wall else None
@@ -192,9 +192,9 @@ class _Measurement:
         del result
         return self._passes(name, run())
 
-    def _timer(self, call: Call) -> Timer:
+    def _timer(self, name: str, call: Call) -> Timer:
         if not self.cuda:
-            return wall_timer(call)
+            return wall_timer(call, name in self.case.own_threads)
         if self.case.wall:
             return synchronised_timer(call)
         return graph_timer(call) if self.case.graph else events_timer(call)

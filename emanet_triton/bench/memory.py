@@ -1,5 +1,6 @@
 """Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
 
+import gc
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -53,15 +54,15 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     if selection.threads:
         torch.set_num_threads(selection.threads)
     tiny = replace(selection, tiny=True, sizes=(), batches=())
-    for warm_up in cases(tiny):  # loads what the libraries load at their first call
-        if provider in warm_up.providers:
-            _prepare(warm_up)
-            warm_up.providers[provider]()()
-            break
+    warm_up = next(case for case in cases(tiny) if provider in case.providers)
+    _prepare(warm_up)
+    warm_up.providers[provider]()()  # loads what the libraries load at their first call
     case = next(case for case in cases(selection) if case.name == name)
     _prepare(case)
     before = _resident_bytes("VmRSS")
     call = case.providers[provider]()
+    warm_up.providers[provider]()  # PyTorch's exporter keeps the last network: let it be this one
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call()
     return _resident_bytes("VmHWM") - before

@@ -30,8 +30,9 @@ INTRODUCTION = """\
 
 EXPLANATION = """\
 A *provider* is one way to compute a case: our code or a competitor. Each run times all providers of
-a case alternately. If a provider is missing, the run prints the reason. A provider with a wrong
-result gets no time. All weights are generated.
+a case alternately. On a CPU, a provider with threads of its own starts when PyTorch's threads rest.
+If a provider is missing, the run prints the reason. A provider with a wrong result gets no time.
+All weights are generated.
 
 `--sizes 512x1024 --batches 8 --dtypes bf16 --networks r50 --providers triton` narrow a run.
 `--rounds`, `--seconds` and `--repeat-until 0.01` say how long it takes. `--csv` writes rows,
@@ -44,7 +45,8 @@ No kernel has run on a GPU yet: [gpu.md](gpu.md) says what to run there and how 
 A table cell such as `107, 2.76× (1.80–2.93)` means: the median is 107 ms; this is 2.76 times faster
 than the first column; the 20th and 80th percentiles of this ratio over all rounds are 1.80 and
 2.93. *Floor* is the smallest time that the copy bandwidth and the matmul rate of the same run
-allow. *Noise* is the spread of the times of one fixed matrix product. The machines were shared:
+allow. On a CPU the matmul rate is the rate of a matrix product or of a convolution, whichever is
+higher. *Noise* is the spread of the times of one fixed matrix product. The machines were shared:
 read the ratios.
 
 `python -m emanet_triton.bench report` makes this page and its charts from

@@ -1,12 +1,13 @@
-"""The network run by ONNX Runtime and by TensorRT.
+"""Networks run by OpenVINO, ONNX Runtime and TensorRT.
 
-Neither is a dependency. If one cannot be imported, the provider is ``Absent``.
+None of them is a dependency. If one cannot be imported, the provider is ``Absent``.
 """
 
 import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +18,26 @@ from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.errors import describe
 from emanet_triton.models.emanet import EMANet
 
-# A network, an example of its inputs on the same device → a function that runs the network.
-Maker = Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
+# A network, examples of its inputs on the same device → a function that runs the network on inputs
+# of the same shapes and dtypes, contiguous on a CPU.
+Maker = Callable[..., Callable[..., Tensor]]
+EXPORTER = "onnxscript"  # torch.onnx needs it
+PEERS = ("openvino", "onnxruntime", EXPORTER)  # packages of the extra "peers"
+HINTS = {"fp32": "f32", "bf16": "bf16"}  # of precision, for OpenVINO
+NAMES = {"f32": torch.float32, "bf16": torch.bfloat16}  # OpenVINO's names of dtypes
 
 
 def import_peer(name: str) -> ModuleType:
     """Import a package that need not be installed.
 
     Raises:
-        Absent: it cannot be imported, with the reason.
+        Absent: it cannot be imported, with the reason and the command that installs it.
     """
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package built for another PyTorch may raise anything
-        raise Absent(describe(error)) from None
+        command = "; pip install 'emanet-triton[peers]'" if name in PEERS else ""
+        raise Absent(describe(error) + command) from None
 
 
 class LogitsOnly(nn.Module):
@@ -44,8 +51,63 @@ class LogitsOnly(nn.Module):
         return mmseg_network(self.model, images)
 
 
+def openvino(dtype: str, device: str) -> Maker:
+    """OpenVINO on "cpu", which computes in "fp32" or "bf16".
+
+    Raises:
+        Absent: it is not installed, or not for this device or dtype.
+    """
+    if device != "cpu":
+        raise Absent("OpenVINO needs a CPU")
+    runtime = import_peer("openvino")
+    import_peer(EXPORTER)
+    core = runtime.Core()
+    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise Absent("OpenVINO finds no bf16 instructions on this CPU")
+    return functools.partial(_by_openvino, runtime, core, HINTS[dtype])
+
+
+def _by_openvino(
+    runtime: ModuleType, core: Any, hint: str, model: nn.Module, *examples: Tensor
+) -> Callable[..., Tensor]:
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,  # on a CPU with bf16 it would compute fp32 in bf16
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(exported(model, *examples)), "CPU", settings)
+    request, result = compiled.create_infer_request(), compiled.output(0)
+    shape, dtype = tuple(result.shape), NAMES[result.element_type.get_type_name()]
+    types = {own: getattr(runtime.Type, name) for name, own in NAMES.items()}
+
+    def shared(tensor: Tensor) -> Any:
+        """OpenVINO's tensor in the same memory, which it does not keep alive."""
+        # NumPy has no bf16: it sees integers.
+        numbers = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        return runtime.Tensor(numbers.numpy(), list(tensor.shape), types[tensor.dtype])
+
+    def forward(*inputs: Tensor) -> Tensor:
+        inputs = tuple(tensor.contiguous() for tensor in inputs)
+        out = torch.empty(shape, dtype=dtype)
+        for i, tensor in enumerate(inputs):
+            request.set_input_tensor(i, shared(tensor))
+        request.set_output_tensor(0, shared(out))
+        request.infer()
+        return out
+
+    return forward
+
+
+def exported(model: nn.Module, *examples: Tensor) -> bytes:
+    """A network as an ONNX file for inputs of exactly these shapes and dtypes."""
+    with torch.no_grad():
+        program = torch.onnx.export(model.eval(), examples, dynamo=True, verbose=False)
+    assert program is not None  # it is None only if the model goes to a file
+    return program.model_proto.SerializeToString()
+
+
 def onnxruntime(device: str) -> Maker:
-    """ONNX Runtime on "cpu" or "cuda".
+    """ONNX Runtime on "cpu" or "cuda", in float32.
 
     Raises:
         Absent: it is not installed, or not for this device.
@@ -54,40 +116,35 @@ def onnxruntime(device: str) -> Maker:
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in runtime.get_available_providers():
         raise Absent(f"onnxruntime has no {provider}")
-    import_peer("onnxscript")  # torch.onnx needs it
-    return functools.partial(_exported, runtime, provider)
+    import_peer(EXPORTER)
+    return functools.partial(_by_onnxruntime, runtime, provider)
 
 
-def _exported(
-    runtime: ModuleType, provider: str, model: nn.Module, example: Tensor
-) -> Callable[[Tensor], Tensor]:
-    with torch.no_grad():
-        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
-        shape = model(example).shape
-    assert program is not None  # it is None only if the model goes to a file
-    exported = program.model_proto.SerializeToString()
+def _by_onnxruntime(
+    runtime: ModuleType, provider: str, model: nn.Module, *examples: Tensor
+) -> Callable[..., Tensor]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    settings = {"use_tf32": "0"} if example.is_cuda else {}
-    session = runtime.InferenceSession(exported, options, providers=[(provider, settings)])
-    (source,), (result,) = (
-        [each.name for each in ends] for ends in (session.get_inputs(), session.get_outputs())
-    )
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else it slows the next
+    settings = {"use_tf32": "0"} if provider.startswith("CUDA") else {}
+    model_file = exported(model, *examples)
+    session = runtime.InferenceSession(model_file, options, providers=[(provider, settings)])
+    names, (result,) = [each.name for each in session.get_inputs()], session.get_outputs()
 
-    def forward(images: Tensor) -> Tensor:
-        images = images.contiguous()
-        logits = torch.empty(shape, device=images.device)
+    def forward(*inputs: Tensor) -> Tensor:
+        inputs = tuple(tensor.contiguous() for tensor in inputs)
+        out = torch.empty(result.shape, device=inputs[0].device)
         binding = session.io_binding()
-        for bind, end, tensor in (
-            (binding.bind_input, source, images),
-            (binding.bind_output, result, logits),
+        for bind, name, tensor in (
+            *((binding.bind_input, *pair) for pair in zip(names, inputs, strict=True)),
+            (binding.bind_output, result.name, out),
         ):
             where = tensor.device.type, tensor.device.index or 0, np.float32
-            bind(end, *where, tuple(tensor.shape), tensor.data_ptr())
-        if images.is_cuda:
+            bind(name, *where, tuple(tensor.shape), tensor.data_ptr())
+        if out.is_cuda:
             torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
         session.run_with_iobinding(binding)
-        return logits
+        return out
 
     return forward
 
@@ -108,3 +165,12 @@ def _by_tensorrt(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor
     model = model.to(torch.bfloat16)
     network = torch.compile(model, backend="tensorrt", dynamic=False)
     return lambda images: network(images.to(torch.bfloat16))
+
+
+# The providers of the suites: name → a function of the device that finds the runtime.
+RUNTIMES: dict[str, Callable[[str], Maker]] = {
+    "openvino-fp32": functools.partial(openvino, "fp32"),
+    "openvino-bf16": functools.partial(openvino, "bf16"),
+    "onnxruntime-fp32": onnxruntime,
+    "tensorrt-bf16": tensorrt,
+}

@@ -15,7 +15,7 @@ import torch
 
 from emanet_triton.cache_folder import cache_folder
 from emanet_triton.files import open_plain, read_plain, write_whole
-from emanet_triton.kernels.device import HAS_TRITON, cpu_capability, cpu_name
+from emanet_triton.kernels.device import HAS_TRITON, cpu_capability, processor_name
 
 MOST_BYTES = 4 << 20  # about ten thousand findings; a longer file is begun anew
 
@@ -120,7 +120,7 @@ def environment(device: torch.device) -> str:
     """Device, driver and versions: they decide how fast kernels are and whether they are right."""
     if device.type == "cpu":
         threads = f"{torch.get_num_threads()} threads"
-        return f"{cpu_name()}, {cpu_capability()}, {threads}, torch {torch.__version__}"
+        return f"{processor_name()}, {cpu_capability()}, {threads}, torch {torch.__version__}"
     return ", ".join(
         (
             torch.cuda.get_device_name(device),

@@ -50,7 +50,7 @@ def cpu_capability() -> str:
     return vectors
 
 
-def cpu_name() -> str:
+def processor_name() -> str:
     """The processor's name and number of cores, such as "AMD EPYC, 2 cores"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

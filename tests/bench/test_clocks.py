@@ -62,6 +62,13 @@ def test_a_capture_that_costs_the_context_is_an_error(convolution, device, monke
         clocks.graph_timer(convolution)
 
 
+def test_the_rest_before_a_call_with_other_threads_does_not_count(monkeypatch):
+    monkeypatch.setattr(clocks, "SPIN_SECONDS", 0.05)
+    begin = time.perf_counter()
+    seconds = clocks.wall_timer(lambda: None, own_threads=True)().warm
+    assert seconds < 0.05 <= time.perf_counter() - begin
+
+
 def test_wall_clock():
     timer = clocks.wall_timer(lambda: time.sleep(0.02))
     assert timer.clock == "wall"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from device import DEVICE
+from fake_runtimes import fake_openvino
 
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.cost import ConvShape, Cost
@@ -11,7 +12,7 @@ from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
-from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers
+from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers, conv_sums
 from emanet_triton.bench.suites.conv_case import MOST_ERROR, bound, relative_error
 
 SIZE = 512, 1024
@@ -122,6 +123,7 @@ def test_winograd_takes_3x3_of_stride_1_only_and_onednn_one_dtype():
     calls = conv_layers.walks(Selection(), SIZE, 1, "bf16")["r50-whole"]
     for layer in conv_layers.layers(calls):
         names = conv.names(Selection(), layer)
+        assert names[-1] == "openvino-bf16"
         assert ("winograd" in names) == (layer.shape.kernel == 3 and layer.shape.stride == 1)
         mixed = layer.shape.outputs == 768 or layer.shape.residual == torch.float32
         assert layer.one_dtype != mixed
@@ -225,11 +227,39 @@ def test_the_summary_adds_up_each_network():
         row("bottleneck C=1 bf16 r50-whole=1 r101-whole=1", "torch", 2.0, 1.0),
     ]
     best = "the fastest of each"
-    assert conv.totals(rows).splitlines() == [
+    assert conv_sums.totals(rows).splitlines() == [
         f"6 convolutions of r50-whole, bf16: torch 49 ms, {best} 16.5 ms, floor 6 ms",
         f"1 convolutions of r101-whole, bf16: torch 4 ms, {best} 1.5 ms, floor 1 ms",
         f"22 convolutions of r101-slide, bf16: torch 198 ms, {best} 66 ms, floor 22 ms",
     ]
+
+
+def test_the_summary_lists_the_convolutions_that_lose_most_time():
+    uses = "r50-whole=3 r101-whole=9"
+    rows = []
+    for i in range(1, 15):
+        case = f"1x1 C={i} B=1 bf16 {uses}"
+        rows += [row(case, "torch", 9.0, 1.0), row(case, "onednn", 1 + i / 4, 1.0)]
+        rows += [row(case, "openvino-bf16", 0.5, 1.0), row(case, "compiled", 0.5, 1.0)]
+    rows += [row(f"3x3 C=1 B=1 bf16 {uses}", "torch", 9.0, 1.0)]
+    rows += [row(f"3x3 C=1 B=1 bf16 {uses}", "winograd", 0.5, 1.0)]  # below the floor
+    said = conv_sums.losses(rows).splitlines()
+    assert said[0] == "time above the floor in r50-whole, bf16:"
+    assert said[1] == ("10.5 ms in 3 runs of 1x1 C=14 B=1 bf16: 4.5 ms by onednn, floor 1 ms")
+    assert [line.split()[0] for line in said[1:]] == [f"{3 * i / 4:g}" for i in range(14, 3, -1)]
+    assert conv_sums.summary(rows).splitlines()[2:] == said  # after the sums of two networks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("residual", [None, torch.float32], ids=["alone", "residual"])
+def test_other_runtimes_run_the_same_convolution(dtype, residual, monkeypatch):
+    fake_openvino(monkeypatch)
+    layer = conv.Layer(shape(dtype, residual, residual), 24)
+    problem = conv.make_problem(layer, "cpu")
+    (name,) = [n for n in conv.names(Selection(), layer) if n.startswith("openvino")]
+    got = conv.provide(name, lambda: problem)()
+    assert got.dtype == layer.shape.out_dtype
+    assert relative_error(got, problem.exact()) < MOST_ERROR[name.partition("-")[2]]
 
 
 def test_a_tiny_run(tmp_path, capsys):
@@ -237,5 +267,7 @@ def test_a_tiny_run(tmp_path, capsys):
     assert main(["conv", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)
     assert len({row.case for row in rows}) == 29
-    assert all(row.gate == "passed" and row.floor_ms > 0 for row in rows)
+    peers = "openvino-fp32", "onnxruntime-fp32"  # need not be installed
+    own = [row for row in rows if not (row.provider in peers and row.gate.startswith("absent"))]
+    assert all(row.gate == "passed" and row.floor_ms > 0 for row in own)
     assert "59 convolutions of r50-whole, fp32: " in capsys.readouterr().out

@@ -19,6 +19,18 @@ def test_the_machine_is_named_and_measured():
     assert machine.device in str(machine)
 
 
+def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
+    monkeypatch.setattr(of_machine, "cpu_capability", lambda: "avx512_bf16")
+    assert cpu_name().endswith(" cores, AVX512-BF16")
+
+
+@pytest.mark.parametrize(("rate", "said"), [(9e18, 9e6), (1.0, None)])
+def test_the_ceiling_is_the_faster_of_product_and_convolution(monkeypatch, rate, said):
+    monkeypatch.setattr(of_machine, "_conv_rate", lambda *_: rate)
+    found = measure_machine("cpu", ["fp32"], tiny=True).matmul_tflop_s["fp32"]
+    assert found == said or (said is None and found > 1e-12)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_said():
     with pytest.raises(InputError, match="PyTorch finds no GPU"):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from emanet_triton.bench import clocks
 from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.forecasts import FORECASTS
@@ -57,6 +58,15 @@ def make_case(**changes):
 def measured(case, peak=None):
     rows = measure(case, Method(rounds=3), MACHINE, peak)
     return {row.provider: row for row in rows}
+
+
+def test_only_a_provider_with_threads_of_its_own_waits(monkeypatch):
+    slept = []
+    monkeypatch.setattr(clocks.time, "sleep", slept.append)
+    measured(make_case())
+    assert not slept
+    measured(make_case(own_threads=("right",)))
+    assert slept == [clocks.SPIN_SECONDS] * 4  # a warm-up and three rounds
 
 
 def test_gates():

@@ -34,6 +34,25 @@ def test_the_peak_is_the_providers():
     assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
 
 
+LAST = []  # what a library keeps of the last provider
+
+
+def kept_cases(selection):
+    """As ``cases``, but twice the provider's memory is kept until another provider is made."""
+    (case,) = cases(selection)
+
+    def make():
+        LAST[:] = [torch.ones((1 if selection.tiny else 2 * MEGABYTES) * 2**20, dtype=torch.uint8)]
+        return case.providers["plain"]()
+
+    yield replace(case, providers={"plain": make})
+
+
+def test_what_a_library_keeps_of_the_last_network_does_not_count():
+    peak = peak_in_child(kept_cases, Selection(threads=1), "block", "plain")
+    assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
+
+
 def dying_cases(selection):
     """One case whose provider ends its process, as running out of memory does."""
     (case,) = cases(selection)

@@ -1,9 +1,11 @@
 """The suite model: peers are mmsegmentation's operations, and all of them give its labels."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from fake_runtimes import fake_openvino
 
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.networks import architecture, make_network, make_protocol
@@ -52,6 +54,28 @@ def test_ours_on_the_device_is_what_the_predictor_does(mode):
     assert torch.equal(*fused)
 
 
+def test_the_network_alone_gives_its_logits():
+    given = replace(problem("whole"), alone=True)
+    network, images = given.model(), given.inputs()
+    with torch.no_grad():
+        want = network(images)
+    for name in ("plain-fp32", "fused-fp32"):
+        got = model.PROVIDERS[name](given)()
+        assert (got - want).norm() <= 1e-4 * want.norm()
+        assert torch.equal(model.labels_of(got), got.argmax(1))
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_other_runtimes_give_the_same_labels(mode, monkeypatch):
+    fake_openvino(monkeypatch)
+    given = problem(mode)
+    want = model.PROVIDERS["plain-fp32"](given)()
+    assert torch.equal(model.PROVIDERS["openvino-fp32"](given)(), want)
+    alone = replace(given, alone=True, protocol=make_protocol("whole", SIZE, tiny=True))
+    want = model.PROVIDERS["plain-fp32"](alone)()
+    assert torch.equal(model.PROVIDERS["openvino-fp32"](alone)(), want)
+
+
 def test_networks_repeat_and_leave_the_random_numbers_alone():
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -75,12 +99,23 @@ def test_cases_by_device():
         "r101 whole 1024x2048 from=host",
         "r101 slide 1024x2048 from=host",
         "r101 whole ms+flip 1024x2048 from=host",
+        "r50 network 512x1024",
+        "r101 network 512x1024",
+        "r50 network 1024x2048",
+        "r101 network 1024x2048",
     ]
     assert list(cpu[2].providers) == ["plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16"]
     assert "compiled-bf16" not in cpu[0].providers
+    peers = {"openvino-fp32", "openvino-bf16"}
+    assert peers < set(cpu[0].providers) == set(cpu[-1].providers)
+    assert peers < set(cpu[0].own_threads)
+    named = [case.name for case in model.cases(Selection(sizes=(SIZE,), networks=("r50",)))]
+    assert named[3:] == ["r50 network 40x64"]
     host, device, *_ = model.cases(Selection(device="cuda"))
     assert (host.wall, device.wall) == (True, False)
     assert (host.graph, device.graph) == (False, True)
+    assert not peers & set(host.providers)
+    assert not any("network" in case.name for case in model.cases(Selection(device="cuda")))
     (quick,) = model.cases(Selection(quick=True))
     assert "compiled-fp32" not in quick.providers
     (asked,) = model.cases(Selection(quick=True, providers=("compiled-fp32",)))
@@ -117,7 +152,7 @@ def test_a_tiny_run(tmp_path):
     path = tmp_path / "model.csv"
     assert main(["model", "--tiny", "--threads", "1", "--csv", str(path)]) == 0
     rows = read_rows(path)
-    assert len({row.case for row in rows}) == 3
+    assert len({row.case for row in rows}) == 4
     for row in rows:
         if row.provider.startswith(("plain", "fused")):
             assert row.gate == "passed"

@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from fake_runtimes import fake_openvino
+from torch import nn
 
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Absent
@@ -22,6 +24,61 @@ def network():
 def test_what_does_not_import_is_absent_with_the_reason(monkeypatch):
     with pytest.raises(Absent, match="ModuleNotFoundError: No module named 'not_a_package'"):
         runtimes.import_peer("not_a_package")
+
+
+@pytest.mark.parametrize(
+    ("provider", "package"),
+    [
+        ("openvino-fp32", "openvino"),
+        ("openvino-bf16", "onnxscript"),
+        ("onnxruntime-fp32", "onnxruntime"),
+        ("onnxruntime-fp32", "onnxscript"),
+    ],
+)
+def test_what_can_be_installed_is_absent_with_the_command(provider, package, monkeypatch):
+    fake_openvino(monkeypatch)
+    pretend(monkeypatch, "onnxruntime", get_available_providers=lambda: ["CPUExecutionProvider"])
+    assert runtimes.RUNTIMES[provider]("cpu")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Absent, match=rf"{package} .*; pip install 'emanet-triton\[peers\]'$"):
+        runtimes.RUNTIMES[provider]("cpu")
+
+
+def test_openvino_says_where_it_cannot_run(monkeypatch):
+    fake = fake_openvino(monkeypatch)
+    fake.capabilities = ["FP32", "INT8"]
+    with pytest.raises(Absent, match="OpenVINO finds no bf16 instructions on this CPU"):
+        runtimes.openvino("bf16", "cpu")
+    with pytest.raises(Absent, match="OpenVINO needs a CPU"):
+        runtimes.openvino("fp32", "cuda")
+    assert runtimes.openvino("fp32", "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_gets_the_dtype_and_pytorchs_threads(dtype, hint, monkeypatch):
+    fake = fake_openvino(monkeypatch)
+    runtimes.openvino(dtype, "cpu")(nn.Identity(), torch.zeros(2))
+    (compiled,) = fake.compiled
+    assert compiled.settings == {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+class Difference(nn.Module):
+    def forward(self, a, b):
+        return a - b
+
+
+def test_openvino_reads_and_writes_the_memory_of_tensors(monkeypatch):
+    fake_openvino(monkeypatch)
+    examples = torch.zeros(2, 20, 20)
+    forward = runtimes.openvino("fp32", "cpu")(Difference(), *examples)
+    a, b = torch.randn(2, 40, 40)[:, 10:30, 10:30]  # windows, of which it needs copies
+    first, second = forward(a, b), forward(b, a)
+    assert torch.equal(first, a - b)  # the second call does not overwrite it
+    assert torch.equal(second, b - a)
 
 
 def pretend(monkeypatch, name, **attributes):
@@ -59,11 +116,12 @@ def test_tensorrt_needs_a_gpu():
         runtimes.tensorrt("cpu")
 
 
-def test_onnxruntime(network):
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+def test_an_installed_runtime_gives_the_logits(network, name):
+    pytest.importorskip(name.partition("-")[0])
     pytest.importorskip("onnxscript")
     example, other = torch.randn(2, 1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
-    forward = runtimes.onnxruntime("cpu")(runtimes.LogitsOnly(network), example)
+    forward = runtimes.RUNTIMES[name]("cpu")(runtimes.LogitsOnly(network), example)
     with torch.no_grad():
         want = mmseg_network(network, other)
     assert (forward(other) - want).norm() <= 1e-4 * want.norm()

@@ -2,26 +2,26 @@
 
 import functools
 import itertools
-import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.networks import NETWORKS
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import compiled, without_gradients
-from emanet_triton.bench.rows import Row
 from emanet_triton.bench.suite import Suite
 from emanet_triton.bench.suites import conv_bottleneck, conv_case
 from emanet_triton.bench.suites.conv_layers import Layer, layers, walks
+from emanet_triton.bench.suites.conv_sums import summary
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.conv.onednn import conv_bias_act_, has_onednn
@@ -29,7 +29,10 @@ from emanet_triton.kernels.conv.op import conv_bias_act, pack_weight
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 QUICK_LAYERS = 6  # of a short run on a CPU
-USES = re.compile(r"\b(r\d+-\w+)=(\d+)")  # in a case's name: how often each network uses it
+RUNTIMES = {  # on a CPU
+    torch.float32: ("openvino-fp32", "onnxruntime-fp32"),
+    torch.bfloat16: ("openvino-bf16",),
+}
 
 
 def cases(selection: Selection) -> Iterator[Case]:
@@ -169,11 +172,18 @@ def names(selection: Selection, layer: Layer) -> list[str]:
     found = ["torch", "compiled"]
     if has_onednn(shape.dtype) and layer.one_dtype:
         found.append("onednn")
-    return [*found, "winograd"] if shape.kernel == 3 and shape.stride == 1 else found
+    if shape.kernel == 3 and shape.stride == 1:
+        found.append("winograd")
+    return [*found, *RUNTIMES.get(shape.dtype, ())]
 
 
 def provide(name: str, make: Callable[[], Problem]) -> Call:
-    """A call that runs one provider. All but the baseline on the CPU run channels-last."""
+    """A call that runs one provider. All but the baseline on the CPU run channels-last.
+
+    Other runtimes have layouts of their own; they get NCHW, which is the faster for them.
+    """
+    if name in runtimes.RUNTIMES:
+        return _by_runtime(name, make)
     problem = make()
     shape = problem.layer.shape
     if name == "torch" and not problem.x.is_cuda:
@@ -198,27 +208,26 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     return without_gradients(conv_bias_act, *arguments, **options)
 
 
-def totals(rows: Sequence[Row]) -> str:
-    """The time of all convolutions of a network by the baseline and by the fastest of each."""
-    plain = {row.case: row.p50_ms for row in rows if row.provider == "torch" and row.p50_ms}
-    best: dict[str, tuple[float, Row]] = {}
-    for row in rows:
-        if row.p50_ms and row.p50_ms < best.get(row.case, (float("inf"), row))[0]:
-            best[row.case] = row.p50_ms, row
-    uses: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
-    for case, (best_ms, row) in best.items():
-        if case in plain and "bottleneck" not in case:
-            for network, count in USES.findall(case):
-                times = int(count), plain[case], best_ms, row.floor_ms or 0.0
-                uses.setdefault((row.dtype, network), []).append(times)
-    lines = []
-    for (dtype, network), own in uses.items():
-        torch_ms, best_ms, floor_ms = (sum(line[0] * line[i] for line in own) for i in (1, 2, 3))
-        lines.append(
-            f"{sum(line[0] for line in own)} convolutions of {network}, {dtype}: torch "
-            f"{torch_ms:.4g} ms, the fastest of each {best_ms:.4g} ms, floor {floor_ms:.4g} ms"
-        )
-    return "\n".join(lines)
+class Convolution(nn.Module):
+    """A problem's convolution in a form that can be exported, with the same weights in float32."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem
+        self.weight = nn.Parameter(problem.weight.float(), requires_grad=False)
+        self.bias = nn.Parameter(problem.bias.float(), requires_grad=False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None:
+            residual = residual.float()
+        return self.problem.plain(x.float(), self.weight, self.bias, residual)
+
+
+def _by_runtime(name: str, make: Callable[[], Problem]) -> Call:
+    compile_ = runtimes.RUNTIMES[name]("cpu")  # before anything is exported
+    problem = make()
+    inputs = [problem.x] if problem.residual is None else [problem.x, problem.residual]
+    return without_gradients(compile_(Convolution(problem), *inputs), *inputs)
 
 
 SUITE = Suite(
@@ -231,7 +240,14 @@ SUITE = Suite(
 This suite times each convolution of the fused network, with folded batch norm, bias, residual and
 ReLU. `torch` is PyTorch's own convolution, `compiled` the same by `torch.compile`, `onednn`
 oneDNN's fused convolution, `cudnn` cuDNN's, `cudnn-benchmark` cuDNN's after its search. `winograd`
-and `triton` are ours.
+and `triton` are ours. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are
+installed (`pip install 'emanet-triton[peers]'`). Their times hold the change to the layout that
+they compute in and back, of which a network needs few; it weighs most in 1x1 convolutions.
+
+The lines below a table sum up a network: *the fastest of each* is the fastest provider that our
+network can use, so neither `compiled` nor another runtime. The list of convolutions says in which
+the network loses most time above the floor. Winograd needs fewer FLOP than the floor counts, so
+that it can fall below the floor.
 
 `r50-whole=3` says that R50 runs a convolution three times for one image; on a GPU the suite also
 times the convolutions of the sliding window (`r50-slide`). `residual=fp32` and `out=fp32` name a
@@ -241,5 +257,5 @@ channels.
 The CPU rows were measured before this list was made from the fused network. They lack two of its
 convolutions (2048 to 768 channels, and 256 to 256 channels with `pitch`), and have two of the plain
 network instead (`r50-plain`).""",
-    summary=totals,
+    summary=summary,
 )

@@ -10,6 +10,7 @@ from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.options import Selection
+from emanet_triton.bench.runtimes import RUNTIMES
 
 NAME = "conv"
 # The largest relative errors in norm that pass. Winograd's error in half precision is five times
@@ -65,6 +66,7 @@ def make_case(
         floor=floor,
         dtype=dtype,
         graph=True,
+        own_threads=tuple(RUNTIMES),
     )
 
 

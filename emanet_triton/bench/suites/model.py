@@ -1,10 +1,11 @@
-"""From an image to its labels: R50 and R101, whole and sliding inference.
+"""From an image to its labels: R50 and R101, whole and sliding inference; the network alone.
 
 On a GPU a case is timed twice. ``from=host`` is what mmsegmentation's benchmark times: the input
 comes from the host's memory, and the labels go back to it. There peers begin with the normalised
 float32 input. Ours begins with the uint8 image, which it resizes and normalises itself.
 ``from=device`` is the replay of a CUDA graph of the network and the labels, with input and output
-on the device. On a CPU the two are the same.
+on the device. On a CPU the two are the same, and the network alone is timed too, as deployment
+runtimes run it: from the normalised float32 input to the logits.
 """
 
 import functools
@@ -53,6 +54,9 @@ LABELS_BOUND = 1e-3  # the share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
 ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; run only if named
 MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # the providers with ms+flip
+CPU_ONLY = ("openvino-fp32", "openvino-bf16")
+ALONE = "network"  # in place of the mode where the network is timed alone
+SIZES_ALONE = [(512, 1024), (1024, 2048)]
 RATES = ("plain-fp32", "fused-fp32", "fused-bf16")  # shown beside the published images a second
 
 
@@ -68,6 +72,7 @@ class Problem:
         resident: whether input and labels stay on the device.
         tiny: whether the network has few channels.
         ms_flip: whether six scales, plain and mirrored, are averaged.
+        alone: whether the network is timed alone: normalised input → logits.
     """
 
     network: str
@@ -77,6 +82,7 @@ class Problem:
     resident: bool
     tiny: bool
     ms_flip: bool = False
+    alone: bool = False
 
     @property
     def size(self) -> Size:
@@ -105,7 +111,12 @@ class Problem:
         forward: Callable[[Tensor], Tensor],
         finish: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Callable[[Tensor], Tensor]:
-        """mmseg's ``simple_test`` around a network, window by window: inputs → labels [1, H, W]."""
+        """mmseg's ``simple_test`` around a network, window by window: inputs → labels [1, H, W].
+
+        It is the network itself, inputs → logits, if that is timed alone.
+        """
+        if self.alone:
+            return forward
         finish = finish or self.finish
 
         def labels(inputs: Tensor) -> Tensor:
@@ -123,7 +134,10 @@ class Problem:
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Both networks and both modes of inference, for images of each size; also whole ms+flip."""
+    """Both networks and both modes of inference, for images of each size; also whole ms+flip.
+
+    On a CPU then the networks alone.
+    """
     sizes = selection.sizes or _default_sizes(selection)
     short = selection.quick and not selection.cuda
     networks = selection.networks or (["r50"] if selection.short else NETWORKS)
@@ -134,6 +148,10 @@ def cases(selection: Selection) -> Iterator[Case]:
             yield _case(selection, network, mode, size, way)
         if not selection.quick:
             yield _case(selection, network, "whole", size, "host", ms_flip=True)
+    if not (selection.cuda or selection.quick):
+        sizes = sizes if selection.sizes or selection.tiny else SIZES_ALONE
+        for size, network in itertools.product(sizes, networks):
+            yield _case(selection, network, ALONE, size, "host")
 
 
 def _default_sizes(selection: Selection) -> list[Size]:
@@ -145,38 +163,48 @@ def _default_sizes(selection: Selection) -> list[Size]:
 def _case(
     selection: Selection, network: str, mode: str, size: Size, way: str, ms_flip: bool = False
 ) -> Case:
-    protocol = make_protocol(mode, size, selection.tiny)
+    alone = mode == ALONE
+    protocol = make_protocol("whole" if alone else mode, size, selection.tiny)
     problem = Problem(
         *(network, protocol, make_image(size), selection.device),
         resident=way == "device",
         ms_flip=ms_flip,
+        alone=alone,
         tiny=selection.tiny,
     )
     if any("bf16" in name for name in selection.providers):  # their gate needs plain's error
         selection = replace(selection, providers=("plain-bf16", *selection.providers))
-    want = functools.cache(lambda: PROVIDERS["plain-fp32"](problem)().cpu())
-    names = [n for n in PROVIDERS if selection.cuda or n not in GPU_ONLY]
+    want = functools.cache(lambda: labels_of(PROVIDERS["plain-fp32"](problem)()))
+    elsewhere = CPU_ONLY if selection.cuda else GPU_ONLY
+    names = [n for n in PROVIDERS if n not in elsewhere]
     names = [n for n in names if n in MS_FLIP or not ms_flip]
     return Case(
         suite=SUITE.name,
-        name=f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]} from={way}",
+        name=f"{network} {mode}{' ms+flip' * ms_flip} {size[0]}x{size[1]}"
+        + f" from={way}" * (not alone),
         providers=selection.pick(
             {n: functools.partial(PROVIDERS[n], problem) for n in names},
             "plain-fp32",
             (*ONE_PROVIDER, *(COMPILED if selection.short else ())),
         ),
         baseline="plain-fp32",
-        error=lambda got: (got.cpu() != want()).double().mean().item(),
+        error=lambda got: (labels_of(got) != want()).double().mean().item(),
         bound=bound,
         peak=selection.cuda or not selection.short,
         wall=not problem.resident,
         graph=problem.resident,
+        own_threads=tuple(runtimes.RUNTIMES),
     )
 
 
 def make_image(size: Size) -> np.ndarray:
     """uint8 noise [H, W, 3]."""
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def labels_of(result: Tensor) -> Tensor:
+    """The labels on the host: the result itself, or the largest of its logits."""
+    return (result.argmax(1) if result.is_floating_point() else result).cpu()
 
 
 def bound(name: str, errors: Mapping[str, float]) -> float:
@@ -231,6 +259,8 @@ def fused(problem: Problem, dtype: str, backend: str = "auto") -> Call:
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
     if backend != "auto":
         set_backend(model, backend)
+    if problem.alone:
+        return problem.timed(model)
     if problem.resident:
         return without_gradients(resident_labels, model, problem.inputs(), problem)
     predictor = Predictor(model, problem.protocol, ms_flip=problem.ms_flip, cuda_graphs=True)
@@ -258,9 +288,9 @@ def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tenso
     return resample_labels(logits.transpose(0, 1).flatten(1)[None], *tables)
 
 
-def runtime(problem: Problem, find: Callable[[str], runtimes.Maker]) -> Call:
+def runtime(name: str, problem: Problem) -> Call:
     """mmseg's sequence around a network that another runtime runs, if it is installed."""
-    make = find(problem.device)  # before anything is built or exported
+    make = runtimes.RUNTIMES[name](problem.device)  # before anything is built or exported
     model = runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
     window = next(cut_windows(problem.inputs(), problem.protocol, at_once=1)).to(problem.device)
     return problem.timed(problem.labels_by(make(model, window)))
@@ -275,8 +305,7 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
     "fused-bf16": lambda problem: fused(problem, "bf16"),
-    "onnxruntime-fp32": lambda problem: runtime(problem, runtimes.onnxruntime),
-    "tensorrt-bf16": lambda problem: runtime(problem, runtimes.tensorrt),
+    **{name: functools.partial(runtime, name) for name in runtimes.RUNTIMES},
 }
 GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
 
@@ -298,13 +327,21 @@ def beside_published(rows: Sequence[Row]) -> str:
 SUITE = Suite(
     name="model",
     title="From an image to labels",
-    measures="an image to its labels: R50 and R101, whole and sliding window",
+    measures="an image to its labels: R50 and R101, whole and sliding window; on a CPU the network "
+    "alone too",
     cases=cases,
     text="""\
 `plain` runs mmsegmentation's operations in PyTorch, `compiled` the same by `torch.compile`. `fused`
 is our fused network. `cudnn` and `triton` are the fused network with all convolutions by cuDNN or
-by our Triton kernels; they run only if `--providers` names them. ONNX Runtime and Torch-TensorRT
-run `plain`'s network if they are installed. `from=host` is what mmsegmentation's benchmark times:
-the input comes from the host's memory, the labels go back to it.""",
+by our Triton kernels; they run only if `--providers` names them. OpenVINO (on a CPU), ONNX Runtime
+and Torch-TensorRT (on a GPU) run `plain`'s network if they are installed:
+`pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX export for inputs of
+one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32, as OpenVINO by
+itself does not where the CPU has bf16. Between windows, and from logits to labels, all but `fused`
+run mmsegmentation's operations in PyTorch.
+
+`from=host` is what mmsegmentation's benchmark times: the input comes from the host's memory, the
+labels go back to it. `network` is the network alone, from the normalised float32 input to the
+logits; its gate compares the largest logit of each pixel.""",
     published=beside_published,
 )
