@@ -209,7 +209,7 @@ def test_a_network_is_traced(tmp_path, monkeypatch):
         *("r50_whole_replay.csv", "r50_whole_replay.json.gz"),
     ]
     content = json.loads(gzip.decompress((tmp_path / "r50_whole_eager.json.gz").read_bytes()))
-    assert any(event["name"] == "aten::convolution" for event in content["traceEvents"])
+    assert any("convolution" in event["name"] for event in content["traceEvents"])
 
 
 def test_families_of_another_vendor():
