@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
-from emanet_triton.kernels.conv.cpu import takes_winograd
+from emanet_triton.kernels.conv.cpu_choice import takes_winograd
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.resnet import Bottleneck
@@ -33,8 +33,9 @@ def fuse(
     - ``ema_in_conv`` and a part of ``conv_cat`` read the same input and become one convolution.
     - The EM attention and its 1x1 convolutions become one operator.
     - Dropout and the auxiliary head are left out.
-    - On the CPU most 3x3 convolutions become Winograd's, with weights laid out for it. Fuse the
-      model on the device where the copy will run.
+    - On a CPU a 3x3 convolution becomes Winograd's if this is faster, with weights laid out for it.
+      A CPU without AVX2 measures this once, and keeps the result on disk. Fuse the model on the
+      device where the copy will run.
 
     Args:
         model: an EMANet in evaluation mode; it is not changed. Its tensors may have any floating
@@ -124,7 +125,7 @@ class FusedConv(nn.Module):
         self.channels_last = channels_last
         self.winograd = channels_last and stride == 1 and takes_winograd(weight)
         on_cpu = channels_last and weight.device.type == "cpu"
-        by_onednn = on_cpu and not self.winograd and onednn.has_onednn(weight.dtype)
+        by_onednn = on_cpu and not self.winograd and onednn.has_onednn(torch.float32)
         self.out_dtype = torch.float32 if wide and not by_onednn else weight.dtype
         if channels_last:
             weight = winograd.pack_weight(weight) if self.winograd else pack_weight(weight)

@@ -336,9 +336,9 @@ is our fused network. `cudnn` and `triton` are the fused network with all convol
 by our Triton kernels; they run only if `--providers` names them. OpenVINO (on a CPU), ONNX Runtime
 and Torch-TensorRT (on a GPU) run `plain`'s network if they are installed:
 `pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX export for inputs of
-one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32, as OpenVINO by
-itself does not where the CPU has bf16. Between windows, and from logits to labels, all but `fused`
-run mmsegmentation's operations in PyTorch.
+one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32; without this
+setting OpenVINO would choose bf16 where the CPU has it. Between windows, and from logits to
+labels, all but `fused` run mmsegmentation's operations in PyTorch.
 
 `from=host` is what mmsegmentation's benchmark times: the input comes from the host's memory, the
 labels go back to it. `network` is the network alone, from the normalised float32 input to the

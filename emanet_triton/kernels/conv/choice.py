@@ -1,6 +1,6 @@
 """Choose the backend of a convolution by measuring: on a GPU at the first call of a shape.
 
-On a CPU whose fastest convolutions are not known, ``fuse`` measures (see ``cpu``).
+On a CPU whose fastest convolutions are not known, ``fuse`` measures (see ``cpu_choice``).
 ``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl`` keeps the winner with the device, the versions
 and a digest of the kernels' sources. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then
 the first candidate runs. On an NVIDIA GPU it is cuDNN's fused convolution, or PyTorch's convolution

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from emanet_triton.kernels.conv import choice, cpu, onednn
-from emanet_triton.kernels.conv.cpu import NEVER, WINOGRAD_FROM, takes_winograd
+from emanet_triton.kernels.conv import choice, cpu_choice, onednn
+from emanet_triton.kernels.conv.cpu_choice import NEVER, WINOGRAD_FROM, takes_winograd
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -14,7 +14,7 @@ def on(monkeypatch, tmp_path):
     monkeypatch.delenv("EMANET_TRITON_CONV_SEARCH", raising=False)
     monkeypatch.setattr(onednn, "has_onednn", lambda dtype: dtype in (FP32, BF16))
     choice._cache.cache_clear()
-    yield lambda name: monkeypatch.setattr(cpu, "cpu_capability", lambda: name)
+    yield lambda name: monkeypatch.setattr(cpu_choice, "cpu_capability", lambda: name)
     choice._cache.cache_clear()
 
 
@@ -59,7 +59,7 @@ def test_only_3x3_on_a_cpu_with_onednn(on, measured, monkeypatch):
     on("avx2")
     assert not takes_winograd(weight(512, 512, kernel=1))
     assert not takes_winograd(weight(512, 512, device="meta"))
-    monkeypatch.setattr(cpu, "has_onednn", lambda dtype: False)
+    monkeypatch.setattr(cpu_choice, "has_onednn", lambda dtype: False)
     assert not takes_winograd(weight(512, 512))
 
 
@@ -76,7 +76,7 @@ def test_an_unknown_cpu_measures_once(on, measured, monkeypatch):
 
 def test_wide_convolutions_are_measured_at_fewer_channels(on, measured, monkeypatch):
     on("default")
-    monkeypatch.setattr(cpu, "MEASURED_TO", 150)
+    monkeypatch.setattr(cpu_choice, "MEASURED_TO", 150)
     assert takes_winograd(weight(768, 2048))
     assert takes_winograd(weight(160, 170))
     assert len(measured) == 2
