@@ -13,8 +13,7 @@ from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
-from emanet_triton.kernels.conv.onednn import has_onednn
-from emanet_triton.kernels.device import DTYPES, cpu_capability, processor_name
+from emanet_triton.kernels.device import DTYPES, cpu_capability, has_onednn, processor_name
 
 MEGABYTE = 1e6
 ROOT = Path(__file__).parents[2]  # the repository's folder

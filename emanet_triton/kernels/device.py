@@ -1,4 +1,4 @@
-"""Whether Triton is installed, what the GPU and the CPU can do, and how kernels are imported."""
+"""What is installed, what the GPU and the CPU can do, and how kernels are imported."""
 
 import contextlib
 import functools
@@ -48,6 +48,15 @@ def cpu_capability() -> str:
         if getattr(torch.cpu, query, bool)():  # ``bool()`` is False: an older PyTorch cannot tell
             return name
     return vectors
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies ``dtype`` at full speed on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:  # AVX512 alone imitates it, more slowly than float32
+        return cpu_capability() != "avx512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
 
 
 def processor_name() -> str:

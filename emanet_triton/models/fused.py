@@ -11,6 +11,7 @@ from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
 from emanet_triton.kernels.conv.cpu_choice import takes_winograd
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
+from emanet_triton.kernels.device import has_onednn
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.resnet import Bottleneck
 
@@ -125,7 +126,7 @@ class FusedConv(nn.Module):
         self.channels_last = channels_last
         self.winograd = channels_last and stride == 1 and takes_winograd(weight)
         on_cpu = channels_last and weight.device.type == "cpu"
-        by_onednn = on_cpu and not self.winograd and onednn.has_onednn(torch.float32)
+        by_onednn = on_cpu and not self.winograd and has_onednn(torch.float32)
         self.out_dtype = torch.float32 if wide and not by_onednn else weight.dtype
         if channels_last:
             weight = winograd.pack_weight(weight) if self.winograd else pack_weight(weight)

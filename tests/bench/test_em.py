@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from device import DEVICE
+from subnormal import count_subnormal
 
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.options import Selection
@@ -74,7 +75,7 @@ def test_providers_agree(operation):
             torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_peers_are_compiled_if_asked_for_and_at_one_case():
+def test_peers_are_compiled_on_a_cpu_and_on_a_gpu_if_asked_for_and_at_one_case():
     compiled = {
         case.name: list(case.providers)
         for case in em.cases(Selection(device="cuda"))
@@ -83,9 +84,35 @@ def test_peers_are_compiled_if_asked_for_and_at_one_case():
     assert compiled == {
         "block B=1 N=32768 bf16 channels-last": ["mmseg", "mmseg-compiled", "ours-torch", "triton"]
     }
-    assert not any("mmseg-compiled" in case.providers for case in em.cases(Selection()))
+    assert all("mmseg-compiled" in case.providers for case in em.cases(Selection()))
+    assert not any("mmseg-compiled" in case.providers for case in em.cases(Selection(quick=True)))
     asked = em.cases(Selection(device="cuda", providers=("mmseg-compiled",)))
     assert all(list(case.providers) == ["mmseg", "mmseg-compiled"] for case in asked)
+
+
+def test_a_cpu_runs_both_dtypes_and_layouts():
+    names = {case.name for case in em.cases(Selection())}
+    for dtype in ("fp32", "bf16"):
+        for layout in em.LAYOUTS:
+            assert f"block B=1 N=32768 {dtype} {layout}" in names
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_logits_spread_over_hundreds(device):
+    spread = [case for case in em.cases(Selection(device=device)) if case.name.endswith("spread")]
+    names = [case.name for case in spread]
+    assert "attention B=1 N=8192 fp32 channels-last spread" in names
+    assert "block B=1 N=8192 bf16 channels-last spread" in names
+    problem = em.make_problem(1, (9, 37), 128, 16, scale=em.SPREAD)
+    logits = problem.feats.flatten(2).mT @ problem.bases
+    assert logits.max() - logits.min() > 300
+    assert count_subnormal(torch.softmax(logits, 2)) > 10
+    exact = em.float64("attention", problem)
+    errors = {
+        name: em.relative_error(em.provide(name, "attention", lambda: problem)(), exact)
+        for name in ("mmseg", "ours-torch")
+    }
+    assert errors["ours-torch"] <= em.three_way("ours-torch", errors)
 
 
 def test_graph_replays_are_timed():

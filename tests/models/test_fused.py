@@ -20,6 +20,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.conv import cpu_choice, onednn, winograd
+from emanet_triton.kernels.device import has_onednn
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedConv
 from emanet_triton.models.protocol import Protocol
@@ -73,7 +74,7 @@ def test_golden_logits_in_bf16():
 
 def test_golden_logits_in_bf16_by_onednn_alone(monkeypatch):
     """As on a CPU with AMX: without Winograd's algorithm, with copies in oneDNN's layout."""
-    if not onednn.has_onednn(BF16):
+    if not has_onednn(BF16):
         pytest.skip("this CPU has no fast bfloat16")
     for module in (cpu_choice, onednn):
         monkeypatch.setattr(module, "cpu_capability", lambda: "amx")

@@ -24,9 +24,9 @@ from emanet_triton.bench.suites.conv_layers import Layer, layers, walks
 from emanet_triton.bench.suites.conv_sums import summary
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv import winograd
-from emanet_triton.kernels.conv.onednn import conv_bias_act_, has_onednn
+from emanet_triton.kernels.conv.onednn import conv_bias_act_
 from emanet_triton.kernels.conv.op import conv_bias_act, pack_weight
-from emanet_triton.kernels.device import DTYPE_NAMES
+from emanet_triton.kernels.device import DTYPE_NAMES, has_onednn
 
 QUICK_LAYERS = 6  # of a short run on a CPU
 RUNTIMES = {  # on a CPU

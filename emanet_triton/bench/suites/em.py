@@ -25,6 +25,7 @@ from emanet_triton.models.network import logits_size
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 FLOORS = {"attention": attention_floor, "block": block_floor}
+SPREAD = 100.0  # times ordinary features: logits that spread over hundreds
 COMPILED = ("block", "bf16", 1, 32768)  # on a GPU the one case that runs the compiled peer unasked
 
 
@@ -57,6 +58,7 @@ def make_problem(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
+    scale: float = 1.0,
 ) -> Problem:
     """Features as after a ReLU, and weights of an ordinary scale; the same at every call.
 
@@ -66,6 +68,7 @@ def make_problem(
         bases: number of bases K.
         dtype, device: of all tensors.
         memory_format: of the features.
+        scale: of the features. The logits grow with it.
     """
     generator = torch.Generator(device).manual_seed(0)
 
@@ -73,7 +76,7 @@ def make_problem(
         return torch.randn(shape, generator=generator, device=device)
 
     tensors = [
-        normal(batch, channels, *size).relu_(),
+        scale * normal(batch, channels, *size).relu_(),
         F.normalize(normal(1, channels, bases), dim=1),
         2 * normal(channels, channels, 1, 1) / channels**0.5,
         normal(channels),
@@ -96,16 +99,17 @@ def mmseg_block(problem: Problem, num_stages: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Both operators at every batch, size, dtype and layout."""
-    sizes, batches, dtypes, layouts = _defaults(selection)
+    """Both operators at every batch, size, dtype and layout, then with logits that spread."""
+    all_sizes, all_batches, all_dtypes, layouts = _defaults(selection)
+    dtypes = selection.dtypes or all_dtypes
+    sizes, batches = selection.sizes or all_sizes, selection.batches or all_batches
     for dtype, size, batch, layout, operation in itertools.product(
-        selection.dtypes or dtypes,
-        selection.sizes or sizes,
-        selection.batches or batches,
-        layouts,
-        FLOORS,
+        dtypes, sizes, batches, layouts, FLOORS
     ):
         yield _case(selection, operation, batch, size, dtype, layout)
+    if not selection.short:
+        for dtype, operation in itertools.product(dtypes, FLOORS):
+            yield _case(selection, operation, batches[0], sizes[0], dtype, "channels-last", SPREAD)
 
 
 def _defaults(selection: Selection) -> tuple[Sequence[Any], ...]:
@@ -113,16 +117,22 @@ def _defaults(selection: Selection) -> tuple[Sequence[Any], ...]:
     if selection.tiny:
         return [(24, 40)], [2], ["fp32"], ["channels-last"]
     if selection.quick:
-        dtypes, batches = (["bf16"], [1, 8]) if selection.cuda else (["fp32"], [1])
+        dtypes, batches = (["bf16"], [1, 8]) if selection.cuda else (["fp32", "bf16"], [1])
         return [(512, 1024)], batches, dtypes, ["channels-last"]
     sizes = [(512, 1024), (769, 769), (1024, 2048)]
     if selection.cuda:
         return [*sizes, (2048, 4096)], [1, 4, 8], ["bf16", "fp16", "fp32"], ["channels-last"]
-    return sizes, [1], ["fp32"], list(LAYOUTS)
+    return sizes, [1], ["fp32", "bf16"], list(LAYOUTS)
 
 
 def _case(
-    selection: Selection, operation: str, batch: int, image: Size, dtype: str, layout: str
+    selection: Selection,
+    operation: str,
+    batch: int,
+    image: Size,
+    dtype: str,
+    layout: str,
+    scale: float = 1.0,
 ) -> Case:
     height, width = logits_size(*image)
     channels, bases = (16, 5) if selection.tiny else (512, 64)
@@ -134,14 +144,18 @@ def _case(
             dtype=DTYPES[dtype],
             device=selection.device,
             memory_format=LAYOUTS[layout],
+            scale=scale,
         )
     )
     exact = functools.cache(lambda image: float64(operation, problem(), image))
+    suffix = "" if scale == 1 else " spread"
     names = ["mmseg", "mmseg-compiled", *selection.ours]
-    is_compiled = selection.cuda and (operation, dtype, batch, height * width) == COMPILED
+    is_compiled = not selection.short
+    if selection.cuda:
+        is_compiled = (operation, dtype, batch, height * width) == COMPILED
     return Case(
         suite=SUITE.name,
-        name=f"{operation} B={batch} N={height * width} {dtype} {layout}",
+        name=f"{operation} B={batch} N={height * width} {dtype} {layout}{suffix}",
         providers=selection.pick(
             {name: functools.partial(provide, name, operation, problem) for name in names},
             "mmseg",
@@ -209,11 +223,13 @@ def relative_error(got: Sequence[Tensor], want: Sequence[Tensor], image: int = 0
 SUITE = Suite(
     name="em",
     title="The EM attention operators",
-    measures="the EM operators, by size, batch, dtype and memory layout",
+    measures="the EM operators, by size, batch, dtype, memory layout and spread of the logits",
     cases=cases,
     text="""\
 `mmseg` runs mmsegmentation's operations in PyTorch, `mmseg-compiled` the same by `torch.compile`.
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. On a GPU
-`mmseg-compiled` runs unasked for only one case: the block, one 1024x2048 image, bf16. *Predicted*
+`mmseg-compiled` runs unasked for only one case: the block, one 1024x2048 image, bf16. In the cases
+*spread* the logits spread over hundreds, so most responsibilities are too small for a normal number
+of float32; on many processors operations on subnormal numbers take ten times as long. *Predicted*
 times are forecasts for an H100 by a review of commit 54dbbc2; [gpu.md](gpu.md) has them all.""",
 )

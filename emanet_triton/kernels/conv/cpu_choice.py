@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.conv import choice
-from emanet_triton.kernels.conv.onednn import compute_dtype, conv_bias_act_, has_onednn
+from emanet_triton.kernels.conv.onednn import compute_dtype, conv_bias_act_
 from emanet_triton.kernels.conv.op import pack_weight
 from emanet_triton.kernels.conv.winograd import pack_weight as pack_winograd_weight
 from emanet_triton.kernels.conv.winograd import winograd_conv
-from emanet_triton.kernels.device import DTYPE_NAMES, cpu_capability
+from emanet_triton.kernels.device import DTYPE_NAMES, cpu_capability, has_onednn
 
 NEVER = sys.maxsize
 # From so many input and output channels on, Winograd's algorithm is faster, by CPU and dtype of the

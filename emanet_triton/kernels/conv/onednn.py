@@ -15,22 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_dtype
 from emanet_triton.kernels.conv.eager import torch_conv
-from emanet_triton.kernels.device import cpu_capability
+from emanet_triton.kernels.device import cpu_capability, has_onednn
 from emanet_triton.kernels.registration import Operator, register
 
 # Where copies of weights are kept. Elsewhere they would save 1.5% of a network's time and take as
 # much memory as the weights.
 PACKS = {("amx", torch.bfloat16)}
 _PACKED = WeakTensorKeyDictionary()  # weight → (address and version, copy in oneDNN's layout)
-
-
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in ``dtype`` at full speed on this machine."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:  # AVX512 alone imitates it, more slowly than float32
-        return cpu_capability() != "avx512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,6 +10,19 @@ the Gram matrix W1'W1, which would square the condition number and need memory b
 On a CPU the threads share the positions, and in the M step the bases. Threads wait for one another
 only between steps, so one slow thread delays the others little. The shape alone decides the shares
 and the order in which their sums are added, so the number of threads changes no bit of a result.
+Large tensors are touched in these threads alone: after an operation that PyTorch splits among its
+own threads, those wait actively for some milliseconds, and would take cores from these.
+
+No stored number is subnormal, whatever the logits. A responsibility that could be, below 2 K
+``tiny`` (``normal_softmax``), becomes 0. Both norms of a base are guarded by ``EPS``, so N
+such zeros move a base by at most 4 N K ``tiny`` / ``EPS``^2 times the largest norm of a position of
+X: by 3e-8 for 8192 positions of norm 1 and 64 bases. Responsibilities are stored times ``SCALE``,
+so that the sums of the smallest ones are normal too. The reconstruction leaves out responsibilities
+below ``EPS``, which moves it by less than K ``EPS``.
+
+Of bfloat16 features oneDNN computes the block's last two products, the reconstruction and the out
+convolution, from bfloat16 numbers with float32 sums. All else stays float32: bfloat16 would change
+logits of hundreds by whole units, and double the error of a reconstruction that is the output.
 """
 
 from collections.abc import Callable
@@ -18,13 +31,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.kernels.device import has_onednn
+from emanet_triton.kernels.softmax import normal_softmax
 from emanet_triton.kernels.threads import for_each
 
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
+SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds nothing
 POSITIONS = 512  # positions of a piece on a CPU: 1 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
 SHARES = 64  # items of work into which the positions are split, at most
 BASES = 16  # bases in one item of work on a CPU
+CHANNELS = 64  # for bfloat16 products at least: the roundings of many channels cancel out
 
 
 @torch.no_grad()
@@ -75,17 +92,16 @@ def run_block(
     Returns:
         The block's output and the bases, as ``run_attention`` returns them.
     """
-    dtype = torch.promote_types(feats.dtype, torch.float32)
-    y = torch.empty_like(feats, dtype=dtype).copy_(feats)  # F, and in the end the output
-    w_mid, b_mid, w_out, b_out = (t.to(dtype) for t in (mid_weight, mid_bias, out_weight, out_bias))
+    out = torch.empty_like(feats)
     new_bases = feats.new_empty(len(feats), *bases.shape[1:])
     with torch.autocast(feats.device.type, enabled=False):
-        for f, initial, final in zip(y, bases.expand_as(new_bases), new_bases, strict=True):
-            steps = _Steps(f, initial, (w_mid, b_mid))
+        images = zip(feats, bases.expand_as(new_bases), out, new_bases, strict=True)
+        for f, initial, y, final in images:
+            steps = _Steps(f, initial, (mid_weight, mid_bias))
             steps.run(num_stages)
-            steps.epilogue_(w_out, b_out)
+            steps.epilogue(out_weight, out_bias, y)
             final.copy_(steps.bases.T)
-    return y.to(feats.dtype), new_bases
+    return out, new_bases
 
 
 class _Steps:
@@ -98,50 +114,83 @@ class _Steps:
     """
 
     def __init__(self, f: Tensor, bases: Tensor, mid: tuple[Tensor, Tensor] | None = None) -> None:
-        cpu, dtype = f.device.type == "cpu", torch.promote_types(f.dtype, torch.float32)
-        self.bases = bases.T.to(dtype, copy=True, memory_format=torch.contiguous_format)  # [K, C]
-        self._f, self._mid = f, mid
-        self._weight = self.bases if mid is None else torch.empty_like(self.bases)  # nu, [K, C]
-        self._bias = None if mid is None else self.bases.new_empty(len(self.bases))  # of the logits
-        self._z = self.bases.new_empty(len(f), len(self.bases))  # responsibilities, [N, K]
+        cpu, self._dtype = f.device.type == "cpu", torch.promote_types(f.dtype, torch.float32)
+        bases = bases.T.to(self._dtype, copy=True, memory_format=torch.contiguous_format)
+        self.bases = bases  # [K, C]
+        self._f = f
+        self._mid = mid
+        self._weight = bases if mid is None else torch.empty_like(bases)  # nu, [K, C]
+        self._bias = None if mid is None else bases.new_empty(len(bases))  # of the logits
+        self._z = bases.new_empty(len(f), len(bases))  # responsibilities times SCALE
+        self._by_columns = f.stride(0) == 1 and not f.is_contiguous()
+        self._is_last = False  # whether this is the last step
         self._shares = _shares(*self._z.shape) if cpu else [slice(0, len(f))]
         self._positions = POSITIONS if cpu else WIDE
-        self._of_bases = _slices(len(self.bases), BASES if cpu else len(self.bases))
-        self._sums = self.bases.new_empty(len(self._shares), *self.bases.shape)
+        self._of_bases = _slices(len(bases), BASES if cpu else len(bases))
+        self._sums = bases.new_empty(len(self._shares), *bases.shape)
         self._masses = self._sums.new_empty(self._sums.shape[:2])
 
     def run(self, num_stages: int) -> None:
         """Run E and M steps; they set ``bases`` and the responsibilities."""
         if self._mid is not None:
+            self._share(lambda: self._read_mid, [self._mid])
             self._share(lambda: self._fold, self._of_bases)
-        for _ in range(num_stages):
+        for stage in range(num_stages):
             self._share(lambda: self._e_step, list(enumerate(self._shares)))
+            self._is_last = stage == num_stages - 1
             self._share(lambda: self._m_step, self._of_bases)
 
     def reconstruct(self, out: Tensor) -> None:
         """Write the reconstruction of X to ``out``, [N, C]."""
+        bases = self.bases / SCALE
 
         def run(share: slice) -> None:
             for piece in self._pieces(share):
-                _product(self._z[piece], self.bases, out[piece])
+                z = self._responsibilities(piece)
+                if out.dtype == z.dtype:
+                    torch.mm(z, bases, out=out[piece])
+                else:
+                    out[piece] = _fast_linear(z, bases.T)
 
         self._share(lambda: run, self._shares)
 
-    def epilogue_(self, weight: Tensor, bias: Tensor) -> None:
-        """F becomes relu(F + relu(z mu') weight' + bias) in place."""
+    def epilogue(self, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+        """Write relu(F + relu(z mu') weight' + bias) to ``out``, [N, C]."""
+        # oneDNN's product of float32 rows is faster, but cannot add in place.
+        in_bfloat16 = _multiplies_bfloat16(out, weight, bias)
+        in_place = in_bfloat16 or (self._by_columns and out.dtype == self._dtype)
+        make_run = self._add_in_place if in_place else self._add
+        self._share(lambda: make_run(weight, bias, out), self._shares)
 
-        def make_run() -> Callable[[slice], None]:
-            memory = self._f.new_empty(self._positions, self._f.shape[1])
+    def _add(self, weight: Tensor, bias: Tensor, out: Tensor) -> Callable:
+        """Make a function that computes the epilogue of a share."""
+        bases, weight, bias = self.bases / SCALE, weight.to(self._dtype), bias.to(self._dtype)
 
-            def run(share: slice) -> None:
-                for piece in self._pieces(share):
-                    z, f = self._z[piece], self._f[piece]
-                    recon = torch.mm(z, self.bases, out=memory[: len(z)]).relu_()
-                    f.addmm_(recon, weight.T).add_(bias).relu_()
+        def run(share: slice) -> None:
+            for piece in self._pieces(share):
+                recon = _fast_linear(self._responsibilities(piece), bases.T).relu_()
+                product = _fast_linear(recon, weight, bias)
+                torch.add(product, self._f[piece], out=out[piece]).relu_()
 
-            return run
+        return run
 
-        self._share(make_run, self._shares)
+    def _add_in_place(self, weight: Tensor, bias: Tensor, out: Tensor) -> Callable:
+        """Make a function as ``_add`` does, which rounds once, after it has added all terms."""
+        bases, weight, bias = (t.to(out.dtype) for t in (self.bases / SCALE, weight, bias))
+        weight = torch.cat([weight, bias[:, None]], 1)
+        memory = out.new_ones(self._positions, weight.shape[1])  # a column of ones for the bias
+
+        def run(share: slice) -> None:
+            for piece in self._pieces(share):
+                z = self._responsibilities(piece).to(out.dtype)
+                recon = memory[: len(z)]
+                torch.mm(z, bases, out=recon[:, :-1]).relu_()
+                out[piece].copy_(self._f[piece]).addmm_(recon, weight.T).relu_()
+
+        return run
+
+    def _read_mid(self, mid: tuple[Tensor, Tensor]) -> None:
+        self._mid = mid[0].to(self._dtype), mid[1].to(self._dtype)
 
     def _fold(self, k: slice) -> None:
         """Compute the weight and the bias that give the logits of some bases."""
@@ -154,31 +203,66 @@ class _Steps:
         """Compute responsibilities z of a share of the positions, and the sums of z'F and of z."""
         i, share = numbered
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
+        linear = _linear if self._f.dtype == self._dtype else _fast_linear
         for piece in self._pieces(share):
-            f, z = self._f[piece].to(sums.dtype), self._z[piece]
-            torch.mm(f, self._weight.T, out=z)
-            if self._bias is not None:
-                z += self._bias
-            torch.softmax(z, 1, out=z)
+            f, z = self._f[piece].to(self._dtype), self._stored(piece)
+            logits = linear(f, self._weight, self._bias)
+            if self._by_columns:  # softmax would copy columns
+                normal_softmax(logits.T, 0, out=z.T)
+            else:
+                normal_softmax(logits, 1, out=z)
+            z *= SCALE
             sums.addmm_(z.T, f)
             mass += z.sum(0)
 
     def _m_step(self, k: slice) -> None:
         """Compute bases k from the sums of all shares, and the weight and bias of their logits."""
         sums, mass = self._sums[:, k].sum(0), self._masses[:, k].sum(0)
-        guarded = mass.clamp_min(EPS)
+        guarded = mass.clamp_min(SCALE * EPS)
         new = sums / guarded[:, None]
         if self._mid is not None:
             weight, bias = self._mid
             new = new @ weight.T + torch.outer(mass / guarded, bias)
         self.bases[k] = F.normalize(new, dim=1)
-        self._fold(k)
+        if not self._is_last:
+            self._fold(k)
+
+    def _stored(self, piece: slice) -> Tensor:
+        """The stored responsibilities of a piece, [n, K], with memory in the order of F's."""
+        z = self._z[piece]
+        return z.view(z.shape[1], -1).T if self._by_columns else z
+
+    def _responsibilities(self, piece: slice) -> Tensor:
+        """The responsibilities of a piece that move the reconstruction, times ``SCALE``."""
+        return F.threshold(self._stored(piece), SCALE * EPS, 0)
 
     def _pieces(self, share: slice) -> list[slice]:
         return _slices(share.stop, self._positions, share.start)
 
     def _share(self, make_run: Callable[[], Callable], items: list) -> None:
         for_each(make_run, items, self._f.device)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight' + bias, [n, O], for x [n, I]. Columns of x that lie in a row give such columns."""
+    if x.is_contiguous():
+        return F.linear(x, weight, bias)
+    out = torch.mm(weight, x.T)
+    return (out if bias is None else out.add_(bias[:, None])).T
+
+
+def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As ``_linear``, by oneDNN where it is faster; its sums over many channels are less exact."""
+    if x.is_contiguous() and x.device.type == "cpu" and has_onednn(x.dtype):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _linear(x, weight, bias)
+
+
+def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the block's last two products multiply bfloat16 numbers."""
+    kinds = {(t.device.type, t.dtype) for t in (out, weight, bias)}
+    enough = len(bias) >= CHANNELS and has_onednn(torch.bfloat16)
+    return kinds == {("cpu", torch.bfloat16)} and enough
 
 
 def _shares(positions: int, bases: int) -> list[slice]:
@@ -193,10 +277,3 @@ def _shares(positions: int, bases: int) -> list[slice]:
 def _slices(stop: int, size: int, start: int = 0) -> list[slice]:
     """Slices of ``size`` each; the last may be shorter."""
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)

@@ -3,6 +3,7 @@ import torch
 from conv_reference import make
 from golden_data import relative_error
 
+from emanet_triton.kernels import device
 from emanet_triton.kernels.conv import onednn as conv_cpu
 from emanet_triton.kernels.conv.onednn import conv_bias_act_
 
@@ -37,7 +38,7 @@ WAYS = {  # dtype, and the dtypes that oneDNN has
 @pytest.mark.parametrize(("dtype", "onednn"), WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), CASES.values(), ids=CASES)
 def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeypatch):
-    if dtype in onednn and not conv_cpu.has_onednn(dtype):
+    if dtype in onednn and not device.has_onednn(dtype):
         pytest.skip("this CPU has no fast bfloat16; the other ways are tested")
     monkeypatch.setattr(conv_cpu, "has_onednn", onednn.__contains__)
     case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
@@ -56,10 +57,10 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
 
 @pytest.mark.parametrize("capability", ["avx2", "avx512"])
 def test_bfloat16_needs_its_own_instructions(capability, monkeypatch):
-    monkeypatch.setattr(conv_cpu, "cpu_capability", lambda: capability)
+    monkeypatch.setattr(device, "cpu_capability", lambda: capability)
     supported = capability == "avx512"  # oneDNN imitates it there
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    assert not conv_cpu.has_onednn(BF16)
+    assert not device.has_onednn(BF16)
     assert conv_cpu.compute_dtype(BF16) == FP32
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from device import DEVICE, DTYPES, HALF
+from subnormal import SubnormalResults, count_subnormal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -183,6 +184,16 @@ def test_large_logits_keep_finite_probabilities(backend):
     labels, got = resample_probabilities(1e4 * logits, rows, columns, backend=backend)
     torch.testing.assert_close(got.sum(1), torch.ones(1, 1, 70, device=DEVICE))
     assert_labels(labels, spread(1e4 * logits.double(), rows, columns).softmax(2).mean(0))
+
+
+def test_no_probability_is_subnormal_however_far_logits_spread(one_thread):
+    logits, rows, columns = make_problem("views", device="cpu")
+    logits *= 30
+    assert count_subnormal(spread(logits, rows, columns).softmax(2)) > 10
+    with SubnormalResults() as results:
+        resample_torch.resample(logits, [*rows, *columns], probabilities=True)
+    assert results.seen > 20
+    assert results.found == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,160 @@
+"""EM attention on a CPU stores no subnormal number, and what it sets to zero moves no result."""
+
+import pytest
+import torch
+from subnormal import SubnormalResults, count_subnormal
+from test_em_eager import BOTH, SPECIFIED, cast, inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emanet_triton.kernels.device import has_onednn
+from emanet_triton.kernels.em import eager as em_torch
+from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.softmax import normal_softmax
+
+TINY = torch.finfo(torch.float32).tiny
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+LAYOUTS = {"rows": lambda f: f, "columns": lambda f: f.mT.contiguous().mT}
+LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@BOTH
+@DTYPES
+@LAYOUT
+def test_no_result_is_subnormal_however_far_logits_spread(one_thread, layout, dtype, operator):
+    feats, bases, *weights = cast(inputs(1, 64, 16, 1300, 100), dtype)
+    z = torch.softmax(feats.float() @ bases.float(), 2)
+    assert count_subnormal(z) > 10  # what a plain softmax would store
+    with SubnormalResults() as results:
+        operator(layout(feats), bases, *weights)
+    assert results.seen > 100
+    assert results.found == []
+
+
+def fading(logit):
+    """Features and bases; the second base has responsibilities of about exp(-logit)."""
+    feats, bases = inputs(1, 8, 3, 333)[:2]
+    feats[..., 0] = logit + 0.1 * feats[..., 1]
+    bases = torch.zeros_like(bases)
+    bases[0, 0, 0] = 1
+    return feats, bases
+
+
+@LAYOUT
+def test_a_base_of_tiny_responsibilities_is_exact(layout):
+    """All its responsibilities are 1e-35 to 1e-33, and the base is still half as long as others."""
+    feats, bases = fading(77.0)
+    feats[..., 1] *= 1e7
+    want = reference.em_attention(feats.mT.double(), bases.double(), 1)
+    assert 1e-3 < want[1][0, :, 1].norm() < 1
+    recon, got = em_torch.run_attention(layout(feats), bases, 1)
+    torch.testing.assert_close(got.double(), want[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(recon.mT.double(), want[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [80.0, 83.0, 86.0, 90.0, 300.0])
+def test_what_becomes_zero_moves_a_base_within_the_stated_bound(logit):
+    feats, bases = fading(logit)
+    _, got = em_torch.run_attention(feats, bases, 1)
+    _, want = reference.em_attention(feats.mT.double(), bases.double(), 1)
+    longest = feats.norm(dim=2).max()
+    bound = 4 * 333 * 3 * TINY / em_torch.EPS**2 * longest
+    assert bound < 1e-7
+    error = (got - want)[0, :, 1:].abs().max()  # bases that nearly vanish
+    assert error <= bound + 1e-4 * want[0, :, 1:].abs().max()
+    assert (got[0, :, 1:] == 0).all() == (logit > 85)
+
+
+def test_sums_of_the_smallest_responsibilities_are_normal(one_thread):
+    feats, bases = fading(84.0)
+    feats, initial = 1e-2 * feats[:, :3], 100 * bases
+    z = torch.softmax(feats @ initial, 2)
+    assert TINY < z[..., 1].max() < 1e3 * TINY
+    assert count_subnormal(z.mT @ feats) > 4
+    with SubnormalResults() as results:
+        em_torch.run_attention(feats, initial, 1)
+    assert results.found == []
+
+
+def test_the_reconstruction_leaves_out_what_cannot_move_it():
+    feats, bases = fading(30.0)
+    steps = em_torch._Steps(feats[0], bases[0])
+    steps.run(1)
+    assert (steps._stored(slice(0, 333)) > 0).all()
+    z = steps._responsibilities(slice(0, 333))
+    assert (z[:, 0] > 0).all()
+    assert not z[:, 1:].any()
+
+
+@pytest.mark.parametrize("count", [1, 19, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_softmax_is_exact_or_zero(count, dtype):
+    tiny = torch.finfo(dtype).tiny
+    logits = torch.linspace(0, -800, 3001, dtype=dtype)[:, None].repeat(1, count)
+    logits[:, 0] = 0
+    got = torch.empty_like(logits)
+    normal_softmax(logits, 1, got)
+    want = torch.softmax(logits, 1)
+    assert count_subnormal(got) == 0
+    assert torch.equal(got[got > 0], want[got > 0])
+    assert (want[got == 0] < 2.01 * count * tiny).all()
+    copy = logits.T.clone()
+    normal_softmax(copy, 0, copy)
+    assert torch.equal(copy == 0, got.T == 0)
+    assert torch.equal(copy[copy > 0], torch.softmax(logits.T, 0)[copy > 0])
+
+
+def test_softmax_keeps_nan_in_its_row():
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = torch.nan
+    normal_softmax(logits, 1, logits)
+    assert logits[1].isnan().all()
+    assert (logits[::2] == 0.25).all()
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of matrix products, and whether oneDNN's operator for linear layers ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes, self.onednn = set(), False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if name.startswith(("aten.mm", "aten.addmm")):
+            self.dtypes.add(args[0].dtype)
+        self.onednn |= name.startswith("mkldnn._linear")
+        return func(*args, **(kwargs or {}))
+
+
+@LAYOUT
+@DTYPES
+@pytest.mark.parametrize("onednn", [True, False])
+@BOTH
+def test_as_accurate_with_and_without_onednn(
+    one_thread, monkeypatch, operator, onednn, dtype, layout
+):
+    if not onednn:
+        monkeypatch.setattr(em_torch, "has_onednn", lambda dtype: False)
+    elif not has_onednn(dtype):
+        pytest.skip("oneDNN does not multiply this dtype here")
+    rounded = cast(inputs(1, 128, 64, 700, 3), dtype)
+    with Products() as products:
+        got = operator(layout(rounded[0]), *rounded[1:])
+    want = SPECIFIED[operator](*cast(rounded, torch.float64))
+    plain = SPECIFIED[operator](*rounded)
+    for g, p, w in zip(got, plain, want, strict=True):
+        error, allowed = ((t.double() - w).abs().max() for t in (g, p))
+        assert error <= 2 * allowed + 2e-6 * w.abs().max()
+    is_block = operator is em_torch.run_block
+    assert (torch.bfloat16 in products.dtypes) == (onednn and is_block and dtype != torch.float32)
+    assert not products.onednn or onednn
+
+
+@LAYOUT
+def test_nan_fills_its_image_in_bfloat16(layout):
+    feats, *rest = cast(inputs(2, 64, 7, 99), torch.bfloat16)
+    feats[0, 40, 3] = torch.nan
+    out, bases = em_torch.run_block(layout(feats), *rest)
+    assert out[0].isnan().all()
+    assert bases[0].isnan().all()
+    assert out[1].isfinite().all()
