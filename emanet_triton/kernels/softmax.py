@@ -19,7 +19,9 @@ def normal_softmax(logits: Tensor, dim: int, out: Tensor) -> None:
         dim: over which the results add up to 1.
         out: in the shape and dtype of ``logits``, or ``logits`` itself.
     """
-    torch.sub(logits, logits.amax(dim, keepdim=True), out=out)
     least = math.log(2 * logits.shape[dim] * torch.finfo(logits.dtype).tiny)
-    F.threshold(out, least, -math.inf, inplace=True)
-    torch.softmax(out, dim, out=out)
+    low, high = torch.aminmax(logits)
+    if not low - high > least:  # logits spread, or one is NaN; else no result is so small
+        logits = torch.sub(logits, logits.amax(dim, keepdim=True), out=out)
+        F.threshold(out, least, -math.inf, inplace=True)
+    torch.softmax(logits, dim, out=out)

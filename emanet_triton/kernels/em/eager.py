@@ -20,9 +20,10 @@ X: by 3e-8 for 8192 positions of norm 1 and 64 bases. Responsibilities are store
 so that the sums of the smallest ones are normal too. The reconstruction leaves out responsibilities
 below ``EPS``, which moves it by less than K ``EPS``.
 
-Of bfloat16 features oneDNN computes the block's last two products, the reconstruction and the out
+For bfloat16 features oneDNN computes the block's last two products, the reconstruction and the out
 convolution, from bfloat16 numbers with float32 sums. All else stays float32: bfloat16 would change
-logits of hundreds by whole units, and double the error of a reconstruction that is the output.
+logits of hundreds by whole units, bases by several roundings of their own, and double the error of
+a reconstruction that is the output.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from emanet_triton.kernels.threads import for_each
 
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
 SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds nothing
-POSITIONS = 512  # positions of a piece on a CPU: 1 MB at 512 channels
+POSITIONS = 1024  # positions of a piece on a CPU: 2 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
 SHARES = 64  # items of work into which the positions are split, at most
 BASES = 16  # bases in one item of work on a CPU
@@ -136,9 +137,12 @@ class _Steps:
             self._share(lambda: self._read_mid, [self._mid])
             self._share(lambda: self._fold, self._of_bases)
         for stage in range(num_stages):
-            self._share(lambda: self._e_step, list(enumerate(self._shares)))
             self._is_last = stage == num_stages - 1
-            self._share(lambda: self._m_step, self._of_bases)
+            if self._mid is None:
+                self._share_step()
+            else:
+                self._share(lambda: self._e_step, list(enumerate(self._shares)))
+                self._share(lambda: self._m_step, self._of_bases)
 
     def reconstruct(self, out: Tensor) -> None:
         """Write the reconstruction of X to ``out``, [N, C]."""
@@ -150,7 +154,7 @@ class _Steps:
                 if out.dtype == z.dtype:
                     torch.mm(z, bases, out=out[piece])
                 else:
-                    out[piece] = _fast_linear(z, bases.T)
+                    out[piece] = _linear(z, bases.T)
 
         self._share(lambda: run, self._shares)
 
@@ -168,8 +172,8 @@ class _Steps:
 
         def run(share: slice) -> None:
             for piece in self._pieces(share):
-                recon = _fast_linear(self._responsibilities(piece), bases.T).relu_()
-                product = _fast_linear(recon, weight, bias)
+                recon = _linear(self._responsibilities(piece), bases.T).relu_()
+                product = _linear(recon, weight, bias)
                 torch.add(product, self._f[piece], out=out[piece]).relu_()
 
         return run
@@ -189,6 +193,17 @@ class _Steps:
 
         return run
 
+    def _share_step(self) -> None:
+        """Run an E step, and let the thread that ends it run the M step, which is short."""
+        left = list(range(len(self._shares)))
+
+        def run(numbered: tuple[int, slice]) -> None:
+            self._e_step(numbered)
+            if left.pop() == 0:
+                self._m_step(slice(0, len(self.bases)))
+
+        self._share(lambda: run, list(enumerate(self._shares)))
+
     def _read_mid(self, mid: tuple[Tensor, Tensor]) -> None:
         self._mid = mid[0].to(self._dtype), mid[1].to(self._dtype)
 
@@ -203,10 +218,9 @@ class _Steps:
         """Compute responsibilities z of a share of the positions, and the sums of z'F and of z."""
         i, share = numbered
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
-        linear = _linear if self._f.dtype == self._dtype else _fast_linear
         for piece in self._pieces(share):
-            f, z = self._f[piece].to(self._dtype), self._stored(piece)
-            logits = linear(f, self._weight, self._bias)
+            f, z = self._features(piece), self._stored(piece)
+            logits = _linear(f, self._weight, self._bias, exact=f.dtype == self._f.dtype)
             if self._by_columns:  # softmax would copy columns
                 normal_softmax(logits.T, 0, out=z.T)
             else:
@@ -227,6 +241,13 @@ class _Steps:
         if not self._is_last:
             self._fold(k)
 
+    def _features(self, piece: slice) -> Tensor:
+        """F of a piece, [n, C], in the dtype of the EM steps, with its memory in the same order."""
+        f = self._f[piece]
+        if self._by_columns:
+            return f.T.to(self._dtype, memory_format=torch.contiguous_format).T
+        return f.to(self._dtype)
+
     def _stored(self, piece: slice) -> Tensor:
         """The stored responsibilities of a piece, [n, K], with memory in the order of F's."""
         z = self._z[piece]
@@ -243,19 +264,22 @@ class _Steps:
         for_each(make_run, items, self._f.device)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight' + bias, [n, O], for x [n, I]. Columns of x that lie in a row give such columns."""
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False
+) -> Tensor:
+    """x weight' + bias, [n, O], for x [n, I]. Columns of x that lie in a row give such columns.
+
+    oneDNN is faster, but its sums over hundreds of channels are three times less ``exact``.
+    """
+    onednn = not exact and x.device.type == "cpu" and has_onednn(x.dtype)
     if x.is_contiguous():
-        return F.linear(x, weight, bias)
-    out = torch.mm(weight, x.T)
+        return _by_onednn(x, weight, bias) if onednn else F.linear(x, weight, bias)
+    out = _by_onednn(weight, x) if onednn and x.T.is_contiguous() else torch.mm(weight, x.T)
     return (out if bias is None else out.add_(bias[:, None])).T
 
 
-def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As ``_linear``, by oneDNN where it is faster; its sums over many channels are less exact."""
-    if x.is_contiguous() and x.device.type == "cpu" and has_onednn(x.dtype):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return _linear(x, weight, bias)
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -268,12 +292,13 @@ def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
 def _shares(positions: int, bases: int) -> list[slice]:
     """Slices of the positions, one per item of work.
 
-    Each slice has at least 8 K positions, so that all partial sums stay small beside F.
+    There are so few that all partial sums take about an eighth of F's memory at most.
     """
-    least = max(8 * bases, -(-positions // SHARES))
-    return _slices(positions, -(-least // POSITIONS) * POSITIONS)
+    return _slices(positions, max(POSITIONS, 8 * bases, -(-positions // SHARES)))
 
 
-def _slices(stop: int, size: int, start: int = 0) -> list[slice]:
-    """Slices of ``size`` each; the last may be shorter."""
+def _slices(stop: int, most: int, start: int = 0) -> list[slice]:
+    """As few slices as possible of at most ``most`` each, of nearly the same size."""
+    count = -(-(stop - start) // most)
+    size = min(-(-(stop - start) // (16 * count)) * 16, most)
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

@@ -195,13 +195,13 @@ def test_every_operation_of_a_share_uses_one_thread(three_threads, monkeypatch, 
 
     monkeypatch.setattr(torch, "softmax", watched)
     operator(*inputs(1, 48, 7, 1300))
-    assert seen == [1] * 9  # three pieces a step
+    assert seen == [1] * 6  # two pieces a step
 
 
 @pytest.mark.parametrize(
     ("bases", "wanted"),
     [
-        (64, {2048: 4, 8192: 16, 32768: 64, 262144: 64}),
+        (64, {2048: 2, 8192: 8, 9409: 10, 32768: 32, 262144: 64}),
         (256, {2048: 1, 8192: 4, 32768: 16, 262144: 64}),
     ],
     ids=["64", "256"],
@@ -217,4 +217,4 @@ def test_positions_are_cut_into_few_shares(bases, wanted):
 def test_elsewhere_the_calling_thread_takes_all_positions_at_once():
     steps = em_torch._Steps(*(torch.empty(shape, device="meta") for shape in [(9000, 4), (4, 64)]))
     assert steps._shares == [slice(0, 9000)]
-    assert steps._pieces(slice(0, 9000)) == [slice(0, 8192), slice(8192, 9000)]
+    assert steps._pieces(slice(0, 9000)) == [slice(0, 4512), slice(4512, 9000)]
