@@ -1,6 +1,7 @@
 """The machine of a run: its name and versions, how fast it copies and multiplies, its noise."""
 
 import datetime
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,8 +94,13 @@ def check_device(device: str) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's name, number of cores and best instructions."""
-    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}"
+    """The processor's name, number of cores and best instructions, and how OpenMP threads wait.
+
+    The last only where the environment sets it.
+    """
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waits = f", OMP_WAIT_POLICY={policy.lower()}" if policy else ""
+    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}"
 
 
 def _copy_seconds(device: str, size: int) -> list[float]:

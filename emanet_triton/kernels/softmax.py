@@ -1,4 +1,4 @@
-"""A softmax without subnormal numbers, which take many processors ten times as long."""
+"""A softmax without subnormal numbers, on which many processors are ten times slower."""
 
 import math
 
@@ -7,21 +7,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def normal_softmax(logits: Tensor, dim: int, out: Tensor) -> None:
-    """Write softmax(logits) to ``out``; a result that could be subnormal becomes exactly 0.
+def softmax_without_subnormals(logits: Tensor, dim: int, out: Tensor, divisor: int = 1) -> None:
+    """Write softmax(logits) to ``out``; on a CPU exactly 0 in place of what could be subnormal.
 
     Let n be the length of ``dim`` and ``tiny`` the smallest normal number, 1.2e-38 for float32.
-    Results below 2 n ``tiny`` become 0 where their logit lies more than -log(2 n ``tiny``) below
-    the largest, for n = 64 more than 82. All other results are those of ``torch.softmax``.
+    A result becomes 0 if its logit lies more than -log(2 n ``divisor`` ``tiny``) below the largest,
+    for n = 64 more than 82; such a result is below 2 n ``divisor`` ``tiny``. All other results are
+    those of ``torch.softmax``, and at least 2 ``divisor`` ``tiny``.
 
     Args:
         logits: float32 or float64.
         dim: over which the results add up to 1.
         out: in the shape and dtype of ``logits``, or ``logits`` itself.
+        divisor: by which the caller will divide sums of the results.
     """
-    least = math.log(2 * logits.shape[dim] * torch.finfo(logits.dtype).tiny)
-    low, high = torch.aminmax(logits)
-    if not low - high > least:  # logits spread, or one is NaN; else no result is so small
-        logits = torch.sub(logits, logits.amax(dim, keepdim=True), out=out)
-        F.threshold(out, least, -math.inf, inplace=True)
+    if logits.device.type == "cpu":  # a GPU is as fast with subnormal numbers, and need not wait
+        least = math.log(2 * logits.shape[dim] * divisor * torch.finfo(logits.dtype).tiny)
+        low, high = torch.aminmax(logits)
+        if not low - high > least:  # also if a logit is NaN; else no result can be subnormal
+            logits = torch.sub(logits, logits.amax(dim, keepdim=True), out=out)
+            F.threshold(out, least, -math.inf, inplace=True)
     torch.softmax(logits, dim, out=out)

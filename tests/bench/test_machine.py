@@ -21,7 +21,10 @@ def test_the_machine_is_named_and_measured():
 
 def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
     monkeypatch.setattr(of_machine, "cpu_capability", lambda: "avx512_bf16")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert cpu_name().endswith(" cores, AVX512-BF16")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert cpu_name().endswith(" cores, AVX512-BF16, OMP_WAIT_POLICY=passive")
 
 
 @pytest.mark.parametrize(("rate", "said"), [(9e18, 9e6), (1.0, None)])

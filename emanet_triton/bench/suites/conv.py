@@ -254,10 +254,6 @@ counts, so its time can be below the floor.
 `r50-whole=3` says that R50 runs a convolution three times for one image; on a GPU the suite also
 times the convolutions of the sliding window (`r50-slide`). `residual=fp32` and `out=fp32` name a
 dtype that differs from the input's; `pitch=768` says that the residual is a part of a tensor of 768
-channels.
-
-The CPU rows were measured before this list was made from the fused network. They lack two of its
-convolutions (2048 to 768 channels, and 256 to 256 channels with `pitch`), and have two of the plain
-network instead (`r50-plain`).""",
+channels.""",
     summary=summary,
 )

@@ -7,23 +7,26 @@ responsibilities. Then the M step's bases are W1 S + b1 r. r is 1, or 0 for a de
 position belongs; without r a dead base would become b1. Two products with W1 in each step replace
 the Gram matrix W1'W1, which would square the condition number and need memory beside the weights.
 
-On a CPU the threads share the positions, and in the M step the bases. Threads wait for one another
-only between steps, so one slow thread delays the others little. The shape alone decides the shares
-and the order in which their sums are added, so the number of threads changes no bit of a result.
-Large tensors are touched in these threads alone: after an operation that PyTorch splits among its
-own threads, those wait actively for some milliseconds, and would take cores from these.
+On a CPU the threads share the positions, and the bases in the block's M step. Threads wait for one
+another only between steps, so one slow thread delays the others little. The shape alone decides the
+shares and the order in which their sums are added, so the number of threads changes no bit of a
+result. Large tensors are touched in these threads alone: after an operation that PyTorch splits
+among its own threads, those wait actively for some milliseconds, and would take cores from these.
 
-No stored number is subnormal, whatever the logits. A responsibility that could be, below 2 K
-``tiny`` (``normal_softmax``), becomes 0. Both norms of a base are guarded by ``EPS``, so N
-such zeros move a base by at most 4 N K ``tiny`` / ``EPS``^2 times the largest norm of a position of
-X: by 3e-8 for 8192 positions of norm 1 and 64 bases. Responsibilities are stored times ``SCALE``,
-so that the sums of the smallest ones are normal too. The reconstruction leaves out responsibilities
-below ``EPS``, which moves it by less than K ``EPS``.
+On a CPU no responsibility, no sum of them and no base is subnormal, whatever the logits. A
+responsibility that could be becomes 0; it is below 2 K ``tiny`` (``softmax_without_subnormals``).
+Both norms of a base are guarded by ``EPS``, so in one step N such zeros move a base by at most
+4 N K ``tiny`` / ``EPS``^2 times the largest norm of a position of X: by 1.3e-5 for 8192 positions
+of norm 500 and 64 bases. Only a base that is nearly dead moves so far. Responsibilities are stored
+times ``SCALE``, so that the sums of the smallest ones are normal too. Components of a base below
+``SMALLEST`` become 0, and the reconstruction leaves out responsibilities below ``EPS``, which moves
+it by less than K ``EPS``.
 
-For bfloat16 features oneDNN computes the block's last two products, the reconstruction and the out
-convolution, from bfloat16 numbers with float32 sums. All else stays float32: bfloat16 would change
-logits of hundreds by whole units, bases by several roundings of their own, and double the error of
-a reconstruction that is the output.
+If features and weights are bfloat16, oneDNN computes the block's last two products, the
+reconstruction and the out convolution, from bfloat16 numbers with float32 sums, where the processor
+has instructions for them. All else stays float32: bfloat16 would change logits of hundreds by whole
+units, bases by several roundings of their own, and double the error of a reconstruction that is the
+output.
 """
 
 from collections.abc import Callable
@@ -33,16 +36,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels.device import has_onednn
-from emanet_triton.kernels.softmax import normal_softmax
+from emanet_triton.kernels.softmax import softmax_without_subnormals
 from emanet_triton.kernels.threads import for_each
 
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
 SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds nothing
+SMALLEST = 2.0**-64  # component of a base; divided by SCALE it is normal
 POSITIONS = 1024  # positions of a piece on a CPU: 2 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
 SHARES = 64  # items of work into which the positions are split, at most
 BASES = 16  # bases in one item of work on a CPU
-CHANNELS = 64  # for bfloat16 products at least: the roundings of many channels cancel out
+CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not average out
 
 
 @torch.no_grad()
@@ -91,7 +95,8 @@ def run_block(
         num_stages: number of E and M steps, at least 1.
 
     Returns:
-        The block's output and the bases, as ``run_attention`` returns them.
+        The block's output and the bases, in the layout and dtype of ``run_attention``'s results.
+        Half-precision inputs are computed in float32, but for the products of bfloat16 above.
     """
     out = torch.empty_like(feats)
     new_bases = feats.new_empty(len(feats), *bases.shape[1:])
@@ -146,17 +151,21 @@ class _Steps:
 
     def reconstruct(self, out: Tensor) -> None:
         """Write the reconstruction of X to ``out``, [N, C]."""
-        bases = self.bases / SCALE
 
-        def run(share: slice) -> None:
-            for piece in self._pieces(share):
-                z = self._responsibilities(piece)
-                if out.dtype == z.dtype:
-                    torch.mm(z, bases, out=out[piece])
-                else:
-                    out[piece] = _linear(z, bases.T)
+        def make_run() -> Callable:
+            bases = self.bases / SCALE
 
-        self._share(lambda: run, self._shares)
+            def run(share: slice) -> None:
+                for piece in self._pieces(share):
+                    z = self._responsibilities(piece)
+                    if out.dtype == z.dtype:
+                        torch.mm(z, bases, out=out[piece])
+                    else:
+                        out[piece] = _linear(z, bases.T)
+
+            return run
+
+        self._share(make_run, self._shares)
 
     def epilogue(self, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         """Write relu(F + relu(z mu') weight' + bias) to ``out``, [N, C]."""
@@ -179,7 +188,7 @@ class _Steps:
         return run
 
     def _add_in_place(self, weight: Tensor, bias: Tensor, out: Tensor) -> Callable:
-        """Make a function as ``_add`` does, which rounds once, after it has added all terms."""
+        """Like ``_add``, but add in place; the final sum is rounded once."""
         bases, weight, bias = (t.to(out.dtype) for t in (self.bases / SCALE, weight, bias))
         weight = torch.cat([weight, bias[:, None]], 1)
         memory = out.new_ones(self._positions, weight.shape[1])  # a column of ones for the bias
@@ -195,7 +204,7 @@ class _Steps:
 
     def _share_step(self) -> None:
         """Run an E step, and let the thread that ends it run the M step, which is short."""
-        left = list(range(len(self._shares)))
+        left = list(range(len(self._shares)))  # ``pop`` is atomic, and returns 0 last
 
         def run(numbered: tuple[int, slice]) -> None:
             self._e_step(numbered)
@@ -220,11 +229,12 @@ class _Steps:
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
         for piece in self._pieces(share):
             f, z = self._features(piece), self._stored(piece)
-            logits = _linear(f, self._weight, self._bias, exact=f.dtype == self._f.dtype)
+            exact = f.dtype == self._f.dtype  # rounded features need no exact logits
+            logits = _linear(f, self._weight, self._bias, exact=exact)
             if self._by_columns:  # softmax would copy columns
-                normal_softmax(logits.T, 0, out=z.T)
+                softmax_without_subnormals(logits.T, 0, out=z.T)
             else:
-                normal_softmax(logits, 1, out=z)
+                softmax_without_subnormals(logits, 1, out=z)
             z *= SCALE
             sums.addmm_(z.T, f)
             mass += z.sum(0)
@@ -237,7 +247,7 @@ class _Steps:
         if self._mid is not None:
             weight, bias = self._mid
             new = new @ weight.T + torch.outer(mass / guarded, bias)
-        self.bases[k] = F.normalize(new, dim=1)
+        self.bases[k] = F.hardshrink(F.normalize(new, dim=1), SMALLEST)
         if not self._is_last:
             self._fold(k)
 
@@ -267,13 +277,14 @@ class _Steps:
 def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False
 ) -> Tensor:
-    """x weight' + bias, [n, O], for x [n, I]. Columns of x that lie in a row give such columns.
+    """x weight' + bias, [n, O], for x [n, I]. If the columns of x are contiguous, so are its.
 
-    oneDNN is faster, but its sums over hundreds of channels are three times less ``exact``.
+    oneDNN is faster, but its error in sums over hundreds of channels is three times larger.
     """
     onednn = not exact and x.device.type == "cpu" and has_onednn(x.dtype)
-    if x.is_contiguous():
-        return _by_onednn(x, weight, bias) if onednn else F.linear(x, weight, bias)
+    if x.stride(0) != 1 or x.is_contiguous():
+        fast = onednn and x.is_contiguous()
+        return _by_onednn(x, weight, bias) if fast else F.linear(x, weight, bias)
     out = _by_onednn(weight, x) if onednn and x.T.is_contiguous() else torch.mm(weight, x.T)
     return (out if bias is None else out.add_(bias[:, None])).T
 
@@ -290,15 +301,12 @@ def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def _shares(positions: int, bases: int) -> list[slice]:
-    """Slices of the positions, one per item of work.
-
-    There are so few that all partial sums take about an eighth of F's memory at most.
-    """
+    """Slices of the positions, one per item of work: at most about N / (8 K) + 1."""
     return _slices(positions, max(POSITIONS, 8 * bases, -(-positions // SHARES)))
 
 
 def _slices(stop: int, most: int, start: int = 0) -> list[slice]:
-    """As few slices as possible of at most ``most`` each, of nearly the same size."""
-    count = -(-(stop - start) // most)
+    """As few slices as possible of at most ``most``, of nearly equal multiples of 16."""
+    count = max(-(-(stop - start) // most), 1)
     size = min(-(-(stop - start) // (16 * count)) * 16, most)
-    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size or 1)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from emanet_triton.kernels.softmax import normal_softmax
+from emanet_triton.kernels.softmax import softmax_without_subnormals
 from emanet_triton.kernels.threads import for_each
 
 STRIP_BYTES = 2**20  # scores of a strip; fixed, so that results do not depend on the thread count
@@ -57,7 +57,7 @@ def resample(
                 view = scores if v else total
                 _logits(logits[b], row_used[i], row_matrix[i], *column, out=view)
                 if probabilities or V > 1:
-                    normal_softmax(view, 2, out=view)
+                    softmax_without_subnormals(view, 2, out=view, divisor=V)
                 if v:
                     total.add_(view)
             summed = total[:, : end - begin]

@@ -196,6 +196,21 @@ def test_no_probability_is_subnormal_however_far_logits_spread(one_thread):
     assert results.found == []
 
 
+def test_no_mean_of_probabilities_is_subnormal(one_thread):
+    """One of twelve views gives a class a normal probability, of which a twelfth is not."""
+    ones = torch.ones(12, 1, 1)
+    rows = Taps(torch.arange(12, dtype=torch.int32)[:, None, None], ones)
+    columns = Taps(torch.zeros(12, 1, 1, dtype=torch.int32), ones)
+    logits = torch.zeros(1, 2, 12)
+    logits[0, 1] = torch.tensor([-85.5] + [-200.0] * 11)
+    faint = torch.softmax(logits, 1)[0, 1, 0]
+    tiny = torch.finfo(torch.float32).tiny
+    assert faint / 12 < tiny < faint
+    with SubnormalResults() as results:
+        resample_torch.resample(logits, [*rows, *columns], probabilities=True)
+    assert results.found == []
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_any_strides(backend, dtype):
