@@ -230,6 +230,12 @@ SUITE = Suite(
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. On a GPU
 `mmseg-compiled` runs unasked for only one case: the block, one 1024x2048 image, bf16. In the cases
 *spread* the logits spread over hundreds, so most responsibilities are too small for a normal number
-of float32; on many processors operations on subnormal numbers take ten times as long. *Predicted*
-times are forecasts for an H100 by a review of commit 54dbbc2; [gpu.md](gpu.md) has them all.""",
+of float32; on many processors operations on subnormal numbers take ten times as long.
+
+On a CPU PyTorch's own threads wait actively for some milliseconds after an operation, and take the
+cores from ours, unless `OMP_WAIT_POLICY=passive` is set. In bf16 mmsegmentation's operations round
+the logits to bf16, and ours do not: the column `error` of the files compares both with float64.
+
+*Predicted* times are forecasts for an H100 by a review of commit 54dbbc2; [gpu.md](gpu.md) has them
+all.""",
 )
