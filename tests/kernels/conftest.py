@@ -18,16 +18,17 @@ def _poisoned_memory():
 @pytest.fixture
 def three_threads():
     """PyTorch set to use three threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    yield from _with_threads(3)
 
 
 @pytest.fixture
 def one_thread():
     """PyTorch set to use one thread, the calling thread."""
+    yield from _with_threads(1)
+
+
+def _with_threads(count):
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
