@@ -1,11 +1,12 @@
-"""Tests of the name that a CPU's instructions get."""
+"""What a CPU can do: the name of its instructions, and the dtypes that oneDNN multiplies."""
 
 import platform
 
 import pytest
 import torch
 
-from emanet_triton.kernels.device import CPU_QUERIES, cpu_capability
+from emanet_triton.kernels.conv.onednn import compute_dtype
+from emanet_triton.kernels.device import CPU_QUERIES, cpu_capability, has_onednn
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,12 @@ def test_a_pytorch_without_the_queries_names_the_vectors(monkeypatch):
     for query in CPU_QUERIES.values():
         monkeypatch.delattr(torch.cpu, query)
     assert cpu_capability() == "avx512"
+
+
+@pytest.mark.parametrize("vectors", ["AVX2", "AVX512"])
+def test_bfloat16_needs_its_own_instructions(monkeypatch, vectors):
+    pretend(monkeypatch, vectors=vectors)
+    supported = vectors == "AVX512"  # oneDNN imitates it there
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert not has_onednn(torch.bfloat16)
+    assert compute_dtype(torch.bfloat16) == torch.float32

@@ -55,15 +55,6 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
     assert relative_error(got, exact) <= 2 * relative_error(eager, exact) + 1e-7
 
 
-@pytest.mark.parametrize("capability", ["avx2", "avx512"])
-def test_bfloat16_needs_its_own_instructions(capability, monkeypatch):
-    monkeypatch.setattr(device, "cpu_capability", lambda: capability)
-    supported = capability == "avx512"  # oneDNN imitates it there
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    assert not device.has_onednn(BF16)
-    assert conv_cpu.compute_dtype(BF16) == FP32
-
-
 def test_operators_are_registered_in_full():
     case = make((1, 16, 9, 8), 16, 3, residual=True, dtype=FP32, device="cpu")
     geometry = case.x, case.weight, case.bias, 1, 1, True
@@ -125,3 +116,26 @@ def test_weights_of_inference_mode_run_without_a_copy():
         case = make((1, 16, 9, 8), 24, 3, dtype=FP32, device="cpu")
         got = conv_bias_act_(case.x, case.weight, case.bias, **case.options)
         assert relative_error(got, case.eager(torch.float64)) < 1e-6
+
+
+@pytest.mark.usefixtures("_keeps_copies")
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("columns", [16, 32])
+def test_a_wide_image_is_convolved_in_blocks(columns, dilation, monkeypatch):
+    case = make((2, 8, 11, 37), 6, 3, dtype=FP32, device="cpu", dilation=dilation)
+    whole = conv_bias_act_(case.x, case.weight, case.bias, **case.options)
+    monkeypatch.setattr(conv_cpu, "CACHE_BYTES", 3 * 8 * 4 * columns)
+    monkeypatch.setattr(conv_cpu, "BLOCK_ROWS", 4)
+    convolved = []
+    convolution = torch.ops.mkldnn._convolution_pointwise
+
+    def count(x, *arguments):
+        convolved.append(x.shape[3])
+        return convolution(x, *arguments)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", count)
+    in_blocks = conv_bias_act_(case.x, case.weight, case.bias, **case.options)
+    assert len(convolved) == 3 * -(-37 // columns)
+    assert max(convolved) <= columns + 2 * dilation
+    assert in_blocks.is_contiguous(memory_format=NHWC)
+    assert relative_error(in_blocks, whole) < 1e-6
