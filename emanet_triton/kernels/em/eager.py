@@ -29,6 +29,7 @@ units, bases by several roundings of their own, and double the error of a recons
 output.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,10 +43,11 @@ from emanet_triton.kernels.threads import for_each
 EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
 SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds nothing
 SMALLEST = 2.0**-64  # component of a base; divided by SCALE it is normal
-POSITIONS = 1024  # positions of a piece on a CPU: 2 MB at 512 channels
-WIDE = 8192  # positions of a piece on another device
+SHARE = 2048  # positions of an item of work on a CPU, about; fewer cost more calls of PyTorch
 SHARES = 64  # items of work into which the positions are split, at most
-BASES = 16  # bases in one item of work on a CPU
+POSITIONS = 4096  # positions of a piece on a CPU, at most: 8 MB at 512 channels
+WIDE = 8192  # positions of a piece on another device
+BASES = 32  # bases in one item of work on a CPU
 CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not average out
 
 
@@ -301,8 +303,12 @@ def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def _shares(positions: int, bases: int) -> list[slice]:
-    """Slices of the positions, one per item of work: at most about N / (8 K) + 1."""
-    return _slices(positions, max(POSITIONS, 8 * bases, -(-positions // SHARES)))
+    """Slices of the positions, one per item of work: at most about N / (8 K) + 1.
+
+    Two, four or eight threads get equally many of them, as their number is a power of two.
+    """
+    count = min(2 ** max(round(math.log2(positions / SHARE)), 1), SHARES) if positions else 1
+    return _slices(positions, max(-(-positions // (16 * count)) * 16, 8 * bases))
 
 
 def _slices(stop: int, most: int, start: int = 0) -> list[slice]:

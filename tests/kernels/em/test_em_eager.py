@@ -195,13 +195,13 @@ def test_every_operation_of_a_share_uses_one_thread(three_threads, monkeypatch, 
 
     monkeypatch.setattr(torch, "softmax", watched)
     operator(*inputs(1, 48, 7, 1300))
-    assert seen == [1] * 6  # two pieces a step
+    assert seen == [1] * 6  # two shares a step
 
 
 @pytest.mark.parametrize(
     ("bases", "wanted"),
     [
-        (64, {2048: 2, 8192: 8, 9409: 10, 32768: 32, 262144: 64}),
+        (64, {16: 1, 2048: 2, 8192: 4, 9409: 4, 12000: 8, 32768: 16, 262144: 64}),
         (256, {2048: 1, 8192: 4, 32768: 16, 262144: 64}),
     ],
     ids=["64", "256"],
