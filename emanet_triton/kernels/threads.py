@@ -3,7 +3,9 @@
 PyTorch would split every small operation among its threads, which would mostly wait for one
 another. Here the threads wait once, at the end. Inside these threads every PyTorch operation uses
 one thread, so an item's result has the same bits for any number of threads. A process that is
-forked after such threads ran uses one thread, also in PyTorch: OpenMP would hang with more.
+forked after items were shared uses one thread, also in PyTorch: OpenMP would hang with more.
+
+The threads are PyTorch's own where OpenMP lets us use them (``openmp``), and elsewhere a pool.
 """
 
 import atexit
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 import torch
+
+from emanet_triton.kernels.openmp import has_team, run_in_team
 
 SECONDS = 0.1  # longest delay of a signal that arrives just before the calling thread sleeps
 SECONDS_TO_END = 5  # how long a process that ends waits for each thread
@@ -31,7 +35,7 @@ def for_each(
     """Run every item, on a CPU in as many threads as PyTorch is set to use.
 
     A thread takes the next item when it has finished one, so a thread that another process slows
-    takes fewer items. If no thread can start, the calling thread runs all items.
+    takes fewer items. If no thread of the pool can start, the calling thread runs all items.
 
     Args:
         make_run: returns a function that runs an item. Every thread calls ``make_run`` once.
@@ -40,21 +44,30 @@ def for_each(
 
     Raises:
         BaseException: the first error of an item. An exception that a signal raises in the calling
-            thread, such as KeyboardInterrupt, takes its place. Items that had not begun are
-            dropped; items that had begun have ended.
+            thread, such as KeyboardInterrupt, takes its place, and may interrupt an item of this
+            thread. Items that had not begun are dropped; no item is still running.
     """
     if not items:
         return
-    threads = min(num_threads(device), len(items))
+    threads = num_threads(device)
     job = _Job(make_run, items)
-    if num_threads(device) == 1 or isinstance(threading.current_thread(), _Worker):
+    if threads == 1 or isinstance(threading.current_thread(), _Worker):
         job.work()
-    elif pool := _POOL.grown(threads):
-        job.wait_for(pool, threads)
+    else:
+        _share(job, threads, len(items))
+    job.raise_error()
+
+
+def _share(job: "_Job", threads: int, items: int) -> None:
+    global _HAS_SHARED
+    _HAS_SHARED = True
+    if has_team():
+        run_in_team(job.work, job.drop, threads)
+    elif pool := _POOL.grown(min(threads, items)):
+        job.wait_for(pool, min(threads, items))
     else:
         with _one_thread():
             job.work()
-    job.raise_error()
 
 
 class _Job:
@@ -76,7 +89,7 @@ class _Job:
         try:
             self._run_items()
         except BaseException as error:  # the calling thread raises it
-            self._drop(error)
+            self.drop(error)
         with self._lock:
             self._working -= 1
             self._end_if_done()
@@ -87,12 +100,12 @@ class _Job:
             for _ in range(threads):
                 pool.jobs.put(self)
         except BaseException as error:  # such as KeyboardInterrupt
-            self._drop(error)
+            self.drop(error)
         while not self._ended.is_set():
             try:
                 self._ended.wait(SECONDS)
             except BaseException as error:
-                self._drop(error)
+                self.drop(error)
 
     def raise_error(self) -> None:
         """Raise the error, if there is one, and keep none of the tensors that it holds."""
@@ -117,7 +130,7 @@ class _Job:
             while True:
                 yield self._left.popleft()
 
-    def _drop(self, error: BaseException) -> None:
+    def drop(self, error: BaseException) -> None:
         """Begin no further item."""
         with self._lock:
             if self._error is None or not isinstance(error, Exception):
@@ -175,7 +188,7 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            torch.get_num_threads()  # a thread's first call of PyTorch sets its number of threads
+            torch.get_num_threads()  # as in ``run_in_team``
             torch.set_num_threads(1)
             self.serves = True
         finally:
@@ -186,6 +199,7 @@ class _Worker(threading.Thread):
 
 
 _POOL = _Pool()
+_HAS_SHARED = False  # whether this process has shared items among threads
 
 
 @atexit.register
@@ -198,7 +212,7 @@ def _close() -> None:
 def _begin_anew_after_fork() -> None:
     """The child has no threads of the pool, and OpenMP would wait for the parent's threads."""
     global _POOL
-    if _POOL.workers:
+    if _HAS_SHARED:
         torch.set_num_threads(1)
     _POOL = _Pool()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden_data import relative_error
 from small_networks import SMALL, TINY, logits, small_model
+from subnormal import count_subnormal
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -99,24 +99,24 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
     geometry = _geometry(weight, stride, dilation)
     activation = "relu" if relu else "none"
     if _widens(weight, stride):
-        rows = x.permute(0, 2, 3, 1)
-        operands = rows, weight.flatten(1), bias, activation, [], ""
-        return torch.ops.mkldnn._linear_pointwise(*operands).permute(0, 3, 1, 2)
+        rows, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
+        out = torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, activation, [], "")
+        return out.permute(0, 3, 1, 2)
     packed = _packed(weight.to(dtype), x, geometry)
 
     def convolve(x: Tensor) -> Tensor:
-        operands = x.to(dtype), packed, bias.to(dtype)
-        return torch.ops.mkldnn._convolution_pointwise(*operands, *geometry, 1, activation, [], "")
+        operands = x.to(dtype), packed, bias.to(dtype), *geometry
+        return torch.ops.mkldnn._convolution_pointwise(*operands, 1, activation, [], "")
 
     columns = _columns(x, weight, stride)
     if columns >= x.shape[3]:
         return convolve(x).to(x.dtype)
     out = _fake(x, weight, bias, stride, dilation, relu)
     (margin, _), *_ = geometry
-    for of_rows, rows, inner_rows in _blocks(x.shape[2], BLOCK_ROWS, margin):
-        for of_cols, cols, inner_cols in _blocks(x.shape[3], columns, margin):
-            block = x[:, :, of_rows, of_cols].contiguous(memory_format=torch.channels_last)
-            out[:, :, rows, cols] = convolve(block)[:, :, inner_rows, inner_cols]
+    for read_h, write_h, inner_h in _blocks(x.shape[2], BLOCK_ROWS, margin):
+        for read_w, write_w, inner_w in _blocks(x.shape[3], columns, margin):
+            block = x[:, :, read_h, read_w].contiguous(memory_format=torch.channels_last)
+            out[:, :, write_h, write_w] = convolve(block)[:, :, inner_h, inner_w]
     return out
 
 

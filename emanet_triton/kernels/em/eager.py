@@ -10,17 +10,16 @@ the Gram matrix W1'W1, which would square the condition number and need memory b
 On a CPU the threads share the positions, and the bases in the block's M step. Threads wait for one
 another only between steps, so one slow thread delays the others little. The shape alone decides the
 shares and the order in which their sums are added, so the number of threads changes no bit of a
-result. Large tensors are touched in these threads alone: after an operation that PyTorch splits
-among its own threads, those wait actively for some milliseconds, and would take cores from these.
+result.
 
 On a CPU no responsibility, no sum of them and no base is subnormal, whatever the logits. A
 responsibility that could be becomes 0; it is below 2 K ``tiny`` (``softmax_without_subnormals``).
 Both norms of a base are guarded by ``EPS``, so in one step N such zeros move a base by at most
 4 N K ``tiny`` / ``EPS``^2 times the largest norm of a position of X: by 1.3e-5 for 8192 positions
 of norm 500 and 64 bases. Only a base that is nearly dead moves so far. Responsibilities are stored
-times ``SCALE``, so that the sums of the smallest ones are normal too. Components of a base below
-``SMALLEST`` become 0, and the reconstruction leaves out responsibilities below ``EPS``, which moves
-it by less than K ``EPS``.
+times ``SCALE``, so that the sums of the smallest ones are normal too, for features above 2^-41.
+Components of a base below ``SMALLEST`` become 0, and the reconstruction leaves out responsibilities
+below ``EPS``, which moves it by less than K ``EPS``.
 
 If features and weights are bfloat16, oneDNN computes the block's last two products, the
 reconstruction and the out convolution, from bfloat16 numbers with float32 sums, where the processor

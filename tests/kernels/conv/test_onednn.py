@@ -139,3 +139,13 @@ def test_a_wide_image_is_convolved_in_blocks(columns, dilation, monkeypatch):
     assert max(convolved) <= columns + 2 * dilation
     assert in_blocks.is_contiguous(memory_format=NHWC)
     assert relative_error(in_blocks, whole) < 1e-6
+
+
+@pytest.mark.usefixtures("_keeps_copies")
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_product_to_more_channels(relu, monkeypatch):
+    case = make((2, 16, 5, 7), 24, 1, dtype=FP32, device="cpu", relu=relu)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # it is not called
+    got = conv_bias_act_(case.x, case.weight, case.bias, **case.options)
+    assert got.is_contiguous(memory_format=NHWC)
+    assert relative_error(got, case.eager(torch.float64)) < 1e-6
