@@ -187,7 +187,9 @@ def start(tmp_path):
     command = [sys.executable, "-c", RUNS, str(tmp_path / "out")]
     paths = f"{ROOT}:{Path(__file__).parent}"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_hangup
+    )
     path = tmp_path / "out" / "gpu-check-run.tar"
     for _ in range(1200):
         found = members(path) if path.exists() else {}
@@ -196,6 +198,11 @@ def start(tmp_path):
         time.sleep(0.1)
     process.kill()
     pytest.fail("the second step has not begun, or is not kept")
+
+
+def heed_hangup():
+    """Undo ``nohup``, which these tests may have been started with."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def is_running(folder):

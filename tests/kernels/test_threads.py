@@ -278,3 +278,26 @@ def work():
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
     done = subprocess.run(command, timeout=SECONDS, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("way", ["team"], indirect=True)
+def test_openmp_may_give_fewer_threads_than_asked():
+    code = """
+import torch
+from emanet_triton.kernels.threads import for_each
+torch.set_num_threads(3)
+seen = []
+run = lambda item: seen.append((item, torch.get_num_threads()))
+for_each(lambda: run, range(5), torch.device("cpu"))
+assert sorted(seen) == [(item, 1) for item in range(5)]
+assert torch.get_num_threads() == 3
+"""
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, timeout=SECONDS, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no GOMP_parallel")
+def test_pytorch_for_linux_has_a_team():
+    assert has_team() == ("parallel backend: OpenMP" in torch.__config__.parallel_info())

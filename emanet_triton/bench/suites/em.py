@@ -25,7 +25,7 @@ from emanet_triton.models.network import logits_size
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 FLOORS = {"attention": attention_floor, "block": block_floor}
-SPREAD = 100.0  # times ordinary features: logits that spread over hundreds
+SPREAD = 100.0  # times ordinary features: the logits of one position differ by hundreds
 COMPILED = ("block", "bf16", 1, 32768)  # on a GPU the one case that runs the compiled peer unasked
 
 
@@ -229,12 +229,14 @@ SUITE = Suite(
 `mmseg` runs mmsegmentation's operations in PyTorch, `mmseg-compiled` the same by `torch.compile`.
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. On a GPU
 `mmseg-compiled` runs unasked for only one case: the block, one 1024x2048 image, bf16. In the cases
-*spread* the logits spread over hundreds, so most responsibilities are too small for a normal number
-of float32; on many processors operations on subnormal numbers take ten times as long.
+*spread* the logits of one position differ by hundreds, so most responsibilities are too small for a
+normal number of float32; on many processors operations on subnormal numbers take ten times as long.
 
-On a CPU PyTorch's own threads wait actively for some milliseconds after an operation, and take the
-cores from ours, unless `OMP_WAIT_POLICY=passive` is set. In bf16 mmsegmentation's operations round
-the logits to bf16, and ours do not: the column `error` of the files compares both with float64.
+In bf16 mmsegmentation's operations round the logits to bf16, and ours do not: the column `error` of
+the files compares both with float64. With AMX, products of bf16 are up to eight times as fast as
+those of float32, so there mmsegmentation's attention on NCHW features is faster than ours. Before
+commit acb507b, on a CPU our operators ran in threads of a pool, which shared the cores with
+PyTorch's waiting threads ([kernels.md](kernels.md#how-threads-wait-on-a-cpu)).
 
 *Predicted* times are forecasts for an H100 by a review of commit 54dbbc2; [gpu.md](gpu.md) has them
 all.""",

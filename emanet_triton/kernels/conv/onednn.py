@@ -7,7 +7,8 @@ long as a small convolution.
 oneDNN multiplies weights that lie in a layout of its own, into which it copies other weights at
 every call. Where its products are so fast that the copies count, they are kept beside the weights.
 There wide images are convolved in blocks of columns, too: to write a row of outputs, oneDNN reads
-k rows of pixels, and takes more than twice as long if they do not fit into a core's cache.
+k rows of pixels, and is slow if they do not fit into a core's cache. A 1x1 convolution to more
+channels is a matrix product, which oneDNN computes faster than the convolution.
 """
 
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
 
 
 def _widens(weight: Tensor, stride: int) -> bool:
-    """Whether a convolution is a product to more channels, which oneDNN multiplies faster."""
+    """Whether a convolution is a product to more channels, where copies of weights are kept."""
     outputs, channels, size, _ = weight.shape
     is_product = size == stride == 1
     return is_product and outputs > channels and (cpu_capability(), weight.dtype) in PACKS
