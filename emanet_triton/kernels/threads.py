@@ -5,7 +5,8 @@ another. Here the threads wait once, at the end. Inside these threads every PyTo
 one thread, so an item's result has the same bits for any number of threads. A process that is
 forked after items were shared uses one thread, also in PyTorch: OpenMP would hang with more.
 
-The threads are PyTorch's own where OpenMP lets us use them (``openmp``), and elsewhere a pool.
+The threads are PyTorch's own where OpenMP lets us use them (``openmp``). Elsewhere they are a pool,
+and in a process that was forked.
 """
 
 import atexit
@@ -61,7 +62,7 @@ def for_each(
 def _share(job: "_Job", threads: int, items: int) -> None:
     global _HAS_SHARED
     _HAS_SHARED = True
-    if has_team():
+    if has_team() and not _IS_FORKED:
         run_in_team(job.work, job.drop, threads)
     elif pool := _POOL.grown(min(threads, items)):
         job.wait_for(pool, min(threads, items))
@@ -199,7 +200,8 @@ class _Worker(threading.Thread):
 
 
 _POOL = _Pool()
-_HAS_SHARED = False  # whether this process has shared items among threads
+_HAS_SHARED = False  # whether this process, or one it was forked from, has shared items
+_IS_FORKED = False
 
 
 @atexit.register
@@ -211,10 +213,10 @@ def _close() -> None:
 
 def _begin_anew_after_fork() -> None:
     """The child has no threads of the pool, and OpenMP would wait for the parent's threads."""
-    global _POOL
+    global _POOL, _IS_FORKED
     if _HAS_SHARED:
         torch.set_num_threads(1)
-    _POOL = _Pool()
+    _POOL, _IS_FORKED = _Pool(), True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -242,6 +242,17 @@ work()
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """,
+    "after_fork_of_parallel_operations": """
+import signal
+x = torch.ones(2**20)
+x.add_(x)
+child = os.fork()
+if not child:
+    signal.alarm(10)  # ends a hang
+work()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+""",
     "after_fork_with_parallel_operations": """
 import signal
 x = torch.ones(2**20)
