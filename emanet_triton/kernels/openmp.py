@@ -7,8 +7,8 @@ one. Other threads would have to share the cores with them.
 import contextlib
 import ctypes
 import functools
-import threading
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 
@@ -52,10 +52,8 @@ def run_in_team(
     """
     library = _library()
     assert library is not None
-    caller, ended = threading.get_ident(), False
 
-    def call() -> Iterator[None]:
-        nonlocal ended
+    def call() -> Generator[None, None, None]:
         try:
             yield  # here it waits for a thread
             torch.get_num_threads()  # a thread's first call of PyTorch sets its number of threads
@@ -66,8 +64,7 @@ def run_in_team(
             return
         except BaseException as error:
             drop(error)
-        ended |= threading.get_ident() == caller
-        yield
+        yield  # no function is called before it, after which Python would look for signals
 
     # A signal may raise its exception at the first instruction of a function, where only ctypes
     # would catch it, to print it. A generator that waits within ``try`` has no such instruction.
@@ -75,8 +72,8 @@ def run_in_team(
     for waiting in calls:
         next(waiting)
     library.GOMP_parallel(_BODY(map(next, calls).__next__), None, threads, 0)
-    if not ended:  # even ``drop`` was interrupted
-        drop(KeyboardInterrupt())
+    if any(inspect.getgeneratorstate(called) == inspect.GEN_CLOSED for called in calls):
+        drop(KeyboardInterrupt())  # even ``drop`` was interrupted
 
 
 @contextlib.contextmanager

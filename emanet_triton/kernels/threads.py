@@ -15,7 +15,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -53,7 +53,7 @@ def for_each(
     threads = num_threads(device)
     job = _Job(make_run, items)
     if threads == 1 or isinstance(threading.current_thread(), _Worker):
-        job.work()
+        job.run_items()
     else:
         _share(job, threads, len(items))
     job.raise_error()
@@ -63,62 +63,34 @@ def _share(job: "_Job", threads: int, items: int) -> None:
     global _HAS_SHARED
     _HAS_SHARED = True
     if has_team() and not _IS_FORKED:
-        run_in_team(job.work, job.drop, threads)
+        run_in_team(job.run_items, job.drop, threads)
     elif pool := _POOL.grown(min(threads, items)):
         job.wait_for(pool, min(threads, items))
     else:
         with _one_thread():
-            job.work()
+            job.run_items()
 
 
 class _Job:
-    """Items that threads take one by one."""
+    """Items that threads take one by one.
+
+    A signal may interrupt the calling thread while it holds a lock, which nobody would release
+    then. So only threads of the pool use the lock, and ``threading.Event``, which has one, is not
+    used.
+    """
 
     def __init__(self, make_run: Callable[[], Callable], items: Sequence[object]) -> None:
         self._make_run: Callable[[], Callable] | None = make_run
         self._left = deque(items)
-        self._working, self._ended = 0, threading.Event()
-        self._lock = threading.Lock()
-        self._error: BaseException | None = None
-
-    def work(self) -> None:
-        """Take items until none is left."""
-        with self._lock:
-            if not self._left:
-                return
-            self._working += 1
-        try:
-            self._run_items()
-        except BaseException as error:  # the calling thread raises it
-            self.drop(error)
-        with self._lock:
-            self._working -= 1
-            self._end_if_done()
-
-    def wait_for(self, pool: "_Pool", threads: int) -> None:
-        """Give the job to the pool's threads and wait until it has ended."""
-        try:
-            for _ in range(threads):
-                pool.jobs.put(self)
-        except BaseException as error:  # such as KeyboardInterrupt
-            self.drop(error)
-        while not self._ended.is_set():
-            try:
-                self._ended.wait(SECONDS)
-            except BaseException as error:
-                self.drop(error)
-
-    def raise_error(self) -> None:
-        """Raise the error, if there is one, and keep none of the tensors that it holds."""
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
+        self._errors: list[BaseException] = []
+        self._working, self._lock = 0, threading.Lock()
+        self._ended: SimpleQueue[None] = SimpleQueue()
 
     @torch.inference_mode()  # a setting of each thread
-    def _run_items(self) -> None:
+    def run_items(self) -> None:
+        """Take items until none is left."""
+        if not self._left:
+            return
         make_run = self._make_run
         assert make_run is not None  # it is taken away only while no thread works
         run = make_run()
@@ -126,23 +98,51 @@ class _Job:
         for item in self._items():
             run(item)
 
+    def work(self) -> None:
+        """Take items in a thread of the pool. The last thread to finish ends the job."""
+        with self._lock:
+            self._working += 1
+        try:
+            self.run_items()
+        except BaseException as error:  # the calling thread raises it
+            self.drop(error)
+        with self._lock:
+            self._working -= 1
+            if not self._left and not self._working:
+                self._make_run = None  # frees its tensors; no thread does when the process ends
+                self._ended.put(None)
+
+    def wait_for(self, pool: "_Pool", threads: int) -> None:
+        """Give the job to the pool's threads and wait until it has ended."""
+        while self._make_run is not None:
+            try:
+                while threads:
+                    pool.jobs.put(self)
+                    threads -= 1
+                with contextlib.suppress(Empty):
+                    self._ended.get(timeout=SECONDS)
+            except BaseException as error:  # such as KeyboardInterrupt
+                self.drop(error)
+
+    def drop(self, error: BaseException) -> None:
+        """Begin no further item."""
+        self._errors.append(error)
+        self._left.clear()
+
+    def raise_error(self) -> None:
+        """Raise the error, if there is one, and keep none of the tensors that it holds."""
+        errors, self._errors = self._errors, []
+        errors.sort(key=lambda error: isinstance(error, Exception))  # such as KeyboardInterrupt
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            errors.clear()
+
     def _items(self) -> Iterator[object]:
         with contextlib.suppress(IndexError):  # no item is left
             while True:
                 yield self._left.popleft()
-
-    def drop(self, error: BaseException) -> None:
-        """Begin no further item."""
-        with self._lock:
-            if self._error is None or not isinstance(error, Exception):
-                self._error = error
-            self._left.clear()
-            self._end_if_done()
-
-    def _end_if_done(self) -> None:
-        if not self._left and not self._working:
-            self._make_run = None  # frees its tensors; no thread frees them when the process ends
-            self._ended.set()
 
 
 class _Pool:

@@ -231,6 +231,30 @@ def test_an_interruption_goes_before_an_item_s_error(three_threads):
         for_each(lambda: run, range(2), CPU)
 
 
+def test_an_interruption_may_come_at_any_moment(way):
+    """It is raised, nothing hangs, and Python prints no exception that it could not raise."""
+    code = f"""
+import random, signal, time, torch
+from emanet_triton.kernels import threads
+threads.has_team = lambda: {way == "team"}
+torch.set_num_threads(3)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+until = time.monotonic() + 3
+while time.monotonic() < until:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-4))
+        threads.for_each(lambda: lambda _: torch.ones(9), range(8), torch.device("cpu"))
+        time.sleep(1)
+    except KeyboardInterrupt:
+        continue
+    raise AssertionError("no interruption")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=SECONDS, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 ENDINGS = {
     "at_exit": "import atexit; atexit.register(work)",
     "idle": "work()",
