@@ -23,8 +23,6 @@ def has_team() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The libraries of PyTorch, if they share work by GNU's interface of OpenMP."""
-    if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        return None
     try:
         library = ctypes.CDLL(torch._C.__file__)
         library.GOMP_parallel.argtypes = _BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
@@ -32,7 +30,21 @@ def _library() -> ctypes.CDLL | None:
         library.omp_set_num_threads.restype = None
     except (OSError, AttributeError):  # such as on macOS and Windows
         return None
-    return library
+    return library if _sets_threads_of_pytorch(library) else None
+
+
+def _sets_threads_of_pytorch(library: ctypes.CDLL) -> bool:
+    """Whether PyTorch uses this OpenMP.
+
+    It may use none, or one that was loaded before it, such as Intel's by ``LD_PRELOAD``.
+    """
+    another = torch.get_num_threads() + 1
+    before = library.omp_get_max_threads()
+    try:
+        library.omp_set_num_threads(another)
+        return torch.get_num_threads() == another
+    finally:
+        library.omp_set_num_threads(before)
 
 
 def run_in_team(

@@ -9,12 +9,13 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from thread_limit import let_threads_start
 
-from emanet_triton.kernels import threads
+from emanet_triton.kernels import openmp, threads
 from emanet_triton.kernels.openmp import has_team
 from emanet_triton.kernels.threads import for_each
 
@@ -253,6 +254,15 @@ while time.monotonic() < until:
         [sys.executable, "-c", code], timeout=SECONDS, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_another_openmp_than_that_of_pytorch_has_no_team():
+    before = torch.get_num_threads()
+    other = SimpleNamespace(omp_get_max_threads=lambda: 1, omp_set_num_threads=lambda _: None)
+    assert not openmp._sets_threads_of_pytorch(other)
+    if library := openmp._library():
+        assert openmp._sets_threads_of_pytorch(library)
+    assert torch.get_num_threads() == before
 
 
 ENDINGS = {
