@@ -79,9 +79,13 @@ def _geometry(weight: Tensor, stride: int, dilation: int) -> tuple[list[int], li
     return [padding] * 2, [stride] * 2, [dilation] * 2
 
 
+def _keeps_copies(dtype: torch.dtype) -> bool:
+    return (cpu_capability(), dtype) in PACKS
+
+
 def _packed(weight: Tensor, x: Tensor, geometry: tuple[list[int], ...]) -> Tensor:
     """The weight in oneDNN's layout if copies are kept, else the weight itself."""
-    if (cpu_capability(), weight.dtype) not in PACKS or weight.is_inference():
+    if not _keeps_copies(weight.dtype) or weight.is_inference():
         return weight
     state = weight.data_ptr(), weight._version
     of_state, packed = _PACKED.get(weight, (None, weight))
@@ -125,13 +129,13 @@ def _widens(weight: Tensor, stride: int) -> bool:
     """Whether a convolution is a product to more channels, where copies of weights are kept."""
     outputs, channels, size, _ = weight.shape
     is_product = size == stride == 1
-    return is_product and outputs > channels and (cpu_capability(), weight.dtype) in PACKS
+    return is_product and outputs > channels and _keeps_copies(weight.dtype)
 
 
 def _columns(x: Tensor, weight: Tensor, stride: int) -> int:
     """How many columns of an image are convolved at once."""
     size = weight.shape[2]
-    if (cpu_capability(), x.dtype) not in PACKS or size == 1 or stride > 1:
+    if not _keeps_copies(x.dtype) or size == 1 or stride > 1:
         return x.shape[3]
     return max(CACHE_BYTES // (size * x.shape[1] * x.dtype.itemsize) // 16 * 16, 16)
 
