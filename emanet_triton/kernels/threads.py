@@ -5,8 +5,8 @@ another. Here the threads wait once, at the end. Inside these threads every PyTo
 one thread, so an item's result has the same bits for any number of threads. A process that is
 forked after items were shared uses one thread, also in PyTorch: OpenMP would hang with more.
 
-The threads are PyTorch's own where OpenMP lets us use them (``openmp``). Elsewhere they are a pool,
-and in a process that was forked.
+The threads are PyTorch's own where OpenMP lets us use them (``openmp``). Elsewhere, and in a forked
+process, they are threads of a pool.
 """
 
 import atexit
