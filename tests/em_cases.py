@@ -4,11 +4,11 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
-from device import DEVICE
+from device import DEVICE, NATIVE
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.bench.gpu_check.tf32 import CutOperands
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def eager_em_attention(x: Tensor, mu: Tensor, num_stages: int) -> tuple[Tensor, Tensor]:
-    """mmseg's operations on [B, C, N], all in the dtype of the input."""
+    """mmseg's operations on [B, C, N], on the CPU, all in the dtype of the input.
+
+    On a GPU the sums of small problems may be several times as exact as the CPU's and the kernels'.
+    """
+    x, mu = x.cpu(), mu.cpu()
     for _ in range(num_stages):
         z = torch.softmax(x.mT @ mu, dim=2)
         mu = F.normalize(x @ F.normalize(z, p=1, dim=1), p=2, dim=1)
@@ -94,21 +98,23 @@ def eager_em_attention(x: Tensor, mu: Tensor, num_stages: int) -> tuple[Tensor, 
 def eager_block(
     feats: Tensor, mu: Tensor, weights: tuple[Tensor, ...], num_stages: int
 ) -> tuple[Tensor, Tensor]:
-    """mmseg's operations around the EM attention, on [B, C, N]."""
+    """mmseg's operations around the EM attention, on [B, C, N], on the CPU."""
+    feats, *weights = (t.cpu() for t in (feats, *weights))
     mid_weight, mid_bias, out_weight, out_bias = weights
     recon, mu = eager_em_attention(mid_weight @ feats + mid_bias[:, None], mu, num_stages)
     return F.relu(feats + out_weight @ F.relu(recon) + out_bias[:, None]), mu
 
 
 def plain_products(precision: str) -> contextlib.AbstractContextManager:
-    """A context in which plain PyTorch multiplies float32 on a GPU exactly, or else in TF32."""
-    return cuda_fp32("ieee" if precision == "ieee" else "tf32")
+    """A context in which plain PyTorch multiplies float32 as the kernels do on a GPU."""
+    return CutOperands() if NATIVE and precision == "tf32" else contextlib.nullcontext()
 
 
 def assert_as_exact(got: Tensor, plain: Tensor, exact: Tensor) -> None:
     """The largest error is at most twice plain PyTorch's error in the same dtype, and a few ulp."""
+    got, plain, exact = got.cpu(), plain.cpu(), exact.cpu()
     assert got.dtype == plain.dtype
     assert got.shape == exact.shape
     error, allowed = ((t.double() - exact).abs().max().item() for t in (got, plain))
-    floor = 2 * torch.finfo(got.dtype).eps * exact.abs().max().item()
+    floor = 4 * torch.finfo(got.dtype).eps * exact.abs().max().item()
     assert error <= 2 * allowed + floor, f"error {error:.3g}, plain PyTorch's {allowed:.3g}"

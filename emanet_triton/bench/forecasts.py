@@ -7,7 +7,6 @@ FORECASTS: dict[tuple[str, str], dict[str, str]] = {
         "block B=8 N=32768 bf16": "1.1-1.2",
     },
     ("conv", "triton"): {
-        "3x3 C=2048 O=768 H=128 W=256 stride=1 dilation=1 out=fp32 B=1 bf16": "1.8-1.95",
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.31-0.33",
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.31-0.33",
         "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=1 relu B=1 bf16": "0.075-0.085",

@@ -111,6 +111,7 @@ def walk(
     dtype: str = "bf16",
     at_once: int | None = None,
     tiny: bool = False,
+    merged: bool = False,
 ) -> Counter[OperatorCall]:
     """The operator calls of the fused network and of the labels after it, with their numbers.
 
@@ -122,11 +123,13 @@ def walk(
         dtype: the network's, "fp32", "bf16" or "fp16".
         at_once: number of windows that run as one batch; by default all, as on a GPU.
         tiny: a network of few channels, and small windows.
+        merged: whether the head's two convolutions of its input run as one, as on a CPU.
     """
     protocol = make_protocol(mode, size, tiny)
     (view,) = view_sizes(protocol, size, ms_flip=False)
     images = torch.empty(batch, 3, *view, device="meta")
     fused = _fused(network, dtype, tiny)
+    fused.decode_head.shared_conv.merged = merged
     with Recorder() as recorder:
         logits = torch.cat([fused(windows) for windows in cut_windows(images, protocol, at_once)])
         packed = logits.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4).flatten(2)

@@ -16,6 +16,7 @@ from emanet_triton.models.alteration import alteration
 from emanet_triton.models.fused import (
     FusedBottleneck,
     FusedConv,
+    SharedConv,
     convs_with_norms,
     folded,
     fused_conv,
@@ -124,11 +125,12 @@ class FusedEMANet(FusedNetwork):
     def forward(self, images: Tensor) -> Tensor:
         with _without_autocast(images.device.type):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
-            x = images.to(self.dtype).contiguous(memory_format=layout)
+            # One copy for both dtype and layout; ``to`` alone returns some views as they are.
+            x = images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout)
             # Layer by layer, so that a layer's input is freed before the next layer runs.
             for layer in (*self.backbone, self.decode_head.shared_conv):
                 x = layer(x)
-            return self.decode_head(x)
+            return self.decode_head(*x)
 
 
 class FusedHead(nn.Module):
@@ -147,19 +149,13 @@ class FusedHead(nn.Module):
     def __init__(self, head: EMAHead, dtype: torch.dtype, channels_last: bool) -> None:
         super().__init__()
         attention = head.ema_module
-        self.ema_channels = attention.bases.shape[1]
         self.num_stages, self.backend = attention.num_stages, attention.backend
 
         in_weight, in_bias = folded(*_parts(head.ema_in_conv), dtype)
         cat_weight, cat_bias = folded(*_parts(head.conv_cat), dtype)
         split = in_weight.shape[1]
-        self.shared_conv = FusedConv(
-            torch.cat([in_weight, cat_weight[:, :split]]),
-            torch.cat([in_bias, torch.zeros_like(cat_bias)]),
-            channels_last,
-            relu=False,
-            wide=True,
-        )
+        partial = cat_weight[:, :split], torch.zeros_like(cat_bias)
+        self.shared_conv = SharedConv((in_weight, in_bias), partial, channels_last)
         self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, channels_last)
         self.bottleneck = fused_conv(*_parts(head.bottleneck), dtype, channels_last)
         self.conv_seg = fused_conv(head.conv_seg, None, dtype, channels_last, relu=False)
@@ -176,15 +172,14 @@ class FusedHead(nn.Module):
         for name, value in block.items():
             self.register_buffer(name, value)
 
-    def forward(self, shared: Tensor) -> Tensor:
-        """From the output of ``shared_conv`` to logits.
+    def forward(self, feats: Tensor, partial: Tensor) -> Tensor:
+        """From the outputs of ``shared_conv`` to logits.
 
         The caller runs ``shared_conv``, so that it can free the backbone's output, the largest
         tensor, before this call.
         """
-        feats, partial = shared.split([self.ema_channels, self.conv_cat.bias.shape[0]], dim=1)
-        feats = self._attention_block(feats.relu().to(self.bases.dtype))
-        return self.conv_seg(self.conv_cat(self.bottleneck(feats), partial))
+        feats = self.bottleneck(self._attention_block(feats))
+        return self.conv_seg(self.conv_cat(feats, partial))
 
     def _attention_block(self, feats: Tensor) -> Tensor:
         out, _ = em_attention_block(

@@ -1,6 +1,7 @@
 """``fuse``, and the layers of which fused networks are made."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,37 +138,78 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve. ``residual`` has the output's shape and may be overwritten."""
-        arguments = x, self.weight, self.bias, residual
         if self.winograd:
+            arguments = x, self.weight, self.bias, residual
             return winograd.winograd_conv(
                 *arguments, dilation=self.dilation, relu=self.relu, out_dtype=self.out_dtype
             )
-        if not self.channels_last:
-            return self._plain(x, residual)
-        one_dtype = self.out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
-        if x.device.type == "cpu" and one_dtype:
-            return onednn.conv_bias_act_(
-                *arguments, stride=self.stride, dilation=self.dilation, relu=self.relu
-            )
-        return conv_bias_act(
-            *arguments,
-            stride=self.stride,
-            dilation=self.dilation,
-            relu=self.relu,
-            out_dtype=self.out_dtype,
-            backend=self.backend,
-        )
+        return self._convolve(x, self.weight, self.bias, residual, self.relu, self.out_dtype)
 
-    def _plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        padding = self.dilation * (self.weight.shape[2] // 2)
-        out = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
-        out = out if residual is None else out + residual
-        out = out.relu_() if self.relu else out
-        return out.to(self.out_dtype)
+    def _convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        if not self.channels_last:
+            padding = self.dilation * (weight.shape[2] // 2)
+            out = F.conv2d(x, weight, bias, self.stride, padding, self.dilation)
+            out = out if residual is None else out + residual
+            return (out.relu_() if relu else out).to(out_dtype)
+        arguments = x, weight, bias, residual
+        geometry: dict[str, Any] = {
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "relu": relu,
+        }
+        one_dtype = out_dtype == x.dtype and (residual is None or residual.dtype == x.dtype)
+        if x.device.type == "cpu" and one_dtype:
+            return onednn.conv_bias_act_(*arguments, **geometry)
+        return conv_bias_act(*arguments, **geometry, out_dtype=out_dtype, backend=self.backend)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, dilation={self.dilation}, relu={self.relu}"
         return f"{list(self.weight.shape)}, {options}, winograd={self.winograd}"
+
+
+class SharedConv(FusedConv):
+    """Two convolutions that read the same input: the first with ReLU, the second without.
+
+    A CPU runs them as one convolution: Winograd's then transforms the input once. A GPU runs two,
+    so that each writes its output as the next layer reads it, with no further pass.
+
+    Args:
+        first, second: weight [O, C, k, k] and bias [O] of each, in the dtype of the input.
+        channels_last: as in ``fuse``.
+
+    Attributes:
+        merged: whether they run as one; at first whether the weights are on a CPU.
+
+    Shape:
+        [B, C, h, w] → [B, O of the first, h, w] in the dtype of the input and [B, O of the second,
+        h, w], float32 unless oneDNN convolves.
+    """
+
+    def __init__(
+        self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], channels_last: bool
+    ) -> None:
+        weight, bias = (torch.cat(pair) for pair in zip(first, second, strict=True))
+        super().__init__(weight, bias, channels_last, relu=False, wide=True)
+        self.merged = weight.device.type == "cpu"
+        self.sizes = [len(first[1]), len(second[1])]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if self.merged:
+            first, second = super().forward(x).split(self.sizes, dim=1)
+            return first.relu().to(x.dtype), second
+        weights, biases = self.weight.split(self.sizes), self.bias.split(self.sizes)
+        return (
+            self._convolve(x, weights[0], biases[0], None, True, x.dtype),
+            self._convolve(x, weights[1], biases[1], None, False, self.out_dtype),
+        )
 
 
 class FusedBottleneck(nn.Module):

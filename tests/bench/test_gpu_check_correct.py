@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gpu_check_cases import Breaks
+from torch.nn import functional as F
 
 from emanet_triton.bench.gpu_check import correct, own
 from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase
 from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.families import SMALL, small_cases
+from emanet_triton.bench.gpu_check.tf32 import CutOperands, cut
 from emanet_triton.bench.measure import Watch
 from emanet_triton.bench.walk import recorded
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
@@ -140,17 +142,43 @@ def test_the_bound_is_three_way():
     )
 
 
-def test_the_bound_in_tf32_allows_operands_that_are_cut_off():
+def test_the_bound_of_float32_is_wider():
     want, plain = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
-    bounds = [
-        close("out", plain, want.double(), plain, dtype, precision).bound
-        for dtype, precision in (
-            (torch.float32, "tf32"),
-            (torch.float32, "tf32x3"),
-            (torch.bfloat16, "tf32"),
-        )
-    ]
-    assert [round(bound, 1) for bound in bounds] == [2.0, 1.0, 1.0]
+    dtypes = torch.float32, torch.bfloat16
+    bounds = [close("out", plain, want.double(), plain, dtype).bound for dtype in dtypes]
+    assert [round(bound, 1) for bound in bounds] == [2.0, 1.0]
+
+
+def test_operands_are_cut_off_towards_zero():
+    step = 2.0**-10  # TF32 has ten bits of mantissa
+    x = torch.tensor([1 + 1.75 * step, -1 - 1.75 * step, 0.0, float("inf")])
+    assert cut(x).tolist() == [1 + step, -1 - step, 0.0, float("inf")]
+    assert torch.equal(cut(cut(x)), cut(x))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, y, added: x @ y,
+        lambda x, y, added: x[None].expand(2, -1, -1) @ y,
+        lambda x, y, added: torch.addmm(added, x, y),
+        lambda x, y, added: torch.baddbmm(added[None], x[None], y[None]),
+        lambda x, y, added: F.linear(x, y.mT, added),
+        lambda x, y, added: F.conv2d(x[None, :, :, None], y[..., None, None], added),
+        lambda x, y, added: torch.einsum("nc,ck->nk", x, y),
+    ],
+    ids=["mm", "bmm", "addmm", "baddbmm", "linear", "conv2d", "einsum"],
+)
+def test_products_within_read_operands_that_are_cut_off(product):
+    x, y, added = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    added = added[0]
+    want = product(cut(x), cut(y), added)
+    with torch.no_grad(), CutOperands():
+        got = product(x, y, added)
+        half = product(x.bfloat16(), y.bfloat16(), added.bfloat16())
+    assert torch.equal(got, want)
+    assert not torch.equal(got, product(x, y, added))
+    assert torch.equal(half, product(x.bfloat16(), y.bfloat16(), added.bfloat16()))
 
 
 def test_labels_count_where_they_are_clear():

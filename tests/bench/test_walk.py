@@ -24,24 +24,37 @@ def test_every_operator_of_the_network_is_found(network, mode, blocks):
         operators[call.name] = operators.get(call.name, 0) + count
     fused = 3 + 3 + 1  # blocks of stride and dilation 1: layer 1, layer 2, the first of layer 3
     assert operators == {
-        "conv_bias_act": 3 + 3 * (blocks - fused) + 4 + 4,  # stem, blocks, projections, head
+        "conv_bias_act": 3 + 3 * (blocks - fused) + 4 + 5,  # stem, blocks, projections, head
         "bottleneck": fused,
         "em_attention_block": 1,
         "resample_labels": 1,
     }
 
 
-def test_the_heads_shared_convolution_and_its_residual():
-    calls = walk("r50", "whole", SIZE)
-    ((shared, count),) = convolutions(calls, out_dtype=torch.float32).items()
-    assert (shared["weight"].shape, shared["relu"], count) == ((768, 2048, 3, 3), False, 1)
-    ((cat, count),) = (
-        (c, n)
-        for c, n in convolutions(calls).items()
-        if c["residual"] and c["residual"].dtype == torch.float32
+def head_convolutions(calls):
+    """Of the head's two 3x3 convolutions of the backbone's output, and of the one that adds."""
+    read = {c["weight"].shape: c for c in convolutions(calls) if c["x"].shape[1] == 2048}
+    (adds,) = (c for c in convolutions(calls) if c["residual"] and c["weight"].shape[1] == 256
+               and c["weight"].shape[2] == 3)  # fmt: skip
+    return {shape: call for shape, call in read.items() if shape[2] == 3}, adds
+
+
+def test_a_gpu_runs_the_heads_two_convolutions_of_one_input():
+    read, adds = head_convolutions(walk("r50", "whole", SIZE))
+    feats, partial = (read.pop((outputs, 2048, 3, 3)) for outputs in (512, 256))
+    assert not read
+    assert (feats["relu"], feats["out_dtype"]) == (True, torch.bfloat16)
+    assert (partial["relu"], partial["out_dtype"]) == (False, torch.float32)
+    assert adds["residual"] == TensorSpec(
+        (1, 256, 128, 256), (256 * 128 * 256, 1, 256 * 256, 256), torch.float32
     )
-    assert (cat["weight"].shape, count) == ((256, 256, 3, 3), 1)
-    assert cat["residual"].stride == (768 * 128 * 256, 1, 768 * 256, 768)  # a part of the shared
+
+
+def test_a_cpu_runs_them_as_one():
+    read, adds = head_convolutions(walk("r50", "whole", SIZE, merged=True))
+    ((shape, both),) = read.items()
+    assert (shape, both["relu"], both["out_dtype"]) == ((768, 2048, 3, 3), False, torch.float32)
+    assert adds["residual"].stride == (768 * 128 * 256, 1, 768 * 256, 768)  # a part of the output
 
 
 def test_a_sliding_window_runs_all_windows_as_one_batch():

@@ -164,10 +164,11 @@ WITH_TRITON = {
         *tensors((batch, 19, 1), dtype=dtype), taps(), taps(), **how
     ),
 }
+ON_A_CPU = {"conv_cpu": lambda *given: convolution(conv_cpu.conv_bias_act_, *given)}
 OPERATORS = WITH_TRITON | {
-    "conv_cpu": lambda *given: convolution(conv_cpu.conv_bias_act_, *given),
     "winograd_conv": lambda *given: convolution(winograd.winograd_conv, *given),
 }
+OPERATORS |= {} if NATIVE else ON_A_CPU
 SHAPES = {
     "em_attention": [(64, 2, 3), (64, 4)],
     "em_attention_block": [(64, 2, 3), (64, 4)],

@@ -33,8 +33,8 @@ CONVOLUTIONS = (
     (1, 128, 128, 256, 128, 3, 1, 1, False, HALF, HALF),
     (1, 64, 256, 512, 64, 3, 1, 1, True, HALF, HALF),
     (1, 64, 256, 512, 256, 1, 1, 1, True, HALF, HALF),  # expand
-    (1, 2048, 128, 256, 768, 3, 1, 1, False, HALF, SINGLE),  # ema_in_conv and half of conv_cat
-    (8, 2048, 97, 97, 768, 3, 1, 1, False, HALF, SINGLE),  # the same of sliding windows
+    (1, 2048, 128, 256, 256, 3, 1, 1, False, HALF, SINGLE),  # conv_cat, first part
+    (8, 2048, 97, 97, 256, 3, 1, 1, False, HALF, SINGLE),  # the same of sliding windows
     (1, 256, 128, 256, 256, 3, 1, 1, True, SINGLE, HALF),  # conv_cat, second half
     (1, 128, 256, 512, 128, 3, 2, 1, False, HALF, HALF),
     (1, 256, 256, 512, 512, 1, 2, 1, False, HALF, HALF),

@@ -1,5 +1,6 @@
 """Cases of correctness: an operator's result against float64 and plain PyTorch."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.bench.gpu_check.compared import Compared, close, equal, poisoned
+from emanet_triton.bench.gpu_check.tf32 import CutOperands
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.suites import em, post
 from emanet_triton.bench.walk import OperatorCall, recorded
@@ -102,12 +104,13 @@ class EmCase:
             for output, g, p, w in zip(("out", "bases"), got, plain, want, strict=True):
                 mine, theirs = (t[image].reshape(w[0].shape) for t in (g, p))
                 name = f"{output} of image {image}"
-                dtype = DTYPES[self.dtype]
-                compared.append(close(name, mine, w[0], theirs, dtype, self.precision))
+                compared.append(close(name, mine, w[0], theirs, DTYPES[self.dtype]))
         return compared
 
     def _plain(self, problem: em.Problem) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(), cuda_fp32("tf32" if self.precision == "tf32" else "ieee"):
+        cuts = (self.dtype, self.precision) == ("fp32", "tf32")
+        operands = CutOperands() if cuts else contextlib.nullcontext()
+        with torch.no_grad(), cuda_fp32("ieee"), operands:
             if self.operation == "attention":
                 return em.mmseg_attention(problem.feats, problem.bases)
             return em.mmseg_block(problem)

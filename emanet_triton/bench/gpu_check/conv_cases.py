@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
+from emanet_triton.bench.gpu_check.tf32 import cut
 from emanet_triton.bench.suites.conv import Problem
 from emanet_triton.bench.suites.conv_bottleneck import Problem as Block
 from emanet_triton.bench.suites.conv_bottleneck import blocks, plain
@@ -37,17 +38,25 @@ class ConvCase:
         return [self.call]
 
     def runner(self, device: str) -> Run:
-        return self._runner(self.call["backend"], *self.inputs(device))
+        return self._runner(self.call["backend"], self.call["precision"], *self.inputs(device))
 
     def compare(self, device: str) -> list[Compared]:
-        x, weight, bias, residual = arguments = self.inputs(device)
-        (got,) = poisoned(self._runner(self.call["backend"], *arguments), device)
-        (plain,) = self._runner("torch", *arguments)()
+        x, weight, bias, residual = self.inputs(device)
+        (got,) = poisoned(self.runner(device), device)
+        plain = self._plain(x, weight, bias, residual)
         images = zip(
             x.split(1), [None] * len(x) if residual is None else residual.split(1), strict=True
         )
         exact = [Problem(self.layer, image, weight, bias, added).exact() for image, added in images]
-        return [close("out", got, torch.cat(exact), plain, x.dtype, self.call["precision"])]
+        return [close("out", got, torch.cat(exact), plain, x.dtype)]
+
+    def _plain(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+        """The output of plain PyTorch; its operands are cut off where the kernel's are."""
+        precision = self.call["precision"]
+        if x.dtype == torch.float32 and precision == "tf32":
+            x, weight, precision = cut(x), cut(weight), "ieee"
+        (out,) = self._runner("torch", precision, x, weight, bias, residual)()
+        return out
 
     def inputs(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Input, weight, bias and residual, with the same values at every call."""
@@ -56,11 +65,17 @@ class ConvCase:
         return x, weight, bias, residual
 
     def _runner(
-        self, backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
+        self,
+        backend: str,
+        precision: str,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
     ) -> Run:
-        names = "stride", "dilation", "relu", "out_dtype", "precision"
-        options = {name: self.call[name] for name in names}
-        return lambda: (conv_bias_act(x, weight, bias, residual, **options, backend=backend),)
+        options = {name: self.call[name] for name in ("stride", "dilation", "relu", "out_dtype")}
+        options |= {"backend": backend, "precision": precision}
+        return lambda: (conv_bias_act(x, weight, bias, residual, **options),)
 
 
 @dataclass(frozen=True)

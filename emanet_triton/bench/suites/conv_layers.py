@@ -55,7 +55,9 @@ def walks(
     """
     modes = MODES if selection.cuda and not selection.tiny else ("whole",)
     return {
-        f"{network}-{mode}": walk(network, mode, size, batch, dtype, tiny=selection.tiny)
+        f"{network}-{mode}": walk(
+            network, mode, size, batch, dtype, tiny=selection.tiny, merged=not selection.cuda
+        )
         for network in NETWORKS
         for mode in modes
     }

@@ -24,7 +24,7 @@ def em_project(
     C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """W₁S + r·b₁, all float32: sums [rows, C], mass [rows], weight [C, C], bias [C]."""
+    """W₁S + r·b₁, float32: sums [rows, C], mass [rows]; of any dtype: weight [C, C], bias [C]."""
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
     o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -39,9 +39,9 @@ def em_project(
         b_sums = tl.load(p_sums, mask=m_m[:, None] & m_c[None, :], other=0.0)
         p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
         b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
-        b_out = tl.dot(b_sums, b_weight, b_out, input_precision=PRECISION)
+        b_out = tl.dot(b_sums, b_weight.to(tl.float32), b_out, input_precision=PRECISION)
     b_mass = tl.load(mass_ptr + o_m, mask=m_m, other=0.0)
-    b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0)
+    b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)
     p_out = out_ptr + o_m[:, None] * C + o_o[None, :]
     b_out += b_mass[:, None] * b_bias[None, :]
     tl.store(p_out, b_out, mask=m_m[:, None] & m_o[None, :])
@@ -56,7 +56,8 @@ def em_fold(
 ):  # fmt: skip
     """W₁ᵀμ and b₁ᵀμ; with NORMALISE the bases are first divided by their L2 norms.
 
-    bases float32 [rows, C]; folded [rows, C] in the features' dtype; logit_bias float32 [rows].
+    bases float32 [rows, C]; weight [C, C] and bias [C] of any dtype; folded [rows, C] in the
+    features' dtype; logit_bias float32 [rows].
     """
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
@@ -75,20 +76,21 @@ def em_fold(
         b_mu = tl.load(p_mu, mask=m_m[:, None] & m_c[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
         p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
         b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
-        b_folded = tl.dot(b_mu, b_weight, b_folded, input_precision=PRECISION)
-        b_along += b_mu * tl.load(bias_ptr + o_c, mask=m_c, other=0.0)[None, :]
+        b_folded = tl.dot(b_mu, b_weight.to(tl.float32), b_folded, input_precision=PRECISION)
+        b_bias = tl.load(bias_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
+        b_along += b_mu * b_bias[None, :]
         b_square += b_mu * b_mu
-    b_bias = tl.sum(b_along, axis=1)
+    b_logit = tl.sum(b_along, axis=1)
     if NORMALISE:
         norm = tl.sqrt(tl.sum(b_square, axis=1))
         norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays NaN
         b_folded = b_folded / norm[:, None]
-        b_bias = b_bias / norm
+        b_logit = b_logit / norm
     p_folded = folded_ptr + o_m[:, None] * C + o_o[None, :]
     b_folded = b_folded.to(folded_ptr.dtype.element_ty)
     tl.store(p_folded, b_folded, mask=m_m[:, None] & m_o[None, :])
     if i_o == 0:
-        tl.store(logit_bias_ptr + o_m, b_bias, mask=m_m)
+        tl.store(logit_bias_ptr + o_m, b_logit, mask=m_m)
 
 
 @triton.jit
@@ -113,7 +115,7 @@ def em_epilogue(
 ):  # fmt: skip
     """ReLU(F + W₂·ReLU(Zμᵀ) + b₂) for one tile of positions and BLOCK_O channels.
 
-    bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ float32 [C].
+    bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ [C] of any dtype.
     """
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
@@ -146,7 +148,7 @@ def em_epilogue(
         p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
         b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
         b_out = tl.dot(b_recon, b_weight, b_out, input_precision=PRECISION)
-    b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0)[None, :]
+    b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
     x_ptr += i_b * stride_x_b
     b_x = load_features(x_ptr, o_n, o_o, N, stride_x_n, stride_x_c, C, BLOCK_O, CHANNELS_LAST)
     b_out += b_x.to(tl.float32)
@@ -224,8 +226,10 @@ def run_block(
 ) -> tuple[Tensor, Tensor]:
     """feats [B, N, C], bases [1 or B, C, K] → block output [B, N, C], new bases [B, C, K]."""
     stages = BlockStages(feats, bases.shape[2], precision)
-    mid = mid_weight.float().contiguous(), mid_bias.float().contiguous()
-    mu = bases.transpose(1, 2).float().contiguous()
+    mid = mid_weight.contiguous(), mid_bias.contiguous()
+    # One copy if the dtype changes; ``to`` alone returns float32 bases as they are.
+    mu = bases.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    mu = mu.contiguous()
     sums = mu.new_empty(feats.shape[0], *mu.shape[1:])
     mass = mu.new_empty(sums.shape[:2])
     for stage in range(num_stages):
@@ -234,4 +238,4 @@ def run_block(
         mu = stages.project(sums, mass, *mid)
     mu = stages.normalise(mu)
     weight = out_weight.to(feats.dtype).contiguous()
-    return stages.epilogue(mu, weight, out_bias.float().contiguous()), mu.transpose(1, 2)
+    return stages.epilogue(mu, weight, out_bias.contiguous()), mu.transpose(1, 2)

@@ -79,7 +79,7 @@ def assert_labels(got: Tensor, want: Tensor) -> None:
     if want.shape[1] > 1:
         best = want.topk(2, dim=1).values
         clear = best[:, 0] - best[:, 1] > 1e-5
-        assert clear.double().mean() > 0.99
+        assert clear.double().mean() > 0.98  # logits of bfloat16 are often equal
         assert torch.equal(got[clear], want.argmax(1)[clear].to(torch.uint8))
     else:
         assert not got.any()
