@@ -107,7 +107,7 @@ _EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
 
 # The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages. The tiles are small,
 # because the 64 bases of one image would else keep few multiprocessors busy.
-_PROJECTION = (16, 32, 128, 4, 2)
+_PROJECTION = (16, 32, 64, 4, 3)
 
 # em_reduce and em_normalise run one program per base. The table says how many partial sums
 # em_reduce loads at a time, by C padded to a power of two.
