@@ -19,10 +19,12 @@ from emanet_triton.bench.ahead_of_time.launches import BottleneckLaunch, ConvLau
 
 ROWS = (1, 512, 128, 256, 512, 3, 1, 1, True, None, None)
 POINTERS = (2, 512, 97, 97, 512, 3, 1, 4, True, None, None)
+TAPS = (1, 3, 1024, 2048, 32, 3, 2, 1, False, None, None)
 LAUNCHES = (
     EMLaunch("sm_90", "bf16", "ieee", "em_attention_block", 512, 64),
     ConvLaunch("sm_90", "bf16", "ieee", ROWS),
     ConvLaunch("sm_90", "bf16", "ieee", POINTERS),
+    ConvLaunch("sm_90", "bf16", "ieee", TAPS),
     BottleneckLaunch("sm_90", "bf16", 64, 64, 256),
 )
 

@@ -48,7 +48,7 @@ def check_cache(call):
     launch = Launch(call)
     assert meta.compile_kernels(launch, GPU, {("conv_rows", "another key")}) == ([], [])
     ((first,), _) = meta.compile_kernels(launch, GPU)
-    for kernel in (conv_triton.conv_rows, conv_triton.conv_pointers):
+    for kernel in (conv_triton.conv_rows, conv_triton.conv_pointers, conv_triton.conv_taps):
         kernel.device_caches.clear()  # as in a new process
     with with_memory(call.values("cpu")):
         ((again,), (compiled,)) = meta.compile_kernels(launch, GPU)

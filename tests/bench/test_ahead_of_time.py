@@ -169,7 +169,7 @@ def test_a_gate_that_fails(changes, message):
         {"kernel": "conv_rows", "waits": "16"},
         {"load": "4", "full_load": "4"},
         {"load": "2", "constants": "C=512 NCHW"},
-        {"load": "2", "constants": "C=3 OUT=32 residual=none"},
+        {"kernel": "conv_taps", "load": "2"},
         {
             "kernel": "em_m_step",
             "dtype": "fp32",
@@ -185,7 +185,7 @@ def test_a_gate_that_fails(changes, message):
         "waits",
         "tile",
         "nchw",
-        "rgb",
+        "taps",
         "tf32",
     ],
 )

@@ -45,8 +45,10 @@ CONVOLUTIONS = (
     (1, 128, 97, 97, 128, 3, 1, 1, False, HALF, HALF),
     (1, 128, 193, 193, 128, 3, 2, 1, True, HALF, HALF),
     (1, 64, 193, 193, 64, 3, 1, 1, True, HALF, HALF),
-    (1, 3, 512, 1024, 32, 3, 2, 1, False, HALF, HALF),  # stem
-    (1, 32, 256, 512, 64, 3, 1, 1, False, HALF, HALF),  # stem
+    (1, 3, 1024, 2048, 32, 3, 2, 1, False, HALF, HALF),  # stem
+    (1, 32, 512, 1024, 64, 3, 1, 1, False, HALF, HALF),  # stem
+    (1, 7, 97, 97, 32, 3, 1, 1, True, SINGLE, HALF),  # with the most taps of ``conv_taps``
+    (1, 7, 97, 97, 72, 3, 1, 1, True, HALF, SINGLE),  # the same, in the wider tile
 )
 BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
 

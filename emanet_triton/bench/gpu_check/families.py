@@ -58,6 +58,8 @@ def small_cases() -> list[Case]:
     def run() -> None:
         for sides in ((8, 128), (9, 17)):  # by conv_rows on sm_90, and by conv_pointers
             conv_bias_act(image(1, 64, *sides), image(64, 64, 3, 3), bias(64), backend="triton")
+        stem = image(1, 3, 17, 33), image(32, 3, 3, 3), bias(32)  # by conv_taps
+        conv_bias_act(*stem, stride=2, backend="triton")
         weights = image(64, 256, 1, 1), image(64, 64, 3, 3), image(256, 64, 1, 1)
         biases = bias(64), bias(64), bias(256)
         bottleneck(image(1, 256, 8, 16), weights, biases, backend="triton")
@@ -185,6 +187,7 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
     "em-block": lambda _, tiny: _em("block", tiny),
     "conv-rows": lambda gpu, tiny: _convolutions("conv_rows", gpu, tiny),
     "conv-pointers": lambda gpu, tiny: _convolutions("conv_pointers", gpu, tiny),
+    "conv-taps": lambda gpu, tiny: _convolutions("conv_taps", gpu, tiny),
     "bottleneck": lambda _, tiny: [
         BottleneckCase(call) for call in _with_float16(_bottlenecks(tiny, "triton"), tiny)
     ],

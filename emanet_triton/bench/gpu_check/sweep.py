@@ -1,4 +1,4 @@
-"""A step: the costliest convolutions of the networks, each timed with several tiles.
+"""A step: the costliest convolutions of the networks and the first, timed with several tiles each.
 
 A convolution is a case of the benchmark, and its tiles are the providers. A tile gets no time if
 its result differs from the result of the shipped tile.
@@ -34,11 +34,12 @@ from emanet_triton.bench.run import Elsewhere
 from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, walk
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
+from emanet_triton.kernels.conv.tiles import BLOCKS
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.kernels.launch import TileReplaced
 from emanet_triton.kernels.tile import Tile
 
-SHAPES = 12
+SHAPES = 12  # among them one of ``conv_taps``
 ROUNDS, SECONDS = 5, 10.0  # for the times of one convolution
 
 # Input, weight, bias and residual, and the output that is wanted.
@@ -56,6 +57,16 @@ CANDIDATES = (
     (64, 256, 64, 4, 4),
     (128, 64, 64, 4, 5),
     (64, 128, 64, 4, 5),
+)
+# BLOCK_M, BLOCK_O, warps, stages.
+TAPS_CANDIDATES = (
+    (64, 32, 2, 1),
+    (64, 32, 4, 1),
+    (128, 32, 4, 1),
+    (128, 32, 8, 1),
+    (256, 32, 4, 1),
+    (256, 32, 8, 1),
+    (512, 32, 8, 1),
 )
 
 
@@ -129,7 +140,10 @@ def make_case(call: OperatorCall, uses: int, tiles: dict[str, Tile], gpu: Gpu, d
 
 @functools.cache
 def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
-    """The convolutions with the most FLOPs in the four networks, and how often these run them."""
+    """The convolutions with the most FLOPs in the four networks, and how often these run them.
+
+    The last one is of ``conv_taps``: it has few FLOPs, and its gathers take the time.
+    """
     if tiny:
         return [(small_calls()[0], 1)]
     uses: Counter[OperatorCall] = Counter()
@@ -139,37 +153,37 @@ def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
                 uses[convolution.but(backend="triton")] += count
     flops = {call: count * ConvCase(call).layer.shape.flops for call, count in uses.items()}
     costliest = sorted(flops, key=flops.__getitem__, reverse=True)
-    return [(call, uses[call]) for call in costliest[:SHAPES]]
+    taps = next(call for call in costliest if call["x"].shape[1] == 3)
+    return [(call, uses[call]) for call in (*costliest[: SHAPES - 1], taps)]
 
 
 def tiles_of(call: OperatorCall, gpu: Gpu, tiny: bool) -> dict[str, Tile]:
     """The shipped tile of a convolution, and others that suit it, by name."""
     shipped = meta.shipped_tile(call, gpu)
-    others = [_with_sizes(shipped, sizes) for sizes in CANDIDATES if _suits(sizes, call)]
-    others = [tile for tile in others if tile != shipped]
+    candidates = TAPS_CANDIDATES if shipped.kernel == "conv_taps" else CANDIDATES
+    others = [_with_sizes(shipped, sizes) for sizes in candidates]
+    others = [tile for tile in others if tile != shipped and _suits(tile, call)]
     found = {tile_name(shipped) + own.SHIPPED: shipped}
     return found | {tile_name(tile): tile for tile in others[: 1 if tiny else None]}
 
 
 def tile_name(tile: Tile) -> str:
-    """Such as "128x256x64 w8 s4": the blocks of M, O and C, warps and stages."""
-    blocks = "x".join(str(tile.meta[f"BLOCK_{letter}"]) for letter in "MOC")
+    """Such as "128x256x64 w8 s4": the blocks of M, O and, if there is one, C, warps and stages."""
+    blocks = "x".join(str(tile.meta[name]) for name in BLOCKS if name in tile.meta)
     return f"{blocks} w{tile.num_warps} s{tile.pipeline_stages}"
 
 
 def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:
-    block_m, block_o, block_c, num_warps, pipeline_stages = sizes
-    blocks = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c}
-    return replace(
-        tile, meta={**tile.meta, **blocks}, num_warps=num_warps, pipeline_stages=pipeline_stages
-    )
+    *blocks, num_warps, pipeline_stages = sizes
+    meta = {**tile.meta, **dict(zip(BLOCKS, blocks, strict=False))}
+    return replace(tile, meta=meta, num_warps=num_warps, pipeline_stages=pipeline_stages)
 
 
-def _suits(sizes: tuple[int, ...], call: OperatorCall) -> bool:
+def _suits(tile: Tile, call: OperatorCall) -> bool:
     """Whether the blocks divide the channels, and at most half of a block is padding."""
-    _, block_o, block_c, *_ = sizes
     shape = ConvCase(call).layer.shape
-    return shape.channels % block_c == 0 and block_o < 2 * shape.outputs
+    divides = shape.channels % tile.meta.get("BLOCK_C", 1) == 0
+    return divides and tile.meta["BLOCK_O"] < 2 * shape.outputs
 
 
 def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:

@@ -3,9 +3,11 @@
 Images are NHWC in memory and weights [O, taps * C]. One program computes BLOCK_O channels of
 BLOCK_M output pixels and loops over taps and input channels. ``conv_rows`` reads tiles of an image
 row through tensor descriptors, which give zeros outside the image: the padding. ``conv_pointers``
-takes any size, stride and number of channels. Sums, bias, residual and ReLU are float32.
+takes any size, stride and number of channels. ``conv_taps`` has no loop: it takes all channels of
+all taps at once, where these are few. Sums, bias, residual and ReLU are float32.
 
-Index letters: b image, m output pixel of a tile, c input channel, o output channel.
+Index letters: b image, m output pixel of a tile, c input channel, o output channel, k channel of a
+tap, tap * C + c.
 """
 
 import torch
@@ -20,6 +22,9 @@ from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_til
 
 # If an image's rows fill a smaller share of their tiles, ``conv_pointers`` runs.
 _MIN_FILLED = 0.8
+
+# The most channels of all taps together that ``conv_taps`` takes.
+_MAX_TAPS = 64
 
 
 @triton.jit
@@ -129,6 +134,47 @@ def conv_pointers(
     store_outputs(b_out, out_ptr, first, m_m, o_o, OUT, RELU)
 
 
+@triton.jit
+def conv_taps(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
+    H_IN, W_IN, H, W, num_pixels,
+    C: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    DILATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``conv_pointers`` with one product: its summed axis k is all channels of all taps."""
+    pid = tl.program_id(0)
+    num_blocks: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
+    K: tl.constexpr = KERNEL * KERNEL * C
+    BLOCK_K: tl.constexpr = max(16, triton.next_power_of_2(K))
+    o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    first = pid // num_blocks * BLOCK_M
+
+    # A list of all elements, pixels first, because versions of Triton order the axes of a block
+    # differently. Thus a warp loads one channel of one tap of neighbouring pixels, and a thread
+    # has one pixel, or few: tap, channel and their offsets are constants.
+    o = tl.arange(0, BLOCK_K * BLOCK_M)
+    o_m, o_k = first + o % BLOCK_M, o // BLOCK_M
+    o_x, o_y, o_b = o_m % W * STRIDE, o_m // W % H * STRIDE, o_m // W // H
+    tap, o_c = o_k // C, o_k % C
+    dx = (tap % KERNEL - KERNEL // 2) * DILATION
+    dy = (tap // KERNEL - KERNEL // 2) * DILATION
+    x, y = o_x + dx, o_y + dy
+    m_x = (o_k < K) & (o_m < num_pixels) & (x >= 0) & (x < W_IN) & (y >= 0) & (y < H_IN)
+    p_pixel = x_ptr + ((o_b * H_IN + o_y) * W_IN + o_x).to(tl.int64) * C
+    b_x = tl.load(p_pixel + (dy.to(tl.int64) * W_IN + dx) * C + o_c, mask=m_x, other=0.0)
+    b_x = b_x.reshape(BLOCK_K, BLOCK_M)
+
+    o_k = tl.arange(0, BLOCK_K)
+    p_weight = weight_ptr + (o_o * K)[None, :] + o_k[:, None]
+    b_weight = tl.load(p_weight, mask=(o_k < K)[:, None] & (o_o < OUT)[None, :], other=0.0)
+
+    m_m = first + tl.arange(0, BLOCK_M) < num_pixels
+    b_out = load_sums(bias_ptr, residual_ptr, first, m_m, o_o, OUT, HAS_RESIDUAL, BLOCK_M)
+    b_out = tl.dot(b_x.T, b_weight, b_out, input_precision=PRECISION)
+    store_outputs(b_out, out_ptr, first, m_m, o_o, OUT, RELU)
+
+
 def nhwc(x: Tensor) -> Tensor:
     """[B, C, H, W] → [B, H, W, C], contiguous; a view of channels-last memory."""
     return x.permute(0, 2, 3, 1).contiguous()
@@ -157,12 +203,14 @@ def conv_bias_act(
     out = x.new_empty(batch, height, width, outputs, dtype=out_dtype)
 
     aligned = (x.data_ptr() | weight.data_ptr()) % 16 == 0
-    image = None
-    if aligned and arch in tiles.DESCRIPTOR_ARCHS:
+    name, image = "conv_pointers", None
+    if channels % 16 and kernel * kernel * channels <= _MAX_TAPS:
+        name = "conv_taps"
+    elif aligned and arch in tiles.DESCRIPTOR_ARCHS:
         image = _row_view(x, kernel, stride)
+        name = name if image is None else "conv_rows"
     tile = tiles.tile(
-        "conv_pointers" if image is None else "conv_rows", arch, DTYPE_NAMES[x.dtype],
-        channels, outputs, batch * height * width, precision,
+        name, arch, DTYPE_NAMES[x.dtype], channels, outputs, batch * height * width, precision,
         None if residual is None else DTYPE_NAMES[residual.dtype],
     )  # fmt: skip
     tile = fitting(tile, x.device)
@@ -171,7 +219,8 @@ def conv_bias_act(
         "HAS_RESIDUAL": residual is not None, "RELU": relu,
     }  # fmt: skip
     if image is None:
-        _launch_pointers(tile, x, weight, bias, residual, out, **constants)
+        kernel = conv_taps if name == "conv_taps" else conv_pointers
+        _launch_pointers(kernel, tile, x, weight, bias, residual, out, **constants)
     else:
         _launch_rows(tile, image, weight.view(outputs, -1), bias, residual, out, **constants)
     return out.permute(0, 3, 1, 2)
@@ -206,12 +255,12 @@ def _launch_rows(tile, image, weight, bias, residual, out, **constants) -> None:
     )  # fmt: skip
 
 
-def _launch_pointers(tile, x, weight, bias, residual, out, **constants) -> None:
+def _launch_pointers(kernel, tile, x, weight, bias, residual, out, **constants) -> None:
     batch, height, width, outputs = out.shape
     pixels = batch * height * width
     programs = cdiv(pixels, tile.meta["BLOCK_M"])
     launch(
-        conv_pointers, tile, out.device, programs * cdiv(outputs, tile.meta["BLOCK_O"]),
+        kernel, tile, out.device, programs * cdiv(outputs, tile.meta["BLOCK_O"]),
         x, weight, bias, residual, out,
         x.shape[1], x.shape[2], height, width, pixels, **constants,
     )  # fmt: skip

@@ -11,15 +11,21 @@ from emanet_triton.kernels.tile import Tile
 
 # Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
 # and no float32 residual, for which the widest tile lacks registers; medium: more than 64 outputs;
-# narrow: up to 64; odd: input channels that are no multiple of 64. If the table has no tile for a
-# class, the tile of medium serves it.
-_CLASSES = ("wide", "medium", "narrow", "odd")
+# narrow: up to 64; odd: input channels that are no multiple of 64. ``conv_taps`` has two classes of
+# its own. few: up to 32 outputs; many: more.
+_CLASSES = {
+    "conv_rows": ("wide", "medium", "narrow"),
+    "conv_pointers": ("wide", "medium", "narrow", "odd"),
+    "conv_taps": ("few", "many"),
+}
 _WIDE_PIXELS = 16384
 _HALF = ("bf16", "fp16")
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages per class, by (arch, precision of the products); "half"
-# stands for bf16 and fp16. These are the largest sizes that compile without spills.
+# stands for bf16 and fp16. These are the largest sizes that compile without spills. ``conv_taps``
+# has no BLOCK_C; its sizes are small, because gathers need many programs on each multiprocessor.
 _Sizes = tuple[int, ...]
+BLOCKS = ("BLOCK_M", "BLOCK_O", "BLOCK_C")
 _SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     "conv_rows": {
         ("sm_90", "half"): ((128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
@@ -49,6 +55,23 @@ _SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
         ("sm_100", "tf32"): ((128, 64, 32, 8, 3),) * 4,
         ("gfx942", "ieee"): ((64, 64, 32, 4, 2),) * 4,
         ("gfx942", "tf32"): ((64, 64, 32, 4, 2),) * 4,
+    },
+    "conv_taps": {
+        ("sm_80", "half"): ((256, 32, 8, 1), (256, 64, 8, 1)),
+        ("sm_90", "half"): ((128, 32, 4, 1), (128, 64, 4, 1)),
+        ("sm_100", "half"): ((128, 32, 4, 1), (128, 64, 4, 1)),
+        ("gfx942", "half"): ((256, 32, 4, 1), (256, 64, 4, 1)),
+        ("sm_80", "ieee"): ((64, 32, 8, 1),) * 2,
+        ("sm_80", "tf32x3"): ((64, 32, 4, 1),) * 2,
+        ("sm_80", "tf32"): ((128, 32, 4, 1), (128, 64, 4, 1)),
+        ("sm_90", "ieee"): ((64, 32, 8, 1),) * 2,
+        ("sm_90", "tf32x3"): ((64, 32, 4, 1), (64, 64, 4, 1)),
+        ("sm_90", "tf32"): ((128, 32, 4, 1), (128, 64, 4, 1)),
+        ("sm_100", "ieee"): ((64, 32, 8, 1),) * 2,
+        ("sm_100", "tf32x3"): ((64, 32, 4, 1), (64, 64, 4, 1)),
+        ("sm_100", "tf32"): ((128, 32, 4, 1), (128, 64, 4, 1)),
+        ("gfx942", "ieee"): ((256, 32, 4, 1), (256, 64, 4, 1)),
+        ("gfx942", "tf32"): ((256, 32, 4, 1), (256, 64, 4, 1)),
     },
 }  # fmt: skip
 
@@ -80,7 +103,7 @@ def tile(
     ``precision`` matters for fp32 only; on gfx942, which has no tf32x3, ieee stands in for it.
     ``residual`` is the dtype of the residual, if there is one.
     """
-    shape_class = _shape_class(channels, outputs, 0 if residual == "fp32" else pixels)
+    shape_class = _shape_class(kernel, channels, outputs, 0 if residual == "fp32" else pixels)
     return _tile(kernel, arch, dtype, shape_class, precision)
 
 
@@ -90,7 +113,9 @@ def bottleneck_tile(arch: str, dtype: str, planes: int) -> Tile:
     return _as_tile("conv_bottleneck", arch, dtype, _BOTTLENECK[arch][planes], {"P": planes})
 
 
-def _shape_class(channels: int, outputs: int, pixels: int) -> str:
+def _shape_class(kernel: str, channels: int, outputs: int, pixels: int) -> str:
+    if kernel == "conv_taps":
+        return "few" if outputs <= 32 else "many"
     if channels % 64:
         return "odd"
     if outputs <= 64:
@@ -102,22 +127,21 @@ def _tile(kernel: str, arch: str, dtype: str, shape_class: str, precision: str) 
     if dtype != "fp32" or (arch == "gfx942" and precision == "tf32x3"):
         precision = "ieee"
     products = precision if dtype == "fp32" else "half"
-    by_class = dict(zip(_CLASSES, _SIZES[kernel][arch, products], strict=False))
-    sizes = by_class.get(shape_class) or by_class["medium"]
+    sizes = _SIZES[kernel][arch, products][_CLASSES[kernel].index(shape_class)]
     return _as_tile(kernel, arch, dtype, sizes, {"PRECISION": precision})
 
 
 def _as_tile(kernel: str, arch: str, dtype: str, sizes: tuple[int, ...], meta: dict) -> Tile:
-    block_m, block_o, block_c, *options = sizes
-    meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_C": block_c} | meta
-    return Tile(kernel, arch, dtype, meta, *options)
+    *blocks, num_warps, pipeline_stages = sizes
+    meta = dict(zip(BLOCKS, blocks, strict=False)) | meta
+    return Tile(kernel, arch, dtype, meta, num_warps, pipeline_stages)
 
 
 def _shipped() -> Iterator[Tile]:
     for kernel, table in _SIZES.items():
         for (arch, products), rows in table.items():
             for dtype in _HALF if products == "half" else ("fp32",):
-                for shape_class in dict(zip(rows, _CLASSES, strict=False)).values():
+                for shape_class in dict(zip(rows, _CLASSES[kernel], strict=True)).values():
                     yield _tile(kernel, arch, dtype, shape_class, products)
     for arch, by_planes in _BOTTLENECK.items():
         for dtype in _HALF:

@@ -10,7 +10,8 @@ from emanet_triton.kernels.conv import op as conv
 FP16, BF16, SINGLE = torch.float16, torch.bfloat16, torch.float32
 PLACES = {"triton": DEVICE, "torch": "cpu"}
 
-# Shapes that ``conv_rows`` takes if it has tiles, then shapes that ``conv_pointers`` takes.
+# Shapes that ``conv_rows`` takes if it has tiles, then shapes that ``conv_pointers`` takes, then
+# shapes that ``conv_taps`` takes.
 ROWS = {
     "3x3": ((1, 64, 3, 128), 64, 3, {"residual": True}),
     "partial-row": ((1, 64, 4, 104), 72, 3, {"dilation": 2, "residual": SINGLE}),
@@ -27,11 +28,22 @@ POINTERS = {
     "stride2-odd": ((2, 64, 9, 13), 64, 3, {"stride": 2}),
     "stride2-even": ((1, 32, 8, 12), 64, 3, {"stride": 2, "dilation": 2}),
     "stride2-1x1-odd": ((1, 64, 5, 7), 130, 1, {"stride": 2}),
-    "stem": ((1, 3, 17, 15), 32, 3, {"stride": 2}),
     "classes": ((1, 48, 5, 5), 19, 1, {"relu": False}),
-    "one-channel": ((3, 1, 5, 4), 1, 3, {"residual": True}),
+    "8-channels": ((1, 8, 6, 7), 19, 3, {"residual": True}),
     "one-pixel": ((1, 40, 1, 1), 64, 3, {"residual": True}),
     "97-wide": ((1, 64, 2, 97), 64, 3, {"dilation": 2, "residual": True}),
+}
+TAPS = {
+    "stem": ((1, 3, 17, 31), 32, 3, {"stride": 2}),
+    "stem-even": ((2, 3, 10, 26), 64, 3, {"stride": 2, "residual": True}),
+    "one-channel": ((3, 1, 5, 4), 1, 3, {"residual": True}),
+    "2-channels": ((1, 2, 9, 7), 19, 3, {"dilation": 2, "relu": False}),
+    "5-channels": ((2, 5, 7, 12), 72, 3, {"stride": 2, "dilation": 3, "residual": SINGLE}),
+    "7-channels": ((1, 7, 13, 11), 64, 3, {"residual": SINGLE, "relu": False}),
+    "stem-dilated-beyond-image": ((1, 3, 3, 5), 32, 3, {"dilation": 4}),
+    "stem-one-pixel": ((1, 3, 1, 1), 32, 3, {"stride": 2, "residual": True}),
+    "stem-1x1": ((2, 3, 7, 11), 32, 1, {"residual": True}),
+    "63-channels": ((1, 63, 9, 8), 72, 1, {"stride": 2}),
 }
 
 
@@ -76,6 +88,22 @@ def test_pointers(shape, outputs, kernel, options, launched):
     assert [tile.kernel for tile in launched] == ["conv_pointers"]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(TAPS))
+def test_taps(shape, outputs, kernel, options, dtype, launched):
+    case = make(shape, outputs, kernel, dtype=dtype, **options)
+    for out_dtype in dict.fromkeys((dtype, SINGLE)):
+        check_triton(case, out_dtype)
+    assert {tile.kernel for tile in launched} == {"conv_taps"}
+
+
+@pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_90", "sm_100", "gfx942"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("outputs", [32, 64])
+def test_taps_of_every_architecture(outputs, arch, dtype):
+    check_triton(make((1, 3, 19, 30), outputs, 3, stride=2, dtype=dtype), dtype, arch)
+
+
 @pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_90", "sm_100", "gfx942"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_architecture(arch, dtype):
@@ -110,7 +138,7 @@ def test_a_convolution_may_be_split_at_its_input_channels(backend):
 
 
 @pytest.mark.parametrize("dtype", [FP16, BF16, SINGLE], ids=str)
-@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS | TAPS))
 def test_torch(shape, outputs, kernel, options, dtype):
     case = make(shape, outputs, kernel, dtype=dtype, device="cpu", **options)
     before = [operand if operand is None else operand.clone() for operand in case.operands]
@@ -225,7 +253,7 @@ def test_unaligned_images_take_pointers(launched):
 
 @pytest.mark.skipif(DEVICE != "cuda" or not torch.version.cuda, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", [FP16, BF16, SINGLE], ids=str)
-@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS))
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(POINTERS | TAPS))
 def test_cudnn_on_a_gpu(shape, outputs, kernel, options, dtype):
     case = make(shape, outputs, kernel, dtype=dtype, **options)
     found = conv.conv_bias_act(*case.operands, **case.options, backend="cudnn")
