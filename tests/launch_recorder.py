@@ -159,7 +159,7 @@ def _run_operators_on_meta() -> None:
         return registered
 
     torch.library.Library.impl, torch.library.register_fake = remember, register_both
-    for operators in ("em.op", "conv.op", "resample.op"):
+    for operators in ("em.op", "conv.op", "pool.op", "resample.op"):
         importlib.import_module(f"emanet_triton.kernels.{operators}")
     torch.library.Library.impl, torch.library.register_fake = implement, register_fake
 

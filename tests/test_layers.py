@@ -21,7 +21,8 @@ FLOORS = (
     ("eval",),
     ("bench",),
 )
-OPERATORS = ("kernels.em", "kernels.conv", "kernels.resample")  # packages that import no sibling
+# Packages that import no sibling.
+OPERATORS = ("kernels.em", "kernels.conv", "kernels.pool", "kernels.resample")
 COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files", "versions"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

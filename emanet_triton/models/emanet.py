@@ -16,6 +16,7 @@ from emanet_triton.models.alteration import alteration
 from emanet_triton.models.fused import (
     FusedBottleneck,
     FusedConv,
+    FusedMaxPool,
     SharedConv,
     convs_with_norms,
     folded,
@@ -201,7 +202,7 @@ def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool
     blocks = (module for module in backbone.modules() if isinstance(module, Bottleneck))
     return nn.Sequential(
         *(fused_conv(*pair, dtype, channels_last) for pair in convs_with_norms(backbone.stem)),
-        nn.MaxPool2d(3, stride=2, padding=1),
+        FusedMaxPool(channels_last),
         *(FusedBottleneck(block, dtype, channels_last) for block in blocks),
     )
 

@@ -13,6 +13,7 @@ from emanet_triton.kernels.conv import onednn, winograd
 from emanet_triton.kernels.conv.cpu_choice import takes_winograd
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.device import has_onednn
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.resnet import Bottleneck
 
@@ -210,6 +211,19 @@ class SharedConv(FusedConv):
             self._convolve(x, weights[0], biases[0], None, True, x.dtype),
             self._convolve(x, weights[1], biases[1], None, False, self.out_dtype),
         )
+
+
+class FusedMaxPool(nn.Module):
+    """The pooling of the stem: our operator on a GPU if activations are channels-last in memory."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.device.type != "cpu":
+            return max_pool(x)
+        return F.max_pool2d(x, 3, stride=2, padding=1)
 
 
 class FusedBottleneck(nn.Module):

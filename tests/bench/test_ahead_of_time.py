@@ -16,6 +16,7 @@ from emanet_triton.bench.ahead_of_time import gates as compiled
 from emanet_triton.bench.ahead_of_time.launches import Group
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.pool import tiles as pool_tiles
 
 pytestmark = pytest.mark.timeout(1800)  # minutes of compiling, more on a busy machine
 
@@ -32,7 +33,7 @@ def by_key(rows):
 
 
 def tiles_of(rows):
-    """Tiles of products; the resampling kernels have the same on all NVIDIA GPUs."""
+    """Tiles that have a table; the resampling kernels have the same on all NVIDIA GPUs."""
     return {
         (row["kernel"], row["target"], row["dtype"], row["configuration"])
         for row in rows
@@ -43,7 +44,7 @@ def tiles_of(rows):
 def shipped_tiles():
     return {
         (t.kernel, t.arch, t.dtype, compiled.configuration(t.meta, t.num_warps, t.pipeline_stages))
-        for t in (*tiles.SHIPPED, *conv_tiles.SHIPPED)
+        for t in (*tiles.SHIPPED, *conv_tiles.SHIPPED, *pool_tiles.SHIPPED)
     }
 
 

@@ -10,7 +10,7 @@ from gpu_check_cases import Breaks
 from torch.nn import functional as F
 
 from emanet_triton.bench.gpu_check import correct, own
-from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase
+from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.families import SMALL, small_cases
@@ -20,6 +20,7 @@ from emanet_triton.bench.walk import recorded
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv.op import conv_bias_act
 from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 
 
@@ -34,8 +35,9 @@ def conv_call(backend="triton", precision="ieee", dtype=torch.float16, residual=
     return call
 
 
-def bottleneck_call():
-    (case,) = (case for case in small_cases() if isinstance(case, BottleneckCase))
+def small_call(kind):
+    """The call of the small case of a kind, in float16."""
+    (case,) = (case for case in small_cases() if isinstance(case, kind))
     return with_dtype(case.call, torch.float16)
 
 
@@ -43,7 +45,8 @@ CASES = {
     "conv": ConvCase(conv_call()),
     "conv tf32x3": ConvCase(conv_call(precision="tf32x3", dtype=torch.float32)),
     "conv auto": ConvCase(conv_call("auto", residual=False)),
-    "bottleneck": BottleneckCase(bottleneck_call()),
+    "bottleneck": BottleneckCase(small_call(BottleneckCase)),
+    "pool": PoolCase(small_call(PoolCase)),
     "em block": EmCase("block", 2, (3, 5), 16, 5, dtype="fp16"),
     "em attention": EmCase("attention", 1, (3, 5), 16, 5, "fp32", "tf32", layout="nchw"),
     "labels": LabelsCase("slide", False, SMALL, "fp16", tiny=True),
@@ -83,6 +86,7 @@ def off(index, value):
 
 PLANTED = {  # case: module, function, index of an element, its value
     "conv": (conv_triton, "conv_bias_act", (1, 3, 2, 4), 100.0),
+    "pool": (pool_triton, "max_pool", (0, 9, 2, 3), 100.0),
     "em block": (em_block, "run_block", (1, 7, 3), -50.0),
     "labels": (resample_triton, "resample", (0, 11, 5), 200),
     "confusion": (resample_triton, "confusion", (40,), 7),

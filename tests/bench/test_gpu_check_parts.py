@@ -280,8 +280,8 @@ def test_a_single_run_names_every_kind_of_kernel(large, capsys):
     assert single.main(["--rehearse", *large]) == 0
     names = capsys.readouterr().out.splitlines()
     kinds = {name.split()[0] for name in names}
-    assert {"3x3", "bottleneck", "block", "labels"} <= kinds
-    assert len(names) == 8
+    assert {"3x3", "bottleneck", "pool", "block", "labels"} <= kinds
+    assert len(names) == 9
 
 
 def test_versions_without_a_gpu(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ KERNELS = {
     *("conv_rows", "conv_pointers", "conv_taps", "conv_bottleneck"),
     *("em_e_step", "em_m_step", "em_reduce", "em_reconstruct"),
     *("em_project", "em_fold", "em_normalise", "em_epilogue"),
-    *("resample_kernel", "confusion_kernel"),
+    *("max_pool_kernel", "resample_kernel", "confusion_kernel"),
 }
 
 

@@ -25,6 +25,7 @@ def test_every_operator_of_the_network_is_found(network, mode, blocks):
     fused = 3 + 3 + 1  # blocks of stride and dilation 1: layer 1, layer 2, the first of layer 3
     assert operators == {
         "conv_bias_act": 3 + 3 * (blocks - fused) + 4 + 5,  # stem, blocks, projections, head
+        "max_pool": 1,
         "bottleneck": fused,
         "em_attention_block": 1,
         "resample_labels": 1,

@@ -11,12 +11,13 @@ from emanet_triton.kernels.conv import onednn as conv_cpu
 from emanet_triton.kernels.conv import op as conv
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.em import op as ops
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import op as resample
 from emanet_triton.kernels.resample.op import Taps
 
 MODULES = (
-    "conv.op", "conv.bottleneck", "conv.onednn", "conv.winograd", "em.op", "resample.op",
+    "conv.op", "conv.bottleneck", "conv.onednn", "conv.winograd", "em.op", "pool.op", "resample.op",
 )  # fmt: skip
 RELOAD = """
 import importlib, sys
@@ -110,6 +111,7 @@ TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_
         " -> ()",
         f"winograd_conv({CONVOLUTION}, Tensor? residual, int dilation, bool relu, "
         "ScalarType out_dtype) -> Tensor",
+        "max_pool(Tensor x, str backend) -> Tensor",
         f"resample_labels(Tensor logits, {TAPS}, str backend) -> Tensor",
         f"resample_probabilities(Tensor logits, {TAPS}, str backend) -> (Tensor, Tensor)",
         "confusion_counts(Tensor targets, Tensor labels, int num_classes, str backend) -> Tensor",
@@ -157,6 +159,9 @@ WITH_TRITON = {
     "em_attention_block": em_block,
     "conv_bias_act": lambda *given, **how: convolution(conv.conv_bias_act, *given, **how),
     "bottleneck": bottleneck,
+    "max_pool": lambda batch, dtype, **how: max_pool(
+        *tensors((batch, 8, 4, 5), dtype=dtype), **how
+    ),
     "resample_labels": lambda batch, dtype, **how: resample.resample_labels(
         *tensors((batch, 19, 1), dtype=dtype), taps(), taps(), **how
     ),

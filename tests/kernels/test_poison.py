@@ -10,6 +10,7 @@ from triton.runtime.jit import JITFunction
 
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
 from emanet_triton.kernels.em.op import em_attention, em_attention_block
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
 
 
@@ -43,6 +44,10 @@ def block():
     return em_attention_block(*arguments, backend="triton")[0]
 
 
+def pooling():
+    return max_pool(torch.ones(1, 8, 5, 5, device=DEVICE), backend="triton")
+
+
 def resampling():
     taps = Taps(
         torch.zeros(1, 1, 9, dtype=torch.int32, device=DEVICE), torch.ones(1, 1, 9, device=DEVICE)
@@ -54,7 +59,7 @@ def probabilities():
     return resample_probabilities(*resampling(), backend="triton")[1]
 
 
-OUTPUTS = [convolution, whole_bottleneck, attention, block, probabilities]
+OUTPUTS = [convolution, whole_bottleneck, pooling, attention, block, probabilities]
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: output.__name__)

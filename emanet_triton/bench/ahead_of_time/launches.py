@@ -15,6 +15,7 @@ from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 
@@ -51,6 +52,7 @@ CONVOLUTIONS = (
     (1, 7, 97, 97, 72, 3, 1, 1, True, HALF, SINGLE),  # the same, in the wider tile
 )
 BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
+POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
 CLASSES = (19, 64)
 # How many views, whether probabilities are wanted, positions of the logits.
@@ -157,6 +159,19 @@ class BottleneckLaunch:
 
 
 @dataclass(frozen=True)
+class PoolLaunch:
+    """The pooling of one of ``POOLINGS``."""
+
+    arch: str
+    dtype: str
+    note: str
+    kernels: None = None
+
+    def run(self) -> None:
+        pool_triton.max_pool(_image(DTYPES[self.dtype], *POOLINGS[self.note]), self.arch)
+
+
+@dataclass(frozen=True)
 class ResampleLaunch:
     """Labels, or probabilities too, of Cityscapes' size."""
 
@@ -192,7 +207,7 @@ class ConfusionLaunch:
         resample_triton.confusion(images, images, self.classes)
 
 
-Launch = EMLaunch | ConvLaunch | BottleneckLaunch | ResampleLaunch | ConfusionLaunch
+Launch = EMLaunch | ConvLaunch | BottleneckLaunch | PoolLaunch | ResampleLaunch | ConfusionLaunch
 
 
 class Group(NamedTuple):
@@ -215,6 +230,7 @@ def groups(everything: bool) -> list[Group]:
     for arch in ARCHS:
         labels = (ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS))
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CLASSES))))
+        found.append(Group(tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))))
     return found
 
 

@@ -14,8 +14,9 @@ from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.suites import em, post
 from emanet_triton.bench.walk import OperatorCall, recorded
 from emanet_triton.inference.views import Size
-from emanet_triton.kernels.device import DTYPES
+from emanet_triton.kernels.device import DTYPE_NAMES, DTYPES
 from emanet_triton.kernels.em import op as ops
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import IGNORE, confusion_counts, resample_probabilities
 
@@ -114,6 +115,35 @@ class EmCase:
             if self.operation == "attention":
                 return em.mmseg_attention(problem.feats, problem.bases)
             return em.mmseg_block(problem)
+
+
+@dataclass(frozen=True)
+class PoolCase:
+    """A recorded pooling, by Triton. It has the values of PyTorch's, to the last bit."""
+
+    call: OperatorCall
+
+    @property
+    def name(self) -> str:
+        x = self.call["x"]
+        batch, channels, height, width = x.shape
+        return f"pool C={channels} H={height} W={width} B={batch} {DTYPE_NAMES[x.dtype]}"
+
+    def calls(self) -> list[OperatorCall]:
+        return [self.call]
+
+    def runner(self, device: str) -> Run:
+        image = self._image(device)
+        return lambda: (max_pool(image, backend="triton"),)
+
+    def compare(self, device: str) -> list[Compared]:
+        (got,) = poisoned(self.runner(device), device)
+        return [equal("out", got, max_pool(self._image(device), backend="torch"))]
+
+    def _image(self, device: str) -> Tensor:
+        """Noise with the same values at every call."""
+        image = self.call.values(device)[0]
+        return image.normal_(generator=torch.Generator(device).manual_seed(0))
 
 
 @dataclass(frozen=True)

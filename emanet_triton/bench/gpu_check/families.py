@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from emanet_triton.bench.gpu_check import meta
-from emanet_triton.bench.gpu_check.cases import Case, ConfusionCase, EmCase, LabelsCase
+from emanet_triton.bench.gpu_check.cases import Case, ConfusionCase, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.networks import MODES, NETWORKS
@@ -15,6 +15,7 @@ from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 from emanet_triton.models.network import logits_size
 from emanet_triton.models.zoo import DEMO, ZOO
@@ -63,10 +64,11 @@ def small_cases() -> list[Case]:
         weights = image(64, 256, 1, 1), image(64, 64, 3, 3), image(256, 64, 1, 1)
         biases = bias(64), bias(64), bias(256)
         bottleneck(image(1, 256, 8, 16), weights, biases, backend="triton")
+        max_pool(image(1, 64, 9, 17), backend="triton")
 
-    *convs, block = recorded(run)
+    *convs, block, pool = recorded(run)
     others = [*_em("attention", True), *_em("block", True), *_labels(True), *_confusion(True)]
-    return [*map(ConvCase, convs), BottleneckCase(block), *others]
+    return [*map(ConvCase, convs), BottleneckCase(block), PoolCase(pool), *others]
 
 
 def small_calls() -> list[OperatorCall]:
@@ -86,8 +88,8 @@ def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 
 def _by_triton(call: OperatorCall) -> OperatorCall:
-    is_convolution = call.name in ("conv_bias_act", "bottleneck")
-    return call.but(backend="triton") if is_convolution else call
+    chooses = call.name in ("conv_bias_act", "bottleneck", "max_pool")
+    return call.but(backend="triton") if chooses else call
 
 
 def _suite_calls() -> list[OperatorCall]:
@@ -148,6 +150,13 @@ def _bottlenecks(tiny: bool, backend: str) -> list[OperatorCall]:
     return [call.but(backend=backend) for call in calls]
 
 
+def _pools(tiny: bool) -> list[Case]:
+    single = [] if tiny else network_calls(["r50"], MODES, "fp32")
+    calls = [call for call in (*_half(tiny), *single) if call.name == "max_pool"]
+    wanted = (call.but(backend="triton") for call in _with_float16(calls, tiny))
+    return [PoolCase(call) for call in dict.fromkeys(wanted)]
+
+
 def _labels(tiny: bool) -> list[Case]:
     if tiny:
         return [LabelsCase("whole", False, SMALL, "bf16", p, tiny=True) for p in (False, True)]
@@ -191,6 +200,7 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
     "bottleneck": lambda _, tiny: [
         BottleneckCase(call) for call in _with_float16(_bottlenecks(tiny, "triton"), tiny)
     ],
+    "pool": lambda _, tiny: _pools(tiny),
     "em-attention": lambda _, tiny: _em("attention", tiny),
     "labels": lambda _, tiny: _labels(tiny),
     "confusion": lambda _, tiny: _confusion(tiny),

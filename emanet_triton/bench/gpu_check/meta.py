@@ -25,6 +25,7 @@ from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import gpu_arch
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 from emanet_triton.kernels.tile import Tile
 
@@ -228,6 +229,7 @@ LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
         *[*_without_backend(values), arch]
     ),
     "bottleneck": lambda values, arch: conv_bottleneck.bottleneck(*[*values[:4], arch]),
+    "max_pool": lambda values, arch: pool_triton.max_pool(values[0], arch),
     "em_attention": lambda values, _: em_attention.run_attention(*_without_backend(values)),
     "em_attention_block": lambda values, _: em_block.run_block(*_without_backend(values)),
     "resample_labels": lambda values, _: resample_triton.resample(

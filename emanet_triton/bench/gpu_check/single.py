@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from emanet_triton.bench.gpu_check import own
-from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase
+from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
 from emanet_triton.bench.gpu_check.meta import has_kernel
@@ -33,6 +33,8 @@ def large_cases() -> list[Case]:
     calls = network_calls(["r50"], MODES)
     block = next(call for call in calls if call.name == "bottleneck" and has_kernel(call))
     found.append(BottleneckCase(block.but(backend="triton")))
+    pool = next(call for call in calls if call.name == "max_pool")
+    found.append(PoolCase(pool.but(backend="triton")))
     found.append(EmCase("block", 1, logits_size(*SIZE)))
     found += [LabelsCase(mode, False, SIZE, "bf16") for mode in MODES]
     return found
