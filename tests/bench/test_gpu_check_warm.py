@@ -103,7 +103,7 @@ half = families.network_calls(["r50", "r101"], ["whole", "slide"])
 single = families.network_calls(["emanet_demo"], ["whole"], "fp32", (256, 512))
 wanted = [call.but(backend="triton") for call in half]
 wanted += families.convolutions(single, "triton", "tf32x3")
-wanted += [call for call in single if call.name != "conv_bias_act"]
+wanted += [call.but(backend="triton") for call in single if call.name != "conv_bias_act"]
 missing = [call for call in wanted if meta.has_kernel(call) and call not in planned]
 print(len(wanted), missing)
 """
