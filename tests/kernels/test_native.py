@@ -154,10 +154,10 @@ def test_tensors_on_the_cpu_are_found(tmp_path):
     file.write_text(ON_THE_CPU)
     found = problems(*record(tmp_path, str(file)))
     assert [line.partition("::")[2].partition("\n")[0] for line in found] == [
-        "test_operator: does not launch conv_pointers",
+        "test_operator: does not launch conv_taps",
         "test_operator: ValueError: backend 'triton' needs tensors on a GPU, or "
         "TRITON_INTERPRET=1 set in the environment before triton is imported; got tensors on cpu",
-        "test_launcher: launches conv_pointers with a tensor of another device",
+        "test_launcher: launches conv_taps with a tensor of another device",
         "test_comparison: AssertionError: The values for attribute 'device' do not match: "
         "meta != cpu.",
         "test_equality: RuntimeError: torch.equal of tensors on meta and cpu",
