@@ -181,8 +181,9 @@ class Predictor:
             inputs = scaled_inputs(images, size, self.device, self.model)
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
+                view = view.to(self._dtype)  # first: windows overlap, and half the bytes are cut
                 for windows in cut_windows(view, self.protocol, windows_at_once):
-                    yield windows.to(self._dtype).contiguous(memory_format=self._layout)
+                    yield windows.contiguous(memory_format=self._layout)
 
     def first_logits(self, image: np.ndarray) -> Tensor:
         """Logits of the first input of an image, from the model itself: not compiled, no graph."""

@@ -190,8 +190,8 @@ class SharedConv(FusedConv):
         merged: whether they run as one; at first whether the weights are on a CPU.
 
     Shape:
-        [B, C, h, w] → [B, O of the first, h, w] in the dtype of the input and [B, O of the second,
-        h, w], float32 unless oneDNN convolves.
+        [B, C, h, w] → [B, O of the first, h, w] and [B, O of the second, h, w], in the dtype of
+        the input. If Winograd's convolution runs both, the second is float32.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class SharedConv(FusedConv):
         weights, biases = self.weight.split(self.sizes), self.bias.split(self.sizes)
         return (
             self._convolve(x, weights[0], biases[0], None, True, x.dtype),
-            self._convolve(x, weights[1], biases[1], None, False, self.out_dtype),
+            self._convolve(x, weights[1], biases[1], None, False, x.dtype),
         )
 
 

@@ -45,9 +45,9 @@ def test_a_gpu_runs_the_heads_two_convolutions_of_one_input():
     feats, partial = (read.pop((outputs, 2048, 3, 3)) for outputs in (512, 256))
     assert not read
     assert (feats["relu"], feats["out_dtype"]) == (True, torch.bfloat16)
-    assert (partial["relu"], partial["out_dtype"]) == (False, torch.float32)
+    assert (partial["relu"], partial["out_dtype"]) == (False, torch.bfloat16)
     assert adds["residual"] == TensorSpec(
-        (1, 256, 128, 256), (256 * 128 * 256, 1, 256 * 256, 256), torch.float32
+        (1, 256, 128, 256), (256 * 128 * 256, 1, 256 * 256, 256), torch.bfloat16
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Case
@@ -281,9 +281,9 @@ def set_backend(model: FusedNetwork, backend: str) -> None:
             module.backend = backend
 
 
-def resident_labels(model: nn.Module, inputs: Tensor, problem: Problem) -> Tensor:
+def resident_labels(model: FusedNetwork, inputs: Tensor, problem: Problem) -> Tensor:
     """The work of ``Predictor`` after its normalised input: uint8 [1, H, W]."""
-    logits = model(*cut_windows(inputs, problem.protocol))
+    logits = model(*cut_windows(inputs.to(model.dtype), problem.protocol))
     tables = tap_tables(problem.protocol, problem.size, False, inputs.device)
     return resample_labels(logits.transpose(0, 1).flatten(1)[None], *tables)
 
