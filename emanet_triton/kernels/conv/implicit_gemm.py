@@ -212,6 +212,7 @@ def conv_bias_act(
     tile = tiles.tile(
         name, arch, DTYPE_NAMES[x.dtype], channels, outputs, batch * height * width, precision,
         None if residual is None else DTYPE_NAMES[residual.dtype],
+        image is not None and kernel == stride == 1,
     )  # fmt: skip
     tile = fitting(tile, x.device)
     constants = {

@@ -12,6 +12,9 @@ def test_tiles_are_chosen_by_shape():
     assert blocks(512, 512, 97 * 97) == (128, 64)
     assert blocks(512, 512, 128 * 256, residual="fp32") == (128, 64)
     assert blocks(512, 512, 128 * 256, residual="bf16") == (256, 64)
+    for channels, block in ((64, 64), (256, 64), (512, 128)):
+        flat = conv_tiles.tile("conv_rows", "sm_90", "bf16", channels, 512, 128 * 256, flat=True)
+        assert (flat.meta["BLOCK_M"], flat.meta["BLOCK_O"]) == (block, 128)
     assert blocks(256, 128, 128 * 256) == (128, 64)
     assert blocks(256, 64, 128 * 256) == (64, 64)
     odd = conv_tiles.tile("conv_pointers", "sm_90", "bf16", 32, 64, 512 * 1024)
