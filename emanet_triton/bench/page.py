@@ -40,7 +40,7 @@ All weights are generated.
 CPU, because compiling takes minutes. To run it anyway, name the provider:
 `--providers plain-compiled`.
 
-No kernel has run on a GPU yet: [gpu.md](gpu.md) says what to run there and how it is timed.
+[gpu.md](gpu.md) says what to run on a GPU, how it is timed, and what was predicted.
 
 A table cell such as `107, 2.76× (1.80–2.93)` means: the median is 107 ms; this is 2.76 times faster
 than the first column; the 20th and 80th percentiles of this ratio over all rounds are 1.80 and

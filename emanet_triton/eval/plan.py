@@ -71,9 +71,12 @@ class Job:
         """
         model = create_model(self.name)
         load_into(model, self.checkpoint, share)
+        model = model.to(device)
         if not self.reconstruct:
-            model.get_submodule("decode_head").fixed_reconstruction = torch.zeros(1)
-        return model.to(device)
+            # On the device: a CUDA graph could not copy it there.
+            zero = torch.zeros(1, device=device)
+            model.get_submodule("decode_head").fixed_reconstruction = zero
+        return model
 
 
 @dataclass(frozen=True)

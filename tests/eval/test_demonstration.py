@@ -4,16 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from kills import TORCHRUN
 
+import emanet_triton
 from emanet_triton import create_model, fuse, segment
 from emanet_triton.data.cityscapes import CITYSCAPES, to_label_ids
 from emanet_triton.data.png import read_image, read_label_png
 from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.plan import Job
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.zoo import DEMO, ZOO
 
 
 def test_it_segments_and_the_attention_is_worth_it(capsys, tmp_path):
@@ -30,6 +35,13 @@ def test_it_segments_and_the_attention_is_worth_it(capsys, tmp_path):
     assert "no reconstruction" in rows[1][1]
     assert with_attention == round(report["mIoU"], 2)
     assert with_attention - without > 5
+
+
+def test_the_ablations_tensor_is_on_the_networks_device():
+    path = Path(emanet_triton.__file__).parent / "models/weights/emanet_demo.pth"
+    job = Job(DEMO, read_checkpoint(path), ZOO[DEMO].protocol, ms_flip=False, reconstruct=False)
+    fixed = job.load(torch.device("meta")).decode_head.fixed_reconstruction
+    assert fixed.device.type == "meta"
 
 
 def test_it_says_what_it_is(capsys):

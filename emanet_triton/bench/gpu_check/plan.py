@@ -101,25 +101,25 @@ def _rows(way: Way) -> list[Step]:
     """Rows for ``benchmarks/results``, and predicted images to look at."""
     model = "plain-fp32 plain-bf16 fused-fp32 fused-bf16"
     return [
-        _warm(way, 50),
-        _own(way, "correct", "chosen", 75),  # tiles may have changed: the search happens again
+        _warm(way, 45),
+        _own(way, "correct", "chosen", 60),  # tiles may have changed: the search happens again
         _suite(
-            *(way, "model", "model_gpu", 115),
+            *(way, "model", "model_gpu", 195),
             "--cases 'whole 1024x2048' 'slide 1024x2048' --seconds 2 --rounds 9 "
             f"--providers {model}",
         ),
         _suite(
-            *(way, "conv", "conv_gpu", 65),
+            *(way, "conv", "conv_gpu", 55),
             "--networks r50 --dtypes bf16 --seconds 0.3 --rounds 7 "
             "--providers torch cudnn cudnn-benchmark separate triton",
         ),
         _suite(
-            *(way, "em", "em_gpu", 35),
+            *(way, "em", "em_gpu", 40),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 fp32 --seconds 1",
         ),
-        _suite(way, "post", "post_gpu", 25, "--seconds 0.5 --providers plain ours-torch triton"),
-        _suite(way, "train-mem", "train_mem_gpu", 15, "--networks r50 --rounds 3 --seconds 2"),
-        _pictures(way, 35),
+        _suite(way, "post", "post_gpu", 20, "--seconds 0.5 --providers plain triton"),
+        _suite(way, "train-mem", "train_mem_gpu", 60, "--networks r50 --rounds 3 --seconds 2"),
+        _pictures(way, 25),
     ]
 
 

@@ -109,6 +109,7 @@ _EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
 # The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages. The tiles are small,
 # because the 64 bases of one image would else keep few multiprocessors busy.
 _PROJECTION = (16, 32, 64, 4, 3)
+_PROJECTION_OF = {("sm_100", "ieee"): (16, 32, 64, 4, 2)}  # the usual one spills in Triton 3.9
 
 # em_reduce and em_normalise run one program per base. The table says how many partial sums
 # em_reduce loads at a time, by C padded to a power of two.
@@ -152,7 +153,8 @@ def tile(
         meta["BLOCK_N"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = row
         meta["BLOCK_K"] = 64
     elif kernel in ("em_project", "em_fold"):
-        meta["BLOCK_M"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = _PROJECTION
+        row = _PROJECTION_OF.get(products, _PROJECTION)
+        meta["BLOCK_M"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = row
         exact = arch == "gfx942" or products[1] == "ieee"
         meta["PRECISION"] = "ieee" if exact else "tf32x3"
     else:
