@@ -214,6 +214,23 @@ def test_the_convolutions_of_the_concatenation_are_split_and_shared(model):
     assert head.shared_conv.bias.shape == (SMALL.ema_channels + SMALL.head_channels,)
 
 
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(FP32, 1e-5), (BF16, 3e-2)], ids=["fp32", "bf16"])
+def test_the_shared_convolution_runs_as_two_on_a_gpu(images, dtype, tolerance, channels_last):
+    fused = fuse(small_model(TINY), dtype=dtype, channels_last=channels_last)
+    shared = fused.decode_head.shared_conv
+    assert shared.merged
+    x = fused.backbone(images.to(dtype))
+    want, logits = shared(x), fused(images)
+    shared.merged = False
+    got = shared(x)
+    for one, two, channels in zip(want, got, shared.sizes, strict=True):
+        assert (two.dtype, two.shape) == (dtype, (x.shape[0], channels, *x.shape[2:]))
+        assert relative_error(two, one) <= tolerance
+    assert got[0].min() == 0 > got[1].min()
+    assert relative_error(fused(images), logits) <= tolerance
+
+
 def flops(network, images):
     with FlopCounterMode(display=False) as counter:
         network(images)
