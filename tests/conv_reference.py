@@ -76,11 +76,12 @@ def make(
 def assert_close_to_eager(found: Tensor, exact: Tensor, eager: Tensor) -> None:
     """Assert an error of at most twice plain PyTorch's error plus ``ATOL``, on the CPU.
 
-    In float32 four times: a kernel adds one product after another, a CPU several sums of parts.
+    With operands of float32 four times: a kernel adds one product after another, a CPU sums of
+    parts.
     """
     assert found.shape == exact.shape
     error = (found.cpu().double() - exact).abs().max().item()
-    factor = 4 if found.dtype == torch.float32 else 2
+    factor = 4 if eager.dtype == torch.float32 else 2
     allowed = factor * (eager.double() - exact).abs().max().item() + ATOL[found.dtype]
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 

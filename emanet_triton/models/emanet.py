@@ -179,6 +179,8 @@ class FusedHead(nn.Module):
         The caller runs ``shared_conv``, so that it can free the backbone's output, the largest
         tensor, before this call.
         """
+        if self.shared_conv.merged:
+            feats = feats.relu().to(self.bases.dtype)
         feats = self.bottleneck(self._attention_block(feats))
         return self.conv_seg(self.conv_cat(feats, partial))
 

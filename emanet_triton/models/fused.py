@@ -33,7 +33,8 @@ def fuse(
 
     - Batch norms are folded into convolutions, in float64. ReLU and residuals are part of the
       convolutions.
-    - ``ema_in_conv`` and a part of ``conv_cat`` read the same input and become one convolution.
+    - On a CPU ``ema_in_conv`` and a part of ``conv_cat``, which read the same input, become one
+      convolution.
     - The EM attention and its 1x1 convolutions become one operator.
     - Dropout and the auxiliary head are left out.
     - On a CPU a 3x3 convolution becomes Winograd's if this is faster, with weights laid out for it.
@@ -177,7 +178,7 @@ class FusedConv(nn.Module):
 
 
 class SharedConv(FusedConv):
-    """Two convolutions that read the same input: the first with ReLU, the second without.
+    """Two convolutions that read the same input; a ReLU follows the first.
 
     A CPU runs them as one convolution: Winograd's then transforms the input once. A GPU runs two,
     so that each writes its output as the next layer reads it, with no further pass.
@@ -190,8 +191,9 @@ class SharedConv(FusedConv):
         merged: whether they run as one; at first whether the weights are on a CPU.
 
     Shape:
-        [B, C, h, w] → [B, O of the first, h, w] and [B, O of the second, h, w], in the dtype of
-        the input. If Winograd's convolution runs both, the second is float32.
+        [B, C, h, w] → [B, O of the first, h, w] and [B, O of the second, h, w]. If they are merged,
+        the ReLU is left to the caller, who can free the input first, and both outputs are parts of
+        one tensor, float32 unless oneDNN convolves. Else both have the dtype of the input.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class SharedConv(FusedConv):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if self.merged:
             first, second = super().forward(x).split(self.sizes, dim=1)
-            return first.relu().to(x.dtype), second
+            return first, second
         weights, biases = self.weight.split(self.sizes), self.bias.split(self.sizes)
         return (
             self._convolve(x, weights[0], biases[0], None, True, x.dtype),

@@ -146,11 +146,18 @@ def test_the_bound_is_three_way():
     )
 
 
-def test_the_bound_of_float32_is_wider():
+def test_the_bound_of_float32_in_ieee_is_wider():
     want, plain = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
-    dtypes = torch.float32, torch.bfloat16
-    bounds = [close("out", plain, want.double(), plain, dtype).bound for dtype in dtypes]
-    assert [round(bound, 1) for bound in bounds] == [2.0, 1.0]
+    bounds = [
+        close("out", plain, want.double(), plain, dtype, precision).bound
+        for dtype, precision in (
+            (torch.float32, "ieee"),
+            (torch.float32, "tf32x3"),
+            (torch.float32, "tf32"),
+            (torch.bfloat16, "ieee"),
+        )
+    ]
+    assert [round(bound, 1) for bound in bounds] == [2.0, 1.0, 1.0, 1.0]
 
 
 def test_operands_are_cut_off_towards_zero():

@@ -28,15 +28,17 @@ OF_FEATURES = (*BY_BASES, "em_epilogue")
 HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
 # Batch, C, H, W, O, kernel, stride, dilation, whether there is a residual, its dtype, the output's
-# dtype. They are layers of the network, also at odd sizes, and use every tile.
+# dtype. They are layers of the network, also at odd sizes and in part in float32, and use every
+# tile.
 CONVOLUTIONS = (
     (1, 512, 128, 256, 512, 3, 1, 4, True, HALF, HALF),
     (1, 128, 128, 256, 128, 3, 1, 1, False, HALF, HALF),
     (1, 64, 256, 512, 64, 3, 1, 1, True, HALF, HALF),
     (1, 64, 256, 512, 256, 1, 1, 1, True, HALF, HALF),  # expand
-    (1, 2048, 128, 256, 256, 3, 1, 1, False, HALF, SINGLE),  # conv_cat, first part
-    (8, 2048, 97, 97, 256, 3, 1, 1, False, HALF, SINGLE),  # the same of sliding windows
-    (1, 256, 128, 256, 256, 3, 1, 1, True, SINGLE, HALF),  # conv_cat, second half
+    (1, 512, 128, 256, 2048, 1, 1, 1, True, HALF, HALF),  # expand
+    (1, 2048, 128, 256, 256, 3, 1, 1, False, HALF, SINGLE),
+    (8, 2048, 97, 97, 256, 3, 1, 1, False, HALF, SINGLE),
+    (1, 256, 128, 256, 256, 3, 1, 1, True, SINGLE, HALF),
     (1, 128, 256, 512, 128, 3, 2, 1, False, HALF, HALF),
     (1, 256, 256, 512, 512, 1, 2, 1, False, HALF, HALF),
     (2, 512, 97, 97, 512, 3, 1, 4, True, HALF, HALF),

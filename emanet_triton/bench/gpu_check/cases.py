@@ -105,7 +105,8 @@ class EmCase:
             for output, g, p, w in zip(("out", "bases"), got, plain, want, strict=True):
                 mine, theirs = (t[image].reshape(w[0].shape) for t in (g, p))
                 name = f"{output} of image {image}"
-                compared.append(close(name, mine, w[0], theirs, DTYPES[self.dtype]))
+                dtype = DTYPES[self.dtype]
+                compared.append(close(name, mine, w[0], theirs, dtype, self.precision))
         return compared
 
     def _plain(self, problem: em.Problem) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class ConvCase:
             x.split(1), [None] * len(x) if residual is None else residual.split(1), strict=True
         )
         exact = [Problem(self.layer, image, weight, bias, added).exact() for image, added in images]
-        return [close("out", got, torch.cat(exact), plain, x.dtype)]
+        return [close("out", got, torch.cat(exact), plain, x.dtype, self.call["precision"])]
 
     def _plain(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         """The output of plain PyTorch; its operands are cut off where the kernel's are."""

@@ -220,8 +220,8 @@ def conv_bias_act(
         "HAS_RESIDUAL": residual is not None, "RELU": relu,
     }  # fmt: skip
     if image is None:
-        kernel = conv_taps if name == "conv_taps" else conv_pointers
-        _launch_pointers(kernel, tile, x, weight, bias, residual, out, **constants)
+        function = conv_taps if name == "conv_taps" else conv_pointers
+        _launch_pointers(function, tile, x, weight, bias, residual, out, **constants)
     else:
         _launch_rows(tile, image, weight.view(outputs, -1), bias, residual, out, **constants)
     return out.permute(0, 3, 1, 2)

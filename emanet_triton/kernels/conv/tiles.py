@@ -1,4 +1,7 @@
-"""Tile sizes of the convolution kernels by GPU architecture and shape, chosen without timing.
+"""Tile sizes of the convolution kernels by GPU architecture and shape.
+
+Times of an H200 (benchmarks/results/h200/tiles.csv) chose those of wide 1x1 convolutions on
+``sm_90``; no others were chosen by timing.
 
 The tiles of ``sm_80`` fit the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, so
 they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AMD's 64 KB.
