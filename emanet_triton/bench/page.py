@@ -40,7 +40,8 @@ All weights are generated.
 CPU, because compiling takes minutes. To run it anyway, name the provider:
 `--providers plain-compiled`.
 
-[gpu.md](gpu.md) says what to run on a GPU, how it is timed, and what was predicted.
+[gpu.md](gpu.md) says what to run on a GPU and how it is timed, [h200.md](h200.md) what was
+predicted for it and what is left.
 
 A table cell such as `107, 2.76× (1.80–2.93)` means: the median is 107 ms; this is 2.76 times faster
 than the first column; the 20th and 80th percentiles of this ratio over all rounds are 1.80 and

@@ -238,6 +238,6 @@ float32, and mmsegmentation's attention of 8192 or 9409 positions in NCHW is fas
 Before commit acb507b, on a CPU our operators ran in threads of a pool, which shared the cores with
 PyTorch's waiting threads ([kernels.md](kernels.md#how-threads-wait-on-a-cpu)).
 
-*Predicted* times are forecasts for an H100 by a review of commit 54dbbc2; [gpu.md](gpu.md) has them
-all.""",
+*Predicted* times are forecasts for an H100 by a review of commit 54dbbc2; [h200.md](h200.md) has
+them all.""",
 )

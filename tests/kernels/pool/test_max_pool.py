@@ -11,8 +11,6 @@ BACKENDS = ("torch", "triton")
 SHAPES = {
     "one-pixel": (1, 64, 1, 1),
     "row": (1, 64, 1, 37),
-    "column": (1, 64, 18, 1),
-    "even": (2, 64, 16, 32),
     "odd": (3, 64, 9, 17),
     "mixed": (1, 64, 10, 33),
     "one-channel": (2, 1, 5, 6),
