@@ -23,8 +23,7 @@ from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_til
 # If an image's rows fill a smaller share of their tiles, ``conv_pointers`` runs.
 _MIN_FILLED = 0.8
 
-# The most channels of all taps together that ``conv_taps`` takes.
-_MAX_TAPS = 64
+_MOST_SUMMED = 64  # channels of all taps together, up to which ``conv_taps`` runs
 
 
 @triton.jit
@@ -204,7 +203,7 @@ def conv_bias_act(
 
     aligned = (x.data_ptr() | weight.data_ptr()) % 16 == 0
     name, image = "conv_pointers", None
-    if channels % 16 and kernel * kernel * channels <= _MAX_TAPS:
+    if channels % 16 and kernel * kernel * channels <= _MOST_SUMMED:
         name = "conv_taps"
     elif aligned and arch in tiles.DESCRIPTOR_ARCHS:
         image = _row_view(x, kernel, stride)
