@@ -11,7 +11,7 @@ from torch import Tensor
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
-from emanet_triton.eval.draw import overlay
+from emanet_triton.data.draw import side_by_side
 from emanet_triton.files import is_stream, require_folder
 
 
@@ -64,7 +64,7 @@ class Outputs:
         if self.predictions:
             write_png(self.predictions / name, self.dataset.to_stored_ids(prediction))
         if self.overlays:
-            picture = overlay(image, prediction, labels, self.dataset.classes)
+            picture = side_by_side(image, prediction, labels, self.dataset.classes)
             write_png(self.overlays / name, picture)
 
     def pictures(self, sample: Sample) -> list[Path]:

@@ -6,7 +6,7 @@ import time
 import pytest
 from thread_limit import let_threads_start
 
-from emanet_triton.eval.workers import Workers
+from emanet_triton.workers import Workers
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 8])

@@ -7,7 +7,7 @@ import pytest
 
 from emanet_triton.data.cityscapes import CITYSCAPES, CLASSES
 from emanet_triton.data.dataset import IGNORE, Class
-from emanet_triton.eval.draw import overlay, wrong_color
+from emanet_triton.data.draw import side_by_side, wrong_color
 
 PADDING = 4
 WRONG = wrong_color(CLASSES)
@@ -31,7 +31,7 @@ def holds_swatch(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
 
 def test_panels_of_an_image_of_its_own_size():
     image, prediction, label = scene(256, 512)
-    picture = overlay(image, prediction, label, CLASSES)
+    picture = side_by_side(image, prediction, label, CLASSES)
     assert picture.dtype == np.uint8
     caption = 20
     x, y = 512 + PADDING, 256 + caption + PADDING
@@ -60,7 +60,7 @@ def test_panels_of_an_image_of_its_own_size():
 def test_legend_lists_the_classes_that_are_there():
     image, prediction, label = scene(256, 512)
     image[:] = 128
-    legend = overlay(image, prediction, label, CLASSES)[2 * (256 + 20 + PADDING) :]
+    legend = side_by_side(image, prediction, label, CLASSES)[2 * (256 + 20 + PADDING) :]
     shown = [c.name for c in CLASSES if holds_swatch(legend, c.color)]
     assert shown == ["road", "sky", "car"]
     assert holds_swatch(legend, WRONG)
@@ -81,7 +81,7 @@ def test_the_colour_of_wrong_pixels_is_unlike_that_of_any_class(classes):
 
 def test_without_label():
     image, prediction, _ = scene(256, 512)
-    picture = overlay(image, prediction, None, CLASSES)
+    picture = side_by_side(image, prediction, None, CLASSES)
     assert picture.shape[1] == 2 * 512 + 3 * PADDING
     legend = picture[256 + 20 + 2 * PADDING :]
     shown = [c.name for c in CLASSES if holds_swatch(legend, c.color)]
@@ -97,7 +97,7 @@ def test_without_label():
 def test_any_size(size):
     image, prediction, label = scene(*size)
     before = [array.copy() for array in (image, prediction, label)]
-    picture = overlay(image, prediction, label, CLASSES)
+    picture = side_by_side(image, prediction, label, CLASSES)
     zoom = max(1, -(-320 // max(size)))
     assert picture.shape[0] > 2 * zoom * size[0]
     assert picture.shape[1] >= 2 * zoom * size[1]
@@ -108,19 +108,19 @@ def test_any_size(size):
 def test_all_classes_fit_into_the_legend():
     prediction = np.arange(19, dtype=np.uint8).repeat(19).reshape(19, 19)
     image = np.full((19, 19, 3), 128, np.uint8)
-    picture = overlay(image, prediction, None, CLASSES)
+    picture = side_by_side(image, prediction, None, CLASSES)
     assert all(holds_swatch(picture, c.color) for c in CLASSES)
     # The text does not reach the last column, which is white in all rows of the legend.
     assert (picture[-40:, -1] == 255).all()
 
 
 def test_picture_is_contiguous_for_encoding():
-    assert cv2.imencode(".png", overlay(*scene(16, 16), CLASSES))[0]
+    assert cv2.imencode(".png", side_by_side(*scene(16, 16), CLASSES))[0]
 
 
 def test_sizes_must_agree():
     image, prediction, label = scene(16, 16)
     with pytest.raises(ValueError, match="differs in size from the image"):
-        overlay(image, prediction[:8], label, CLASSES)
+        side_by_side(image, prediction[:8], label, CLASSES)
     with pytest.raises(ValueError, match="differs in size from the image"):
-        overlay(image, prediction, label[:8], CLASSES)
+        side_by_side(image, prediction, label[:8], CLASSES)
