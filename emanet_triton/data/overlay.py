@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from emanet_triton.data.cityscapes import CITYSCAPES
-from emanet_triton.data.dataset import Class, Color, Dataset
+from emanet_triton.data.dataset import Color, Dataset
 
 ALPHA = 0.65  # default opacity of the class colours over the image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -152,9 +152,7 @@ def draw_legend(entries: Sequence[Entry], width: int, text: Text) -> np.ndarray:
 def write(canvas: np.ndarray, words: str, x: int, y: int, text: Text) -> None:
     """Write a line of black text onto the canvas; (x, y) is its top left corner."""
     baseline = y + round(0.75 * text.line)
-    cv2.putText(
-        canvas, words, (x, baseline), _FONT, text.scale, BLACK, text.thickness, cv2.LINE_AA
-    )
+    cv2.putText(canvas, words, (x, baseline), _FONT, text.scale, BLACK, text.thickness, cv2.LINE_AA)
 
 
 def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from emanet_triton.command import Parser, count
 from emanet_triton.cores import usable_cores
+from emanet_triton.inference.build import PRECISIONS
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import find_entry, list_models
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 
 

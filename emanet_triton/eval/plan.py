@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
-import contextlib
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,31 +13,19 @@ from emanet_triton.cores import usable_cores
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.scenes.generate import demo_dataset
-from emanet_triton.errors import InputError, first_line
+from emanet_triton.errors import InputError
 from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
 from emanet_triton.eval.partial import PartialResult, Stamp, software, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import require_writable
-from emanet_triton.inference.predictor import HALF, Predictor
-from emanet_triton.kernels.conv import choice
-from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
-from emanet_triton.models.loading import load_into
+from emanet_triton.inference.build import load_network, open_device, ready_network
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.models.checkpoint import Checkpoint
+from emanet_triton.models.chosen import chosen_path, known_model, model_of_file, read_chosen
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.verified import verified_fuse
-from emanet_triton.models.zoo import (
-    DEMO,
-    ZOO,
-    create_model,
-    find_entry,
-    list_models,
-    name_of,
-    published_path,
-    read_published,
-)
-
-FEW_IMAGES = 20  # for fewer, no time is spent on measuring a CPU's convolutions
+from emanet_triton.models.zoo import DEMO, ZOO, list_models, published_path, read_published
 
 
 @dataclass(frozen=True)
@@ -59,19 +46,13 @@ class Job:
     ms_flip: bool
     reconstruct: bool = True
 
-    def load(self, device: torch.device, share: bool = False) -> Network:
-        """Build the network on its device.
-
-        Args:
-            device: of the network.
-            share: use the checkpoint's own memory and dtypes instead of a copy in float32.
+    def load(self, device: torch.device) -> Network:
+        """Build the plain network on its device.
 
         Raises:
             InputError: the weights do not fit.
         """
-        model = create_model(self.name)
-        load_into(model, self.checkpoint, share)
-        model = model.to(device)
+        model = load_network(self.name, self.checkpoint, device)
         if not self.reconstruct:
             # On the device: a CUDA graph could not copy it there.
             zero = torch.zeros(1, device=device)
@@ -129,15 +110,18 @@ class Plan:
 
     def predictor(self, job: Job, precision: str) -> Predictor:
         """Load the network of a job; an ablation and tf32 run the plain network."""
-        fused = self.fuse and job.reconstruct and precision != "tf32"
-        model = network = job.load(self.device, share=fused and self.device.type == "cpu")
-        job.checkpoint.release()
-        if fused:
-            few = self.device.type == "cpu" and len(self.samples) < FEW_IMAGES
-            with choice.without_measuring() if few else contextlib.nullcontext():
-                network = verified_fuse(model, HALF.get(precision, torch.float32))
-            if network is model:
-                model.float()  # its tensors may still be the checkpoint's
+        if job.reconstruct:
+            network = ready_network(
+                job.name,
+                job.checkpoint,
+                self.device,
+                precision,
+                fuse=self.fuse,
+                images=len(self.samples),
+            )
+        else:
+            network = job.load(self.device)
+            job.checkpoint.release()
         return Predictor(
             network,
             job.protocol,
@@ -208,7 +192,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     Raises:
         InputError: something is missing, damaged or does not fit.
     """
-    device = _device(args.device, (args.precision, args.compare), ranks)
+    device = open_device(args.device, (args.precision, args.compare), ranks.local_rank)
     names = _model_names(args)
     dataset = ZOO[names[0]].dataset
     demo = args.data is None and names == [DEMO]
@@ -265,31 +249,12 @@ def _model_names(args: Namespace) -> list[str]:
 
 def _model_of(ckpt: str, model: str | None, data: Path | None) -> str:
     """The model of the checkpoint that ``--ckpt`` names."""
-    path = Path(ckpt)
-    if model is not None:
-        find_entry(model)
-    if ckpt in ZOO and not path.exists():
-        if model not in (None, ckpt):
-            raise InputError(f"--ckpt {ckpt} is not a checkpoint of --model {model}")
-        return ckpt
-    if not path.exists() and path.suffix == "":
-        raise InputError(
-            f"{ckpt}: no such file and no such model; expected a checkpoint file or one of: "
-            + ", ".join(list_models())
-        )
-    known = model or next((n for n, entry in ZOO.items() if entry.file == path.name), None)
-    if path.exists():
-        if known:
-            return known
-        if data and not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
-            raise InputError(f"--data {data}: there is no such folder")
-    name = name_of(read_checkpoint(path))  # the call raises if there is no file
-    if name is None:
-        raise InputError(
-            f"{ckpt}: neither its name nor its hash belongs to a published file; expected --model "
-            "with one of: " + ", ".join(list_models())
-        )
-    return name
+    known = known_model(ckpt, model)
+    if known:
+        return known
+    if Path(ckpt).exists() and data and not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+        raise InputError(f"--data {data}: there is no such folder")
+    return model_of_file(ckpt)
 
 
 def _jobs(args: Namespace, names: Sequence[str]) -> list[Job]:
@@ -310,34 +275,13 @@ def _jobs(args: Namespace, names: Sequence[str]) -> list[Job]:
 
 
 def _read(args: Namespace, name: str) -> Checkpoint:
-    if _own_file(args):
-        return read_checkpoint(args.ckpt)
-    return read_published(name, args.ckpt if args.all else None)
+    if args.all:
+        return read_published(name, args.ckpt)
+    return read_chosen(args.ckpt, name)
 
 
 def _checkpoint_path(args: Namespace, name: str) -> Path:
     """The file that ``_read`` reads."""
-    if _own_file(args):
-        return Path(args.ckpt)
-    return published_path(name, args.ckpt if args.all else None)
-
-
-def _own_file(args: Namespace) -> bool:
-    """Whether ``--ckpt`` names a file, and not a model or a folder of published files."""
-    return bool(args.ckpt) and not args.all and Path(args.ckpt).exists()
-
-
-def _device(name: str | None, precisions: Sequence[str | None], ranks: Ranks) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{ranks.local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"--device {name}: no such device here ({first_line(error)}); expected cpu or cuda[:N]"
-        ) from None
-    if "tf32" in precisions and device.type != "cuda":
-        raise InputError(f"tf32 is a precision of CUDA devices, got --device {device}")
-    return device
+    if args.all:
+        return published_path(name, args.ckpt)
+    return chosen_path(args.ckpt, name)

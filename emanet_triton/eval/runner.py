@@ -16,15 +16,15 @@ from emanet_triton.data.dataset import Dataset, Sample, problems_error
 from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError
 from emanet_triton.eval.finite import finite_matrices
-from emanet_triton.heap import give_back
 from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import Earlier, PartialResult, Stamp, stamp
 from emanet_triton.eval.ranks import Ranks
-from emanet_triton.workers import Workers
+from emanet_triton.heap import give_back
 from emanet_triton.inference.inputs import to_device
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
+from emanet_triton.workers import Workers
 
 LARGE = 2**20  # pixels; for smaller images it takes longer to return memory than it is worth
 

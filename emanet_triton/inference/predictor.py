@@ -94,17 +94,23 @@ class Predictor:
                 del waiting[: len(labels)]
 
     def results(
-        self, images: Sequence[np.ndarray], *, probabilities: bool = False
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        probabilities: bool = False,
+        adjust: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Segment the first images together, as many as fit into memory.
 
         Args:
             images: uint8 RGB [H, W, 3], all of one size.
             probabilities: whether to return probabilities, too.
+            adjust: changes the network's logits [B, C, P] of all views before they are resized,
+                such as ``Smoothing``.
 
         Returns:
-            Labels, uint8 [B, H, W]; with ``probabilities`` also float32 [B, C, H, W]. Devices and
-            errors are those of a call.
+            Labels, uint8 [B, H, W]; with ``probabilities`` also float32 [B, C, H, W], whose
+            highest give the labels. Devices and errors are those of a call.
         """
         resample = resample_probabilities if probabilities else _labels_only
         images = images[: self.images_at_once]
@@ -113,6 +119,8 @@ class Predictor:
             try:
                 with torch.no_grad():  # inference mode would return tensors of restricted use
                     logits, *taps = self._low_logits(images)
+                    if adjust:
+                        logits = adjust(logits)
                     labels, *rest = _resampled(resample, logits, *taps)
                     finite = logits.isfinite().flatten(1).all(1).to(labels.device)
                     return labels.masked_fill_(~finite[:, None, None], NOT_FINITE), *rest

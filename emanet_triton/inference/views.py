@@ -37,7 +37,7 @@ def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
     Returns:
         (height, width) of each scale, in the order of ``protocol.ratios``.
     """
-    width, height = protocol.base_scale
+    width, height = protocol.base_scale or size[::-1]
     if not ms_flip:
         return [rescaled(size, (height, width))]
     if protocol.version == "mmseg-1.x":

@@ -14,7 +14,8 @@ class Protocol:
 
     Attributes:
         base_scale: (width, height) in pixels, in mmsegmentation's order. An image is resized to
-            the largest size that fits into it and has the image's ratio.
+            the largest size that fits into it and has the image's ratio. ``None``: an image
+            keeps its own size, which ms+flip multiplies by the ratios.
         mode: ``"whole"`` runs the network once, on the resized image. ``"slide"`` runs it on
             windows of the resized image and averages their logits where they overlap.
         crop: (height, width) of a window in pixels; ``None`` in whole mode.
@@ -29,7 +30,7 @@ class Protocol:
             a stride is larger than the crop, or a size or ratio is not positive.
     """
 
-    base_scale: tuple[int, int]
+    base_scale: tuple[int, int] | None
     mode: Literal["whole", "slide"] = "whole"
     crop: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
@@ -47,7 +48,7 @@ class Protocol:
             raise ValueError("mode 'slide' needs crop and stride")
         if self.mode == "whole" and (self.crop is not None or self.stride is not None):
             raise ValueError("mode 'whole' takes no crop and no stride")
-        sizes = (*self.base_scale, *(self.crop or ()), *(self.stride or ()), *self.ratios)
+        sizes = (*(self.base_scale or ()), *(self.crop or ()), *(self.stride or ()), *self.ratios)
         if not self.ratios or min(sizes) <= 0:
             raise ValueError(f"sizes and ratios must be positive, got {self}")
         if self.crop and self.stride and any(map(operator.gt, self.stride, self.crop)):

@@ -37,6 +37,7 @@ FP32_ERROR = 1e-4  # bound of the logits' relative error, as in the golden tests
 HALF_ERROR = 1e-3  # in half precision: added to twice the error of PyTorch's operations
 SECONDS = 600  # for a child: enough to compile all kernels and to measure all convolutions
 SOUND = "sound"
+_USUAL_SCALE = (1024, 512)  # for a protocol in which every image keeps its own size
 # Signals that come from outside and say nothing about the network. Windows lacks some of them.
 FROM_OUTSIDE = {getattr(signal, name, None) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")}
 
@@ -250,7 +251,7 @@ def plain_logits(model: Network, dtype: torch.dtype, images: Tensor) -> Tensor:
 
 def _input_size(protocol: Protocol) -> tuple[int, int]:
     """(height, width) of the network's inputs for an image of the protocol's base scale."""
-    width, height = protocol.base_scale
+    width, height = protocol.base_scale or _USUAL_SCALE
     return protocol.crop or (height, width)
 
 

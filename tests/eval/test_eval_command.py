@@ -13,8 +13,9 @@ from tiny_eval import expected_confusion, run
 from emanet_triton import fuse, segment
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.png import read_image
-from emanet_triton.eval import metric, plan
+from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
+from emanet_triton.inference import build
 from emanet_triton.kernels.conv import choice
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import ZOO
@@ -60,14 +61,14 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
 
 @pytest.mark.parametrize("few", [7, 6])
 def test_for_few_images_no_convolution_is_measured(tmp_path, city, ckpt, monkeypatch, few):
-    monkeypatch.setattr(plan, "FEW_IMAGES", few)
+    monkeypatch.setattr(build, "FEW_IMAGES", few)
     may_measure = []
 
     def fuse(model, dtype):
         may_measure.append(choice._MAY_MEASURE.get())
         return verified_fuse(model, dtype)
 
-    monkeypatch.setattr(plan, "verified_fuse", fuse)
+    monkeypatch.setattr(build, "verified_fuse", fuse)
     assert run(tmp_path, city, ckpt)["images"] == 6
     assert may_measure == [few == 6]
     assert choice._MAY_MEASURE.get()

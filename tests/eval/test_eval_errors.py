@@ -146,7 +146,7 @@ def test_data_is_checked_before_any_checkpoint(
 
     monkeypatch.setattr("emanet_triton.models.zoo.download", touched)
     monkeypatch.setattr("emanet_triton.models.zoo.read_checkpoint", touched)
-    monkeypatch.setattr("emanet_triton.eval.plan.read_checkpoint", touched)
+    monkeypatch.setattr("emanet_triton.models.chosen.read_checkpoint", touched)
     renamed = ckpt.with_name("mine.pth")
     renamed.write_bytes(ckpt.read_bytes())
     command = {

@@ -13,9 +13,9 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval import runner
 from emanet_triton.eval.finite import check_network, finite_matrices
 from emanet_triton.eval.outputs import Outputs
-from emanet_triton.workers import Workers
 from emanet_triton.inference.predictor import NOT_FINITE, Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
+from emanet_triton.workers import Workers
 
 IMAGE = random_image(24, 40)
 

@@ -92,3 +92,11 @@ def test_scales_of_a_cityscapes_image(version, base, want):
 def test_impossible_protocols(arguments, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**({"base_scale": (64, 32)} | arguments))
+
+
+@pytest.mark.parametrize("size", [(360, 480), (1, 1), (1023, 77)])
+def test_without_a_base_scale_an_image_keeps_its_own_size(size):
+    protocol = Protocol(base_scale=None)
+    assert view_sizes(protocol, size, False) == [size]
+    same = Protocol(base_scale=size[::-1])
+    assert view_sizes(protocol, size, True) == view_sizes(same, size, True)

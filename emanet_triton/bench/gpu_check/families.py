@@ -95,8 +95,9 @@ def _by_triton(call: OperatorCall) -> OperatorCall:
 def _suite_calls() -> list[OperatorCall]:
     """The calls of the suites."""
     calls = network_calls(NETWORKS, MODES)
-    demo = (DEMO, ZOO[DEMO].protocol.base_scale[::-1])
-    for network, size in (demo, ("r50", SIZE)):
+    scale = ZOO[DEMO].protocol.base_scale
+    assert scale  # a model of the zoo has one
+    for network, size in ((DEMO, scale[::-1]), ("r50", SIZE)):
         single = network_calls([network], ["whole"], "fp32", size)
         calls += [call for call in single if call.name != "conv_bias_act"]
         calls += convolutions(single, "triton", "tf32x3")

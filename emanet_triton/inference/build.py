@@ -1,0 +1,100 @@
+"""From a model's name and checkpoint to the network that runs, on its device."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.inference.predictor import HALF
+from emanet_triton.kernels.conv import choice
+from emanet_triton.models.checkpoint import Checkpoint
+from emanet_triton.models.loading import load_into
+from emanet_triton.models.network import Network
+from emanet_triton.models.verified import verified_fuse
+from emanet_triton.models.zoo import create_model
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+FEW_IMAGES = 20  # for fewer, no time is spent on measuring a CPU's convolutions
+
+
+def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 0) -> torch.device:
+    """The device of ``--device``, tried with a small tensor.
+
+    Args:
+        name: such as ``"cpu"`` or ``"cuda:1"``; ``None``: a GPU if there is one.
+        precisions: that will run on the device.
+        rank: of this process among those of this machine; ``"cuda"`` means this GPU.
+
+    Raises:
+        InputError: there is no such device, or it lacks a precision.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{rank}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {name}: no such device here ({first_line(error)}); expected cpu or cuda[:N]"
+        ) from None
+    if "tf32" in precisions and device.type != "cuda":
+        raise InputError(f"tf32 is a precision of CUDA devices, got --device {device}")
+    return device
+
+
+def load_network(
+    name: str, checkpoint: Checkpoint, device: torch.device, share: bool = False
+) -> Network:
+    """Build the plain network of a model on its device.
+
+    Args:
+        name: of the model in the zoo.
+        checkpoint: its weights.
+        device: of the network.
+        share: use the checkpoint's own memory and dtypes instead of a copy in float32.
+
+    Raises:
+        InputError: the weights do not fit.
+    """
+    model = create_model(name)
+    load_into(model, checkpoint, share)
+    return model.to(device)
+
+
+def ready_network(
+    name: str,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    precision: str,
+    *,
+    fuse: bool = True,
+    images: int | None = None,
+) -> Network:
+    """Build the network of a model as it runs: fused where it can be.
+
+    The checkpoint's tensors are released. tf32 runs the plain network.
+
+    Args:
+        name: of the model in the zoo.
+        checkpoint: its weights.
+        device: of the network.
+        precision: one of ``PRECISIONS``.
+        fuse: whether to fuse the network at all.
+        images: how many there are; for a few, no convolution of an unknown CPU is measured.
+
+    Raises:
+        InputError: the weights do not fit.
+    """
+    fused = fuse and precision != "tf32"
+    model = load_network(name, checkpoint, device, share=fused and device.type == "cpu")
+    checkpoint.release()
+    if not fused:
+        return model
+    few = device.type == "cpu" and images is not None and images < FEW_IMAGES
+    with choice.without_measuring() if few else contextlib.nullcontext():
+        network = verified_fuse(model, HALF.get(precision, torch.float32))
+    if network is model:
+        model.float()  # its tensors may still be the checkpoint's
+    return network

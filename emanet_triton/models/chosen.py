@@ -1,0 +1,74 @@
+"""What the options ``--ckpt`` and ``--model`` of a command line choose: a model and its weights."""
+
+from pathlib import Path
+
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.zoo import (
+    ZOO,
+    find_entry,
+    list_models,
+    name_of,
+    published_path,
+    read_published,
+)
+
+
+def known_model(ckpt: str, model: str | None) -> str | None:
+    """The model that ``--ckpt`` belongs to, found without reading a file.
+
+    Args:
+        ckpt: a checkpoint file or the name of a model.
+        model: the name of the model as the user gave it, or ``None``.
+
+    Returns:
+        The name of the model, or ``None`` if only the file's content can say it.
+
+    Raises:
+        InputError: there is no such model, or ``ckpt`` and ``model`` name different ones.
+    """
+    path = Path(ckpt)
+    if model is not None:
+        find_entry(model)
+    if ckpt in ZOO and not path.exists():
+        if model not in (None, ckpt):
+            raise InputError(f"--ckpt {ckpt} is not a checkpoint of --model {model}")
+        return ckpt
+    if not path.exists() and path.suffix == "":
+        raise InputError(
+            f"{ckpt}: no such file and no such model; expected a checkpoint file or one of: "
+            + ", ".join(list_models())
+        )
+    known = model or next((n for n, entry in ZOO.items() if entry.file == path.name), None)
+    return known if path.exists() else None
+
+
+def model_of_file(ckpt: str) -> str:
+    """The model whose published file this is, by its name or its hash.
+
+    Raises:
+        InputError: the file cannot be read, or is no published one.
+    """
+    name = name_of(read_checkpoint(Path(ckpt)))
+    if name is None:
+        raise InputError(
+            f"{ckpt}: neither its name nor its hash belongs to a published file; expected --model "
+            "with one of: " + ", ".join(list_models())
+        )
+    return name
+
+
+def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
+    """The checkpoint of a model: the file ``ckpt``, or else the published one.
+
+    Raises:
+        InputError: the file is missing, damaged or, if published, not the right one.
+    """
+    if ckpt and Path(ckpt).exists():
+        return read_checkpoint(Path(ckpt))
+    return read_published(name)
+
+
+def chosen_path(ckpt: str | None, name: str) -> Path:
+    """The file that ``read_chosen`` reads, also if it has not been downloaded yet."""
+    return Path(ckpt) if ckpt and Path(ckpt).exists() else published_path(name)
