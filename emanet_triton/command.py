@@ -15,6 +15,7 @@ from typing import IO, NoReturn
 from emanet_triton.errors import InputError, first_line, printable
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
+_MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
 
 
@@ -53,6 +54,18 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """A number of threads that a process can start, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    threads = count(text)
+    if threads > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {threads}")
+    return threads
 
 
 def say(text: str = "") -> None:

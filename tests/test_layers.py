@@ -18,7 +18,7 @@ FLOORS = (
     ("kernels", "data"),
     ("models",),
     ("inference",),
-    ("eval",),
+    ("eval", "predict"),
     ("bench",),
 )
 # Packages that import no sibling.
@@ -31,6 +31,7 @@ COMMON = {
     "errors",
     "files",
     "heap",
+    "progress",
     "versions",
     "workers",
 }

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tqdm import tqdm
@@ -26,7 +26,7 @@ figures say nothing about Cityscapes. For a published model (the file is downloa
     --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return answer(lambda: _joined(parse(arguments)))
 

@@ -1,18 +1,17 @@
 """The command line of ``python -m emanet_triton.eval``."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count
+from emanet_triton.command import Parser, count, thread_count
 from emanet_triton.cores import usable_cores
 from emanet_triton.inference.build import PRECISIONS
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import find_entry, list_models
 
-_MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments.
 
     Raises:
@@ -96,14 +95,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument(
         "--threads",
-        type=_thread_count,
+        type=thread_count,
         metavar="N",
         help="threads of the network on a CPU; default: the number of cores that this process may "
         "use, divided by the number of torchrun's processes on this machine",
     )
     how.add_argument(
         "--workers",
-        type=_thread_count,
+        type=thread_count,
         default=min(8, usable_cores()),
         metavar="N",
         help="threads that decode images and write pictures; default: %(default)s",
@@ -137,10 +136,3 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.model and not args.ckpt:
         parser.error("--model names the model of the file --ckpt: give --ckpt too")
     return args
-
-
-def _thread_count(text: str) -> int:
-    threads = count(text)
-    if threads > _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {threads}")
-    return threads

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from emanet_triton.data.dataset import Dataset, Sample, problems_error
 from emanet_triton.data.png import read_image
@@ -24,15 +23,10 @@ from emanet_triton.heap import give_back
 from emanet_triton.inference.inputs import to_device
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
+from emanet_triton.progress import Bar
 from emanet_triton.workers import Workers
 
 LARGE = 2**20  # pixels; for smaller images it takes longer to return memory than it is worth
-
-
-class _Bar(tqdm):
-    """A progress bar without the thread that tqdm starts to refresh slow bars."""
-
-    monitor_interval = 0
 
 
 def check_samples(
@@ -54,7 +48,7 @@ def check_samples(
     found: list[str] = []
     with (
         Workers(workers) as pool,
-        _Bar(desc="checking files", total=len(mine), leave=False, disable=not ranks.first) as bar,
+        Bar(desc="checking files", total=len(mine), leave=False, disable=not ranks.first) as bar,
     ):
         for wrong in pool.map(dataset.check, mine, ahead=2 * workers):
             ranks.require_others()
@@ -145,7 +139,7 @@ def evaluate(
     most_started = workers if outputs else 0 if on_cpu else 1
     with (
         Workers(workers) as pool,
-        _Bar(total=total, unit="image", miniters=1, disable=not ranks.first) as bar,
+        Bar(total=total, unit="image", miniters=1, disable=not ranks.first) as bar,
     ):
 
         def finish() -> None:

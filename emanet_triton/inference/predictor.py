@@ -98,21 +98,25 @@ class Predictor:
         images: Sequence[np.ndarray],
         *,
         probabilities: bool = False,
+        same_labels: bool = False,
         adjust: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Segment the first images together, as many as fit into memory.
 
         Args:
             images: uint8 RGB [H, W, 3], all of one size.
-            probabilities: whether to return probabilities, too.
+            probabilities: whether to return probabilities, too. Their highest give the labels.
+            same_labels: return the labels that a call without ``probabilities`` returns. They
+                differ where two classes are equal but for rounding, and take another resize.
             adjust: changes the network's logits [B, C, P] of all views before they are resized,
                 such as ``Smoothing``.
 
         Returns:
-            Labels, uint8 [B, H, W]; with ``probabilities`` also float32 [B, C, H, W], whose
-            highest give the labels. Devices and errors are those of a call.
+            Labels, uint8 [B, H, W]; with ``probabilities`` also float32 [B, C, H, W]. Devices and
+            errors are those of a call.
         """
-        resample = resample_probabilities if probabilities else _labels_only
+        with_both = _labels_and_probabilities if same_labels else resample_probabilities
+        resample = with_both if probabilities else _labels_only
         images = images[: self.images_at_once]
         watch = MemoryWatch(self.device)
         while True:
@@ -217,6 +221,11 @@ class Predictor:
 
 def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:
     return (resample_labels(logits, rows, columns),)
+
+
+def _labels_and_probabilities(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor, Tensor]:
+    _, probabilities = resample_probabilities(logits, rows, columns)
+    return resample_labels(logits, rows, columns), probabilities
 
 
 def _resampled(

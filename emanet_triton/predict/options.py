@@ -1,0 +1,206 @@
+"""The command line of ``python -m emanet_triton.predict``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from emanet_triton.command import Parser, count, thread_count
+from emanet_triton.cores import usable_cores
+from emanet_triton.data.overlay import ALPHA
+from emanet_triton.inference.build import PRECISIONS
+from emanet_triton.models.protocol import VERSIONS
+from emanet_triton.models.zoo import list_models
+from emanet_triton.predict.outputs import KINDS
+
+DEFAULT_MODEL = "emanet_r50-d8_512x1024_80k_cityscapes"
+PROTOCOL, NATIVE = "protocol", "native"  # sizes of the network's input that --scale names
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments.
+
+    Raises:
+        InputError: an argument is not valid, or two arguments do not fit together.
+    """
+    return parser().parse_args(arguments)
+
+
+def parser() -> Parser:
+    """The parser of all arguments."""
+    parser = Parser(
+        prog="python -m emanet_triton.predict",
+        description="Segment pictures, folders of pictures, videos and webcams.",
+        epilog=f"models: {', '.join(list_models())}",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a picture (JPEG, PNG, WebP, BMP, TIFF), a folder of pictures, a pattern such as "
+        "'photos/*.jpg', a video, the number of a webcam, or - for a list of paths on standard "
+        "input",
+    )
+    what = parser.add_argument_group("model")
+    what.add_argument(
+        "--ckpt",
+        metavar="PATH_OR_MODEL",
+        default=DEFAULT_MODEL,
+        help="a checkpoint file, or the name of a model, whose published file is downloaded once; "
+        "default: %(default)s",
+    )
+    what.add_argument(
+        "--model",
+        help="the model that --ckpt belongs to; default: the one whose published file has the "
+        "name or the hash of --ckpt",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="the folder for results; default: %(default)s",
+    )
+    output.add_argument(
+        "--save",
+        type=_kinds,
+        default=("overlay",),
+        metavar="KIND,...",
+        help="overlay: the classes painted over the picture, with a legend; color: the colours of "
+        "the classes; labels: the ids of the classes, as the evaluation saves them; "
+        "probabilities: float16 [classes, height, width] in a .npz file; default: overlay",
+    )
+    output.add_argument(
+        "--train-ids",
+        action="store_true",
+        help="save as labels the class indices that segment returns, instead of the data set's ids",
+    )
+    output.add_argument(
+        "--alpha",
+        type=_alpha,
+        default=ALPHA,
+        metavar="A",
+        help="opacity of the colours in overlays, 0 to 1; default: %(default)s",
+    )
+    output.add_argument(
+        "--classes",
+        type=_names,
+        metavar="NAME,...",
+        help="paint only these classes in overlays and colours; default: all",
+    )
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write files again that exist; default: skip what an earlier run has finished",
+    )
+
+    how = parser.add_argument_group("how to segment")
+    how.add_argument(
+        "--scale",
+        type=_scale,
+        default=PROTOCOL,
+        metavar="SCALE",
+        help="size of the network's input: protocol (the evaluation's size), native (the "
+        "picture's own), or WIDTHxHEIGHT, into which the picture is fitted; default: %(default)s",
+    )
+    how.add_argument(
+        "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
+    )
+    how.add_argument(
+        "--protocol",
+        choices=VERSIONS,
+        default=VERSIONS[0],
+        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
+    )
+    how.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
+    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    how.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the fused network; on a GPU only if its results agree with the plain network",
+    )
+    how.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="pictures of one size, or windows, that go through the network at once; default: one "
+        "picture and, on a GPU, all its windows",
+    )
+    how.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the network on a CPU; default: the cores that this process may use",
+    )
+    how.add_argument(
+        "--workers",
+        type=thread_count,
+        default=min(8, usable_cores()),
+        metavar="N",
+        help="threads that read pictures and write results; default: %(default)s",
+    )
+
+    video = parser.add_argument_group("videos and webcams")
+    video.add_argument(
+        "--smooth",
+        type=_weight,
+        metavar="W",
+        help="average the probabilities over the frames so that the labels do not flicker: the "
+        "average so far has the weight W, at least 0 and less than 1, such as 0.8; default: off",
+    )
+    video.add_argument(
+        "--frames", type=count, metavar="N", help="stop after N frames; default: at the end"
+    )
+    return parser
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = _list(text)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(
+            f"'{unknown[0]}' is no kind of result; expected some of: {', '.join(KINDS)}"
+        )
+    return tuple(kind for kind in KINDS if kind in kinds)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(_list(text))
+
+
+def _list(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("expected names with commas between them, got none")
+    return names
+
+
+def _alpha(text: str) -> float:
+    return _number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _weight(text: str) -> float:
+    return _number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def _number(text: str, expected: str, holds) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    return value
+
+
+def _scale(text: str) -> str | tuple[int, int]:
+    """``"protocol"``, ``"native"``, or (width, height)."""
+    if text in (PROTOCOL, NATIVE):
+        return text
+    width, _, height = text.partition("x")
+    if not all(side.isdecimal() and 0 < int(side) <= 2**14 for side in (width, height)):
+        raise argparse.ArgumentTypeError(
+            f"expected protocol, native or WIDTHxHEIGHT such as 1024x512, got '{text}'"
+        )
+    return int(width), int(height)

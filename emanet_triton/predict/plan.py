@@ -1,0 +1,125 @@
+"""From the command line to a predictor and its sources: everything is checked first."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from emanet_triton.cores import usable_cores
+from emanet_triton.data.overlay import class_names
+from emanet_triton.errors import InputError
+from emanet_triton.files import require_folder
+from emanet_triton.inference.build import open_device, ready_network
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.models.chosen import known_model, model_of_file, read_chosen
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.zoo import ZOO
+from emanet_triton.predict.options import NATIVE, PROTOCOL
+from emanet_triton.predict.outputs import Outputs, check_places
+from emanet_triton.predict.sources import Source, find_sources
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a command line asks for, found and checked.
+
+    Attributes:
+        model: the name of the model in the zoo.
+        pictures: to segment.
+        videos: to segment.
+        skipped: the number of sources whose results exist already.
+        notes: lines for the user.
+        outputs: what is saved, and where.
+        predictor: the network with its protocol; ``None`` if nothing is left to segment.
+        workers: threads that read pictures and write results.
+        smooth: weight of the frames before, or ``None``.
+        frames: the most frames of a video, or ``None``.
+    """
+
+    model: str
+    pictures: list[Source]
+    videos: list[Source]
+    skipped: int
+    notes: list[str]
+    outputs: Outputs
+    predictor: Predictor | None
+    workers: int
+    smooth: float | None
+    frames: int | None
+
+
+def make_plan(args: Namespace) -> Plan:
+    """Find and check everything that the options name: first the sources, then the checkpoint.
+
+    Raises:
+        InputError: something is missing, damaged or does not fit.
+    """
+    device = open_device(args.device, [args.precision])
+    sources = find_sources(args.sources)
+    name = known_model(args.ckpt, args.model) or model_of_file(args.ckpt)
+    outputs = Outputs(
+        folder=args.out,
+        kinds=args.save,
+        dataset=ZOO[name].dataset,
+        train_ids=args.train_ids,
+        alpha=args.alpha,
+        classes=_classes(args, name),
+    )
+    check_places(outputs, sources.found, sources.folders)
+    require_folder(args.out)
+    left = [s for s in sources.found if args.overwrite or not outputs.finished(s)]
+    for webcam in (s for s in sources.found if isinstance(s.path, int) and s not in left):
+        raise InputError(
+            f"{outputs.paths(webcam)[0]}: exists already; expected --overwrite or another --out "
+            f"for a new recording of {webcam}"
+        )
+    pictures = [source for source in left if not source.is_video]
+    torch.set_num_threads(args.threads or usable_cores())
+    return Plan(
+        model=name,
+        pictures=pictures,
+        videos=[source for source in left if source.is_video],
+        skipped=len(sources.found) - len(left),
+        notes=sources.notes,
+        outputs=outputs,
+        predictor=_predictor(args, name, device, left) if left else None,
+        workers=args.workers,
+        smooth=args.smooth,
+        frames=args.frames,
+    )
+
+
+def _predictor(
+    args: Namespace, name: str, device: torch.device, left: Sequence[Source]
+) -> Predictor:
+    few = None if any(source.is_video for source in left) else len(left)
+    network = ready_network(
+        name, read_chosen(args.ckpt, name), device, args.precision, fuse=args.fuse, images=few
+    )
+    return Predictor(
+        network,
+        _protocol(args, ZOO[name].protocol),
+        ms_flip=args.ms_flip,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        cuda_graphs=True,
+    )
+
+
+def _classes(args: Namespace, model: str) -> tuple[str, ...] | None:
+    known = class_names(ZOO[model].dataset)
+    for name in args.classes or ():
+        if name not in known:
+            raise InputError(
+                f"--classes: {model} has no class '{name}'; expected some of: {', '.join(known)}"
+            )
+    return args.classes
+
+
+def _protocol(args: Namespace, protocol: Protocol) -> Protocol:
+    """The model's protocol, with the size that ``--scale`` names."""
+    protocol = replace(protocol, version=args.protocol)
+    if args.scale == PROTOCOL:
+        return protocol
+    return replace(protocol, base_scale=None if args.scale == NATIVE else args.scale)

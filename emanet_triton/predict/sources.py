@@ -1,0 +1,203 @@
+"""What a command line names as sources: pictures, videos and webcams, each with a name."""
+
+import glob
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+
+from emanet_triton.data.picture import SUFFIXES, picture_kind
+from emanet_triton.errors import InputError
+from emanet_triton.files import read_plain
+
+VIDEO_SUFFIXES = frozenset(
+    [".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"]
+)
+_MAGIC = set("*?[")
+_HEAD = 32  # bytes that tell the kind of a picture
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture, a video or a webcam.
+
+    Attributes:
+        path: the file, or the number of a webcam.
+        name: relative to the output folder; the names of the results begin with it.
+        is_video: whether it has frames.
+    """
+
+    path: Path | int
+    name: PurePath
+    is_video: bool = False
+
+    def __str__(self) -> str:
+        return f"webcam {self.path}" if isinstance(self.path, int) else str(self.path)
+
+
+@dataclass
+class Sources:
+    """All sources of a command line.
+
+    Attributes:
+        found: without duplicates, in the order of the command line.
+        folders: the folders that were searched.
+        notes: lines for the user about files that were left out.
+    """
+
+    found: list[Source] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_sources(arguments: Iterable[str]) -> Sources:
+    """Find everything that the arguments name.
+
+    A folder is searched recursively for pictures; videos in it are left out. Hidden files and
+    folders are left out, too, unless an argument names them.
+
+    Args:
+        arguments: paths, patterns, numbers of webcams, or ``-``.
+
+    Raises:
+        InputError: an argument names nothing that can be segmented, or two sources would have the
+            same name.
+    """
+    sources = Sources()
+    for argument in _with_list(arguments):
+        sources.found += _found(argument, sources)
+    sources.found = _named_apart(_without_duplicates(sources.found))
+    return sources
+
+
+def _with_list(arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments, with the lines of standard input in place of ``-``."""
+    for argument in arguments:
+        if argument != "-":
+            yield argument
+            continue
+        lines = [line.rstrip("\r\n") for line in sys.stdin or ()]
+        if not any(lines):
+            raise InputError("-: standard input is empty; expected a path in each line")
+        yield from filter(None, lines)
+
+
+def _found(argument: str, sources: Sources) -> list[Source]:
+    path = Path(argument)
+    try:
+        if path.is_dir():
+            sources.folders.append(path)
+            return _in_folder(path, sources.notes)
+        if os.path.lexists(path):
+            return [_file(path, PurePath(path.stem))]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{argument}: cannot be read ({error})") from None
+    if argument.isdecimal():
+        return [Source(int(argument), PurePath(f"webcam{int(argument)}"), is_video=True)]
+    if _MAGIC & set(argument):
+        return _matches(argument)
+    raise InputError(
+        f"{argument}: there is no such file or folder; expected a picture, a folder, a pattern, a "
+        "video or the number of a webcam"
+    )
+
+
+def _file(path: Path, name: PurePath) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return Source(path, name, is_video=True)
+    if suffix in SUFFIXES:
+        return Source(path, name)
+    try:
+        head = read_plain(path.resolve(), _HEAD)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if picture_kind(head) is None:
+        raise InputError(
+            f"{path}: neither a picture nor a video by its name or content; expected one of "
+            + " ".join(sorted(SUFFIXES | VIDEO_SUFFIXES))
+        )
+    return Source(path, name)
+
+
+def _in_folder(folder: Path, notes: list[str]) -> list[Source]:
+    files = list(_files_below(folder))
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
+        raise InputError(
+            f"{folder}: the folder has no picture; expected files that end with "
+            + " ".join(sorted(SUFFIXES))
+        )
+    if videos := sum(path.suffix.lower() in VIDEO_SUFFIXES for path in files):
+        notes.append(f"{folder}: leaves out {videos} of its files, videos; name each to segment it")
+    return [Source(path, path.relative_to(folder).with_suffix("")) for path in pictures]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files that are not hidden, sorted by path."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, inner, names in os.walk(folder, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _matches(pattern: str) -> list[Source]:
+    """The files of a pattern; their names are relative to the part before the first wildcard."""
+    parts = PurePath(pattern).parts
+    fixed = next(i for i, part in enumerate(parts) if _MAGIC & set(part))
+    base = Path(*parts[:fixed])
+    known = SUFFIXES | VIDEO_SUFFIXES
+    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
+    paths = sorted(path for path in matches if path.is_file())
+    found = [
+        _file(path, path.relative_to(base).with_suffix(""))
+        for path in paths
+        if path.suffix.lower() in known
+    ]
+    if not found:
+        raise InputError(f"{pattern}: the pattern matches no picture and no video")
+    return found
+
+
+def _without_duplicates(found: list[Source]) -> list[Source]:
+    def key(source: Source) -> object:
+        return source.path if isinstance(source.path, int) else os.path.realpath(source.path)
+
+    return list({key(source): source for source in reversed(found)}.values())[::-1]
+
+
+def _named_apart(found: list[Source]) -> list[Source]:
+    """The sources with longer names where several would have the same.
+
+    a.jpg and a.png keep their suffixes; files of the same name in several folders get the part of
+    their paths in which they differ.
+    """
+    groups = defaultdict(list)
+    for source in found:
+        groups[source.name].append(source)
+    longer = {id(s): _longer_name(s, group) for group in groups.values() for s in group}
+    named = [replace(source, name=longer[id(source)]) for source in found]
+    names: dict[PurePath, Source] = {}
+    for source in named:
+        if other := names.get(source.name):
+            raise InputError(
+                f"{other} and {source}: their results would have the same name, {source.name}; "
+                "expected one run for each"
+            )
+        names[source.name] = source
+    return named
+
+
+def _longer_name(source: Source, group: list[Source]) -> PurePath:
+    if len(group) == 1 or isinstance(source.path, int):
+        return source.name
+    paths = [other.path.absolute() for other in group if isinstance(other.path, Path)]
+    if len({path.name for path in paths}) == len(paths):
+        return source.name.with_name(source.path.name)
+    common = os.path.commonpath([path.parent for path in paths])
+    return PurePath(os.path.relpath(source.path, common))
