@@ -47,6 +47,12 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
     return stream.getvalue()
 
 
+def exif_of(orientation: int, order: str = "<", tag: int = 0x112) -> bytes:
+    """EXIF data with one tag; ``order`` is that of ``struct``."""
+    start = b"MM\0*" if order == ">" else b"II*\0"
+    return start + struct.pack(f"{order}IHHHIHHI", 8, 1, tag, 3, 1, orientation, 0, 0)
+
+
 def palette_image(ids: np.ndarray) -> Image.Image:
     image = Image.fromarray(ids)
     image.putpalette(RNG.randint(0, 256, 768).astype(np.uint8).tobytes())

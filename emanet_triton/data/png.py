@@ -4,28 +4,26 @@ Decoders treat damaged, animated and unusual files differently. So this package 
 and inflates the pixel data itself, and gives OpenCV a new file that has only a header and rows.
 """
 
-import stat
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from emanet_triton.data.orientation import orientation, oriented, oriented_size
 from emanet_triton.data.png_chunks import GREY, PALETTE, Chunks, Header, parse
 from emanet_triton.data.png_rows import bare_png, inflate
-from emanet_triton.errors import InputError, first_line
+from emanet_triton.data.reading import read_regular, refusing
+from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
-
-MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without compression
 
 
 def read_image(path: Path) -> np.ndarray:
     """Decode a colour, palette, grey or RGBA PNG (alpha is dropped, 16 bits become 8).
 
-    An animated PNG gives its still image. Colour profiles and similar chunks are ignored.
+    An animated PNG gives its still image. The image is turned as the orientation in its eXIf chunk
+    says, because OpenCV turns it since version 4.5.2. Colour profiles and similar chunks are
+    ignored.
 
     Returns:
         uint8 RGB [H, W, 3]: the pixels as OpenCV decodes them, as in the published evaluation.
@@ -34,17 +32,16 @@ def read_image(path: Path) -> np.ndarray:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large, or a pixel
             has no colour in the palette.
     """
-    with _refusing(path):
-        chunks = _load(path)
-        if chunks.header.color_type == PALETTE:
-            return _colors(_indices(chunks), chunks.palette)
-        return cv2.cvtColor(_decode(chunks, chunks.header, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    with refusing(path, "PNG"):
+        chunks = parse(read_regular(path))
+        return oriented(_pixels(chunks), orientation(chunks.exif))
 
 
 def read_label_png(path: Path) -> np.ndarray:
     """Decode a label PNG to the ids that it stores: grey values or palette indices.
 
-    An index that has no colour in the palette is also an id; Pillow writes such files.
+    An index that has no colour in the palette is also an id; Pillow writes such files. The label is
+    not turned as its eXIf chunk says: mmsegmentation decodes labels with Pillow, which does not.
 
     Returns:
         uint8 [H, W], or uint16 for a 16-bit file.
@@ -53,8 +50,8 @@ def read_label_png(path: Path) -> np.ndarray:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large; or its
             values are not ids, because it holds colours or grey of fewer than 8 bits.
     """
-    with _refusing(path):
-        chunks = _load(path)
+    with refusing(path, "PNG"):
+        chunks = parse(read_regular(path))
         header = chunks.header
         if header.color_type == PALETTE:
             return _indices(chunks)
@@ -68,7 +65,7 @@ def read_label_png(path: Path) -> np.ndarray:
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """(height, width) in pixels of a PNG whose every chunk is intact.
+    """(height, width) in pixels, as ``read_image`` gives them, of a PNG whose chunks are intact.
 
     The pixel data is not inflated. So a file whose writer compressed wrong rows passes here, and
     ``read_image`` refuses it.
@@ -76,9 +73,10 @@ def png_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing, no PNG, damaged anywhere or absurdly large.
     """
-    with _refusing(path):
-        header = _load(path).header
-        return header.height, header.width
+    with refusing(path, "PNG"):
+        chunks = parse(read_regular(path))
+        header = chunks.header
+        return oriented_size(header.height, header.width, orientation(chunks.exif))
 
 
 def write_png(path: Path, array: np.ndarray) -> None:
@@ -94,28 +92,11 @@ def write_png(path: Path, array: np.ndarray) -> None:
     write_output(path, encoded.tobytes())
 
 
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn every error that a bad file causes into an InputError that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, zlib.error, cv2.error) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(
-            f"{path}: not a readable PNG ({reason}); expected an intact PNG file"
-        ) from error
-
-
-def _load(path: Path) -> Chunks:
-    """Read a file once, and return its chunks."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ValueError("it is a pipe, a socket or a device")  # reading might never end
-    if status.st_size > MAX_FILE_BYTES:
-        raise ValueError(f"it has {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
-    return parse(path.read_bytes())
+def _pixels(chunks: Chunks) -> np.ndarray:
+    """The stored pixels in colour, uint8 RGB [H, W, 3]."""
+    if chunks.header.color_type == PALETTE:
+        return _colors(_indices(chunks), chunks.palette)
+    return cv2.cvtColor(_decode(chunks, chunks.header, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def _indices(chunks: Chunks) -> np.ndarray:

@@ -67,11 +67,13 @@ class Chunks:
     Attributes:
         header: the content of IHDR.
         palette: RGB triples, empty if there is no palette.
+        exif: the content of the first eXIf, empty if there is none; it may be damaged.
         pixel_data: the contents of all IDAT chunks, together one zlib stream.
     """
 
     header: Header
     palette: bytes
+    exif: bytes
     pixel_data: list[memoryview]
 
 
@@ -86,11 +88,12 @@ def parse(data: bytes) -> Chunks:
     names = [name for name, _ in chunks]
     _check_names(names)
     _check_order(names)
-    palette = next((bytes(content) for name, content in chunks if name == b"PLTE"), b"")
+    palette = _first(chunks, b"PLTE")
     _check_palette(header, b"PLTE" in names, len(palette))
     if chunks[-1][1]:
         raise ValueError("its last chunk is not empty")
-    return Chunks(header, palette, [content for name, content in chunks if name == b"IDAT"])
+    pixel_data = [content for name, content in chunks if name == b"IDAT"]
+    return Chunks(header, palette, _first(chunks, b"eXIf"), pixel_data)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -113,6 +116,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             raise ValueError(f"it has more than {MAX_CHUNKS} chunks")
     if start != len(data):
         raise ValueError(f"{len(data) - start} bytes follow its end")
+
+
+def _first(chunks: list[tuple[bytes, memoryview]], wanted: bytes) -> bytes:
+    """The content of the first chunk of this name, empty if there is none."""
+    return next((bytes(content) for name, content in chunks if name == wanted), b"")
 
 
 def _header(name: bytes, content: memoryview) -> Header:

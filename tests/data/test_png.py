@@ -17,6 +17,7 @@ from png_files import (
     STREAM,
     chunk,
     encoded,
+    exif_of,
     header,
     palette_image,
     pixels,
@@ -36,7 +37,6 @@ def frame_control(number: int, dispose: int = 0) -> bytes:
     return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 40, 24, 0, 0, 1, 10, dispose, 0))
 
 
-ROTATED = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x112, 3, 1, 3, 0) + b"\0\0\0\0"
 IMAGES = {
     "rgb": (INTACT, RGB),
     "grey": (encoded(Image.fromarray(IDS)), np.dstack([IDS] * 3)),
@@ -57,7 +57,6 @@ IMAGES = {
         ),
         DEEP >> 8,
     ),
-    "orientation is not applied": (png(header(), chunk(b"eXIf", ROTATED), IDAT), RGB),
     "profile and gamma are not applied": (
         png(
             header(), chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"iCCP", b"x\0\0none"), IDAT
@@ -226,3 +225,46 @@ def test_write_png_of_something_else_is_a_programming_error(path, array):
 def test_pixels_are_those_of_opencv(path):
     cv2.imwrite(str(path), RGB[..., ::-1])
     np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("order", "<>")
+def test_orientation_is_applied_as_opencv_applies_it(path, number, order):
+    exif = chunk(b"eXIf", exif_of(number, order))
+    for parts in ((exif, IDAT), (IDAT, exif)):
+        path.write_bytes(png(header(), *parts))
+        image = read_image(path)
+        np.testing.assert_array_equal(image, cv2.imread(str(path))[..., ::-1])
+        assert image.flags.c_contiguous
+        assert png_size(path) == image.shape[:2] == ((40, 24) if number > 4 else (24, 40))
+
+
+def test_a_palette_image_is_turned_and_a_label_is_not(path):
+    path.write_bytes(encoded(PALETTE, exif=exif_of(6)))
+    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+    np.testing.assert_array_equal(read_label_png(path), np.asarray(PALETTE))
+
+
+WHOLE = exif_of(3)
+DAMAGED_EXIF = {
+    "empty": b"",
+    "byte order": b"IM" + WHOLE[2:],
+    "mark": WHOLE[:2] + b"+\0" + WHOLE[4:],
+    "start beyond the end": WHOLE[:4] + b"\xff" * 4 + WHOLE[8:],
+    "cut in the entry": WHOLE[:18],
+    "another tag": exif_of(3, tag=0x113),
+    "no such orientation": exif_of(9),
+    "orientation zero": exif_of(0),
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+def test_exif_that_states_no_orientation(path, exif):
+    path.write_bytes(png(header(), chunk(b"eXIf", exif), IDAT))
+    np.testing.assert_array_equal(read_image(path), RGB)
+    np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], RGB)
+
+
+def test_the_first_orientation_counts(path):
+    path.write_bytes(png(header(), chunk(b"eXIf", exif_of(3)), chunk(b"eXIf", exif_of(6)), IDAT))
+    np.testing.assert_array_equal(read_image(path), RGB[::-1, ::-1])

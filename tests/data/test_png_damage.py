@@ -27,8 +27,9 @@ from png_files import (
     refused,
 )
 
-from emanet_triton.data.png import MAX_FILE_BYTES, png_size, read_image, read_label_png
+from emanet_triton.data.png import png_size, read_image, read_label_png
 from emanet_triton.data.png_chunks import MAX_CHUNKS
+from emanet_triton.data.reading import MAX_FILE_BYTES
 from emanet_triton.errors import InputError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from emanet_triton.data.png import png_size, read_image, read_label_png
 from emanet_triton.errors import InputError
-from tests.fuzz.png_reference import BrokenRuleError, Png, image, label, parse, samples
+from tests.fuzz.png_reference import BrokenRuleError, Png, image, label, parse, samples, size
 from tests.fuzz.png_writer import make
 
 
@@ -25,7 +25,7 @@ def attempt(seed: int, folder: Path) -> str:
     if intact is not None:
         np.testing.assert_array_equal(samples(png), intact, "the reference is wrong")
     read = [
-        _agree(path, png_size, png, lambda p: (p.height, p.width)),
+        _agree(path, png_size, png, size),
         _agree(path, read_image, png, image),
         _agree(path, read_label_png, png, label),
     ]

@@ -1,7 +1,7 @@
 """A slow PNG decoder that follows the specification and refuses every broken rule.
 
 It shares no code with the package, OpenCV or Pillow. Source: Portable Network Graphics (PNG)
-Specification, third edition; the numbers below are its sections.
+Specification, third edition; the numbers below are its sections. The content of eXIf is TIFF 6.0.
 """
 
 import zlib
@@ -31,7 +31,10 @@ class BrokenRuleError(Exception):
 
 @dataclass
 class Png:
-    """A file whose chunks are valid; ``stream`` is the pixel data, not yet checked."""
+    """A file whose chunks are valid; ``stream`` is the pixel data, not yet checked.
+
+    ``turned`` is the orientation, 1 to 8.
+    """
 
     width: int
     height: int
@@ -40,6 +43,7 @@ class Png:
     interlaced: int
     palette: list[bytes]
     stream: bytes
+    turned: int = 1
 
 
 def require(condition: bool, rule: str) -> None:
@@ -89,7 +93,33 @@ def parse(data: bytes) -> Png:
         require(1 <= len(palette[0]) // 3 <= most, "11.2.2 number of colours")
     colors = [palette[0][i : i + 3] for i in range(0, len(palette[0]), 3)] if palette else []
     stream = b"".join(content for name, content in chunks if name == b"IDAT")
-    return Png(width, height, depth, color_type, interlaced, colors, stream)
+    exif = next((content for name, content in chunks if name == b"eXIf"), b"")
+    return Png(width, height, depth, color_type, interlaced, colors, stream, _orientation(exif))
+
+
+def _orientation(exif: bytes) -> int:
+    """11.3.4.5: the value of the first tag 274 in the first directory; 1 if there is none."""
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    if not order or len(exif) < 8:
+        return 1
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    start = number(4, 4)
+    entries = range(start + 2, start + 2 + 12 * number(start, 2), 12)
+    for at in entries if start + 2 <= len(exif) else ():
+        if at + 12 > len(exif):
+            break
+        if number(at, 2) == 274:
+            found = number(at + 8, 2)
+            return found if found in range(1, 9) else 1
+    return 1
+
+
+def size(png: Png) -> tuple[int, int]:
+    """(height, width) of ``image``."""
+    return (png.width, png.height) if png.turned > 4 else (png.height, png.width)
 
 
 def samples(png: Png) -> np.ndarray:
@@ -103,7 +133,20 @@ def samples(png: Png) -> np.ndarray:
 
 
 def image(png: Png) -> np.ndarray:
-    """uint8 RGB [H, W, 3]: alpha dropped, the upper byte of 16 bits, grey over the full range."""
+    """uint8 RGB [H, W, 3]: alpha dropped, the upper byte of 16 bits, grey over the full range.
+
+    It is turned: the stored first row is the top, bottom, left or right of the image.
+    """
+    stored = _colors(png)
+    turns = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (1, 1), 6: (3, 0), 7: (3, 1), 8: (1, 0)}
+    quarters, mirrored = turns[png.turned]
+    turned = np.rot90(stored, quarters)
+    if not mirrored:
+        return turned
+    return turned[::-1] if png.turned in (5, 7) else turned[:, ::-1]
+
+
+def _colors(png: Png) -> np.ndarray:
     stored = samples(png)
     if png.color_type == 3:
         require(int(stored.max()) < len(png.palette), "11.2.2 index beyond the palette")

@@ -169,7 +169,10 @@ def _split(rng: Random, stream: bytes) -> Chunks:
 def _ancillary(rng: Random) -> tuple[bytes, bytes]:
     """An ancillary chunk, its content valid by chance only."""
     name = rng.choice(ANCILLARY)
-    orientation = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + bytes(4)
+    order, start = rng.choice(((">", b"MM\0*"), ("<", b"II*\0")))
+    orientation = start + struct.pack(
+        f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, rng.choice((0, 9, *range(1, 9))), 0, 0
+    )
     lengths = (0, 1, 2, 4, 6, 8, 26, 32, 256, 700)
     return name, rng.choice((orientation, rng.randbytes(rng.choice(lengths)), bytes(26)))
 
