@@ -1,0 +1,238 @@
+"""The command line on videos and webcams."""
+
+import cv2
+import numpy as np
+import pytest
+import tiny_eval
+import torch
+from tiny_models import random_image
+from videos import write_video
+
+from emanet_triton import fuse, segment
+from emanet_triton.data.overlay import palette
+from emanet_triton.data.png import read_label_png
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.smoothing import Smoothing
+from emanet_triton.predict import video
+
+
+def frames_of(path) -> list[np.ndarray]:
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return frames
+        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+
+
+def rate_of(path) -> float:
+    return cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+
+
+def labels_in(folder) -> list[np.ndarray]:
+    return [read_label_png(path) for path in sorted(folder.iterdir())]
+
+
+def test_all_kinds_of_results(tmp_path, clip, predict):
+    kinds = "overlay,color,labels,probabilities"
+    code, out, _ = predict(clip, "--save", kinds, "--train-ids")
+    assert (code, out) == (0, f"1 of 1 segmented: results in {tmp_path / 'out'}\n")
+    images = frames_of(clip)
+    network = fuse(tiny_eval.tiny_network())
+    for image, labels in zip(images, labels_in(tmp_path / "out" / "clip_labels"), strict=True):
+        np.testing.assert_array_equal(labels, segment(network, image))
+    for kind in ("overlay", "color"):
+        path = tmp_path / "out" / f"clip_{kind}.mp4"
+        assert len(frames_of(path)) == 12
+        assert rate_of(path) == rate_of(clip) == 10
+    files = sorted(path.name for path in (tmp_path / "out" / "clip_probabilities").iterdir())
+    assert files == [f"{i:06}.npz" for i in range(1, 13)]
+    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"clip"}
+
+
+def test_the_colours_of_a_frame_are_those_of_its_labels(tmp_path, predict):
+    frame = np.full((64, 128, 3), 90, np.uint8)
+    write_video(tmp_path / "grey.avi", [frame] * 3, rate=25)
+    assert predict(tmp_path / "grey.avi", "--save", "color,labels", "--train-ids")[0] == 0
+    (labels, *_), (colors, *_) = (
+        labels_in(tmp_path / "out" / "grey_labels"),
+        frames_of(tmp_path / "out" / "grey_color.mp4"),
+    )
+    wrong = np.abs(colors.astype(int) - palette()[labels]).mean()
+    assert wrong < 20  # the encoder's loss; a wrong order of the channels costs 60
+
+
+def test_only_the_first_frames(tmp_path, clip, predict):
+    assert predict(clip, "--frames", "5", "--save", "labels")[0] == 0
+    assert len(list((tmp_path / "out" / "clip_labels").iterdir())) == 5
+
+
+def test_smoothing_averages_over_frames_and_begins_anew_for_each_video(tmp_path, clip, predict):
+    other = tmp_path / "other.mp4"
+    other.write_bytes(clip.read_bytes())
+    options = ["--smooth", "0.7", "--save", "labels", "--train-ids"]
+    assert predict(clip, other, *options)[0] == 0
+    network = fuse(tiny_eval.tiny_network())
+    predictor, smoothing = Predictor(network, network.protocol), Smoothing(0.7)
+    wanted = [predictor.results([i], adjust=smoothing)[0][0].numpy() for i in frames_of(clip)]
+    for name in ("clip", "other"):
+        got = labels_in(tmp_path / "out" / f"{name}_labels")
+        assert all(map(np.array_equal, got, wanted))
+
+
+def changed(labels: list[np.ndarray]) -> float:
+    return float(np.mean([(a != b).mean() for a, b in zip(labels, labels[1:], strict=False)]))
+
+
+def test_smoothing_lets_fewer_labels_change(tmp_path, clip, predict):
+    assert predict(clip, "--save", "labels", out="plain")[0] == 0
+    assert predict(clip, "--save", "labels", "--smooth", "0.8", out="smooth")[0] == 0
+    plain, smooth = (
+        changed(labels_in(tmp_path / name / "clip_labels")) for name in ("plain", "smooth")
+    )
+    assert 0 < smooth < 0.7 * plain
+
+
+def test_a_finished_video_is_skipped(tmp_path, clip, predict):
+    assert predict(clip)[0] == 0
+    path = tmp_path / "out" / "clip_overlay.mp4"
+    path.write_text("kept")
+    assert predict(clip)[1].startswith("1 finished before")
+    assert path.read_text() == "kept"
+    assert predict(clip, "--overwrite")[1].startswith("1 of 1 segmented")
+    assert len(frames_of(path)) == 12
+
+
+def test_files_that_are_no_videos_stop_no_other(tmp_path, clip, predict):
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.avi").write_text("text " * 1000)
+    code, out, err = predict(tmp_path / "zero.mp4", tmp_path / "text.avi", clip)
+    assert code == 1
+    assert out.startswith("1 of 3 segmented, 2 failed: ")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: {tmp_path / name}: cannot be opened; expected a video"
+        for name in ("zero.mp4", "text.avi")
+    ]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip_overlay.mp4"]
+
+
+def test_a_video_that_ends_early_keeps_its_frames(tmp_path, predict):
+    path = tmp_path / "long.avi"
+    write_video(path, [random_image(32, 64, seed=i) for i in range(60)], rate=10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code, _, err = predict(path, "--save", "labels")
+    read = len(frames_of(path))
+    assert len(list((tmp_path / "out" / "long_labels").iterdir())) == read
+    assert 0 < read < 60
+    if cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 60:
+        assert code == 1
+        assert f"{path}: ends after {read} of 60 frames" in err
+
+
+@pytest.mark.parametrize("size", [(33, 64), (32, 65), (31, 63)])
+def test_frames_of_odd_sides(tmp_path, predict, size):
+    path = tmp_path / "odd.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, size[::-1])
+    for i in range(3):
+        writer.write(random_image(*size, seed=i))
+    writer.release()
+    assert predict(path, "--save", "color,labels")[0] == 0
+    assert len(frames_of(tmp_path / "out" / "odd_color.mp4")) == 3
+    shape = labels_in(tmp_path / "out" / "odd_labels")[0].shape
+    even = frames_of(tmp_path / "out" / "odd_color.mp4")[0].shape[:2]
+    assert even == tuple(side + side % 2 for side in shape)
+
+
+def test_an_interrupted_video_is_kept_in_part_and_begins_anew(tmp_path, clip, predict, monkeypatch):
+    network, calls = video.predict, []
+
+    def fifth_is_interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return network(*arguments)
+
+    monkeypatch.setattr(video, "predict", fifth_is_interrupted)
+    code, out, err = predict(clip, "--save", "overlay,labels")
+    assert (code, out.startswith("0 of 1 segmented")) == (2, True)
+    assert err.endswith("interrupted; the same command goes on from there\n")
+    out_folder = tmp_path / "out"
+    assert {path.name for path in out_folder.iterdir()} == {
+        "clip_labels.part",
+        "clip_overlay.part.mp4",
+    }
+    assert len(frames_of(out_folder / "clip_overlay.part.mp4")) == 4
+    assert predict(clip, "--save", "overlay,labels")[0] == 0
+    assert {path.name for path in out_folder.iterdir()} == {"clip_labels", "clip_overlay.mp4"}
+
+
+class Webcam:
+    """A webcam of 20 frames a second that is interrupted after some frames."""
+
+    def __init__(self, path: object) -> None:
+        assert path == 3
+        self.frames = 0
+
+    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
+        return True
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 20.0}.get(what, -1.0)
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self.frames += 1
+        return True, random_image(32, 64, seed=self.frames)
+
+    def release(self) -> None:
+        pass
+
+
+def test_an_interruption_ends_a_webcam_s_recording(tmp_path, predict, monkeypatch, refused):
+    network, calls = video.predict, []
+
+    def sixth_is_interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return network(*arguments)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Webcam)
+    monkeypatch.setattr(video, "predict", sixth_is_interrupted)
+    code, out, err = predict("3", "--save", "labels")
+    assert code == 0
+    assert out.startswith("1 of 1 segmented")
+    assert "interrupted" not in err
+    recorded = tmp_path / "out" / "webcam3_labels"
+    assert len(list(recorded.iterdir())) >= 5
+    assert "webcam3_labels: exists already; expected --overwrite" in refused(
+        "3", "--save", "labels"
+    )
+
+
+def test_a_recording_takes_as_long_as_the_scene(tmp_path, predict, monkeypatch):
+    """At 20 frames a second, a frame that takes half a second is written ten times."""
+    clock = iter(torch.arange(0, 100, 0.5).tolist())
+    monkeypatch.setattr(cv2, "VideoCapture", Webcam)
+    monkeypatch.setattr(video.time, "monotonic", lambda: next(clock))
+    assert predict("3", "--frames", "4", "--save", "labels")[0] == 0
+    assert len(list((tmp_path / "out" / "webcam3_labels").iterdir())) == 40
+
+
+def test_a_webcam_that_does_not_open_is_one_message(refused):
+    assert refused("63") == "webcam 63: cannot be opened; expected a webcam that works"
+
+
+def test_logits_that_are_not_finite_end_a_video(tmp_path, clip, predict, monkeypatch):
+    network, calls = video.predict, []
+
+    def third_is_not_finite(*arguments):
+        calls.append(arguments)
+        (labels,) = network(*arguments)
+        return (labels.fill_(255) if len(calls) == 3 else labels,)
+
+    monkeypatch.setattr(video, "predict", third_is_not_finite)
+    code, _, err = predict(clip)
+    assert code == 1
+    assert f"{clip}: frame 3: the logits of the network are not finite" in err
+    assert len(frames_of(tmp_path / "out" / "clip_overlay.part.mp4")) >= 2
