@@ -83,7 +83,7 @@ class _Run:
     def _video(self, source: Source) -> None:
         plan = self.plan
         assert plan.predictor
-        with Bar(desc=one_line(source.name.name), unit="frame", miniters=1) as bar:
+        with Bar(desc=one_line(source.name.name), unit="frame", miniters=1, delay=1e-3) as bar:
 
             def progress(count: int, total: int) -> None:
                 bar.total = total or None

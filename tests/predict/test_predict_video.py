@@ -1,5 +1,7 @@
 """The command line on videos and webcams."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_smoothing_averages_over_frames_and_begins_anew_for_each_video(tmp_path,
 
 
 def changed(labels: list[np.ndarray]) -> float:
-    return float(np.mean([(a != b).mean() for a, b in zip(labels, labels[1:], strict=False)]))
+    return float(np.mean([(a != b).mean() for a, b in pairwise(labels)]))
 
 
 def test_smoothing_lets_fewer_labels_change(tmp_path, clip, predict):
