@@ -2,12 +2,10 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny_models import random_image, tiny_model
 from torch import nn
 from torch.nn.parallel import DataParallel
@@ -153,43 +151,6 @@ def test_logits_that_are_not_finite_are_an_error(fused):
     with pytest.raises(InputError) as raised:
         segment(network, image)
     assert str(raised.value) == "the logits of the network are not finite for this image"
-
-
-IMAGES = {
-    "float": (np.zeros((4, 4, 3), np.float32), "float32 [4, 4, 3]"),
-    "grey": (np.zeros((4, 4), np.uint8), "uint8 [4, 4]"),
-    "rgba": (np.zeros((4, 4, 4), np.uint8), "uint8 [4, 4, 4]"),
-    "empty": (np.zeros((0, 4, 3), np.uint8), "uint8 [0, 4, 3]"),
-    "chw": (
-        torch.zeros((3, 4, 5), dtype=torch.uint8),
-        "torch.uint8 [3, 4, 5], whose first axis has the channels",
-    ),
-    "int64": (torch.zeros((4, 4, 3), dtype=torch.int64), "torch.int64 [4, 4, 3]"),
-    "meta": (
-        torch.zeros((4, 4, 3), dtype=torch.uint8, device="meta"),
-        "torch.uint8 [4, 4, 3] on the meta device",
-    ),
-    "sparse": (
-        torch.zeros((4, 4, 3), dtype=torch.uint8).to_sparse(),
-        "torch.uint8 [4, 4, 3] that is not dense: tensor.to_dense() makes it so",
-    ),
-    "none": (None, "None, as cv2.imread returns it for a file that it cannot read"),
-    "string": ("street.png", "the path 'street.png' in place of the pixels of that file"),
-    "path": (Path("street.png"), "the path 'street.png' in place of the pixels of that file"),
-    "pil": (
-        Image.new("RGB", (4, 4)),
-        "a PIL image: numpy.asarray(image.convert('RGB')) makes an array of it",
-    ),
-    "list": ([[[0, 0, 0]]], "a list"),
-}
-
-
-@pytest.mark.parametrize(("image", "got"), IMAGES.values(), ids=IMAGES)
-def test_bad_image(image, got):
-    with pytest.raises(ValueError) as raised:
-        segment(tiny_model(), image)
-    wanted = "image must be uint8 RGB [H, W, 3], an array or a tensor, got "
-    assert str(raised.value) == wanted + got
 
 
 def test_bad_protocol():
