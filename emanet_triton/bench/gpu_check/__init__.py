@@ -33,11 +33,11 @@ from emanet_triton.bench.gpu_check.steps import (
     why_absent,
 )
 from emanet_triton.bench.gpu_check.summary import summarise
-from emanet_triton.bench.machine import ROOT
 from emanet_triton.bench.rows import PASSED
 from emanet_triton.command import Parser
 from emanet_triton.errors import InputError, describe
 from emanet_triton.files import write_whole
+from emanet_triton.versions import ROOT
 
 PACK_EVERY = 60.0  # seconds after which the kernels of a running step are packed
 
