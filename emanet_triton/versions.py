@@ -1,5 +1,6 @@
 """The versions of the software on which results depend."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -38,11 +39,16 @@ def package_version(name: str) -> str:
 def commit() -> str:
     """The commit of this package's repository, or "unknown".
 
-    In a copy of the repository without its history, the file ``COMMIT`` in its root names it.
+    In a copy of the repository without its history, the file ``COMMIT`` in its root names it. A
+    repository around an installed package, such as one with a virtual environment in it, is not
+    this package's.
     """
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    alone = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
     try:
-        said = subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
+        said = subprocess.check_output(
+            command, cwd=ROOT, env=alone, text=True, stderr=subprocess.DEVNULL
+        )
     except (OSError, subprocess.CalledProcessError):
         file = ROOT / COMMIT
         said = file.read_text() if file.is_file() else "unknown"
