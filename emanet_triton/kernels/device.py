@@ -80,6 +80,11 @@ def cpu_name() -> str:
     return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}"
 
 
+def auto_backend(on_gpu: bool) -> str:
+    """What ``"auto"`` means to an operator that has the backends "triton" and "torch"."""
+    return "triton" if HAS_TRITON and on_gpu else "torch"
+
+
 @contextlib.contextmanager
 def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
     """Import the module ``emanet_triton.kernels.<stem>`` and make the tensor's device current.
