@@ -186,6 +186,10 @@ def test_bad_arguments_are_one_message(arguments, message):
 
 
 COMMANDS = {
+    "all": ("-m", "emanet_triton"),
+    "all-eval": ("-m", "emanet_triton", "eval"),
+    "env": ("-m", "emanet_triton.env"),
+    "completion": ("-m", "emanet_triton.completion", "bash"),
     "eval": ("-m", "emanet_triton.eval"),
     "scenes": ("-m", "emanet_triton.data.scenes.generate", "x"),
     "convert": ("-m", "emanet_triton.convert", "a", "b"),

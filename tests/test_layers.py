@@ -23,7 +23,16 @@ FLOORS = (
 )
 # Packages that import no sibling.
 OPERATORS = ("kernels.em", "kernels.conv", "kernels.pool", "kernels.resample")
-COMMON = {"_version", "cache_folder", "command", "cores", "errors", "files", "versions"}
+COMMON = {
+    "_version",
+    "cache_folder",
+    "command",
+    "cores",
+    "errors",
+    "files",
+    "subcommands",
+    "versions",
+}
 KERNELS_MAY_IMPORT = {"torch", "triton", "emanet_triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

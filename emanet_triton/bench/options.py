@@ -73,8 +73,8 @@ class Selection:
         return {name: providers[name] for name in names if name in wanted}
 
 
-def make_parser(suites: Sequence[str]) -> Parser:
-    """The parser of a run's options."""
+def run_parser(suites: Sequence[str]) -> Parser:
+    """The parser of a run's options, and of the names of suites if there are any."""
     parser = Parser(
         prog=program("bench"),
         description="Time EMANet and its parts in turns with their competitors. Without arguments: "
@@ -83,9 +83,9 @@ def make_parser(suites: Sequence[str]) -> Parser:
         "compare A.csv B.csv says what got faster or slower; gpu-check --stage run|profile|rows "
         "does all that needs a GPU",
     )
-    parser.add_argument(
-        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(suites)}; default: all, short"
-    )
+    if suites:
+        names = f"{', '.join(suites)}; default: all, short"
+        parser.add_argument("suites", nargs="*", metavar="SUITE", help=names)
     what = parser.add_argument_group("what to measure")
     what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     Raises:
         InputError: bad arguments.
     """
-    options = make_parser(suites).parse_args(arguments)
+    options = run_parser(suites).parse_args(arguments)
     for suite in options.suites:
         if suite not in suites:
             raise InputError(f"unknown suite '{suite}'; expected one of: {', '.join(suites)}")
