@@ -10,12 +10,14 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import IO, NoReturn
 
 from emanet_triton.errors import InputError, first_line, printable
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
 _MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
+SCRIPT = "emanet-triton"  # the console script
 FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
 
 
@@ -43,6 +45,25 @@ class Parser(argparse.ArgumentParser):
             if any(unicodedata.category(character) == "Cc" for character in argument):
                 raise InputError(f"argument {argument!a} holds a control character")
         return super().parse_known_args(args, namespace)
+
+
+def program(command: str = "") -> str:
+    """How the user has called a command, for its usage line and for hints.
+
+    Args:
+        command: the command's module below this package, and its subcommand if it has one: "eval",
+            "bench report". If empty, the program that has all commands.
+
+    Returns:
+        For "eval": "emanet-triton eval", "python -m emanet_triton eval" or, unless the program of
+        all commands runs, "python -m emanet_triton.eval".
+    """
+    called = PurePath(next(iter(sys.argv), ""))
+    if called.parts[-2:] == ("emanet_triton", "__main__.py"):
+        return f"python -m emanet_triton {command}".rstrip()
+    if called.stem == SCRIPT or not command:
+        return f"{SCRIPT} {command}".rstrip()
+    return f"python -m emanet_triton.{command}"
 
 
 def count(text: str) -> int:

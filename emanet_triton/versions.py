@@ -1,13 +1,19 @@
 """The versions of the software on which results depend."""
 
+import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
 from emanet_triton._version import __version__
+
+ROOT = Path(__file__).parents[1]  # the repository's folder
+COMMIT = "COMMIT"
 
 
 def versions() -> dict[str, str]:
@@ -28,3 +34,22 @@ def package_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "absent"
+
+
+def commit() -> str:
+    """The commit of this package's repository, or "unknown".
+
+    In a copy of the repository without its history, the file ``COMMIT`` in its root names it. A
+    repository around an installed package, such as one with a virtual environment in it, is not
+    this package's.
+    """
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    alone = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
+    try:
+        said = subprocess.check_output(
+            command, cwd=ROOT, env=alone, text=True, stderr=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.CalledProcessError):
+        file = ROOT / COMMIT
+        said = file.read_text() if file.is_file() else "unknown"
+    return said.strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emanet_triton.command import Parser, answer, complain, say
+from emanet_triton.command import Parser, answer, complain, program, say
 from emanet_triton.errors import InputError, one_line, printable
 
 # Prints more than a pipe can hold, and does its work afterwards.
@@ -186,6 +186,10 @@ def test_bad_arguments_are_one_message(arguments, message):
 
 
 COMMANDS = {
+    "all": ("-m", "emanet_triton"),
+    "all-eval": ("-m", "emanet_triton", "eval"),
+    "env": ("-m", "emanet_triton.env"),
+    "completion": ("-m", "emanet_triton.completion", "bash"),
     "eval": ("-m", "emanet_triton.eval"),
     "scenes": ("-m", "emanet_triton.data.scenes.generate", "x"),
     "convert": ("-m", "emanet_triton.convert", "a", "b"),
@@ -215,3 +219,21 @@ def test_every_command_line_ends_with_one_line(tmp_path, name):
         "the line endings of Unix, not of Windows\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("called", "command", "said"),
+    [
+        ("/usr/bin/emanet-triton", "eval", "emanet-triton eval"),
+        ("Scripts/emanet-triton.exe", "bench report", "emanet-triton bench report"),
+        ("/lib/emanet_triton/__main__.py", "eval", "python -m emanet_triton eval"),
+        ("/lib/emanet_triton/__main__.py", "", "python -m emanet_triton"),
+        ("/lib/emanet_triton/eval/__main__.py", "eval", "python -m emanet_triton.eval"),
+        ("/lib/emanet_triton/bench/cost.py", "bench.cost", "python -m emanet_triton.bench.cost"),
+        ("-c", "", "emanet-triton"),
+        (None, "convert", "python -m emanet_triton.convert"),
+    ],
+)
+def test_usage_shows_how_a_command_was_called(monkeypatch, called, command, said):
+    monkeypatch.setattr(sys, "argv", [called] if called else [])
+    assert program(command) == said

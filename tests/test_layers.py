@@ -32,6 +32,7 @@ COMMON = {
     "files",
     "heap",
     "progress",
+    "subcommands",
     "versions",
     "workers",
 }

@@ -20,6 +20,14 @@ BUILT = ("build", "dist", "__pycache__")
 
 # A quick run of each: arguments, in which {name} is a path of the fixture "paths".
 RUNS = {
+    "emanet_triton": "--version",
+    "emanet_triton eval": "--ckpt emanet_demo --data {city} --limit 1",
+    "emanet_triton convert": "{weights} {new}/converted.safetensors",
+    "emanet_triton bench": "em --tiny --rounds 1 --providers ours-torch",
+    "emanet_triton env": "",
+    "emanet_triton completion": "bash",
+    "emanet_triton.env": "",
+    "emanet_triton.completion": "zsh",
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton.data.scenes.generate": "{new}/scenes --count 1",
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
@@ -100,9 +108,15 @@ def name_of(path: Path) -> str:
 
 
 def commands(text: str) -> set[str]:
-    """Modules that a text runs with python -m, each with its subcommand if it has one."""
-    module = r"emanet_triton[\w.]*\w(?!\w|\.[\w{])"  # whole, with nothing to be filled in
-    found = re.findall(rf"-m\s+({module})(?: ([a-z][a-z-]*)(?![\w./=]))?", text)
+    """Modules that a text runs with python -m, each with its subcommand if it has one.
+
+    The console script ``emanet-triton`` runs the module ``emanet_triton``.
+    """
+    module = r"emanet_triton(?:\.\w+)*(?!\w|\.[\w{])"  # whole, with nothing to be filled in
+    subcommand = r"(?: ([a-z][a-z-]*)(?![\w./=]))"
+    found = re.findall(rf"-m\s+({module}){subcommand}?", text)
+    of_script = re.findall(rf"(?:`|^ *)emanet-triton{subcommand}", text, re.MULTILINE)
+    found += [("emanet_triton", name) for name in of_script]
     return {" ".join(filter(None, parts)) for parts in found}
 
 
@@ -127,8 +141,10 @@ def test_what_counts_as_a_script_and_as_a_command(tmp_path):
     script.write_text("print(__name__)\n")
     assert not is_script(script)
     text = "`python -m\nemanet_triton.a.b`, -m emanet_triton.c check x.csv, -m emanet_triton.d --x"
-    text += " -m emanet_triton.a.{name}"
-    assert commands(text) == {"emanet_triton.a.b", "emanet_triton.c check", "emanet_triton.d"}
+    text += " -m emanet_triton.a.{name} -m emanet_triton e -m emanet_triton"
+    text += ", in emanet-triton is `emanet-triton f --x`\n    emanet-triton g h"
+    named = {"emanet_triton.a.b", "emanet_triton.c check", "emanet_triton.d"}
+    assert commands(text) == named | {f"emanet_triton{end}" for end in ("", " e", " f", " g")}
 
 
 # A plugin of pytest: it notes which Python programs a test starts, and starts none.

@@ -15,14 +15,21 @@ from emanet_triton.bench.case import Case
 from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.neighbour import beside, label
-from emanet_triton.bench.options import Selection, parse
+from emanet_triton.bench.options import Selection, parse, run_parser
 from emanet_triton.bench.rows import Row, write_csv
 from emanet_triton.bench.run import Elsewhere, Here
 from emanet_triton.bench.suites import SUITES
-from emanet_triton.command import answer, run, say
+from emanet_triton.command import Parser, answer, run, say
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, printable
 from emanet_triton.files import is_stream, require_folder, require_writable
+from emanet_triton.subcommands import Command, add_parsers, run_command
+
+COMMANDS = {
+    "report": Command("emanet_triton.bench.report", "make docs/benchmarks.md from results"),
+    "compare": Command("emanet_triton.bench.compare", "say what got faster or slower"),
+    "gpu-check": Command("emanet_triton.bench.gpu_check", "do all that needs a GPU"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,20 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
 
 
+def make_parser() -> Parser:
+    """The parser of all options, in which suites and other commands are subcommands.
+
+    A shell's completion needs it; a run takes several suites.
+    """
+    parser = run_parser([])
+    added = parser.add_subparsers()
+    for name, suite in SUITES.items():
+        parents = [run_parser(list(SUITES))]
+        added.add_parser(name, parents=parents, add_help=False, help=suite.title)
+    add_parsers(added, COMMANDS)
+    return parser
+
+
 def _dispatch(arguments: list[str]) -> int:
-    command = arguments[0] if arguments else ""
-    if command == "report":
-        from emanet_triton.bench import report
-
-        return report.main(arguments[1:])
-    if command in ("compare", "--compare"):
-        from emanet_triton.bench import compare
-
-        return compare.main(arguments[1:])
-    if command == "gpu-check":
-        from emanet_triton.bench import gpu_check
-
-        return gpu_check.main(arguments[1:])
+    name = arguments[0] if arguments else ""
+    name = "compare" if name == "--compare" else name
+    if name in COMMANDS:
+        return run_command(name, arguments[1:], COMMANDS)
     return _run(parse(arguments, list(SUITES)))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from emanet_triton.bench.rows import PASSED, Key, Row, read_rows
-from emanet_triton.command import Parser, say
+from emanet_triton.command import Parser, program, say
 from emanet_triton.errors import InputError
 
 LEAST = 0.01  # two runs of one program may differ by this relative change
@@ -19,10 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         InputError: bad arguments, a file that cannot be read, or two files that share no row.
     """
-    parser = Parser(prog="python -m emanet_triton.bench compare", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="A.csv", help="before")
-    parser.add_argument("b", type=Path, metavar="B.csv", help="after")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     a, b = (_by_key(path) for path in (options.a, options.b))
     shared = [key for key in a if key in b]
     if not shared:
@@ -36,6 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     say(_table(a, b, verdicts))
     bad = sum(word in ("slower", "broken") for word in verdicts.values())
     return 1 if bad else 0
+
+
+def make_parser() -> Parser:
+    """The parser of all options."""
+    parser = Parser(prog=program("bench compare"), description=__doc__)
+    parser.add_argument("a", type=Path, metavar="A.csv", help="before")
+    parser.add_argument("b", type=Path, metavar="B.csv", help="after")
+    return parser
 
 
 def verdict(a: Row, b: Row) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
 
@@ -210,7 +210,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = Parser(prog="python -m emanet_triton.bench.cost", description=__doc__.splitlines()[0])
+    parser = Parser(prog=program("bench.cost"), description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--positions", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")

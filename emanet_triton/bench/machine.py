@@ -1,11 +1,8 @@
 """The machine of a run: its name and versions, how fast it copies and multiplies, its noise."""
 
 import datetime
-import os
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -14,11 +11,10 @@ from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
-from emanet_triton.kernels.device import DTYPES, cpu_capability, has_onednn, processor_name
+from emanet_triton.kernels.device import DTYPES, cpu_name, has_onednn
+from emanet_triton.versions import commit
 
 MEGABYTE = 1e6
-ROOT = Path(__file__).parents[2]  # the repository's folder
-COMMIT = "COMMIT"
 
 
 @dataclass(frozen=True)
@@ -93,16 +89,6 @@ def check_device(device: str) -> None:
         raise InputError("--device cuda: PyTorch finds no GPU here")
 
 
-def cpu_name() -> str:
-    """The processor's name, number of cores and best instructions, and how OpenMP threads wait.
-
-    The last only where the environment sets it.
-    """
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    waits = f", OMP_WAIT_POLICY={policy.lower()}" if policy else ""
-    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}"
-
-
 def _copy_seconds(device: str, size: int) -> list[float]:
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return _seconds(device, lambda: target.copy_(source))
@@ -129,17 +115,3 @@ def _seconds(device: str, call: Call) -> list[float]:
     timer = events_timer(call) if device == "cuda" else wall_timer(call)
     times = Method(device, rounds=20, seconds=2).times({"": timer})[""]
     return [timed.warm if timed.cold is None else timed.cold for timed in times]
-
-
-def commit() -> str:
-    """The commit of this package's repository, or "unknown".
-
-    In a copy of the repository without its history, the file ``COMMIT`` in its root names it.
-    """
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        said = subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        file = ROOT / COMMIT
-        said = file.read_text() if file.is_file() else "unknown"
-    return said.strip()

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from emanet_triton.bench.neighbour import PROGRAMS
 from emanet_triton.bench.networks import NETWORKS
-from emanet_triton.command import Parser, count
+from emanet_triton.command import Parser, count, program
 from emanet_triton.errors import InputError
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
@@ -73,23 +73,19 @@ class Selection:
         return {name: providers[name] for name in names if name in wanted}
 
 
-def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace:
-    """Read the arguments of a run.
-
-    Raises:
-        InputError: bad arguments.
-    """
+def run_parser(suites: Sequence[str]) -> Parser:
+    """The parser of a run's options, and of the names of suites if there are any."""
     parser = Parser(
-        prog="python -m emanet_triton.bench",
+        prog=program("bench"),
         description="Time EMANet and its parts in turns with their competitors. Without arguments: "
         "a short selection of all suites.",
         epilog="other commands: report [--check] makes docs/benchmarks.md from results; "
         "compare A.csv B.csv says what got faster or slower; gpu-check --stage run|profile|rows "
         "does all that needs a GPU",
     )
-    parser.add_argument(
-        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(suites)}; default: all, short"
-    )
+    if suites:
+        names = f"{', '.join(suites)}; default: all, short"
+        parser.add_argument("suites", nargs="*", metavar="SUITE", help=names)
     what = parser.add_argument_group("what to measure")
     what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
@@ -133,8 +129,16 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE", help="the rows")
     output.add_argument("--plot", type=Path, metavar="DIR", help="charts (extra: plot)")
+    return parser
 
-    options = parser.parse_args(arguments)
+
+def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of a run.
+
+    Raises:
+        InputError: bad arguments.
+    """
+    options = run_parser(suites).parse_args(arguments)
     for suite in options.suites:
         if suite not in suites:
             raise InputError(f"unknown suite '{suite}'; expected one of: {', '.join(suites)}")

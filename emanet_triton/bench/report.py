@@ -9,7 +9,7 @@ from emanet_triton.bench.charts import Chart, charts_of, digest_of, has_matplotl
 from emanet_triton.bench.gpu_check.own import REHEARSAL
 from emanet_triton.bench.page import Results, make_page
 from emanet_triton.bench.rows import Row, read_csv, read_rows, read_text
-from emanet_triton.command import Parser, say
+from emanet_triton.command import Parser, program, say
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
 
@@ -26,11 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         InputError: bad arguments, or a file that cannot be read or is malformed.
     """
-    parser = Parser(prog="python -m emanet_triton.bench report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, say what disagrees")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     results = read_results(options.results, options.page)
     charts = charts_of(results.rows)
     page = make_page(results, charts)
@@ -49,6 +45,15 @@ def main(arguments: Sequence[str]) -> int:
     elif charts:
         say("the charts are not drawn: matplotlib is not installed (extra: plot)")
     return 0
+
+
+def make_parser() -> Parser:
+    """The parser of all options."""
+    parser = Parser(prog=program("bench report"), description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, say what disagrees")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
+    return parser
 
 
 def read_results(folder: Path, page: Path) -> Results:

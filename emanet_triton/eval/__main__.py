@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
-from emanet_triton.command import FAILED, answer, complain, run, say
+from emanet_triton.command import FAILED, answer, complain, program, run, say
 from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
@@ -22,7 +22,7 @@ from emanet_triton.eval.runner import evaluate
 DEMONSTRATION = """
 This was a demonstration: a small model, trained and evaluated on generated street scenes. Its
 figures say nothing about Cityscapes. For a published model (the file is downloaded once):
-  python -m emanet_triton.eval --data CITYSCAPES_ROOT \\
+  {program} --data CITYSCAPES_ROOT \\
     --ckpt emanet_r50-d8_512x1024_80k_cityscapes"""
 
 
@@ -100,7 +100,7 @@ def _print(plan: Plan, reports: list[report.Report]) -> None:
     if plan.compare:
         say(f"\n{report.comparison_table(reports)}")
     if plan.demo:
-        say(DEMONSTRATION)
+        say(DEMONSTRATION.format(program=program("eval")))
 
 
 def _note(line: str) -> None:

@@ -4,22 +4,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, thread_count
+from emanet_triton.command import Parser, count, program, thread_count
 from emanet_triton.cores import usable_cores
 from emanet_triton.inference.build import PRECISIONS
 from emanet_triton.models.protocol import VERSIONS
 from emanet_triton.models.zoo import find_entry, list_models
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the arguments.
-
-    Raises:
-        InputError: an argument is not valid, or two arguments do not fit together.
-    """
+def make_parser() -> Parser:
+    """The parser of all options; ``parse`` also checks what fits together."""
     datasets = " or ".join(dict.fromkeys(find_entry(name).dataset.name for name in list_models()))
     parser = Parser(
-        prog="python -m emanet_triton.eval",
+        prog=program("eval"),
         description=f"Evaluate EMANet checkpoints on {datasets}. Without arguments: evaluate a "
         "small model that comes with this package, on generated street scenes.",
         epilog=f"models: {', '.join(list_models())}",
@@ -123,7 +119,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="write image, prediction, label and error side by side as PNG",
     )
+    return parser
 
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments.
+
+    Raises:
+        InputError: an argument is not valid, or two arguments do not fit together.
+    """
+    parser = make_parser()
     args = parser.parse_args(arguments)
     if args.all and (args.model or args.ms_flip):
         parser.error(

@@ -70,6 +70,21 @@ def processor_name() -> str:
     return f"{name}, {len(names) or os.cpu_count()} cores"
 
 
+def cpu_name() -> str:
+    """The processor's name, number of cores and best instructions, and how OpenMP threads wait.
+
+    The last only where the environment sets it.
+    """
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waits = f", OMP_WAIT_POLICY={policy.lower()}" if policy else ""
+    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}"
+
+
+def auto_backend(on_gpu: bool) -> str:
+    """What ``"auto"`` means to an operator that has the backends "triton" and "torch"."""
+    return "triton" if HAS_TRITON and on_gpu else "torch"
+
+
 @contextlib.contextmanager
 def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
     """Import the module ``emanet_triton.kernels.<stem>`` and make the tensor's device current.

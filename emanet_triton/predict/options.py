@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, thread_count
+from emanet_triton.command import Parser, count, program, thread_count
 from emanet_triton.cores import usable_cores
 from emanet_triton.data.overlay import ALPHA
 from emanet_triton.inference.build import PRECISIONS
@@ -22,13 +22,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         InputError: an argument is not valid, or two arguments do not fit together.
     """
-    return parser().parse_args(arguments)
+    return make_parser().parse_args(arguments)
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """The parser of all arguments."""
     parser = Parser(
-        prog="python -m emanet_triton.predict",
+        prog=program("predict"),
         description="Segment pictures, folders of pictures, videos and webcams.",
         epilog=f"models: {', '.join(list_models())}",
     )

@@ -1,11 +1,12 @@
-"""The name, the rates and the commit of a machine."""
+"""The name and the rates of a machine."""
 
 import pytest
 import torch
 
 from emanet_triton.bench import machine as of_machine
-from emanet_triton.bench.machine import check_device, commit, cpu_name, measure_machine
+from emanet_triton.bench.machine import check_device, measure_machine
 from emanet_triton.errors import InputError
+from emanet_triton.kernels.device import cpu_name
 
 
 def test_the_machine_is_named_and_measured():
@@ -19,14 +20,6 @@ def test_the_machine_is_named_and_measured():
     assert machine.device in str(machine)
 
 
-def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
-    monkeypatch.setattr(of_machine, "cpu_capability", lambda: "avx512_bf16")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert cpu_name().endswith(" cores, AVX512-BF16")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    assert cpu_name().endswith(" cores, AVX512-BF16, OMP_WAIT_POLICY=passive")
-
-
 @pytest.mark.parametrize(("rate", "said"), [(9e18, 9e6), (1.0, None)])
 def test_the_ceiling_is_the_faster_of_product_and_convolution(monkeypatch, rate, said):
     monkeypatch.setattr(of_machine, "_conv_rate", lambda *_: rate)
@@ -38,18 +31,3 @@ def test_the_ceiling_is_the_faster_of_product_and_convolution(monkeypatch, rate,
 def test_a_missing_gpu_is_said():
     with pytest.raises(InputError, match="PyTorch finds no GPU"):
         check_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("written", "said"), [("54dbbc2-dirty\n", "54dbbc2-dirty"), (None, "unknown")]
-)
-def test_the_commit_of_a_copy_without_history(written, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(of_machine, "ROOT", tmp_path)
-    if written:
-        (tmp_path / "COMMIT").write_text(written)
-    assert commit() == said
-
-
-def test_the_commit_where_there_is_no_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emanet_triton.kernels.conv.onednn import compute_dtype
-from emanet_triton.kernels.device import CPU_QUERIES, cpu_capability, has_onednn
+from emanet_triton.kernels.device import CPU_QUERIES, cpu_capability, cpu_name, has_onednn
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +56,11 @@ def test_bfloat16_needs_its_own_instructions(monkeypatch, vectors):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     assert not has_onednn(torch.bfloat16)
     assert compute_dtype(torch.bfloat16) == torch.float32
+
+
+def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
+    pretend(monkeypatch, avx512_bf16=True)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert cpu_name().endswith(" cores, AVX512-BF16")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert cpu_name().endswith(" cores, AVX512-BF16, OMP_WAIT_POLICY=passive")

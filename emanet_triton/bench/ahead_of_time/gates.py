@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from emanet_triton.bench.ahead_of_time.code import Figures, figures
 from emanet_triton.bench.ahead_of_time.launches import Group, Launch, groups
-from emanet_triton.command import Parser, answer, complain, run
+from emanet_triton.command import Parser, answer, complain, program, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import is_stream, require_writable, write_output
@@ -242,7 +242,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = Parser(
-        prog="python -m emanet_triton.bench.ahead_of_time.gates",
+        prog=program("bench.ahead_of_time.gates"),
         description=__doc__.splitlines()[0],
     )
     parser.add_argument(

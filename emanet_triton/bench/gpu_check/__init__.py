@@ -6,7 +6,6 @@ crash or a hang ends one step only. A stage packs the files of its steps into on
 goes, and prints a summary last. docs/gpu.md explains both.
 """
 
-import argparse
 import contextlib
 import sys
 import tempfile
@@ -33,11 +32,11 @@ from emanet_triton.bench.gpu_check.steps import (
     why_absent,
 )
 from emanet_triton.bench.gpu_check.summary import summarise
-from emanet_triton.bench.machine import ROOT
 from emanet_triton.bench.rows import PASSED
-from emanet_triton.command import Parser
+from emanet_triton.command import Parser, program
 from emanet_triton.errors import InputError, describe
 from emanet_triton.files import write_whole
+from emanet_triton.versions import ROOT
 
 PACK_EVERY = 60.0  # seconds after which the kernels of a running step are packed
 
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         InputError: bad arguments, no GPU, or a bad folder or cache.
         KeyboardInterrupt: by Ctrl-C; the results so far are in the files.
     """
-    options = _options(arguments)
+    options = make_parser().parse_args(arguments)
     if not options.rehearse:
         own.check_gpu("gpu-check")
     way = Way(options.rehearse, options.tiny, options.arch, options.processes)
@@ -61,8 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         return stage.run(steps, 2 * REHEARSAL_SECONDS if options.rehearse else SECONDS)
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m emanet_triton.bench gpu-check", description=__doc__)
+def make_parser() -> Parser:
+    """The parser of all options."""
+    parser = Parser(prog=program("bench gpu-check"), description=__doc__)
     parser.add_argument("--stage", choices=list(STAGES), default="run")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="DIR")
     parser.add_argument(
@@ -74,7 +74,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     own.add_rehearsal(parser)
     own.add_processes(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 class Stage:

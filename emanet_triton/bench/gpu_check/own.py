@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from emanet_triton.command import Parser, answer, count, run
+from emanet_triton.command import Parser, answer, count, program, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.tile import ARCHS
@@ -33,8 +33,7 @@ class StepParser(Parser):
     """
 
     def __init__(self, module: str, description: str | None, *, measures: bool = True) -> None:
-        prog = f"python -m emanet_triton.bench.gpu_check.{module}"
-        super().__init__(prog=prog, description=description)
+        super().__init__(prog=program(f"bench.gpu_check.{module}"), description=description)
         self._measures = measures
         self.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for its files")
         add_rehearsal(self)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from emanet_triton.bench.gpu_check.families import FAMILIES
 from emanet_triton.bench.gpu_check.own import REHEARSAL, SILENCE
 from emanet_triton.bench.gpu_check.steps import OUT, Step
-from emanet_triton.bench.machine import ROOT
+from emanet_triton.versions import ROOT
 
 SECONDS = 540  # limit of a stage
 REHEARSAL_SECONDS = 3600  # limit of a rehearsal, whose time costs nothing

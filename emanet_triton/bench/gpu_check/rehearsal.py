@@ -17,9 +17,10 @@ import torch
 from emanet_triton.bench import __main__ as bench
 from emanet_triton.bench.case import Case, Cases
 from emanet_triton.bench.gpu_check.own import REHEARSAL
-from emanet_triton.bench.machine import Machine, commit
+from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import failed_row
 from emanet_triton.bench.rows import Row
+from emanet_triton.versions import commit
 
 
 class Nowhere:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from emanet_triton.bench.gpu_check import own
-from emanet_triton.bench.machine import commit, cpu_name
 from emanet_triton.kernels.cache import driver_version
-from emanet_triton.versions import package_version
+from emanet_triton.kernels.device import cpu_name
+from emanet_triton.versions import commit, package_version
 from emanet_triton.versions import versions as software
 
 PACKAGES = ("triton", "pytest", "pytest-xdist")

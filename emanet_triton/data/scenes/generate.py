@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emanet_triton.cache_folder import cache_folder
-from emanet_triton.command import Parser, answer, run
+from emanet_triton.command import Parser, answer, program, run
 from emanet_triton.data.dataset import visible
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes import objects
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(given: list[str] | None) -> int:
     parser = Parser(
-        prog="python -m emanet_triton.data.scenes.generate",
+        prog=program("data.scenes.generate"),
         description="Write synthetic scenes in Cityscapes layout.",
     )
     parser.add_argument("out", type=Path, help="the folder that gets leftImg8bit and gtFine")

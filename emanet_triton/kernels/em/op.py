@@ -15,7 +15,7 @@ from emanet_triton.kernels.checks import (
     check_shape,
     check_tensor,
 )
-from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.device import auto_backend, triton_kernels
 from emanet_triton.kernels.em import eager
 from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
 from emanet_triton.kernels.flops import Shape
@@ -137,9 +137,7 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
 
 
 def _choose(backend: str, feats: Tensor) -> str:
-    if backend == "auto":
-        return "triton" if HAS_TRITON and feats.is_cuda else "torch"
-    return backend
+    return auto_backend(feats.is_cuda) if backend == "auto" else backend
 
 
 def _as_positions(feats: Tensor) -> Tensor:

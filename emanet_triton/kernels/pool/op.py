@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels.checks import BACKENDS, check_choice, check_float, check_layout
-from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.device import auto_backend, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 
 _NHWC = torch.channels_last
@@ -39,7 +39,7 @@ def max_pool(x: Tensor, *, backend: str = "auto") -> Tensor:
 
 def _run_max_pool(x: Tensor, backend: str) -> Tensor:
     if backend == "auto":
-        backend = "triton" if HAS_TRITON and x.is_cuda else "torch"
+        backend = auto_backend(x.is_cuda)
     if backend == "torch":
         x = x.contiguous(memory_format=_NHWC)
         return F.max_pool2d(x, 3, stride=2, padding=1).contiguous(memory_format=_NHWC)

@@ -21,7 +21,7 @@ from emanet_triton.kernels.checks import (
     check_float,
     check_layout,
 )
-from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
+from emanet_triton.kernels.device import auto_backend, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import eager
 from emanet_triton.kernels.resample.eager import IGNORE
@@ -139,8 +139,7 @@ def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
         raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
     if backend != "auto":
         return backend
-    fits = HAS_TRITON and tensor.is_cuda and classes <= MAX_TRITON_CLASSES
-    return "triton" if fits else "torch"
+    return auto_backend(tensor.is_cuda and classes <= MAX_TRITON_CLASSES)
 
 
 def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
