@@ -24,8 +24,10 @@ RUNS = {
     "emanet_triton eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton convert": "{weights} {new}/converted.safetensors",
     "emanet_triton bench": "em --tiny --rounds 1 --providers ours-torch",
+    "emanet_triton predict": "{image} --ckpt emanet_demo --out {new}/predictions",
     "emanet_triton env": "",
     "emanet_triton completion": "bash",
+    "emanet_triton.predict": "{image} --ckpt emanet_demo --save labels --out {new}/labels",
     "emanet_triton.env": "",
     "emanet_triton.completion": "zsh",
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
@@ -192,6 +194,7 @@ def paths(tmp_path_factory):
         "results": RESULTS,
         "weights": zoo._WEIGHTS / zoo.ZOO[zoo.DEMO].file,
         "city": tiny_eval.write_cityscapes(folder / "city", count=2),
+        "image": tiny_eval.image_of(folder / "city", "leftImg8bit"),
         "tiny": tiny_eval.write_checkpoint(folder),
         "new": folder,
     }
