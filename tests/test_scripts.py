@@ -47,6 +47,7 @@ ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
         "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
     ),
+    "emanet_triton.web": "tests/web/test_page.py::test_without_gradio",
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
     "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (
