@@ -71,6 +71,11 @@ TEST = [*INSTALL_DEV, *LINT, "python -m pytest -n 2 --dist loadfile"]
 TARGETS = {
     "demo": [*INSTALL, "python -m emanet_triton.eval"],
     "test": TEST,
+    "test-web": [
+        *INSTALL_DEV,
+        "python -m pip install --quiet --editable .[dev,web] playwright",
+        "python -m pytest tests/web/browser.py",
+    ],
     "test-versions": ["python3 tools/test_versions.py"],
     "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],
     "lint": [*INSTALL_DEV, *LINT],
