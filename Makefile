@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-versions fuzz lint gpu-check clean
+.PHONY: demo test test-web test-versions fuzz lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -10,6 +10,10 @@ demo: .venv/installed
 # Install the dev extra, check style and types, run every test: two processes of one thread each.
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tests of the page in Chromium, with the extra web. SCREENSHOT is a PNG file to write.
+test-web: .venv/installed-web
+	$(BIN)/python -m pytest tests/web/browser.py $(if $(SCREENSHOT),--screenshot $(SCREENSHOT))
 
 # The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
 # its own virtual environment.
@@ -44,4 +48,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/installed-web: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,web]' playwright
 	touch $@

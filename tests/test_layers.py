@@ -18,7 +18,7 @@ FLOORS = (
     ("kernels", "data"),
     ("models",),
     ("inference",),
-    ("eval", "predict"),
+    ("eval", "predict", "web"),
     ("bench",),
 )
 # Packages that import no sibling.

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
         "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
     ),
+    "emanet_triton.web": "tests/web/test_page.py::test_without_gradio",
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
     "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (
@@ -80,6 +81,11 @@ TEST = [*INSTALL_DEV, *LINT, "python -m pytest -n 2 --dist loadfile"]
 TARGETS = {
     "demo": [*INSTALL, "python -m emanet_triton.eval"],
     "test": TEST,
+    "test-web": [
+        *INSTALL_DEV,
+        "python -m pip install --quiet --editable .[dev,web] playwright",
+        "python -m pytest tests/web/browser.py",
+    ],
     "test-versions": ["python3 tools/test_versions.py"],
     "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],
     "lint": [*INSTALL_DEV, *LINT],

@@ -1,0 +1,1 @@
+"""A local page that segments pictures in the browser."""
