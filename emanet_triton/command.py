@@ -47,12 +47,13 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def program(command: str = "") -> str:
+def program(command: str = "", module: str = "") -> str:
     """How the user has called a command, for its usage line and for hints.
 
     Args:
         command: the command's module below this package, and its subcommand if it has one: "eval",
             "bench report". If empty, the program that has all commands.
+        module: of the command, if it has another name than the command.
 
     Returns:
         For "eval": "emanet-triton eval", "python -m emanet_triton eval" or, unless the program of
@@ -63,7 +64,7 @@ def program(command: str = "") -> str:
         return f"python -m emanet_triton {command}".rstrip()
     if called.stem == SCRIPT or not command:
         return f"{SCRIPT} {command}".rstrip()
-    return f"python -m emanet_triton.{command}"
+    return f"python -m emanet_triton.{module or command}"
 
 
 def count(text: str) -> int:

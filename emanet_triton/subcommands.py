@@ -1,7 +1,6 @@
 """The table of all commands, and how a command line runs one of them."""
 
 import argparse
-import contextlib
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ COMMANDS = {
     ),
     "predict": Command(
         "emanet_triton.predict.__main__",
-        "segment your own images",
+        "segment pictures, folders, videos and webcams",
         options="emanet_triton.predict.options",
     ),
     "bench": Command(
@@ -42,7 +41,9 @@ COMMANDS = {
         "emanet_triton.convert", "write a checkpoint's weights as a safetensors file"
     ),
     "env": Command("emanet_triton.env", "print versions and hardware, for a report of a bug"),
-    "demo": Command("emanet_triton.web.__main__", "segment images in a web browser"),
+    "demo": Command(
+        "emanet_triton.web.__main__", "segment pictures on a local page in the browser"
+    ),
     "completion": Command(
         "emanet_triton.completion", "print a script that completes commands in a shell"
     ),
@@ -63,9 +64,7 @@ def run_command(name: str, arguments: Sequence[str], commands: Mapping[str, Comm
 
 
 def add_parsers(added: "argparse._SubParsersAction", commands: Mapping[str, Command]) -> None:
-    """Add the parser of each command; an empty one if its module cannot be imported here."""
+    """Add the parser of each command."""
     for name, command in commands.items():
-        parents = []
-        with contextlib.suppress(ImportError):
-            parents = [importlib.import_module(command.options or command.module).make_parser()]
-        added.add_parser(name, parents=parents, add_help=False, help=command.line)
+        parser = importlib.import_module(command.options or command.module).make_parser()
+        added.add_parser(name, parents=[parser], add_help=False, help=command.line)

@@ -5,11 +5,12 @@ import importlib.util
 import socket
 import tempfile
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from emanet_triton.command import Parser, answer, run, say
+from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.cores import usable_cores
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
@@ -25,14 +26,16 @@ EXAMPLES = 3  # pictures to choose from
 _MOST_PORT = 2**16 - 1
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return answer(lambda: _main(_parse(arguments)), interrupted="the page is closed")
+    interrupted = "the page is closed"
+    return answer(lambda: _main(make_parser().parse_args(arguments)), interrupted)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """The parser of all options."""
     parser = Parser(
-        prog="python -m emanet_triton.web",
+        prog=program("demo", module="web"),
         description="Open a page on this computer that segments pictures. Ctrl-C ends it.",
     )
     parser.add_argument(
@@ -45,7 +48,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="open the page in the browser",
     )
     parser.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _port(text: str) -> int:
