@@ -41,9 +41,7 @@ COMMANDS = {
         "emanet_triton.convert", "write a checkpoint's weights as a safetensors file"
     ),
     "env": Command("emanet_triton.env", "print versions and hardware, for a report of a bug"),
-    "demo": Command(
-        "emanet_triton.web.__main__", "segment pictures on a local page in the browser"
-    ),
+    "demo": Command("emanet_triton.web.__main__", "segment pictures on a page in the browser"),
     "completion": Command(
         "emanet_triton.completion", "print a script that completes commands in a shell"
     ),

@@ -8,10 +8,9 @@ import shtab
 
 from emanet_triton import completion
 from emanet_triton.bench.suites import SUITES
-from emanet_triton.command import Parser
 from emanet_triton.completion import main, script
 from emanet_triton.models.zoo import list_models
-from emanet_triton.subcommands import COMMANDS, Command, add_parsers
+from emanet_triton.subcommands import COMMANDS
 
 # Prints what bash would offer after a command line; the last word is being typed.
 ASK = """
@@ -90,13 +89,6 @@ def test_every_shell(shell, capsys):
 def test_another_shell(capsys):
     assert main(["sh"]) == 2
     assert "invalid choice: 'sh'" in capsys.readouterr().err
-
-
-def test_a_command_that_cannot_be_imported_is_offered_by_its_name():
-    parser = Parser(prog="x")
-    added = parser.add_subparsers()
-    add_parsers(added, {"absent": Command("emanet_triton.no_such_module", "")})
-    assert list(added.choices) == ["absent"]
 
 
 def test_models_are_words():
