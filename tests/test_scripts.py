@@ -25,6 +25,7 @@ RUNS = {
     "emanet_triton convert": "{weights} {new}/converted.safetensors",
     "emanet_triton bench": "em --tiny --rounds 1 --providers ours-torch",
     "emanet_triton predict": "{image} --ckpt emanet_demo --out {new}/predictions",
+    "emanet_triton demo": "--port none",
     "emanet_triton env": "",
     "emanet_triton completion": "bash",
     "emanet_triton.predict": "{image} --ckpt emanet_demo --save labels --out {new}/labels",
@@ -47,10 +48,12 @@ RUNS = {
     "emanet_triton.bench.gpu_check.sweep": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
+    "demo/smoothing.py": "--scenes 1 --frames 3",
     "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
-REFUSED = {"emanet_triton.bench gpu-check"}  # exit code 2, as there is no GPU
+# Exit code 2: there is no GPU, and the page of ``demo`` would stay open.
+REFUSED = {"emanet_triton.bench gpu-check", "emanet_triton demo"}
 SILENT = {"emanet_triton.data.scenes.generate", "emanet_triton.bench.gpu_check.correct"}
 # Those that another test runs: that test starts them.
 ELSEWHERE = {
