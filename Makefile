@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-web test-versions fuzz lint gpu-check clean
+.PHONY: demo test test-compiled test-web test-versions fuzz lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -10,6 +10,11 @@ demo: .venv/installed
 # Install the dev extra, check style and types, run every test: two processes of one thread each.
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Compile every shipped tile of the kernels; `make test` compiles those of bfloat16, and of every
+# other dtype each kernel once.
+test-compiled: .venv/installed-dev
+	COMPILE_EACH=tile $(BIN)/python -m pytest tests/bench/test_ahead_of_time.py
 
 # The tests of the page in Chromium, with the extra web. SCREENSHOT is a PNG file to write.
 test-web: .venv/installed-web

@@ -11,19 +11,27 @@ import pytest
 from emanet_triton.command import Parser, answer, complain, program, say
 from emanet_triton.errors import InputError, one_line, printable
 
+# Starts programs of the frame alone: the whole package imports PyTorch, which takes two seconds.
+FRAME_ALONE = f"""
+import sys, types
+package = sys.modules["emanet_triton"] = types.ModuleType("emanet_triton")
+package.__path__ = [{str(Path(__file__).parents[1] / "emanet_triton")!r}]
+"""
+
 # Prints more than a pipe can hold, and does its work afterwards.
-PROGRAM = """
+PROGRAM = f"""{FRAME_ALONE}
 import pathlib, sys, tqdm, warnings
 from emanet_triton.command import complain, run, say
 
 def main():
     for i in range(20_000):
-        say(f"line {i}")
+        say(f"line {{i}}")
     for stream in (sys.stdout, sys.stderr):
         for _ in tqdm.tqdm(range(2), file=stream):
             tqdm.tqdm.write("written", file=stream)
     complain("on standard error")
     warnings.warn("first\\nsecond")
+    assert "torch" not in sys.modules
     with open("done", "w") as file:
         print(file.fileno(), file=file)
     return 0
@@ -61,9 +69,10 @@ def test_no_stream_ends_the_work(tmp_path, form, unbuffered):
 
 
 def test_a_warning_is_one_line():
-    code = "import warnings; run(lambda: warnings.warn('first\\nsecond') or 0)"
+    code = "import warnings; from emanet_triton.command import run;"
+    code += "run(lambda: warnings.warn('first\\nsecond') or 0)"
     done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", f"from emanet_triton.command import run; {code}"],
+        [sys.executable, "-W", "always", "-c", FRAME_ALONE + code],
         capture_output=True,
         text=True,
     )
@@ -74,7 +83,7 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
     code = "from emanet_triton.command import run, say; run(lambda: say('1.5× \\udcff é') or 0)"
     ascii_only = {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env=os.environ | ascii_only
+        [sys.executable, "-c", FRAME_ALONE + code], capture_output=True, env=os.environ | ascii_only
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"1.5\\xd7 \\udcff \\xe9\n"
@@ -99,7 +108,9 @@ run(lambda: answer(main, "what was kept"))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
 def test_what_counts_as_ctrl_c(number):
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, str(int(number))], capture_output=True, text=True
+        [sys.executable, "-c", FRAME_ALONE + SIGNALLED, str(int(number))],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "what was kept\n")
 
@@ -112,7 +123,7 @@ def test_what_is_ignored_stays_ignored(number):
         "run(lambda: answer(lambda: os.kill(os.getpid(), int(sys.argv[1])) or 7))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(int(number))],
+        [sys.executable, "-c", FRAME_ALONE + code, str(int(number))],
         capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),

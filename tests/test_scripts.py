@@ -84,6 +84,7 @@ TEST = [*INSTALL_DEV, *LINT, "python -m pytest -n 2 --dist loadfile"]
 TARGETS = {
     "demo": [*INSTALL, "python -m emanet_triton.eval"],
     "test": TEST,
+    "test-compiled": [*INSTALL_DEV, "python -m pytest tests/bench/test_ahead_of_time.py"],
     "test-web": [
         *INSTALL_DEV,
         "python -m pip install --quiet --editable .[dev,web] playwright",

@@ -1,6 +1,6 @@
 """Compile every shipped configuration for its target, without a GPU, and check the result.
 
-    python -m emanet_triton.bench.ahead_of_time.gates [--write PATH] [--shipped-only]
+    python -m emanet_triton.bench.ahead_of_time.gates [--write PATH] [--each use|tile|kernel]
 
 The table in ``benchmarks/results/compiled.csv`` has rows of several Triton versions; a run replaces
 the rows of its own version.
@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from emanet_triton.bench.ahead_of_time.code import Figures, figures
-from emanet_triton.bench.ahead_of_time.launches import Group, Launch, groups
+from emanet_triton.bench.ahead_of_time.launches import Each, Group, Launch, groups
 from emanet_triton.command import Parser, answer, complain, program, run
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, first_line
@@ -65,17 +65,16 @@ class Compiled(NamedTuple):
 
 def compile_group(group: Group) -> Compiled:
     """Run the launchers of a group: a row for each of their kernels of interest."""
-    rows, failures, seen, tiles = [], [], set(), set()
+    rows, failures, seen = [], [], set()
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = self.__name__
         key = _key(kernel, launch, kwargs)
-        done = key in seen if group.every_use else key[:4] in tiles
-        if done or not (launch.kernels is None or kernel in launch.kernels):
+        once = key[: group.each]
+        if once in seen or not (launch.kernels is None or kernel in launch.kernels):
             return
-        seen.add(key)
-        tiles.add(key[:4])
+        seen.add(once)
         try:
             compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
         except Exception as error:  # whatever a compiler may raise
@@ -124,13 +123,13 @@ def configuration(meta: Mapping[str, object], num_warps: int, num_stages: int | 
     return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
-def compile_all(everything: bool, processes: int) -> Compiled:
-    """Every shipped configuration, sorted; each process compiles a group at a time."""
+def compile_all(each: Each, processes: int) -> Compiled:
+    """What ``groups`` says, sorted; each process compiles a group at a time."""
     context = multiprocessing.get_context("spawn")
     # Ctrl-C ends the processes silently; this process prints the message.
     end = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with ProcessPoolExecutor(processes, context, initializer=end) as pool:
-        done = list(pool.map(compile_group, groups(everything)))
+        done = list(pool.map(compile_group, groups(each)))
     rows = {tuple(row[name] for name in KEY): row for found in done for row in found.rows}
     failures = [failure for found in done for failure in found.failures]
     return Compiled([rows[key] for key in sorted(rows)], failures)
@@ -252,7 +251,11 @@ def _options() -> argparse.Namespace:
         help="CSV file instead of a print; rows of other versions of Triton stay",
     )
     parser.add_argument(
-        "--shipped-only", action="store_true", help="each tile once, in its commonest use"
+        "--each",
+        choices=[each.name.lower() for each in Each],
+        default="use",
+        help="compile every tile in each use (default); or every tile once, in its commonest use; "
+        "or every tile in bfloat16 alone, and each kernel once in the other dtypes",
     )
     parser.add_argument("--processes", type=int, default=usable_cores())
     return parser.parse_args()
@@ -266,7 +269,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.write:
         require_writable(options.write)  # before the minutes that follow
         _earlier(options.write)
-    rows, failures = compile_all(not options.shipped_only, options.processes)
+    rows, failures = compile_all(Each[options.each.upper()], options.processes)
     if options.write:
         write_table(options.write, rows)
     else:

@@ -1,5 +1,6 @@
 """Launches on the meta device that together use every shipped configuration."""
 
+import enum
 import functools
 from dataclasses import dataclass
 from itertools import product
@@ -183,6 +184,11 @@ class ResampleLaunch:
     note: str
     kernels: None = None
 
+    @property
+    def is_common(self) -> bool:
+        """Whether it is a use of the published networks and of the evaluation."""
+        return self.classes == 19 and self.note in ("single", "views")
+
     def run(self) -> None:
         views, probabilities, positions = RESAMPLINGS[self.note]
         logits = torch.empty(1, self.classes, positions, dtype=DTYPES[self.dtype], device="meta")
@@ -212,35 +218,55 @@ class ConfusionLaunch:
 Launch = EMLaunch | ConvLaunch | BottleneckLaunch | PoolLaunch | ResampleLaunch | ConfusionLaunch
 
 
+class Each(enum.IntEnum):
+    """What is compiled once; the value counts the columns of ``gates.KEY`` that tell it apart."""
+
+    KERNEL = 3  # by target and dtype
+    TILE = 4
+    USE = 5
+
+
 class Group(NamedTuple):
-    """Launches that one process compiles: every use, or each tile in its first use only."""
+    """Launches that one process compiles, and what of them it compiles once: the first."""
 
     launches: tuple[Launch, ...]
-    every_use: bool = True
+    each: Each = Each.USE
 
 
-def groups(everything: bool) -> list[Group]:
-    """Launches of every shipped configuration; with ``everything`` also EM's other uses."""
-    found = [Group((launch,)) for launch in _em(everything)]
+def groups(each: Each) -> list[Group]:
+    """Launches on all targets.
+
+    ``Each.USE`` compiles every tile in each of its uses, and ``Each.TILE`` every tile in its
+    commonest use. ``Each.KERNEL`` compiles every tile in bfloat16, and each kernel once in float16
+    and in each precision of float32: these have the structure, and mostly the tiles, of bfloat16's.
+    """
+    found = [Group((launch,)) for launch in _em(each)]
     for arch, dtype, precision in dict.fromkeys(
         (tile.arch, tile.dtype, tile.meta.get("PRECISION", "ieee")) for tile in conv_tiles.SHIPPED
     ):
         launches: list[Launch] = [ConvLaunch(arch, dtype, precision, c) for c in CONVOLUTIONS]
         if dtype != "fp32":
             launches += [BottleneckLaunch(arch, dtype, *channels) for channels in BOTTLENECKS]
-        found.append(Group(tuple(launches), every_use=(arch, dtype) == ("sm_90", "bf16")))
+        wanted = Each.TILE if dtype == "bf16" else min(each, Each.TILE)
+        if each > Each.KERNEL and (arch, dtype) == ("sm_90", "bf16"):
+            wanted = Each.USE
+        found.append(Group(tuple(launches), wanted))
     for arch in ARCHS:
-        labels = (ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS))
+        labels = [ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS)]
+        if each == Each.KERNEL:
+            labels = [launch for launch in labels if launch.dtype == "bf16" or launch.is_common]
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CLASSES))))
-        found.append(Group(tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))))
+        poolings = tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))
+        found.append(Group(poolings, Each.USE if each > Each.KERNEL else Each.TILE))
     return found
 
 
-def _em(everything: bool) -> list[EMLaunch]:
+def _em(each: Each) -> list[EMLaunch]:
     attention, block = "em_attention", "em_attention_block"
     found = []
     for arch in ARCHS:
         for dtype in DTYPES:
+            all_tiles = dtype == "bf16" or each > Each.KERNEL
             for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 if arch == "gfx942" and precision == "tf32x3":
                     continue  # served by ieee
@@ -248,10 +274,13 @@ def _em(everything: bool) -> list[EMLaunch]:
                 found += [
                     EMLaunch(*products, block, 512, 64),
                     EMLaunch(*products, attention, 512, 64, kernels=("em_reconstruct",)),
-                    EMLaunch(*products, block, 512, 128, kernels=OF_FEATURES),
-                    EMLaunch(*products, block, 512, 256, kernels=BY_BASES),
                 ]
-                if everything:
+                if all_tiles:
+                    found += [
+                        EMLaunch(*products, block, 512, 128, kernels=OF_FEATURES),
+                        EMLaunch(*products, block, 512, 256, kernels=BY_BASES),
+                    ]
+                if each == Each.USE:
                     found += [
                         EMLaunch(*products, attention, 512, 64, kernels=("em_e_step", "em_reduce")),
                         EMLaunch(*products, block, 512, 64, False, OF_FEATURES),
@@ -259,7 +288,7 @@ def _em(everything: bool) -> list[EMLaunch]:
                         EMLaunch(*products, attention, 512, 256, False, ("em_reconstruct",)),
                         EMLaunch(*products, block, 512, 256, False, OF_FEATURES),
                     ]
-            for channels in (64, 128, 256, 1024, 2048):
+            for channels in (64, 128, 256, 1024, 2048) if all_tiles else ():
                 found.append(EMLaunch(arch, dtype, "ieee", block, channels, 64, True, BY_CHANNELS))
     return found
 
