@@ -64,7 +64,7 @@ class _Run:
             for problem in self.problems:
                 complain(f"error: {one_line(problem)}")
         say(self._summary())
-        if interrupted and not self._recorded():
+        if interrupted:
             complain("interrupted; the same command goes on from there")
             return FAILED
         return PARTLY if self.problems else 0
@@ -102,9 +102,6 @@ class _Run:
                 if isinstance(source.path, int):
                     raise
                 problem = str(error)
-            except KeyboardInterrupt:
-                self.finished += isinstance(source.path, int) and bar.n > 0
-                raise
         self._count(problem)
 
     def _count(self, problem: str | None) -> None:
@@ -112,12 +109,6 @@ class _Run:
             self.finished += 1
         else:
             self.problems.append(problem)
-
-    def _recorded(self) -> bool:
-        """Whether all that was interrupted is the recording of the last webcam."""
-        last = self.plan.videos[-1:] or self.plan.pictures[-1:]
-        all_done = self.finished + len(self.problems) == self._asked()
-        return all_done and all(isinstance(source.path, int) for source in last)
 
     def _asked(self) -> int:
         return len(self.plan.pictures) + len(self.plan.videos)

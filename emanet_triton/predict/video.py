@@ -125,9 +125,8 @@ def segment_video(
                 count += 1
                 progress(count, total)
         except KeyboardInterrupt:
-            if webcam:
-                results.complete()
-            raise
+            if not (webcam and count):
+                raise
         if count == 0:
             return f"{source}: has no frame that can be read; expected a video"
         results.complete()
