@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, program, thread_count
-from emanet_triton.cores import usable_cores
+from emanet_triton.command import Parser, count, program
 from emanet_triton.inference.build import PRECISIONS
-from emanet_triton.models.protocol import VERSIONS
+from emanet_triton.inference.options import add_options
 from emanet_triton.models.zoo import find_entry, list_models
 
 
@@ -44,17 +43,7 @@ def make_parser() -> Parser:
     what.add_argument("--limit", type=count, metavar="N", help="evaluate only the first N images")
 
     how = parser.add_argument_group("how to evaluate")
-    how.add_argument(
-        "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
-    )
-    how.add_argument(
-        "--protocol",
-        choices=VERSIONS,
-        default=VERSIONS[0],
-        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
-    )
-    how.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    add_options(how)
     how.add_argument(
         "--compare",
         choices=PRECISIONS,
@@ -63,45 +52,11 @@ def make_parser() -> Parser:
         "the mIoU and the percentage of equal labels",
     )
     how.add_argument(
-        "--fuse",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="run the fused network; on a GPU only if its results agree with the plain network; "
-        "tf32 always runs the plain network",
-    )
-    how.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="run the network through torch.compile; on a CPU this makes the fused network no "
         "faster",
-    )
-    how.add_argument(
-        "--cuda-graphs",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, replay the network as a CUDA graph for each input size that is repeated",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=count,
-        metavar="N",
-        help="number of images or windows that go through the network at once; default: one image "
-        "and, on a GPU, all its windows",
-    )
-    how.add_argument(
-        "--threads",
-        type=thread_count,
-        metavar="N",
-        help="threads of the network on a CPU; default: the number of cores that this process may "
-        "use, divided by the number of torchrun's processes on this machine",
-    )
-    how.add_argument(
-        "--workers",
-        type=thread_count,
-        default=min(8, usable_cores()),
-        metavar="N",
-        help="threads that decode images and write pictures; default: %(default)s",
     )
     how.add_argument("--resume", action="store_true", help="continue an interrupted run")
 

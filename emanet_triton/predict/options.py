@@ -4,11 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, program, thread_count
-from emanet_triton.cores import usable_cores
+from emanet_triton.command import Parser, count, program
 from emanet_triton.data.overlay import ALPHA
-from emanet_triton.inference.build import PRECISIONS
-from emanet_triton.models.protocol import VERSIONS
+from emanet_triton.inference.options import add_options
 from emanet_triton.models.zoo import list_models
 from emanet_triton.predict.outputs import KINDS
 
@@ -104,43 +102,7 @@ def make_parser() -> Parser:
         help="size of the network's input: protocol (the evaluation's size), native (the "
         "picture's own), or WIDTHxHEIGHT, into which the picture is fitted; default: %(default)s",
     )
-    how.add_argument(
-        "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
-    )
-    how.add_argument(
-        "--protocol",
-        choices=VERSIONS,
-        default=VERSIONS[0],
-        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
-    )
-    how.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    how.add_argument(
-        "--fuse",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="run the fused network; on a GPU only if its results agree with the plain network",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=count,
-        metavar="N",
-        help="pictures of one size, or windows, that go through the network at once; default: one "
-        "picture and, on a GPU, all its windows",
-    )
-    how.add_argument(
-        "--threads",
-        type=thread_count,
-        metavar="N",
-        help="threads of the network on a CPU; default: the cores that this process may use",
-    )
-    how.add_argument(
-        "--workers",
-        type=thread_count,
-        default=min(8, usable_cores()),
-        metavar="N",
-        help="threads that read pictures and write results; default: %(default)s",
-    )
+    add_options(how)
 
     video = parser.add_argument_group("videos and webcams")
     video.add_argument(

@@ -103,7 +103,7 @@ def _predictor(
         ms_flip=args.ms_flip,
         precision=args.precision,
         batch_size=args.batch_size,
-        cuda_graphs=True,
+        cuda_graphs=args.cuda_graphs,
     )
 
 

@@ -1,0 +1,57 @@
+"""The options of every command that runs a network on images."""
+
+import argparse
+
+from emanet_triton.command import count, thread_count
+from emanet_triton.cores import usable_cores
+from emanet_triton.inference.build import PRECISIONS
+from emanet_triton.models.protocol import VERSIONS
+
+
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how images go through the network, and by how many threads."""
+    group.add_argument(
+        "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
+    )
+    group.add_argument(
+        "--protocol",
+        choices=VERSIONS,
+        default=VERSIONS[0],
+        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
+    )
+    group.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    group.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the fused network; on a GPU only if its results agree with the plain network; "
+        "tf32 always runs the plain network",
+    )
+    group.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay the network as a CUDA graph for each input size that is repeated",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="number of images or windows that go through the network at once; default: one image "
+        "and, on a GPU, all its windows",
+    )
+    group.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the network on a CPU; default: the number of cores that this process may "
+        "use, divided by the number of torchrun's processes on this machine",
+    )
+    group.add_argument(
+        "--workers",
+        type=thread_count,
+        default=min(8, usable_cores()),
+        metavar="N",
+        help="threads that read images and write pictures; default: %(default)s",
+    )
