@@ -142,7 +142,7 @@ def require_folder(folder: Path) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder that no other process uses, for ``remove_leftovers`` to find."""
-    short = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
+    short = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")  # whole characters
     token = f"emanet-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{short}.{token}.tmp")
 

@@ -3,6 +3,10 @@
 import ctypes
 import os
 
+LARGE = (
+    2**20
+)  # values of an image; after a smaller one, ``give_back`` takes longer than it is worth
+
 
 def give_back() -> None:
     """Return free memory to the system, if the C library is GNU's."""

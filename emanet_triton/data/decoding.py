@@ -17,8 +17,8 @@ from typing import TypeVar
 import cv2
 
 _Result = TypeVar("_Result")
-_LOG = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, or 5
-_SILENT = 0
+LOG = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, or 5
+SILENT = 0
 
 
 def decode_quietly(decode: Callable[[], _Result]) -> tuple[_Result, str]:
@@ -61,9 +61,11 @@ class _Gate:
             while self._one_alone or (alone and self._inside):
                 self._changed.wait()
             if not self._inside:
-                self._settings.enter_context(_c_messages_kept())
-                self._settings.enter_context(_opencv_silent())
-                self._settings.enter_context(_pillow_strict())
+                with ExitStack() as settings:  # undone if one of them fails
+                    settings.enter_context(_c_messages_kept())
+                    settings.enter_context(_opencv_silent())
+                    settings.enter_context(_pillow_strict())
+                    self._settings = settings.pop_all()
             self._inside += 1
             self._one_alone = alone
 
@@ -88,12 +90,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _opencv_silent() -> Iterator[None]:
-    level = _LOG.getLogLevel()
-    _LOG.setLogLevel(_SILENT)
+    level = LOG.getLogLevel()
+    LOG.setLogLevel(SILENT)
     try:
         yield
     finally:
-        _LOG.setLogLevel(level)
+        LOG.setLogLevel(level)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from emanet_triton.data.dataset import Color, Dataset
 
 ALPHA = 0.65  # default opacity of the class colours over the image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-_MIN_WIDTH = 320  # pixels of an overlay with a legend; a narrower one is enlarged so that text fits
+_MIN_SIDE = 320  # pixels of an overlay's longer side; a smaller one is enlarged so that text fits
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 Entry = tuple[str, Color]  # of a legend: a name and its colour
@@ -81,7 +81,8 @@ def overlay(
 ) -> np.ndarray:
     """Paint the classes over the image; pixels without a shown class keep their own colour.
 
-    With a legend, an image narrower than 320 pixels is enlarged by a whole number.
+    With a legend, an image of fewer than 320 pixels in width and height is enlarged by a whole
+    number.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -95,8 +96,11 @@ def overlay(
         uint8 RGB: [H, W, 3], and with a legend higher and perhaps enlarged.
 
     Raises:
-        ValueError: the sizes differ, ``alpha`` is out of range, or a name is no class.
+        ValueError: an array has another shape or dtype, the sizes differ, ``alpha`` is out of
+            range, or a name is no class.
     """
+    _check(image, "image", (3,))
+    _check(labels, "labels", ())
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels {labels.shape} differ in size from the image {image.shape}")
     if not 0 <= alpha <= 1:
@@ -123,7 +127,7 @@ def with_legend(picture: np.ndarray, entries: Sequence[Entry]) -> np.ndarray:
     """The picture, uint8 RGB [H, W, 3], above a legend; without entries the picture alone."""
     if not entries:
         return picture
-    picture = enlarge(picture, max(1, -(-_MIN_WIDTH // picture.shape[1])))
+    picture = enlarge(picture, max(1, -(-_MIN_SIDE // max(picture.shape[:2]))))
     width = picture.shape[1]
     return stack(picture, draw_legend(entries, width, Text.for_width(width)))
 
@@ -163,6 +167,18 @@ def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
         for part in (upper, lower)
     ]
     return np.concatenate(filled)
+
+
+def _check(array: object, name: str, channels: tuple[int, ...]) -> None:
+    """Raise ValueError if this is no uint8 array [H, W, *channels]."""
+    if isinstance(array, np.ndarray):
+        if array.dtype == np.uint8 and array.shape == (*array.shape[:2], *channels):
+            return
+        found = f"{array.dtype} {list(array.shape)}"
+    else:
+        found = f"a {type(array).__name__}"
+    wanted = ", ".join(["H", "W", *map(str, channels)])
+    raise ValueError(f"{name} must be a NumPy array, uint8 [{wanted}], got {found}")
 
 
 def _shown(dataset: Dataset, names: Collection[str] | None) -> np.ndarray:

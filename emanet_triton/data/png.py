@@ -88,7 +88,10 @@ def write_png(path: Path, array: np.ndarray) -> None:
     if array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] == (3,)):
         raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".png", pixels)
+    done, encoded = cv2.imencode(".png", pixels)
+    if not done:
+        height, width = array.shape[:2]
+        raise InputError(f"{path}: OpenCV writes no PNG of {width}x{height} pixels")
     write_output(path, encoded.tobytes())
 
 

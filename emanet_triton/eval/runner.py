@@ -19,14 +19,12 @@ from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
 from emanet_triton.eval.partial import Earlier, PartialResult, Stamp, stamp
 from emanet_triton.eval.ranks import Ranks
-from emanet_triton.heap import give_back
+from emanet_triton.heap import LARGE, give_back
 from emanet_triton.inference.inputs import to_device
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
 from emanet_triton.progress import Bar
 from emanet_triton.workers import Workers
-
-LARGE = 2**20  # pixels; for smaller images it takes longer to return memory than it is worth
 
 
 def check_samples(

@@ -38,15 +38,15 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--batch-size",
         type=count,
         metavar="N",
-        help="number of images or windows that go through the network at once; default: one image "
-        "and, on a GPU, all its windows",
+        help="images of one size, or windows, that go through the network at once; default: one "
+        "image and, on a GPU, all its windows",
     )
     group.add_argument(
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the network on a CPU; default: the number of cores that this process may "
-        "use, divided by the number of torchrun's processes on this machine",
+        help="threads of the network on a CPU; default: the cores that this process may use; "
+        "under torchrun its share of them",
     )
     group.add_argument(
         "--workers",

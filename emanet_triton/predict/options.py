@@ -18,9 +18,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments.
 
     Raises:
-        InputError: an argument is not valid, or two arguments do not fit together.
+        InputError: an argument is not valid.
     """
-    return make_parser().parse_args(arguments)
+    return make_parser().parse_intermixed_args(arguments)
 
 
 def make_parser() -> Parser:

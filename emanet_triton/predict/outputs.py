@@ -24,6 +24,8 @@ KINDS = {
     "probabilities": ("_probabilities.npz", "_probabilities"),
 }
 
+_NAME_BYTES = 255  # the longest name of a file on Linux
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -51,6 +53,7 @@ class Outputs:
         train_ids: save class indices as labels, instead of the data set's own ids.
         alpha: opacity of the colours in overlays.
         classes: the names of the classes to paint, or ``None`` for all.
+        overwrite: write results anew that exist.
     """
 
     folder: Path
@@ -59,6 +62,7 @@ class Outputs:
     train_ids: bool
     alpha: float
     classes: tuple[str, ...] | None
+    overwrite: bool = False
 
     def path(self, source: Source, kind: str) -> Path:
         """The file of a kind of result; for a video perhaps a folder."""
@@ -69,18 +73,23 @@ class Outputs:
         """All files and folders of a source's results."""
         return [self.path(source, kind) for kind in self.kinds]
 
-    def finished(self, source: Source) -> bool:
-        """Whether all results of a source exist. They are written whole, so they are complete."""
-        return all(path.exists() for path in self.paths(source))
+    def missing(self, source: Source) -> dict[str, Path]:
+        """The results of a source that are to be written, by their kinds.
+
+        Results that exist were written whole, so they are complete.
+        """
+        paths = {kind: self.path(source, kind) for kind in self.kinds}
+        # os.path.exists never raises, unlike Path.exists.
+        return {k: p for k, p in paths.items() if self.overwrite or not os.path.exists(p)}  # noqa: PTH110
 
     def save(self, source: Source, prediction: Prediction) -> None:
-        """Write all results of a picture.
+        """Write the missing results of a picture.
 
         Raises:
             InputError: a file cannot be written.
         """
-        for kind in self.kinds:
-            self.save_one(self.path(source, kind), kind, prediction)
+        for kind, path in self.missing(source).items():
+            self.save_one(path, kind, prediction)
 
     def save_one(self, path: Path, kind: str, prediction: Prediction) -> None:
         """Write one result, whole, and make its folder.
@@ -125,8 +134,8 @@ def check_places(outputs: Outputs, sources: Iterable[Source], folders: Iterable[
     """Refuse results that would lie among the sources, or replace one.
 
     Raises:
-        InputError: the output folder lies in a searched folder, or a result would replace a
-            source.
+        InputError: the output folder lies in a searched folder, a result would replace a source,
+            or its name would be too long.
     """
     place = Path(os.path.realpath(outputs.folder))
     for folder in folders:
@@ -139,6 +148,8 @@ def check_places(outputs: Outputs, sources: Iterable[Source], folders: Iterable[
     files = {os.path.realpath(s.path): s for s in sources if isinstance(s.path, Path)}
     for source in sources:
         for path in outputs.paths(source):
+            if len(os.fsencode(path.name)) > _NAME_BYTES:
+                raise InputError(f"{source}: the name is too long for the name of a result, {path}")
             if other := files.get(os.path.realpath(path)):
                 raise InputError(
                     f"--out {outputs.folder}: the result {path} would replace the source {other}; "

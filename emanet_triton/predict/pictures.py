@@ -11,15 +11,12 @@ from torch import Tensor
 
 from emanet_triton.data.picture import read_picture
 from emanet_triton.errors import InputError
-from emanet_triton.heap import give_back
+from emanet_triton.heap import LARGE, give_back
 from emanet_triton.inference.predictor import NOT_FINITE, Predictor
 from emanet_triton.predict.outputs import Outputs, Prediction
 from emanet_triton.predict.sources import Source
 from emanet_triton.workers import Workers
 
-LARGE = (
-    2**20
-)  # bytes of pixels; for smaller pictures it takes longer to return memory than it helps
 NOT_FINITE_MESSAGE = "the logits of the network are not finite for it"
 
 

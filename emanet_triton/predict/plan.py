@@ -25,7 +25,6 @@ class Plan:
     """All that a command line asks for, found and checked.
 
     Attributes:
-        model: the name of the model in the zoo.
         pictures: to segment.
         videos: to segment.
         skipped: the number of sources whose results exist already.
@@ -37,7 +36,6 @@ class Plan:
         frames: the most frames of a video, or ``None``.
     """
 
-    model: str
     pictures: list[Source]
     videos: list[Source]
     skipped: int
@@ -65,19 +63,15 @@ def make_plan(args: Namespace) -> Plan:
         train_ids=args.train_ids,
         alpha=args.alpha,
         classes=_classes(args, name),
+        overwrite=args.overwrite,
     )
     check_places(outputs, sources.found, sources.folders)
     require_folder(args.out)
-    left = [s for s in sources.found if args.overwrite or not outputs.finished(s)]
-    for webcam in (s for s in sources.found if isinstance(s.path, int) and s not in left):
-        raise InputError(
-            f"{outputs.paths(webcam)[0]}: exists already; expected --overwrite or another --out "
-            f"for a new recording of {webcam}"
-        )
+    _keep_recordings(outputs, sources.found)
+    left = [source for source in sources.found if outputs.missing(source)]
     pictures = [source for source in left if not source.is_video]
     torch.set_num_threads(args.threads or usable_cores())
     return Plan(
-        model=name,
         pictures=pictures,
         videos=[source for source in left if source.is_video],
         skipped=len(sources.found) - len(left),
@@ -105,6 +99,18 @@ def _predictor(
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
     )
+
+
+def _keep_recordings(outputs: Outputs, sources: Sequence[Source]) -> None:
+    """Refuse to record a webcam where a recording lies."""
+    for webcam in (source for source in sources if isinstance(source.path, int)):
+        missing = outputs.missing(webcam).values()
+        for path in outputs.paths(webcam):
+            if path not in missing:
+                raise InputError(
+                    f"{path}: exists already; expected --overwrite or another --out for a new "
+                    f"recording of {webcam}"
+                )
 
 
 def _classes(args: Namespace, model: str) -> tuple[str, ...] | None:

@@ -1,6 +1,7 @@
 """What a command line names as sources: pictures, videos and webcams, each with a name."""
 
 import glob
+import io
 import os
 import sys
 from collections import defaultdict
@@ -16,6 +17,7 @@ VIDEO_SUFFIXES = tuple(
     ".avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split()  # noqa: SIM905 (shorter)
 )
 KNOWN_SUFFIXES = (*SUFFIXES, *VIDEO_SUFFIXES)
+_WEBCAM_DIGITS = 4  # of the number of a webcam at most
 _MAGIC = set("*?[")
 
 
@@ -78,6 +80,8 @@ def _with_list(arguments: Iterable[str]) -> Iterator[str]:
         if argument != "-":
             yield argument
             continue
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # as names of files have it
         lines = [line.rstrip("\r\n") for line in sys.stdin or ()]
         if not any(lines):
             raise InputError("-: standard input is empty; expected a path in each line")
@@ -92,9 +96,11 @@ def _found(argument: str, sources: Sources) -> list[Source]:
             return _in_folder(path, sources.notes)
         if os.path.lexists(path):
             return [_file(path, PurePath(path.stem))]
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{argument}: cannot be read ({error})") from None
-    if argument.isdecimal():
+    if argument.isdecimal() and len(argument) <= _WEBCAM_DIGITS:
         return [Source(int(argument), PurePath(f"webcam{int(argument)}"), is_video=True)]
     if _MAGIC & set(argument):
         return _matches(argument)
@@ -196,7 +202,11 @@ def _named_apart(found: list[Source]) -> list[Source]:
 def _longer_name(source: Source, group: list[Source]) -> PurePath:
     if len(group) == 1 or isinstance(source.path, int):
         return source.name
-    paths = [other.path.absolute() for other in group if isinstance(other.path, Path)]
+    paths = [
+        Path(os.path.abspath(other.path))  # noqa: PTH100 (absolute() keeps "..")
+        for other in group
+        if isinstance(other.path, Path)
+    ]
     if len({path.name for path in paths}) == len(paths):
         return source.name.with_name(source.path.name)
     common = os.path.commonpath([path.parent for path in paths])

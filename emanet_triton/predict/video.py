@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from emanet_triton.data.decoding import LOG, SILENT
 from emanet_triton.data.overlay import with_legend
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder, temporary_beside
@@ -28,6 +29,7 @@ from emanet_triton.workers import Workers
 AHEAD = 4  # frames that are decoded before the network takes them, and encoded after it
 USUAL_RATE = 25.0  # frames a second, where a file or a webcam does not say it
 _HIGHEST_RATE = 1000.0
+_EXACT_RATE = 65.0  # MPEG-4 cannot express every rate above it
 _CODEC = "mp4v"  # MPEG-4, which every build of OpenCV can write
 
 
@@ -67,9 +69,10 @@ def opened(source: Source) -> Iterator[Clip]:
     """
     # The libraries write their own messages to standard error, in many lines.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    LOG.setLogLevel(SILENT)
     webcam = isinstance(source.path, int)
-    capture = cv2.VideoCapture(source.path if isinstance(source.path, int) else str(source.path))
+    path = source.path if isinstance(source.path, int) else _for_opencv(source.path)
+    capture = cv2.VideoCapture(path)
     try:
         if not capture.isOpened():
             kind = "webcam that works" if webcam else "video"
@@ -77,6 +80,8 @@ def opened(source: Source) -> Iterator[Clip]:
         rate = capture.get(cv2.CAP_PROP_FPS)
         if not (math.isfinite(rate) and 0 < rate <= _HIGHEST_RATE):
             rate = USUAL_RATE
+        if rate > _EXACT_RATE:
+            rate = float(round(rate))
         frames = 0 if webcam else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         yield Clip(source, capture, rate, frames)
     finally:
@@ -125,6 +130,7 @@ def segment_video(
                 count += 1
                 progress(count, total)
         except KeyboardInterrupt:
+            count = results.frames
             if not (webcam and count):
                 raise
         if count == 0:
@@ -153,7 +159,7 @@ def _each_frame(
             for image in decoded:
                 if image is None:
                     break
-                labels, *rest = predict(predictor, [image], results.outputs, smoothing)
+                labels, *rest = _predicted(clip, predictor, image, results.outputs, smoothing)
                 seconds = time.monotonic() - begun
                 job = encoder.submit(results.save, seconds, image, labels[0], *(r[0] for r in rest))
                 saving.append(job)
@@ -165,32 +171,52 @@ def _each_frame(
             yield saving.popleft().result()
 
 
+def _predicted(
+    clip: Clip,
+    predictor: Predictor,
+    image: np.ndarray,
+    outputs: Outputs,
+    smoothing: Smoothing | None,
+) -> tuple[Tensor, ...]:
+    try:
+        return predict(predictor, [image], outputs, smoothing)
+    except InputError as error:
+        raise InputError(f"{clip.source}: {error}") from None
+
+
 class _Results:
     """The results of a video, in temporary folders until they are complete.
 
     Args:
         outputs: what is saved, and where.
         clip: the video.
+
+    Attributes:
+        frames: of the video that the results have so far.
     """
 
     def __init__(self, outputs: Outputs, clip: Clip) -> None:
         self.outputs = outputs
         self._clip = clip
-        self._final = {kind: outputs.path(clip.source, kind) for kind in outputs.kinds}
+        self._final = outputs.missing(clip.source)
         self._temporary: dict[str, Path] = {}
         self._writers: dict[str, cv2.VideoWriter] = {}
+        self._shape: tuple[int, ...] | None = None  # of the first frame
         self._legend = [
             (each.name, each.color)
             for each in outputs.dataset.classes
             if outputs.classes is None or each.name in outputs.classes
         ]
-        self._frames = 0
+        self.frames = 0
 
     def __enter__(self) -> "_Results":
         for kind, final in self._final.items():
             require_folder(final.parent)
             self._temporary[kind] = temporary_beside(final)
-            self._temporary[kind].mkdir()
+            try:
+                self._temporary[kind].mkdir()
+            except OSError as error:
+                raise InputError(f"{final}: cannot be written ({error.strerror})") from None
         return self
 
     def save(
@@ -198,7 +224,8 @@ class _Results:
     ) -> str | None:
         """Save a frame that was segmented ``seconds`` after the first was asked for.
 
-        A webcam's frames are repeated so that the recording takes as long as the scene took.
+        A webcam's frames are repeated so that the recording takes as long as the scene took. In a
+        folder, a frame has one file, numbered by its place in the recording.
 
         Returns:
             What is wrong with the frame, or ``None``.
@@ -208,33 +235,43 @@ class _Results:
             return NOT_FINITE_MESSAGE
         repeats = 1
         if isinstance(self._clip.source.path, int):
-            repeats = max(1, round(seconds * self._clip.rate) - self._frames)
+            repeats = max(1, round(seconds * self._clip.rate) - self.frames)
+        self._shape = self._shape or image.shape
+        if image.shape != self._shape:
+            return "it has another size than the first frame"
         for kind, folder in self._temporary.items():
+            os.utime(folder)  # or another run takes the folder for one of a killed run
             if _is_video(kind):
                 picture = self._picture(kind, prediction)
                 for _ in range(repeats):
                     self._writer(kind, picture).write(picture)
             else:
                 suffix = Path(KINDS[kind][False]).suffix
-                for i in range(repeats):
-                    path = folder / f"{self._frames + i + 1:06}{suffix}"
-                    self.outputs.save_one(path, kind, prediction)
-        self._frames += repeats
+                path = folder / f"{self.frames + 1:06}{suffix}"
+                self.outputs.save_one(path, kind, prediction)
+        self.frames += repeats
         return None
 
     def complete(self) -> None:
-        """Give the results their names."""
+        """Give the results their names.
+
+        Raises:
+            InputError: a video was not written whole; OpenCV's writer does not say so.
+        """
         self._close()
         for kind, final in self._final.items():
+            if _is_video(kind) and _count_frames(self._content(kind)) != self.frames:
+                raise InputError(f"{final}: cannot be written whole; the disk may be full")
+        for kind, final in self._final.items():
             _move(self._content(kind), final)
-            _remove(_part(final))
+            _remove(_part(kind, final))
 
     def __exit__(self, *_: object) -> None:
         """Keep what is not complete under other names."""
         self._close()
         for kind, folder in self._temporary.items():
-            if self._frames and self._content(kind).exists():
-                _move(self._content(kind), _part(self._final[kind]))
+            if self.frames and self._content(kind).exists():
+                _move(self._content(kind), _part(kind, self._final[kind]))
             _remove(folder)
 
     def _content(self, kind: str) -> Path:
@@ -255,7 +292,7 @@ class _Results:
         if kind not in self._writers:
             size = picture.shape[1::-1]
             writer = cv2.VideoWriter(
-                os.fspath(self._content(kind)),
+                _for_opencv(self._content(kind)),
                 cv2.VideoWriter.fourcc(*_CODEC),
                 self._clip.rate,
                 size,
@@ -279,9 +316,33 @@ def _is_video(kind: str) -> bool:
     return bool(Path(KINDS[kind][True]).suffix)
 
 
-def _part(path: Path) -> Path:
+def _part(kind: str, path: Path) -> Path:
     """The name of a result that is not complete."""
-    return path.with_name(f"{path.stem}.part{path.suffix}")
+    suffix = path.suffix if _is_video(kind) else ""
+    return path.with_name(f"{path.name.removesuffix(suffix)}.part{suffix}")
+
+
+def _for_opencv(path: Path) -> str:
+    """The path as OpenCV opens it: absolute, because FFmpeg takes ``12:30.mp4`` for a protocol.
+
+    Raises:
+        InputError: the path is not UTF-8, with which OpenCV crashes.
+    """
+    text = os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: OpenCV opens no video whose path is not UTF-8") from None
+    return text
+
+
+def _count_frames(path: Path) -> int:
+    """The frames of a video that this module has written; 0 if it cannot be read."""
+    capture = cv2.VideoCapture(_for_opencv(path))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()
 
 
 def _move(path: Path, final: Path) -> None:
@@ -291,7 +352,7 @@ def _move(path: Path, final: Path) -> None:
         InputError: the system refuses it, or the encoder has left no file.
     """
     try:
-        if final.is_dir():
+        if final.is_dir() and not final.is_symlink():
             shutil.rmtree(final)
         path.replace(final)
     except OSError as error:

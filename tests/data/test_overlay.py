@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from emanet_triton.data.cityscapes import CLASSES
 from emanet_triton.data.overlay import class_names, colored, overlay, palette, with_legend
@@ -70,10 +71,10 @@ def test_the_legend_lists_the_classes_that_are_there():
     assert shown == ["road", "sky", "car"]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (64, 96)])
-def test_a_narrow_picture_is_enlarged_by_a_whole_number(size):
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (64, 96), (20000, 3)])
+def test_a_small_picture_is_enlarged_by_a_whole_number(size):
     image, labels = scene(*size)
-    zoom = max(1, -(-320 // size[1]))
+    zoom = max(1, -(-320 // max(size)))
     drawn = overlay(image, labels)
     plain = overlay(image, labels, legend=False)
     enlarged = plain.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -84,6 +85,24 @@ def test_no_legend_without_entries():
     image, labels = scene()
     np.testing.assert_array_equal(with_legend(image, []), image)
     np.testing.assert_array_equal(overlay(image, labels, classes=["train"]), image)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda i, n: (i[:, :, 0], n),
+            r"image must be .* uint8 \[H, W, 3\], got uint8 \[240, 480\]",
+        ),
+        (lambda i, n: (i / 255, n), "image must be .* got float64"),
+        (lambda i, n: (torch.from_numpy(i), n), "image must be a NumPy array, .* got a Tensor"),
+        (lambda i, n: (i, n.astype(int)), r"labels must be .* uint8 \[H, W\], got int64"),
+        (lambda i, n: (i, n[None]), r"labels must be .*, got uint8 \[1, 240, 480\]"),
+    ],
+)
+def test_other_arrays_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(*change(*scene()))
 
 
 def test_wrong_arguments_are_named():

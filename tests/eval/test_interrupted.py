@@ -182,7 +182,7 @@ def test_it_runs_where_no_thread_can_start(tmp_path, command, undisturbed, capsy
     def fail(thread):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(runner._Bar, "monitor", None)  # tqdm's own thread has not started yet
+    monkeypatch.setattr(runner.Bar, "monitor", None)  # tqdm's own thread has not started yet
     monkeypatch.setattr(threading.Thread, "start", fail)
     out = tmp_path / "alone.json"
     capsys.readouterr()

@@ -115,6 +115,25 @@ def test_finished_files_are_skipped(tmp_path, photos, predict):
     assert kept.read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_that_exist_are_kept_beside_new_ones(tmp_path, photos, predict):
+    assert predict(photos / "a.png")[0] == 0
+    kept = tmp_path / "out" / "a_overlay.png"
+    kept.write_text("kept")
+    assert predict(photos / "a.png", "--save", "overlay,labels")[1].startswith("1 of 1 segmented:")
+    assert kept.read_text() == "kept"
+    assert (tmp_path / "out" / "a_labels.png").exists()
+
+
+def test_options_may_stand_between_sources(photos, predict):
+    assert predict(photos / "a.png", "--save", "labels", photos / "b.jpg")[1].startswith("2 of 2 ")
+
+
+def test_a_name_that_is_too_long_for_a_result_is_refused(photos, refused):
+    long = photos / f"{'n' * 245}.png"
+    long.write_bytes((photos / "a.png").read_bytes())
+    assert "the name is too long for the name of a result" in refused(photos)
+
+
 def test_damaged_files_stop_no_other(tmp_path, photos, predict):
     (photos / "deep" / "bad1.jpg").write_text("text")
     (photos / "bad2.png").write_bytes((photos / "a.png").read_bytes()[:-20])

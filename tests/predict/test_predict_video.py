@@ -1,6 +1,9 @@
 """The command line on videos and webcams."""
 
+import os
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -127,9 +130,9 @@ def test_a_video_that_ends_early_keeps_its_frames(tmp_path, predict):
     read = len(frames_of(path))
     assert len(list((tmp_path / "out" / "long_labels").iterdir())) == read
     assert 0 < read < 60
-    if cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 60:
-        assert code == 1
-        assert f"{path}: ends after {read} of 60 frames" in err
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 60
+    assert code == 1
+    assert f"{path}: ends after {read} of 60 frames; the results have these frames" in err
 
 
 @pytest.mark.parametrize("size", [(33, 64), (32, 65), (31, 63)])
@@ -170,10 +173,9 @@ def test_an_interrupted_video_is_kept_in_part_and_begins_anew(tmp_path, clip, pr
 
 
 class Webcam:
-    """A webcam of 20 frames a second that is interrupted after some frames."""
+    """A webcam of 20 frames a second."""
 
-    def __init__(self, path: object) -> None:
-        assert path == 3
+    def __init__(self) -> None:
         self.frames = 0
 
     def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
@@ -190,35 +192,45 @@ class Webcam:
         pass
 
 
-def test_an_interruption_ends_a_webcam_s_recording(tmp_path, predict, monkeypatch, refused):
+@pytest.fixture
+def webcam(monkeypatch):
+    """Number 3 is a webcam; files stay what they are."""
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Webcam() if path == 3 else opened(path))
+
+
+@pytest.mark.parametrize("interrupted", [2, 4, 9])
+def test_an_interruption_ends_a_webcam_s_recording(
+    tmp_path, predict, monkeypatch, refused, webcam, interrupted
+):
     network, calls = video.predict, []
 
-    def sixth_is_interrupted(*arguments):
+    def one_is_interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) == 6:
+        if len(calls) == interrupted:
             raise KeyboardInterrupt
         return network(*arguments)
 
-    monkeypatch.setattr(cv2, "VideoCapture", Webcam)
-    monkeypatch.setattr(video, "predict", sixth_is_interrupted)
+    monkeypatch.setattr(video, "predict", one_is_interrupted)
     code, out, err = predict("3", "--save", "labels")
     assert code == 0
     assert out.startswith("1 of 1 segmented")
     assert "interrupted" not in err
     recorded = tmp_path / "out" / "webcam3_labels"
-    assert len(list(recorded.iterdir())) >= 5
-    assert "webcam3_labels: exists already; expected --overwrite" in refused(
-        "3", "--save", "labels"
-    )
+    assert len(list(recorded.iterdir())) == interrupted - 1
+    for kinds in ("labels", "overlay,labels"):
+        message = refused("3", "--save", kinds)
+        assert "webcam3_labels: exists already; expected --overwrite" in message
 
 
-def test_a_recording_takes_as_long_as_the_scene(tmp_path, predict, monkeypatch):
+def test_a_recording_takes_as_long_as_the_scene(tmp_path, predict, monkeypatch, webcam):
     """At 20 frames a second, a frame that takes half a second is written ten times."""
     clock = iter(torch.arange(0, 100, 0.5).tolist())
-    monkeypatch.setattr(cv2, "VideoCapture", Webcam)
     monkeypatch.setattr(video.time, "monotonic", lambda: next(clock))
-    assert predict("3", "--frames", "4", "--save", "labels")[0] == 0
-    assert len(list((tmp_path / "out" / "webcam3_labels").iterdir())) == 40
+    assert predict("3", "--frames", "4", "--save", "labels,color")[0] == 0
+    assert len(frames_of(tmp_path / "out" / "webcam3_color.mp4")) == 40
+    names = sorted(path.name for path in (tmp_path / "out" / "webcam3_labels").iterdir())
+    assert names == ["000001.png", "000011.png", "000021.png", "000031.png"]
 
 
 def test_a_webcam_that_does_not_open_is_one_message(refused):
@@ -238,3 +250,83 @@ def test_logits_that_are_not_finite_end_a_video(tmp_path, clip, predict, monkeyp
     assert code == 1
     assert f"{clip}: frame 3: the logits of the network are not finite" in err
     assert len(frames_of(tmp_path / "out" / "clip_overlay.part.mp4")) >= 2
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "-.mp4", "a" + 70 * "漢" + ".mp4", "my.clip.v2.mp4"])
+def test_odd_names(tmp_path, clip, predict, monkeypatch, name):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / name).write_bytes(clip.read_bytes())
+    monkeypatch.chdir(folder)
+    assert predict(f"./{name}" if name[0] == "-" else name, "--frames", "2")[0] == 0
+    (result,) = (tmp_path / "out").iterdir()
+    assert result.name == name.removesuffix(".mp4") + "_overlay.mp4"
+    assert len(frames_of(result)) == 2
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_crashes_nothing(tmp_path, clip, predict):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    os.link(clip, path)
+    code, out, err = predict(path, clip, "--frames", "2")
+    assert (code, out.startswith("1 of 2 segmented, 1 failed")) == (1, True)
+    assert "caf\\udce9.mp4: OpenCV opens no video whose path is not UTF-8" in err
+
+
+@pytest.mark.parametrize("rate", [65.537, 90.123, 239.76])
+def test_rates_that_the_codec_lacks_are_rounded(tmp_path, clip, predict, monkeypatch, rate):
+    capture = cv2.VideoCapture
+
+    class Fast:
+        def __init__(self, path):
+            self.inner = capture(path)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def get(self, what):
+            return rate if what == cv2.CAP_PROP_FPS else self.inner.get(what)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Fast)
+    assert predict(clip, "--frames", "3")[0] == 0
+    monkeypatch.undo()
+    assert rate_of(tmp_path / "out" / "clip_overlay.mp4") == round(rate)
+
+
+def test_a_video_that_was_not_written_whole_is_no_result(tmp_path, clip, predict, monkeypatch):
+    """OpenCV's writer says nothing when the disk is full."""
+
+    class Full:
+        def __init__(self, path, *_):
+            Path(path).write_bytes(b"a part")
+
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+        isOpened = write = release = lambda *_: True  # noqa: N815 (OpenCV's name)
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    code, _, err = predict(clip)
+    assert code == 1
+    assert "clip_overlay.mp4: cannot be written whole; the disk may be full" in err
+    assert not (tmp_path / "out" / "clip_overlay.mp4").exists()
+
+
+def test_another_run_leaves_a_video_in_progress_alone(tmp_path, clip, predict, monkeypatch):
+    network, ages = video.predict, []
+
+    def first_takes_hours(*arguments):
+        (folder,) = (tmp_path / "out").glob(".*.tmp")
+        ages.append(time.time() - folder.stat().st_mtime)
+        if len(ages) == 1:
+            os.utime(folder, (0, 0))
+        return network(*arguments)
+
+    monkeypatch.setattr(video, "predict", first_takes_hours)
+    assert predict(clip)[0] == 0
+    assert ages[-1] < 3600  # a frame that is saved makes the folder new again
+
+
+def test_a_frame_of_another_size_ends_a_video(tmp_path, predict, webcam, monkeypatch):
+    sizes = iter([(32, 64), (32, 64), (48, 64), (48, 64), (48, 64)])
+    monkeypatch.setattr(Webcam, "read", lambda self: (True, random_image(*next(sizes))))
+    code, _, err = predict("3", "--frames", "4")
+    assert code == 1
+    assert "webcam 3: frame 3: it has another size than the first frame" in err

@@ -84,6 +84,20 @@ def test_equal_names_are_told_apart(photos):
     assert names(photos / "a.png", photos / "deep" / "a.png") == ["a.png", "deep/a.png"]
 
 
+def test_no_name_leads_out_of_the_output_folder(photos, monkeypatch):
+    (photos / "deep" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    monkeypatch.chdir(photos / "deep" / "er")
+    assert names("../a.png", "../../a.png") == ["deep/a.png", "a.png"]
+
+
+def test_a_list_may_name_files_that_are_not_utf8(tmp_path, photos, monkeypatch):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    os.link(photos / "b.jpg", path)
+    stream = io.TextIOWrapper(io.BytesIO(path + b"\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", stream)
+    assert names("-") == [os.fsdecode(b"caf\xe9")]
+
+
 def test_names_that_cannot_be_told_apart_are_refused(photos):
     for name in ("a.jpg", "a.jpg.png"):
         (photos / name).write_bytes((photos / "b.jpg").read_bytes())
@@ -100,6 +114,7 @@ def test_names_that_cannot_be_told_apart_are_refused(photos):
         ("text", "neither a picture nor a video by its name or content; expected one of"),
         ("pipe", "cannot be read"),
         ("loop.txt", "cannot be read"),
+        ("99999", "there is no such file or folder"),
         ("-", "standard input is empty; expected a path in each line"),
     ],
 )
@@ -110,6 +125,7 @@ def test_a_source_that_is_of_no_use_is_named(tmp_path, monkeypatch, argument, me
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop.txt").symlink_to("loop.txt")
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError) as raised:
         find_sources([argument])
-    assert str(raised.value).startswith(f"{argument}: ")
+    assert str(raised.value).startswith(f"{argument}: {message}")
+    assert str(raised.value).count(f"{argument}: ") == 1
