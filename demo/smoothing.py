@@ -49,7 +49,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     say(tabulate(rows, headers="keys"))
     if args.csv:
         where = {"scenes": args.scenes, "frames": args.frames, "device": cpu_name()}
-        where |= {name: versions()[name] for name in ("torch", "triton")} | {"commit": commit()}
+        where |= versions() | {"commit": commit()}
         text = io.StringIO()
         writer = csv.DictWriter(text, [*rows[0], *where], lineterminator="\n")
         writer.writeheader()

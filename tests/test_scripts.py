@@ -48,7 +48,7 @@ RUNS = {
     "emanet_triton.bench.gpu_check.sweep": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
-    "demo/smoothing.py": "--scenes 1 --frames 3",
+    "demo/smoothing.py": "--scenes 1 --frames 3 --csv {new}/smoothing.csv",
     "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
