@@ -1,7 +1,7 @@
 """The command line of ``python -m emanet_triton.predict``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emanet_triton.command import Parser, count, program
@@ -146,7 +146,7 @@ def _weight(text: str) -> float:
     return _number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
-def _number(text: str, expected: str, holds) -> float:
+def _number(text: str, expected: str, holds: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
