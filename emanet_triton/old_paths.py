@@ -14,6 +14,7 @@ from types import CodeType, ModuleType
 MOVED = {
     "emanet_triton.eval.cityscapes": "emanet_triton.data.cityscapes",
     "emanet_triton.eval.graphs": "emanet_triton.inference.graphs",
+    "emanet_triton.eval.heap": "emanet_triton.heap",
     "emanet_triton.eval.inputs": "emanet_triton.inference.inputs",
     "emanet_triton.eval.jobs": "emanet_triton.eval.plan",
     "emanet_triton.eval.png": "emanet_triton.data.png",
@@ -26,6 +27,7 @@ MOVED = {
     "emanet_triton.eval.segment_arguments": "emanet_triton.inference.segment",
     "emanet_triton.eval.taps": "emanet_triton.inference.taps",
     "emanet_triton.eval.views": "emanet_triton.inference.views",
+    "emanet_triton.eval.workers": "emanet_triton.workers",
     "emanet_triton.kernels.compiled": "emanet_triton.bench.ahead_of_time.gates",
     "emanet_triton.kernels.compiled_code": "emanet_triton.bench.ahead_of_time.code",
     "emanet_triton.kernels.compiled_launches": "emanet_triton.bench.ahead_of_time.launches",

@@ -118,7 +118,7 @@ def _c_messages_kept() -> Iterator[None]:
 
     The descriptor 2 stays, so all that Python and the children of this process print is seen.
     """
-    if not _is_gnu():
+    if not messages_are_kept():
         yield
         return
     variable = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr")
@@ -132,7 +132,7 @@ def _c_messages_kept() -> Iterator[None]:
 
 
 def _printed_bytes() -> int:
-    return os.fstat(_memory(os.getpid())[1]).st_size if _is_gnu() else 0
+    return os.fstat(_memory(os.getpid())[1]).st_size if messages_are_kept() else 0
 
 
 def _printed_since(begin: int) -> str:
@@ -143,7 +143,8 @@ def _printed_since(begin: int) -> str:
 
 
 @functools.cache
-def _is_gnu() -> bool:
+def messages_are_kept() -> bool:
+    """Whether ``decode_quietly`` returns what C libraries print: the C library is GNU's."""
     try:
         return bool(os.confstr("CS_GNU_LIBC_VERSION"))
     except (AttributeError, ValueError, OSError):

@@ -64,9 +64,14 @@ def colored(
     Raises:
         ValueError: a name is no class of the data set.
     """
-    table = np.zeros((2**8, 3), np.uint8)
     shown = _shown(dataset, classes)
-    table[: len(shown)][shown] = palette(dataset)[shown]
+    return paint(labels, palette(dataset) * shown[:, None])
+
+
+def paint(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """uint8 labels [H, W] in the colours of ``colors``, uint8 [classes, 3]; others are black."""
+    table = np.zeros((2**8, 3), np.uint8)
+    table[: len(colors)] = colors
     return np.take(table, labels, axis=0)
 
 
@@ -115,12 +120,14 @@ def overlay(
     if not legend:
         return painted
     there = np.bincount(labels.ravel(), minlength=len(shown))[: len(shown)] > 0
-    entries = [
-        (each.name, each.color)
-        for each, wanted in zip(dataset.classes, shown & there, strict=True)
-        if wanted
-    ]
-    return with_legend(painted, entries)
+    entries = legend_entries(dataset, classes)
+    names = {each.name for each, is_there in zip(dataset.classes, there, strict=True) if is_there}
+    return with_legend(painted, [entry for entry in entries if entry[0] in names])
+
+
+def legend_entries(dataset: Dataset, classes: Collection[str] | None = None) -> list[Entry]:
+    """Name and colour of the classes, or of those with these names, in the order of the labels."""
+    return [(c.name, c.color) for c in dataset.classes if classes is None or c.name in classes]
 
 
 def with_legend(picture: np.ndarray, entries: Sequence[Entry]) -> np.ndarray:

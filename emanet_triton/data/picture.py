@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from emanet_triton.data.decoding import decode_quietly
-from emanet_triton.data.png import read_image
+from emanet_triton.data.decoding import decode_quietly, messages_are_kept
+from emanet_triton.data.png import decode_image
 from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.data.png_chunks import SIGNATURE as PNG_SIGNATURE
 from emanet_triton.data.reading import read_regular, refusing
@@ -55,15 +55,16 @@ def picture_kind(head: bytes) -> str | None:
 def read_picture(path: Path) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, BMP or TIFF file; the content says which of these it is.
 
-    A PNG is read by ``data.png.read_image``, so its labels are those of the evaluation. The pixels
-    of other kinds are those of ``cv2.imdecode(..., cv2.IMREAD_COLOR)`` of the installed OpenCV, as
-    ``mmcv.imread`` gives them: turned by the orientation in EXIF (in WebP files: by newer OpenCV
-    only), grey and palettes and CMYK as colours, 16 bits as 8, alpha dropped (OpenCV multiplies the
-    colours of a TIFF by it first). An animated WebP gives its first frame, and a TIFF of several
-    pages its first page.
+    A PNG is decoded as by ``data.png.read_image``, so its labels are those of the evaluation. The
+    pixels of other kinds are those of ``cv2.imdecode(..., cv2.IMREAD_COLOR)`` of the installed
+    OpenCV, as ``mmcv.imread`` gives them: turned by the orientation in EXIF (in WebP files: newer
+    OpenCV only), grey and palettes and CMYK as colours, 16 bits as 8, alpha dropped (OpenCV
+    multiplies the colours of a TIFF by it first). An animated WebP gives its first frame, and a
+    TIFF of several pages its first page.
 
-    Pillow decodes the file first, because OpenCV returns a part of a truncated picture. So a file
-    that only one of the two can decode is refused.
+    OpenCV returns a part of a truncated picture. So Pillow decodes the file first, and a file that
+    only one of the two can decode is refused. A JPEG is decoded once, where the messages of libjpeg
+    can be caught: they tell of all damage.
 
     Returns:
         uint8 RGB [H, W, 3], C-contiguous.
@@ -78,9 +79,9 @@ def read_picture(path: Path) -> np.ndarray:
         kind = picture_kind(data)
         if kind is None:
             raise ValueError("it is of another kind" if data else "empty file")
-    if kind == "PNG":
-        return read_image(path)
     with refusing(path, kind):
+        if kind == "PNG":
+            return decode_image(data)
         image, printed = decode_quietly(partial(_decoded, data, kind))
         lines = [line for line in printed.splitlines() if not line.startswith(_HARMLESS)]
         if lines:
@@ -92,22 +93,25 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
     """The pixels, uint8 RGB [H, W, 3], of a file that Pillow and OpenCV decode.
 
     Raises:
-        ValueError: one of the two does not decode it, or it is too large.
+        ValueError: one of the two does not decode it, it is too large, or its samples have no
+            range.
     """
-    width, height = _checked_size(data, kind)
+    libjpeg_tells = kind == "JPEG" and messages_are_kept()
+    width, height = _checked_size(data, kind, decode=not libjpeg_tells)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
+        _checked_size(data, kind, decode=True)  # raises the reason, if Pillow sees it
         raise ValueError("OpenCV does not decode it")
     if image.shape not in ((height, width, 3), (width, height, 3)):  # it may be turned
         raise ValueError(f"OpenCV does not decode it to {width}x{height} pixels")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _checked_size(data: bytes, kind: str) -> tuple[int, int]:
-    """(width, height) of a picture that Pillow decodes to its end.
+def _checked_size(data: bytes, kind: str, *, decode: bool) -> tuple[int, int]:
+    """(width, height) of a picture whose header Pillow reads; ``decode``: all of which it decodes.
 
     Raises:
-        ValueError: Pillow does not decode it; it is too large; its samples have no range.
+        ValueError: Pillow does not read or decode it; it is too large; its samples have no range.
     """
     try:
         picture = _opened(data, kind)
@@ -115,7 +119,8 @@ def _checked_size(data: bytes, kind: str) -> tuple[int, int]:
         _check_work(data, kind, width * height)
         if picture.mode in ("I", "F"):
             raise ValueError("its samples are floats, signed or of 32 bits")
-        picture.load()
+        if decode:
+            picture.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers of damaged files raise whatever they meet

@@ -33,8 +33,17 @@ def read_image(path: Path) -> np.ndarray:
             has no colour in the palette.
     """
     with refusing(path, "PNG"):
-        chunks = parse(read_regular(path))
-        return oriented(_pixels(chunks), orientation(chunks.exif))
+        return decode_image(read_regular(path))
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The pixels that ``read_image`` gives, from the content of a PNG file.
+
+    Raises:
+        ValueError, zlib.error, cv2.error: ``read_image`` would refuse the file.
+    """
+    chunks = parse(data)
+    return oriented(_pixels(chunks), orientation(chunks.exif))
 
 
 def read_label_png(path: Path) -> np.ndarray:

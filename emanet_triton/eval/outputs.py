@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from emanet_triton.data.dataset import Dataset, Sample
-from emanet_triton.data.draw import side_by_side
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
+from emanet_triton.eval.draw import side_by_side
 from emanet_triton.files import is_stream, require_folder
 
 

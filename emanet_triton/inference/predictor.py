@@ -26,6 +26,7 @@ from emanet_triton.models.protocol import Protocol
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
+NOT_FINITE_MESSAGE = "the logits of the network are not finite"
 MANY = 64  # network inputs at once on a GPU by default: enough for all windows of an image
 
 
@@ -217,6 +218,11 @@ class Predictor:
             torch.autocast(self.device.type, half, enabled=half is not None, cache_enabled=cached),
         ):
             yield
+
+
+def are_finite(labels: Tensor) -> bool:
+    """Whether the logits of an image with these labels were finite."""
+    return not bool((labels == NOT_FINITE).all())
 
 
 def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:

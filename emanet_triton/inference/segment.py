@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.inference.images import check_image, groups, named
-from emanet_triton.inference.predictor import NOT_FINITE, Predictor
+from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.models.network import FusedNetwork
 from emanet_triton.models.protocol import Protocol
@@ -265,8 +265,8 @@ def _results(
 
 
 def _check_finite(labels: Tensor, name: str) -> None:
-    if (labels == NOT_FINITE).all():
-        raise InputError(f"the logits of the network are not finite for {name}")
+    if not are_finite(labels):
+        raise InputError(f"{NOT_FINITE_MESSAGE} for {name}")
 
 
 def _like(image: "Picture", result: Tensor, *, shared: bool) -> np.ndarray | Tensor:

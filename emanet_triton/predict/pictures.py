@@ -12,12 +12,10 @@ from torch import Tensor
 from emanet_triton.data.picture import read_picture
 from emanet_triton.errors import InputError
 from emanet_triton.heap import LARGE, give_back
-from emanet_triton.inference.predictor import NOT_FINITE, Predictor
+from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 from emanet_triton.predict.outputs import Outputs, Prediction
 from emanet_triton.predict.sources import Source
 from emanet_triton.workers import Workers
-
-NOT_FINITE_MESSAGE = "the logits of the network are not finite for it"
 
 
 class Read(NamedTuple):
@@ -138,10 +136,11 @@ def as_prediction(
     image: np.ndarray, labels: Tensor, probabilities: Tensor | None
 ) -> Prediction | None:
     """The prediction on the CPU, or ``None`` if the logits were not finite."""
-    ids = labels.cpu().numpy()
-    if (ids == NOT_FINITE).all():
+    labels = labels.cpu()
+    if not are_finite(labels):
         return None
-    return Prediction(image, ids, None if probabilities is None else probabilities.cpu().numpy())
+    rest = None if probabilities is None else probabilities.cpu().numpy()
+    return Prediction(image, labels.numpy(), rest)
 
 
 def _write(

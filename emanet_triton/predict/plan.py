@@ -87,9 +87,9 @@ def make_plan(args: Namespace) -> Plan:
 def _predictor(
     args: Namespace, name: str, device: torch.device, left: Sequence[Source]
 ) -> Predictor:
-    few = None if any(source.is_video for source in left) else len(left)
+    images = None if any(source.is_video for source in left) else len(left)
     network = ready_network(
-        name, read_chosen(args.ckpt, name), device, args.precision, fuse=args.fuse, images=few
+        name, read_chosen(args.ckpt, name), device, args.precision, fuse=args.fuse, images=images
     )
     return Predictor(
         network,

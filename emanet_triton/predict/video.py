@@ -16,13 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from emanet_triton.data.decoding import LOG, SILENT
-from emanet_triton.data.overlay import with_legend
+from emanet_triton.data.overlay import legend_entries, with_legend
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder, temporary_beside
-from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor
 from emanet_triton.inference.smoothing import Smoothing
 from emanet_triton.predict.outputs import KINDS, Outputs, Prediction
-from emanet_triton.predict.pictures import NOT_FINITE_MESSAGE, as_prediction, predict
+from emanet_triton.predict.pictures import as_prediction, predict
 from emanet_triton.predict.sources import Source
 from emanet_triton.workers import Workers
 
@@ -202,11 +202,7 @@ class _Results:
         self._temporary: dict[str, Path] = {}
         self._writers: dict[str, cv2.VideoWriter] = {}
         self._shape: tuple[int, ...] | None = None  # of the first frame
-        self._legend = [
-            (each.name, each.color)
-            for each in outputs.dataset.classes
-            if outputs.classes is None or each.name in outputs.classes
-        ]
+        self._legend = legend_entries(outputs.dataset, outputs.classes)
         self.frames = 0
 
     def __enter__(self) -> "_Results":

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from emanet_triton.data.dataset import Dataset
+from emanet_triton.errors import InputError
 from emanet_triton.inference.build import ready_network
-from emanet_triton.inference.predictor import HALF
-from emanet_triton.inference.segment import segment
-from emanet_triton.kernels.precision import cuda_fp32
-from emanet_triton.models.network import FusedNetwork, Network
+from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
+from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import find_entry, read_published
 
@@ -43,7 +42,7 @@ class Result:
         labels: class indices, uint8 [H, W].
         dataset: whose classes the labels are.
         choice: with which the labels were computed.
-        seconds: that ``segment`` took: resizing, the network, and labels of the picture's size.
+        seconds: for resizing, the network, and labels of the picture's size.
         network: "fused" or "plain".
     """
 
@@ -77,18 +76,19 @@ class Segmenter:
                 memory, or the network's logits are not finite.
         """
         network = self._load(chosen.model, chosen.precision)
-        protocol = protocol_of(network, chosen)
-        half = HALF.get(chosen.precision)
+        predictor = Predictor(
+            network,
+            protocol_of(network, chosen),
+            ms_flip=chosen.ms_flip,
+            precision=chosen.precision,
+        )
         start = time.perf_counter()
-        # A fused network has its precision in itself; a plain one needs autocast.
-        with (
-            cuda_fp32("ieee"),
-            torch.autocast(self.device.type, half, enabled=half is not None),
-        ):
-            labels = segment(network, image, protocol=protocol, ms_flip=chosen.ms_flip)
+        (labels,) = (each.cpu() for each in predictor([image]))
         seconds = time.perf_counter() - start
-        name = "fused" if isinstance(network, FusedNetwork) else "plain"
-        return Result(image, labels, find_entry(chosen.model).dataset, chosen, seconds, name)
+        if not are_finite(labels):
+            raise InputError(f"{NOT_FINITE_MESSAGE} for this picture")
+        dataset = find_entry(chosen.model).dataset
+        return Result(image, labels.numpy(), dataset, chosen, seconds, predictor.network_name)
 
     def _load(self, model: str, precision: str) -> Network:
         if self._network is None or self._key != (model, precision):

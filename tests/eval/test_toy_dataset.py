@@ -10,10 +10,10 @@ import tiny_eval
 
 from emanet_triton import segment
 from emanet_triton.data.dataset import IGNORE, Class, Dataset, Files, Sample
-from emanet_triton.data.draw import wrong_color
 from emanet_triton.data.png import read_image, read_label_png, write_png
 from emanet_triton.errors import InputError
 from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.draw import wrong_color
 from emanet_triton.models.zoo import ZOO
 
 # Files lie at <split>/photos/<name>.png and <split>/masks/<name>.png. Masks hold 10, 20 and 30 for

@@ -1,5 +1,7 @@
 """Settings of the tests of ``python -m emanet_triton.predict``."""
 
+import itertools
+
 import cv2
 import pytest
 import tiny_eval
@@ -73,3 +75,20 @@ def refused(predict):
         return line.removeprefix("error: ")
 
     return run
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Let the call of a module's network with this number raise KeyboardInterrupt."""
+
+    def at(module, number: int) -> None:
+        network, calls = module.predict, itertools.count(1)
+
+        def interrupted(*arguments):
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return network(*arguments)
+
+        monkeypatch.setattr(module, "predict", interrupted)
+
+    return at

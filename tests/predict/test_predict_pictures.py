@@ -216,16 +216,8 @@ def test_a_checkpoint_that_is_missing_or_unknown(photos, refused, tmp_path):
     assert "expected --model" in refused(photos, "--ckpt", unknown, model=False)
 
 
-def test_an_interruption_keeps_what_is_finished(tmp_path, photos, predict, monkeypatch):
-    network, calls = pictures.predict, []
-
-    def third_is_interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return network(*arguments)
-
-    monkeypatch.setattr(pictures, "predict", third_is_interrupted)
+def test_an_interruption_keeps_what_is_finished(tmp_path, photos, predict, interrupt):
+    interrupt(pictures, 3)
     code, out, err = predict(photos)
     assert code == 2
     assert out.startswith("2 of 5 segmented")

@@ -149,16 +149,8 @@ def test_frames_of_odd_sides(tmp_path, predict, size):
     assert even == tuple(side + side % 2 for side in shape)
 
 
-def test_an_interrupted_video_is_kept_in_part_and_begins_anew(tmp_path, clip, predict, monkeypatch):
-    network, calls = video.predict, []
-
-    def fifth_is_interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return network(*arguments)
-
-    monkeypatch.setattr(video, "predict", fifth_is_interrupted)
+def test_an_interrupted_video_is_kept_in_part_and_begins_anew(tmp_path, clip, predict, interrupt):
+    interrupt(video, 5)
     code, out, err = predict(clip, "--save", "overlay,labels")
     assert (code, out.startswith("0 of 1 segmented")) == (2, True)
     assert err.endswith("interrupted; the same command goes on from there\n")
@@ -201,17 +193,9 @@ def webcam(monkeypatch):
 
 @pytest.mark.parametrize("interrupted", [2, 4, 9])
 def test_an_interruption_ends_a_webcam_s_recording(
-    tmp_path, predict, monkeypatch, refused, webcam, interrupted
+    tmp_path, predict, interrupt, refused, webcam, interrupted
 ):
-    network, calls = video.predict, []
-
-    def one_is_interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == interrupted:
-            raise KeyboardInterrupt
-        return network(*arguments)
-
-    monkeypatch.setattr(video, "predict", one_is_interrupted)
+    interrupt(video, interrupted)
     code, out, err = predict("3", "--save", "labels")
     assert code == 0
     assert out.startswith("1 of 1 segmented")

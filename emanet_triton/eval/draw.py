@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from emanet_triton.data.dataset import IGNORE, Class, Color
-from emanet_triton.data.overlay import ALPHA, BLACK, Text, draw_legend, enlarge, stack, write
+from emanet_triton.data.overlay import ALPHA, BLACK, Text, draw_legend, enlarge, paint, stack, write
 
 _MIN_PANEL = 320  # pixels of a panel's longer side; a smaller image is enlarged so that text fits
 
@@ -75,9 +75,8 @@ def _holds(train_id: int, *maps: np.ndarray | None) -> bool:
 
 def _paint(image: np.ndarray, ids: np.ndarray, classes: Sequence[Class]) -> np.ndarray:
     """The image, covered with the colours of its classes, and with black where it has no class."""
-    palette = np.zeros((2**8, 3), np.uint8)
-    palette[: len(classes)] = [c.color for c in classes]
-    return cv2.addWeighted(palette[ids], ALPHA, image, 1 - ALPHA, 0)
+    colors = np.array([c.color for c in classes], np.uint8)
+    return cv2.addWeighted(paint(ids, colors), ALPHA, image, 1 - ALPHA, 0)
 
 
 def _paint_errors(

@@ -7,7 +7,7 @@ import pytest
 
 from emanet_triton.data.cityscapes import CITYSCAPES, CLASSES
 from emanet_triton.data.dataset import IGNORE, Class
-from emanet_triton.data.draw import side_by_side, wrong_color
+from emanet_triton.eval.draw import side_by_side, wrong_color
 
 PADDING = 4
 WRONG = wrong_color(CLASSES)
