@@ -7,6 +7,8 @@ Attributes:
 
 from emanet_triton import old_paths
 from emanet_triton._version import __version__
+from emanet_triton.data.dataset import Dataset
+from emanet_triton.data.description import open_dataset
 from emanet_triton.data.overlay import class_names, overlay, palette
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
@@ -24,6 +26,7 @@ old_paths.install()
 __all__ = [
     "MEAN",
     "STD",
+    "Dataset",
     "EMAttention",
     "Predictor",
     "Protocol",
@@ -34,6 +37,7 @@ __all__ = [
     "em_attention_block",
     "fuse",
     "list_models",
+    "open_dataset",
     "overlay",
     "palette",
     "segment",

@@ -38,7 +38,7 @@ COMMANDS = {
         "emanet_triton.bench.__main__", "time the network and its parts, beside competitors"
     ),
     "convert": Command(
-        "emanet_triton.convert", "write a checkpoint's weights as a safetensors file"
+        "emanet_triton.convert", "write a checkpoint's weights as a safetensors or mmseg file"
     ),
     "env": Command("emanet_triton.env", "print versions and hardware, for a report of a bug"),
     "demo": Command("emanet_triton.web.__main__", "segment pictures on a page in the browser"),

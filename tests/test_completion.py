@@ -57,7 +57,7 @@ def test_bash_can_read_the_script(bash_script):
         (["eval", "--precision", "b"], {"bf16"}),
         (["eval", "--model", "emanet_d"], {"emanet_demo"}),
         (["eval", "--ckpt", "f"], {"file.pth", "folder"}),
-        (["eval", "--data", "f"], {"folder"}),
+        (["eval", "--data", "f"], {"file.pth", "folder"}),
         (["eval", "--save-overlays", "f"], {"folder"}),
         (["eval", "--no-f"], {"--no-fuse"}),
         (["eval", "--ms-flip", "--pr"], {"--protocol", "--precision"}),

@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_message(tmp_path, source, capsys, monkeypatch):
     def write(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("emanet_triton.models.checkpoint.write_whole", write)
+    monkeypatch.setattr("emanet_triton.models.conversion.write_whole", write)
     destination = tmp_path / "y.safetensors"
     message = refused(capsys, source, destination)
     assert message == f"{destination}: cannot be written (No space left on device)"
@@ -130,17 +130,28 @@ def test_weights_that_do_not_fit_into_the_memory_twice(tmp_path, source, capsys,
     assert message == f"{source}: its weights do not fit into the memory twice"
 
 
-def test_destination_must_be_named_safetensors(tmp_path, source, capsys):
-    message = refused(capsys, source, tmp_path / "y.pth")
-    assert message == f"{tmp_path / 'y.pth'}: the converted file's name must end in .safetensors"
+@pytest.mark.parametrize(
+    ("name", "options", "suffixes"),
+    [
+        ("y", [], ".safetensors or .pth"),
+        ("y.pt", [], ".safetensors or .pth"),
+        ("y.pth", ["--to", "safetensors"], ".safetensors"),
+        ("y.safetensors", ["--to", "mmseg"], ".pth"),
+    ],
+)
+def test_the_destination_must_have_the_suffix_of_its_kind(
+    tmp_path, source, capsys, name, options, suffixes
+):
+    message = refused(capsys, source, tmp_path / name, *options)
+    assert message == f"{tmp_path / name}: the converted file's name must end in {suffixes}"
 
 
-@pytest.mark.parametrize("name", ["y.pth", "y.safetensors"])
+@pytest.mark.parametrize("name", ["y", "y.pth", "y.safetensors", "y-c43fcef1.pth"])
 def test_a_bad_destination_is_refused_before_the_source_is_read(
     tmp_path, source, capsys, monkeypatch, name
 ):
     read = []
-    monkeypatch.setattr("emanet_triton.models.checkpoint.read_checkpoint", read.append)
+    monkeypatch.setattr("emanet_triton.models.conversion.read_checkpoint", read.append)
     (tmp_path / name).touch()
     refused(capsys, source, tmp_path / name)
     assert read == []

@@ -1,13 +1,14 @@
 """A data set as one value: its classes, its files, and what its labels mean."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emanet_triton.data.png import png_size
+from emanet_triton.data import png
 from emanet_triton.errors import InputError, one_line
 
 IGNORE = 255  # the train id of pixels that are not scored, in every data set
@@ -38,21 +39,28 @@ class Sample:
 class Dataset:
     """All that an evaluation needs to know about a data set.
 
-    Images and labels are PNG files. Inside the package a label is an array of train ids: the index
-    of a class in ``classes``, or ``IGNORE``.
+    Images are PNG files unless ``read_image`` reads other kinds; labels are PNG files. Inside the
+    package a label is an array of train ids: the index of a class in ``classes``, or ``IGNORE``.
 
     Attributes:
         name: of the data set, for messages.
         classes: the scored classes, at most 255, in the order of the network's channels.
         folders: below the root; they hold the images and labels, so nothing is written into them.
+            "." is the root itself. Single files may be named, too.
         find_files: takes the root and the name of a split. Returns the images, the labels, and one
             line for each problem because of which the split cannot be used. It may raise OSError.
         read_labels: reads the label of a sample as train ids, uint8 [H, W]. Raises InputError if
             the file is damaged or holds an illegal id.
         prediction_name: the file name under which the prediction for a sample is saved.
-        to_stored_ids: turns predicted train ids, uint8 [H, W], into the ids that are saved.
+        to_stored_ids: turns predicted train ids, uint8 [H, W], into the ids that are saved, uint8
+            or uint16 [H, W].
         published_on: the split, and the number of its images, on which the published figures of
-            the models were measured.
+            the models were measured; ``None`` if there are no such figures.
+        read_image: reads an image as uint8 RGB [H, W, 3]. Raises InputError if it is damaged.
+        image_size: reads (height, width) of an image, as ``read_image`` gives them, faster if it
+            can. Raises InputError if the image is damaged.
+        description: the JSON values from which ``data.description.dataset_from`` makes this data
+            set again; ``None`` for a data set that is written in Python.
     """
 
     name: str
@@ -62,7 +70,10 @@ class Dataset:
     read_labels: Callable[[Sample], np.ndarray]
     prediction_name: Callable[[Sample], str]
     to_stored_ids: Callable[[np.ndarray], np.ndarray]
-    published_on: tuple[str, int]
+    published_on: tuple[str, int] | None = None
+    read_image: Callable[[Path], np.ndarray] = png.read_image
+    image_size: Callable[[Path], tuple[int, ...]] = png.png_size
+    description: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def find(
         self, root: Path, split: str, limit: int | None = None
@@ -85,7 +96,7 @@ class Dataset:
             raise InputError(f"limit {limit}: expected at least 1 image")
         try:
             if not root.is_dir():
-                expected = " and ".join(self.folders)
+                expected = " and ".join(f for f in self.folders if f != ".") or "its files"
                 problem = f"there is no such folder; expected one with {expected}"
                 raise self._unusable(root, split, [problem])
             images, labels, problems = self.find_files(root, split)
@@ -114,12 +125,12 @@ class Dataset:
     def check(self, sample: Sample) -> list[str]:
         """One line for each problem with the files of a sample; no line if they are sound.
 
-        Both PNGs must be intact and of the same size, and every id of the label legal. The pixels
-        of the image are not decoded (``png_size``).
+        Both files must be intact and of the same size, and every id of the label legal. The pixels
+        of an image that is a PNG are not decoded (``png_size``).
         """
         problems: list[str] = []
         sizes: list[tuple[int, ...]] = []
-        for size in (lambda: png_size(sample.image), lambda: self.read_labels(sample).shape):
+        for size in (lambda: self.image_size(sample.image), lambda: self.read_labels(sample).shape):
             try:
                 sizes.append(size())
             except InputError as error:

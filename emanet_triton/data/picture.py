@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from emanet_triton.data.decoding import decode_quietly, messages_are_kept
-from emanet_triton.data.png import decode_image
+from emanet_triton.data.png import decode_image, png_size
 from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.data.png_chunks import SIGNATURE as PNG_SIGNATURE
 from emanet_triton.data.reading import read_regular, refusing
@@ -87,6 +87,22 @@ def read_picture(path: Path) -> np.ndarray:
         if lines:
             raise ValueError(lines[0])
         return image
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of the picture that ``read_picture`` gives.
+
+    A PNG is not decoded (``png_size``); a file of another kind is, because only this shows damage.
+
+    Raises:
+        InputError: ``read_picture`` refuses the file. It may also refuse a PNG that passes here.
+    """
+    with refusing(path, "picture", KINDS):
+        head = read_regular(path)[:HEAD_BYTES]
+    if picture_kind(head) == "PNG":
+        return png_size(path)
+    height, width, _ = read_picture(path).shape
+    return height, width
 
 
 def _decoded(data: bytes, kind: str) -> np.ndarray:

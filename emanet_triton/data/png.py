@@ -89,13 +89,16 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def write_png(path: Path, array: np.ndarray) -> None:
-    """Write uint8 grey [H, W] or RGB [H, W, 3]; a reader never sees a part of the file.
+    """Write uint8 or uint16 grey [H, W], or uint8 RGB [H, W, 3], as a whole file or not at all.
 
     Raises:
         InputError: the folder is missing or the file cannot be written.
     """
-    if array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] == (3,)):
-        raise ValueError(f"expected uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
+    grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    if not grey and not (array.dtype == np.uint8 and array.shape[2:] == (3,)):
+        raise ValueError(
+            f"expected uint8 or uint16 [H, W] or uint8 [H, W, 3], got {array.dtype} {array.shape}"
+        )
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(".png", pixels)
     if not done:

@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from emanet_triton.command import FAILED, answer, complain, program, run, say
-from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.finite import check_network
@@ -75,7 +74,7 @@ def _evaluate(plan: Plan, job: Job, partial: PartialResult, group: Ranks) -> rep
     predictor = plan.predictor(job, plan.precision)
     other = plan.predictor(job, plan.compare) if plan.compare else None
     tell(report.running(plan, predictor))
-    image = read_image(plan.samples[0].image)
+    image = plan.dataset.read_image(plan.samples[0].image)
     for each in filter(None, (predictor, other)):
         check_network(each, image)
     result = evaluate(

@@ -28,8 +28,8 @@ def make_parser() -> Parser:
     )
     what.add_argument(
         "--model",
-        help="the model that --ckpt belongs to; default: the one whose published file has the "
-        "name or the hash of --ckpt",
+        help="the model that --ckpt belongs to; default: the one that a file of emanet-triton "
+        "train names, or whose published file has the name or the hash of --ckpt",
     )
     what.add_argument(
         "--all",
@@ -37,7 +37,11 @@ def make_parser() -> Parser:
         help="evaluate the four published models, with one view and with ms+flip, in one table",
     )
     what.add_argument(
-        "--data", type=Path, metavar="ROOT", help=f"root folder of the data set ({datasets})"
+        "--data",
+        type=Path,
+        metavar="ROOT_OR_TOML",
+        help=f"root folder of the data set ({datasets}), or a file .toml that describes another "
+        "data set",
     )
     what.add_argument("--split", default="val", help="default: %(default)s")
     what.add_argument("--limit", type=count, metavar="N", help="evaluate only the first N images")

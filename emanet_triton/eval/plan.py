@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from emanet_triton.cores import usable_cores
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset, Sample
+from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
@@ -22,7 +22,7 @@ from emanet_triton.files import require_writable
 from emanet_triton.inference.build import load_network, open_device, ready_network
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.checkpoint import Checkpoint
-from emanet_triton.models.chosen import chosen_path, known_model, model_of_file, read_chosen
+from emanet_triton.models.chosen import Chosen, choose, chosen_path, read_chosen
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import DEMO, ZOO, list_models, published_path, read_published
@@ -38,6 +38,7 @@ class Job:
         protocol: how images are resized and cut into windows.
         ms_flip: average over scales and mirroring.
         reconstruct: False leaves out the EM attention's reconstruction.
+        num_classes: channels of the logits; ``None``: the classes of the model's own data set.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     protocol: Protocol
     ms_flip: bool
     reconstruct: bool = True
+    num_classes: int | None = None
 
     def load(self, device: torch.device) -> Network:
         """Build the plain network on its device.
@@ -52,7 +54,7 @@ class Job:
         Raises:
             InputError: the weights do not fit.
         """
-        model = load_network(self.name, self.checkpoint, device)
+        model = load_network(self.name, self.checkpoint, device, num_classes=self.num_classes)
         if not self.reconstruct:
             # On the device: a CUDA graph could not copy it there.
             zero = torch.zeros(1, device=device)
@@ -118,6 +120,7 @@ class Plan:
                 precision,
                 fuse=self.fuse,
                 images=len(self.samples),
+                num_classes=job.num_classes,
             )
         else:
             network = job.load(self.device)
@@ -171,6 +174,7 @@ class Plan:
             "ms_flip": job.ms_flip,
             "reconstruct": job.reconstruct,
             "data": str(self.data.resolve()),
+            "dataset": self.dataset.description,
             "split": self.split,
             "samples": [sample.name for sample in self.samples],
             "precision": self.precision,
@@ -193,24 +197,27 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         InputError: something is missing, damaged or does not fit.
     """
     device = open_device(args.device, (args.precision, args.compare), ranks.local_rank)
-    names = _model_names(args)
-    dataset = ZOO[names[0]].dataset
-    demo = args.data is None and names == [DEMO]
-    if args.data is None and not demo:
-        raise InputError(f"--data is missing; expected the root of {dataset.name}")
-    data = demo_dataset() if args.data is None else args.data
+    chosen = _chosen(args)
+    dataset = chosen[0].dataset
+    data = chosen[0].root
+    demo = data is None and chosen[0].name == DEMO and dataset is ZOO[DEMO].dataset
+    if data is None:
+        if not demo:
+            raise InputError(f"--data is missing; expected the root of {dataset.name}")
+        data = demo_dataset()
     outputs = Outputs(dataset, args.save_predictions, args.save_overlays)
     keep_out(dataset, data, outputs.folders() | {"--json": args.json})
     samples, problems = dataset.find(data, args.split, args.limit)
     outputs.prepare()
     if args.json:
         require_writable(args.json)
-    checkpoints = [_checkpoint_path(args, name) for name in names]
-    refuse_overwriting(outputs, args.json, samples, checkpoints)
+    inputs = [_checkpoint_path(args, each.name) for each in chosen]
+    inputs += [args.data] if args.data and is_description(args.data) else []
+    refuse_overwriting(outputs, args.json, samples, inputs)
     stamped = stamps(samples)
     check_samples(samples, dataset, problems, ranks, args.workers)
     return Plan(
-        jobs=_jobs(args, names),
+        jobs=_jobs(args, chosen),
         dataset=dataset,
         data=data,
         split=args.split,
@@ -233,41 +240,40 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
     )
 
 
-def _model_names(args: Namespace) -> list[str]:
-    """The models to evaluate. A checkpoint is read only if nothing else names its model."""
+def _chosen(args: Namespace) -> list[Chosen]:
+    """The models to evaluate, all on the same data set."""
     if args.all:
+        dataset, root = open_dataset(args.data) if args.data else (CITYSCAPES, None)
         entries = ((name, ZOO[name]) for name in list_models())
-        return [name for name, e in entries if e.published and e.dataset is CITYSCAPES]
+        published = [(name, e) for name, e in entries if e.published and e.dataset is CITYSCAPES]
+        return [Chosen(name, dataset, entry.protocol, root) for name, entry in published]
     if args.ckpt:
-        return [_model_of(args.ckpt, args.model, args.data)]
+        return [choose(args.ckpt, args.model, args.data)]
     if args.data is None:
-        return [DEMO]
+        return [choose(DEMO)]
     raise InputError(
         "--ckpt is missing; expected a checkpoint file or one of: " + ", ".join(list_models())
     )
 
 
-def _model_of(ckpt: str, model: str | None, data: Path | None) -> str:
-    """The model of the checkpoint that ``--ckpt`` names."""
-    known = known_model(ckpt, model)
-    if known:
-        return known
-    if Path(ckpt).exists() and data and not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
-        raise InputError(f"--data {data}: there is no such folder")
-    return model_of_file(ckpt)
-
-
-def _jobs(args: Namespace, names: Sequence[str]) -> list[Job]:
+def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
     """Read the checkpoints, which may download them, and check that their weights fit."""
-    checkpoints = {name: _read(args, name) for name in names}
+    checkpoints = [(each, _read(args, each.name)) for each in chosen]
     demo = args.ckpt is None and not args.all
     jobs = [
-        Job(name, checkpoint, replace(ZOO[name].protocol, version=args.protocol), ms, reconstruct)
+        Job(
+            each.name,
+            checkpoint,
+            replace(each.protocol, version=args.protocol),
+            ms,
+            reconstruct,
+            each.num_classes,
+        )
         for ms in ((False, True) if args.all else (args.ms_flip,))
         for reconstruct in ((True, False) if demo else (True,))
-        for name, checkpoint in checkpoints.items()
+        for each, checkpoint in checkpoints
     ]
-    for job in jobs[: len(names)]:
+    for job in jobs[: len(chosen)]:
         job.load(torch.device("meta"))
         if args.all:  # four networks at once would take a gigabyte
             job.checkpoint.release()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from emanet_triton.data.dataset import Dataset, Sample, problems_error
-from emanet_triton.data.png import read_image
 from emanet_triton.errors import InputError
 from emanet_triton.eval.finite import finite_matrices
 from emanet_triton.eval.metric import scores
@@ -273,7 +272,7 @@ def _load(batch: list[Sample], dataset: Dataset) -> list[tuple[np.ndarray, np.nd
 
 
 def _load_sample(sample: Sample, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    image, labels = read_image(sample.image), dataset.read_labels(sample)
+    image, labels = dataset.read_image(sample.image), dataset.read_labels(sample)
     (height, width), (label_height, label_width) = image.shape[:2], labels.shape
     if image.shape[:2] != labels.shape:
         raise InputError(

@@ -45,7 +45,11 @@ def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 
 
 
 def load_network(
-    name: str, checkpoint: Checkpoint, device: torch.device, share: bool = False
+    name: str,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    share: bool = False,
+    num_classes: int | None = None,
 ) -> Network:
     """Build the plain network of a model on its device.
 
@@ -54,11 +58,12 @@ def load_network(
         checkpoint: its weights.
         device: of the network.
         share: use the checkpoint's own memory and dtypes instead of a copy in float32.
+        num_classes: channels of the logits; by default the classes of the model's own data set.
 
     Raises:
         InputError: the weights do not fit.
     """
-    model = create_model(name)
+    model = create_model(name, num_classes=num_classes)
     load_into(model, checkpoint, share)
     return model.to(device)
 
@@ -71,6 +76,7 @@ def ready_network(
     *,
     fuse: bool = True,
     images: int | None = None,
+    num_classes: int | None = None,
 ) -> Network:
     """Build the network of a model as it runs: fused where it can be.
 
@@ -83,12 +89,14 @@ def ready_network(
         precision: one of ``PRECISIONS``.
         fuse: whether to fuse the network at all.
         images: how many there are; for a few, no convolution of an unknown CPU is measured.
+        num_classes: channels of the logits; by default the classes of the model's own data set.
 
     Raises:
         InputError: the weights do not fit.
     """
     fused = fuse and precision != "tf32"
-    model = load_network(name, checkpoint, device, share=fused and device.type == "cpu")
+    share = fused and device.type == "cpu"
+    model = load_network(name, checkpoint, device, share, num_classes)
     checkpoint.release()
     if not fused:
         return model

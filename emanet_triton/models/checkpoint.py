@@ -1,4 +1,4 @@
-"""Reading checkpoints that may be malicious or damaged, and writing their weights alone."""
+"""Reading checkpoints that may be malicious or damaged."""
 
 import hashlib
 import io
@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor
 
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_whole
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.models.checkpoint_files.refusals import (
     DamagedError,
@@ -25,9 +24,10 @@ from emanet_triton.models.checkpoint_files.refusals import (
     shown,
 )
 from emanet_triton.models.checkpoint_files.safetensors_file import (
+    header_end,
     is_safetensors,
+    metadata_in,
     read_safetensors_file,
-    write_safetensors,
 )
 from emanet_triton.models.checkpoint_files.stored import Content, StoredTensor, make
 from emanet_triton.models.checkpoint_files.torch_file import read_legacy_file, read_zip_file
@@ -116,51 +116,24 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
     return Checkpoint(path, sha256, weights, content.meta)
 
 
-def convert(source: str | Path, destination: str | Path, overwrite: bool = False) -> Checkpoint:
-    """Write the weights of a checkpoint, and nothing else from it, as a safetensors file.
-
-    The metadata of the new file name the source and its SHA-256.
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, of which only the header is read.
 
     Returns:
-        The written file, read back.
-
-    Raises:
-        InputError: the source is not a usable checkpoint; or the destination does not end in
-            ``.safetensors``, is the source, cannot be written, or exists and ``overwrite`` is
-            false.
+        The metadata; nothing for any other file, also if it is damaged or missing.
     """
-    source, destination = Path(source), Path(destination)
     try:
-        _check_destination(source, destination, overwrite)
-        checkpoint = read_checkpoint(source)
-        metadata = {
-            "format": "pt",
-            "source": shown(source.name),
-            "source_sha256": checkpoint.sha256,
-        }
-        data = write_safetensors(checkpoint.state_dict, metadata)
-        checkpoint.release()  # frees half of the memory
-        write_whole(destination, data)
-    except OSError as error:
-        raise InputError(f"{destination}: cannot be written ({error.strerror})") from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"{source}: its weights do not fit into the memory twice") from error
-    del data
-    return read_checkpoint(destination)
-
-
-def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
-    """Refuse a wrong destination before the source is read, which may take long."""
-    if destination.suffix != ".safetensors":
-        raise InputError(f"{destination}: the converted file's name must end in .safetensors")
-    if not destination.exists():
-        return
-    if source.exists() and destination.samefile(source):
-        raise InputError(f"{destination}: is the source itself; expected another file")
-    if not overwrite:
-        raise InputError(f"{destination}: exists already; it is replaced only on request (--force)")
+        if not path.is_file():
+            return {}
+        with _open(path) as file:
+            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+            if not is_safetensors(head, size):
+                return {}
+            end = header_end(head)
+            file.seek(0)
+            return metadata_in(file.read(end))
+    except (OSError, ValueError):  # ValueError: DamagedError, or a null byte in the path
+        return {}
 
 
 def _contents(path: Path) -> tuple[memoryview, Callable[[memoryview], Content]]:
@@ -222,12 +195,18 @@ def _check_hash(path: Path, sha256: str, expected: str | None) -> None:
             f"its SHA-256 begins with {sha256[: len(expected)]}, expected {expected}: "
             "the file is damaged or another one"
         )
-    named = _PUBLISHED_NAME.fullmatch(path.name)
-    if named and not sha256.startswith(named[1]) and not _is_date(named[1]):
+    digits = named_digits(path.name)
+    if digits and not sha256.startswith(digits):
         raise UnsupportedError(
-            f"its SHA-256 begins with {sha256[:8]}, expected {named[1]} as in its name: "
+            f"its SHA-256 begins with {sha256[:8]}, expected {digits} as in its name: "
             "the file is damaged, or the name must not end like a published one"
         )
+
+
+def named_digits(name: str) -> str | None:
+    """The digits with which the hash of a file of this name must begin, if it must at all."""
+    named = _PUBLISHED_NAME.fullmatch(name)
+    return named[1] if named and not _is_date(named[1]) else None
 
 
 def _is_date(digits: str) -> bool:

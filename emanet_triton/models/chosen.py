@@ -1,10 +1,15 @@
-"""What the options ``--ckpt`` and ``--model`` of a command line choose: a model and its weights."""
+"""What the options ``--ckpt``, ``--model`` and ``--data`` of a command line choose together."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from emanet_triton.data.dataset import Dataset
+from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trained import trained_file
 from emanet_triton.models.zoo import (
     ZOO,
     find_entry,
@@ -13,6 +18,71 @@ from emanet_triton.models.zoo import (
     published_path,
     read_published,
 )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A model, its classes and its protocol.
+
+    Attributes:
+        name: of the model in the zoo.
+        dataset: whose classes the network predicts.
+        protocol: how images are resized and cut into windows.
+        root: of the data set; ``None`` without ``--data``.
+    """
+
+    name: str
+    dataset: Dataset
+    protocol: Protocol
+    root: Path | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The channels of the network's logits."""
+        return len(self.dataset.classes)
+
+
+def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Chosen:
+    """Find out what the options mean. A large file is read only if nothing else names its model.
+
+    A file of ``emanet-triton train`` says its model, its protocol and its data set. For other
+    files these are the zoo's.
+
+    Args:
+        ckpt: a checkpoint file or the name of a model.
+        model: the name of the model as the user gave it, or ``None``.
+        data: the root of the data set, or a file ``*.toml`` that describes another data set; or
+            ``None``.
+
+    Raises:
+        InputError: an option names nothing that can be used, or two options contradict each other.
+    """
+    described = open_dataset(data) if data is not None and is_description(data) else None
+    known = known_model(ckpt, model)
+    trained = trained_file(Path(ckpt)) if _exists(ckpt) else None
+    if trained is not None:
+        name = trained.model
+        if name not in ZOO:
+            raise InputError(
+                f"{ckpt}: is of the model '{name}', which is unknown here; expected one of: "
+                + ", ".join(ZOO)
+            )
+        if model not in (None, name):
+            raise InputError(f"--ckpt {ckpt} is a checkpoint of {name}, not of --model {model}")
+    elif known is not None:
+        name = known
+    else:
+        if data and _exists(ckpt) and not _exists(str(data)):
+            raise InputError(f"--data {data}: there is no such folder")
+        name = model_of_file(ckpt)
+    entry = find_entry(name)
+    dataset = (trained and trained.described()) or entry.dataset
+    root = None
+    if described is not None:
+        dataset, root = described
+    elif data is not None:
+        dataset, root = open_dataset(data, dataset)
+    return Chosen(name, dataset, trained.protocol if trained else entry.protocol, root)
 
 
 def known_model(ckpt: str, model: str | None) -> str | None:

@@ -118,6 +118,15 @@ class ConvModule(nn.Module):
         return x if self.act is None else self.act(x)
 
 
+def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    """From features to logits, initialised as in mmseg (``BaseDecodeHead``)."""
+    conv = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(conv.weight, 0, 0.01)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 class EMAHead(nn.Module):
     """EMANet's decode head (mmseg ``EMAHead``).
 
@@ -150,7 +159,7 @@ class EMAHead(nn.Module):
     ) -> None:
         super().__init__()
         self.fixed_reconstruction: Tensor | None = None
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.conv_seg = _classifier(channels, num_classes)
         self.dropout = nn.Dropout2d(0.1)
         self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
@@ -182,7 +191,7 @@ class FCNHead(nn.Module):
 
     def __init__(self, in_channels: int, channels: int = 256, num_classes: int = 19) -> None:
         super().__init__()
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.conv_seg = _classifier(channels, num_classes)
         self.dropout = nn.Dropout2d(0.1)
         self.convs = nn.Sequential(ConvModule(in_channels, channels, 3))
 

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +17,15 @@ from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER,
 _LISTED = 8
 _AUXILIARY = f"{AUXILIARY}."
 _LOSS = ".loss_decode."  # in keys of the losses of mmseg's heads
+_CLASSIFIERS = ("decode_head.conv_seg", f"{AUXILIARY}.conv_seg")
+_BACKBONE = "backbone."
+_STEM = f"{_BACKBONE}stem.0.weight"
+_CLASSIFIER_OF_BACKBONES = ("fc.weight", "fc.bias")
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> None:
+def load_into(
+    model: nn.Module, checkpoint: Checkpoint, share: bool = False, new_classes: bool = False
+) -> None:
     """Copy a checkpoint's weights into a model, all or none, cast to the model's dtypes.
 
     Entries that may be missing:
@@ -36,25 +42,39 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
         checkpoint: its file is read again if the checkpoint was released.
         share: put the checkpoint's own tensors into the model, in the dtypes of the file, instead
             of copies. The model may then be on the meta device, where it has no memory.
+        new_classes: if the file is for another number of classes, the model keeps its own
+            classifiers (``conv_seg`` of both heads), with a warning. All others must fit.
 
     Raises:
         InputError: keys are missing, left over, or of another shape or kind of number; the
             message lists them, and nothing is loaded.
         ValueError: without ``share``, the model is on the meta device or has a tensor that cannot
-            be written; nothing is loaded.
+            be written; nothing is loaded. Or ``share`` and ``new_classes`` are both given.
     """
+    if share and new_classes:
+        raise ValueError("give either share=True or new_classes=True, not both")
     if not checkpoint.state_dict:
         checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
     ours = model.state_dict()
     theirs = checkpoint.state_dict
     stand_ins = _stand_ins(theirs, ours)
-    needed = {key: value for key, value in ours.items() if key not in stand_ins}
+    kept = _own_classifiers(theirs, ours) if new_classes else {}
+    old, new = (_classes(state) for state in (theirs, ours))
+    theirs = {key: value for key, value in theirs.items() if key not in kept}
+    needed = {key: value for key, value in ours.items() if key not in stand_ins | kept}
     extras = _extras(theirs, needed)
     theirs = {key: value for key, value in theirs.items() if key not in extras}
     _check_fit(checkpoint.path, theirs, needed)
     if not share:
         _check_writable(ours)
-    model.load_state_dict(theirs | stand_ins, assign=share)
+    model.load_state_dict(theirs | stand_ins | kept, assign=share)
+    if kept:
+        names = dict.fromkeys(key.rpartition(".")[0] for key in kept)
+        warnings.warn(
+            f"{checkpoint.path}: is for {old} classes, the model for {new}; not loaded are "
+            f"{' and '.join(names)}, which must be trained",
+            stacklevel=2,
+        )
     if extras:
         warnings.warn(
             f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
@@ -66,6 +86,68 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, share: bool = False) -> 
             f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
             stacklevel=2,
         )
+
+
+def load_backbone(model: nn.Module, path: str | Path) -> None:
+    """Copy the weights of a backbone file into ``model.backbone``, all or none.
+
+    The keys are those of ``model.backbone``, with or without the prefix ``backbone.``, as in
+    mmsegmentation's ``open-mmlab://resnet50_v1c``. Left out with a warning: in a file with the
+    prefix all entries without it, otherwise the classifier ``fc``. Counters
+    ``num_batches_tracked`` may be missing.
+
+    Args:
+        model: a network with a ``backbone``, not on the meta device.
+        path: the file, as ``read_checkpoint`` reads it.
+
+    Raises:
+        InputError: the file cannot be read or is no file of this backbone; nothing is loaded.
+        ValueError: a tensor of the model cannot be written; nothing is loaded.
+    """
+    backbone = model.get_submodule("backbone")
+    ours = {f"{_BACKBONE}{key}": value for key, value in backbone.state_dict().items()}
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.state_dict
+    if any(key.startswith(_BACKBONE) for key in stored):
+        theirs = {key: value for key, value in stored.items() if key.startswith(_BACKBONE)}
+    else:
+        theirs = {
+            f"{_BACKBONE}{key}": value
+            for key, value in stored.items()
+            if key not in _CLASSIFIER_OF_BACKBONES
+        }
+    counters = {
+        key: torch.zeros_like(value)
+        for key, value in ours.items()
+        if key.endswith(COUNTER) and key not in theirs
+    }
+    needed = {key: value for key, value in ours.items() if key not in counters}
+    _check_fit(checkpoint.path, theirs, needed, "backbone")
+    _check_writable(ours)
+    loaded = theirs | counters
+    backbone.load_state_dict({key.removeprefix(_BACKBONE): value for key, value in loaded.items()})
+    left = [key for key in stored if key not in theirs and f"{_BACKBONE}{key}" not in theirs]
+    if left:
+        warnings.warn(
+            f"{checkpoint.path}: leaves out {len(left)} of its entries, which no backbone uses, "
+            f"first {shown(left[0])}",
+            stacklevel=2,
+        )
+
+
+def _classes(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a state dict, if its classifier says it."""
+    weight = state.get(f"{_CLASSIFIERS[0]}.weight")
+    return weight.shape[0] if weight is not None and weight.dim() else None
+
+
+def _own_classifiers(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own classifiers, if those of the file differ in the number of classes alone."""
+    old, new = _classes(theirs), _classes(ours)
+    keys = [f"{name}.{part}" for name in _CLASSIFIERS for part in ("weight", "bias")]
+    keys = [key for key in keys if key in ours and key in theirs]
+    others = all(theirs[key].shape == (old, *ours[key].shape[1:]) for key in keys)
+    return {key: ours[key] for key in keys} if old != new and others else {}
 
 
 def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +178,9 @@ def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, T
     }
 
 
-def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+def _check_fit(
+    path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor], what: str = "model"
+) -> None:
     problems = {
         "missing from the file": [key for key in ours if key not in theirs],
         "left over in the file": [shown(key) for key in theirs if key not in ours],
@@ -112,7 +196,7 @@ def _check_fit(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -
             for title, lines in problems.items()
             if lines
         ]
-        message = [f"{path}: does not fit the model", *sections, *_hints(theirs, ours)]
+        message = [f"{path}: does not fit the {what}", *sections, *_hints(theirs, ours)]
         raise InputError("\n".join(message))
 
 
@@ -150,6 +234,11 @@ def _cut(lines: list[str]) -> list[str]:
 
 def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     """Guess the reason of a mismatch: another architecture or another number of classes."""
+    if _STEM in ours and _STEM not in theirs and f"{_BACKBONE}conv1.weight" in theirs:
+        return [
+            "The file's backbone begins with one convolution, as torchvision's ResNet; expected "
+            "ResNetV1c, whose stem has three, as open-mmlab://resnet50_v1c."
+        ]
     hints = []
     blocks, wanted = _blocks(theirs), _blocks(ours)
     if blocks != wanted:
@@ -161,7 +250,8 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}."
+            f"the model for {expected.shape[0]}; create_model takes num_classes=, a command "
+            "--data FILE.toml with the classes."
         )
     return hints
 

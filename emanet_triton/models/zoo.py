@@ -15,6 +15,7 @@ from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trained import trained_file
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def list_models() -> list[str]:
 
 
 def create_model(
-    name: str,
+    name: str | None = None,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
@@ -139,36 +140,51 @@ def create_model(
     ``torch.inference_mode`` still has ordinary tensors.
 
     Args:
-        name: one of ``list_models()``.
+        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a file of
+            ``emanet-triton train``, which says it.
         checkpoint: a checkpoint file to load. All weights must fit.
         pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
-        num_classes: channels of the logits, 1 to 255; by default the number of classes of the
-            model's data set (19 for Cityscapes).
+        num_classes: channels of the logits, 1 to 255; by default the number of classes in a file
+            of ``emanet-triton train``, or else of the model's data set (19 for Cityscapes). If a
+            number is given and a file has another one, the classifiers of the model (``conv_seg``
+            of both heads) are not loaded, with a warning: they must be trained.
 
     Returns:
         The model: an ``EMANet``, unless its entry in the zoo names another class.
-        ``model.protocol`` is the protocol of its published evaluation.
+        ``model.protocol`` is the protocol of its published evaluation, or of the training.
 
     Raises:
-        InputError: the name is unknown, a file cannot be downloaded, is damaged or is not the
-            published one, or the weights do not fit.
+        InputError: the name is unknown or missing, a file cannot be downloaded, is damaged or is
+            not the published one, or the weights do not fit.
         ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
             or is out of range.
     """
+    trained = None if checkpoint is None else trained_file(Path(checkpoint))
+    if name is None:
+        if trained is None:
+            raise InputError(
+                f"{checkpoint or 'create_model'}: expected the name of the model, one of: "
+                f"{', '.join(ZOO)}; only a file of emanet-triton train needs none"
+            )
+        name = trained.model
     entry = find_entry(name)
-    num_classes = len(entry.dataset.classes) if num_classes is None else num_classes
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
-    if type(num_classes) is not int or not 1 <= num_classes <= 255:
-        raise ValueError(f"num_classes must be an int in 1 to 255, got {num_classes!r}")
+    classes = num_classes
+    if classes is None:
+        classes = len(trained.classes if trained else entry.dataset.classes)
+    if type(classes) is not int or not 1 <= classes <= 255:
+        raise ValueError(f"num_classes must be an int in 1 to 255, got {classes!r}")
+    protocol = trained.protocol if trained and trained.model == name else entry.protocol
+    new_classes = num_classes is not None
     with torch.inference_mode(False):
         with torch.device("cpu"):
-            model = entry.network(entry.architecture, entry.protocol, num_classes).float()
+            model = entry.network(entry.architecture, protocol, classes).float()
         if pretrained:
-            load_into(model, read_published(name))
+            load_into(model, read_published(name), new_classes=new_classes)
         elif checkpoint is not None:
-            load_into(model, read_checkpoint(checkpoint))
+            load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
     return model.eval()
 
 

@@ -48,8 +48,15 @@ def make_parser() -> Parser:
     )
     what.add_argument(
         "--model",
-        help="the model that --ckpt belongs to; default: the one whose published file has the "
-        "name or the hash of --ckpt",
+        help="the model that --ckpt belongs to; default: the one that a file of emanet-triton "
+        "train names, or whose published file has the name or the hash of --ckpt",
+    )
+    what.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.toml",
+        help="a file that describes a data set, for the names and colours of the classes; default: "
+        "the classes of the model, or those on which --ckpt was trained",
     )
 
     output = parser.add_argument_group("output")

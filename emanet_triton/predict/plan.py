@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from emanet_triton.cores import usable_cores
+from emanet_triton.data.description import SUFFIX, is_description
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
 from emanet_triton.inference.build import open_device, ready_network
 from emanet_triton.inference.predictor import Predictor
-from emanet_triton.models.chosen import known_model, model_of_file, read_chosen
+from emanet_triton.models.chosen import Chosen, choose, read_chosen
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import ZOO
 from emanet_triton.predict.options import NATIVE, PROTOCOL
 from emanet_triton.predict.outputs import Outputs, check_places
 from emanet_triton.predict.sources import Source, find_sources
@@ -55,14 +55,16 @@ def make_plan(args: Namespace) -> Plan:
     """
     device = open_device(args.device, [args.precision])
     sources = find_sources(args.sources)
-    name = known_model(args.ckpt, args.model) or model_of_file(args.ckpt)
+    if args.data and not is_description(args.data):
+        raise InputError(f"--data {args.data}: expected a file *{SUFFIX} that describes a data set")
+    chosen = choose(args.ckpt, args.model, args.data)
     outputs = Outputs(
         folder=args.out,
         kinds=args.save,
-        dataset=ZOO[name].dataset,
+        dataset=chosen.dataset,
         train_ids=args.train_ids,
         alpha=args.alpha,
-        classes=_classes(args, name),
+        classes=_classes(args, chosen),
         overwrite=args.overwrite,
     )
     check_places(outputs, sources.found, sources.folders)
@@ -77,7 +79,7 @@ def make_plan(args: Namespace) -> Plan:
         skipped=len(sources.found) - len(left),
         notes=sources.notes,
         outputs=outputs,
-        predictor=_predictor(args, name, device, left) if left else None,
+        predictor=_predictor(args, chosen, device, left) if left else None,
         workers=args.workers,
         smooth=args.smooth,
         frames=args.frames,
@@ -85,15 +87,21 @@ def make_plan(args: Namespace) -> Plan:
 
 
 def _predictor(
-    args: Namespace, name: str, device: torch.device, left: Sequence[Source]
+    args: Namespace, chosen: Chosen, device: torch.device, left: Sequence[Source]
 ) -> Predictor:
     images = None if any(source.is_video for source in left) else len(left)
     network = ready_network(
-        name, read_chosen(args.ckpt, name), device, args.precision, fuse=args.fuse, images=images
+        chosen.name,
+        read_chosen(args.ckpt, chosen.name),
+        device,
+        args.precision,
+        fuse=args.fuse,
+        images=images,
+        num_classes=chosen.num_classes,
     )
     return Predictor(
         network,
-        _protocol(args, ZOO[name].protocol),
+        _protocol(args, chosen.protocol),
         ms_flip=args.ms_flip,
         precision=args.precision,
         batch_size=args.batch_size,
@@ -113,12 +121,13 @@ def _keep_recordings(outputs: Outputs, sources: Sequence[Source]) -> None:
                 )
 
 
-def _classes(args: Namespace, model: str) -> tuple[str, ...] | None:
-    known = class_names(ZOO[model].dataset)
+def _classes(args: Namespace, chosen: Chosen) -> tuple[str, ...] | None:
+    known = class_names(chosen.dataset)
     for name in args.classes or ():
         if name not in known:
             raise InputError(
-                f"--classes: {model} has no class '{name}'; expected some of: {', '.join(known)}"
+                f"--classes: {chosen.dataset.name} has no class '{name}'; expected some of: "
+                + ", ".join(known)
             )
     return args.classes
 

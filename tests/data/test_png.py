@@ -218,7 +218,7 @@ def test_interrupted_write_keeps_the_old_file(path, monkeypatch):
     ids=["int64", "rgba", "one row"],
 )
 def test_write_png_of_something_else_is_a_programming_error(path, array):
-    with pytest.raises(ValueError, match=r"expected uint8 \[H, W\] or \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 or uint16 \[H, W\] or uint8"):
         write_png(path, array)
 
 

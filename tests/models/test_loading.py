@@ -256,7 +256,10 @@ def test_names_another_architecture(tmp_path):
 def test_names_another_class_count(tmp_path):
     message = mismatch(tiny_emanet(num_classes=21), read_tiny(tmp_path))
     assert "decode_head.conv_seg.weight: file [19, 8, 1, 1], model [21, 8, 1, 1]" in message
-    assert message.endswith("\nThe file is for 19 classes, the model for 21.")
+    assert message.endswith(
+        "\nThe file is for 19 classes, the model for 21; create_model takes num_classes=, a "
+        "command --data FILE.toml with the classes."
+    )
 
 
 def test_names_a_file_of_no_emanet(tmp_path):

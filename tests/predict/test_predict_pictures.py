@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_written_ends_the_run(tmp_path, photos, predict):
         (["{photos}", "--smooth", "1"], "--smooth: expected a number of at least 0 and less than"),
         (["{photos}", "--scale", "10"], "--scale: expected protocol, native or WIDTHxHEIGHT"),
         (["{photos}", "--scale", "0x9"], "--scale: expected protocol, native or WIDTHxHEIGHT"),
-        (["{photos}", "--classes", "cars"], "--classes: tiny has no class 'cars'; expected some"),
+        (["{photos}", "--classes", "cars"], "--classes: Cityscapes has no class 'cars'; expected"),
         (["{photos}", "--classes", ","], "--classes: expected names with commas between them"),
         (["{photos}", "--precision", "tf32"], "tf32 is a precision of CUDA devices"),
         (["{photos}", "--device", "tpu"], "--device tpu: no such device here"),

@@ -22,6 +22,7 @@ from emanet_triton.models.checkpoint_files.stored import (
 
 _LENGTH = struct.Struct("<Q")  # the length of the header, which follows
 _HEADER = 1 << 22  # most bytes of a header; the header of ResNet-101 takes 70,000
+_METADATA = "__metadata__"
 _NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -57,19 +58,9 @@ def read_safetensors_file(data: memoryview) -> Content:
     Raises:
         DamagedError: the header is damaged, or the tensors do not fill the file.
     """
-    (length,) = _LENGTH.unpack_from(data)
-    if length > _HEADER:
-        raise DamagedError(f"its header is longer than {_HEADER} bytes")
-    start = _LENGTH.size + length
-    try:
-        header = json.loads(str(data[_LENGTH.size : start], "utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DamagedError):
-            raise
-        raise DamagedError("its header is no JSON") from error
-    meta = header.pop("__metadata__", {})
-    if not isinstance(meta, dict) or not all(isinstance(text, str) for text in meta.values()):
-        raise DamagedError("its metadata are no texts")
+    start = header_end(data)
+    header = _header(data[_LENGTH.size : start])
+    meta = header.pop(_METADATA)
     tensors, begins, parts = {}, {}, []
     for key, entry in header.items():
         storage, shape, begin = _entry(key, entry)
@@ -86,10 +77,31 @@ def read_safetensors_file(data: memoryview) -> Content:
     return Content(tensors, begins, meta, spare=0)
 
 
+def header_end(head: bytes | memoryview) -> int:
+    """The number of bytes before the first tensor, from the first eight bytes of a file.
+
+    Raises:
+        DamagedError: the header is too long.
+    """
+    (length,) = _LENGTH.unpack_from(head)
+    if length > _HEADER:
+        raise DamagedError(f"its header is longer than {_HEADER} bytes")
+    return _LENGTH.size + length
+
+
+def metadata_in(head: bytes) -> dict[str, str]:
+    """The metadata in the first ``header_end`` bytes of a file.
+
+    Raises:
+        DamagedError: the header is damaged.
+    """
+    return _header(head[_LENGTH.size :])[_METADATA]
+
+
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The bytes of a safetensors file, its tensors in order of alignment and name."""
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
     end = 0
     for name in names:
         tensor = tensors[name]
@@ -102,6 +114,20 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([_LENGTH.pack(len(text)), text, *(_bytes(tensors[name]) for name in names)])
+
+
+def _header(text: bytes | memoryview) -> dict[str, Any]:
+    """The header; its metadata are checked, and empty if the file has none."""
+    try:
+        header = json.loads(str(text, "utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError("its header is no JSON") from error
+    meta = header.setdefault(_METADATA, {})
+    if not isinstance(meta, dict) or not all(isinstance(text, str) for text in meta.values()):
+        raise DamagedError("its metadata are no texts")
+    return header
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""What a checkpoint of this package's training says about itself: model, classes, protocol, data.
+
+The training writes safetensors files. All of this is one JSON text in the file's ``__metadata__``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emanet_triton.data.dataset import Dataset
+from emanet_triton.data.description import dataset_from
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.models.checkpoint import read_metadata
+from emanet_triton.models.protocol import Protocol
+
+_KEY = "emanet_triton"
+_SIZES = ("base_scale", "crop", "stride")  # pairs of numbers in a protocol, or None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A description of a trained checkpoint.
+
+    Attributes:
+        model: its name in the zoo.
+        classes: the names of its classes, in the order of the network's channels.
+        protocol: with which the training validated it.
+        dataset: the description of the data set on which it was trained
+            (``Dataset.description``); ``None``: the model's own data set.
+        info: more JSON values, such as the iteration and the mIoU.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    protocol: Protocol
+    dataset: Mapping[str, Any] | None
+    info: Mapping[str, Any]
+
+    def metadata(self) -> dict[str, str]:
+        """Texts for ``write_safetensors``, from which ``of`` makes this description again."""
+        content = {
+            "model": self.model,
+            "classes": list(self.classes),
+            "protocol": asdict(self.protocol),
+            "dataset": self.dataset,
+            "info": self.info,
+        }
+        return {"format": "pt", _KEY: json.dumps(content)}
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> "Trained | None":
+        """The description in the metadata of a checkpoint; ``None`` if they have none.
+
+        Args:
+            meta: ``Checkpoint.meta``, or what ``metadata`` returns.
+
+        Raises:
+            InputError: the description is broken. The message does not name the file.
+        """
+        if _KEY not in meta:
+            return None
+        try:
+            trained = _parsed(json.loads(meta[_KEY]))
+            dataset = trained.described()
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+            raise InputError(
+                f"its description of a training is broken ({missing}); expected one of "
+                "emanet-triton train"
+            ) from None
+        if dataset is not None and trained.classes != tuple(c.name for c in dataset.classes):
+            raise InputError(
+                "its description of a training is broken (the data set has other classes); "
+                "expected one of emanet-triton train"
+            )
+        return trained
+
+    def described(self) -> Dataset | None:
+        """The data set that ``dataset`` describes.
+
+        Raises:
+            InputError: the description is wrong.
+        """
+        return None if self.dataset is None else dataset_from(self.dataset)
+
+
+def trained_file(path: Path) -> Trained | None:
+    """The description in a safetensors file, of which only the header is read.
+
+    Returns:
+        The description; ``None`` for any other file, also if it is damaged or missing.
+
+    Raises:
+        InputError: the description is broken.
+    """
+    try:
+        return Trained.of(read_metadata(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _parsed(content: object) -> Trained:
+    """The description in a JSON value; its data set is not looked at."""
+    table = _typed(content, dict, "a table")
+    classes = _typed(table["classes"], list, "a list of classes")
+    dataset = table["dataset"]
+    return Trained(
+        model=_typed(table["model"], str, "the name of a model"),
+        classes=tuple(_typed(name, str, "the name of a class") for name in classes),
+        protocol=_protocol(_typed(table["protocol"], dict, "a protocol")),
+        dataset=None if dataset is None else _typed(dataset, dict, "a data set"),
+        info=_typed(table["info"], dict, "a table of figures"),
+    )
+
+
+def _typed(value: Any, kind: type, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {expected}, got a {type(value).__name__}")
+    return value
+
+
+def _protocol(values: dict[str, Any]) -> Protocol:
+    """The protocol that ``asdict`` has turned into JSON values, its numbers checked."""
+    values = dict(values)
+    for key in _SIZES:
+        if values[key] is not None:
+            values[key] = _numbers(values[key], int)
+            if len(values[key]) != 2:
+                raise ValueError(f"expected two numbers as {key}")
+    values["ratios"] = _numbers(values["ratios"], int, float)
+    values["align_corners"] = _typed(values["align_corners"], bool, "true or false")
+    return Protocol(**values)
+
+
+def _numbers(values: object, *kinds: type) -> tuple:
+    if not isinstance(values, list) or not all(type(value) in kinds for value in values):
+        raise TypeError("expected a list of numbers")
+    return tuple(values)
