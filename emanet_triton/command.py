@@ -78,6 +78,37 @@ def count(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got '{text}'")
+    return int(text)
+
+
+def number(text: str, expected: str, holds: Callable[[float], bool]) -> float:
+    """A number that fulfils a condition, for the ``type`` of an option.
+
+    Args:
+        text: the option's value.
+        expected: the condition in words.
+        holds: the condition.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    return value
+
+
 def thread_count(text: str) -> int:
     """A number of threads that a process can start, as the ``type`` of an option.
 

@@ -34,6 +34,11 @@ COMMANDS = {
         "segment pictures, folders, videos and webcams",
         options="emanet_triton.predict.options",
     ),
+    "train": Command(
+        "emanet_triton.train.__main__",
+        "train a network or fine-tune a checkpoint on your classes",
+        options="emanet_triton.train.options",
+    ),
     "bench": Command(
         "emanet_triton.bench.__main__", "time the network and its parts, beside competitors"
     ),

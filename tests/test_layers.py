@@ -19,6 +19,7 @@ FLOORS = (
     ("models",),
     ("inference",),
     ("eval", "predict", "web"),
+    ("train",),
     ("bench",),
 )
 # Packages that import no sibling.

@@ -140,6 +140,21 @@ class Dataset:
             problems.append(f"{sample.label}: {label_w}x{label_h} pixels, its image has {w}x{h}")
         return problems
 
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Read a sample: the image, uint8 RGB [H, W, 3], and its train ids, uint8 [H, W].
+
+        Raises:
+            InputError: a file is damaged, holds an illegal id, or differs in size from the other.
+        """
+        image, labels = self.read_image(sample.image), self.read_labels(sample)
+        (height, width), (label_height, label_width) = image.shape[:2], labels.shape
+        if image.shape[:2] != labels.shape:
+            raise InputError(
+                f"{sample.image}: {width}x{height} pixels, its label has "
+                f"{label_width}x{label_height}; expected equal sizes"
+            )
+        return image, labels
+
     def _unusable(self, root: Path, split: str, problems: list[str]) -> InputError:
         return problems_error(f"{root}: not usable as {self.name} split '{split}'", problems)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,17 @@ def speed(result: Result, images: int) -> str:
     )
 
 
-def class_table(report: Report) -> str:
-    """IoU and accuracy of every class, in percent."""
-    result = scores(report.confusion)
+def class_table(classes: Sequence[str], confusion: Tensor) -> str:
+    """IoU and accuracy of every class, in percent.
+
+    Args:
+        classes: the names of the C classes.
+        confusion: int64 [C, C], rows = label.
+    """
+    result = scores(confusion)
     rows = [
         (name, _shown(iou), _shown(acc))
-        for name, iou, acc in zip(report.classes, result.iou, result.acc, strict=True)
+        for name, iou, acc in zip(classes, result.iou, result.acc, strict=True)
     ]
     return tabulate(
         rows,

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from emanet_triton.data.dataset import Dataset, Sample, problems_error
-from emanet_triton.errors import InputError
 from emanet_triton.eval.finite import finite_matrices
 from emanet_triton.eval.metric import scores
 from emanet_triton.eval.outputs import Outputs
@@ -154,7 +153,9 @@ def evaluate(
 
         dataset = outputs.dataset
         decoded = pool.map(
-            lambda batch: _load(batch, dataset), mine, ahead=workers if on_cpu else 2 * workers
+            lambda batch: [dataset.read(sample) for sample in batch],
+            mine,
+            ahead=workers if on_cpu else 2 * workers,
         )
         try:
             for batch in mine:
@@ -260,23 +261,3 @@ def _start(
         arguments = batch, images, targets, predicted
         pictures = [pool.submit(outputs.save, *each) for each in zip(*arguments, strict=True)]
     return _Started(batch, counts, predictors, pictures)
-
-
-def _load(batch: list[Sample], dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Read image, uint8 RGB [H, W, 3], and train ids, uint8 [H, W], of each sample.
-
-    Raises:
-        InputError: a file has changed since it was checked.
-    """
-    return [_load_sample(sample, dataset) for sample in batch]
-
-
-def _load_sample(sample: Sample, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    image, labels = dataset.read_image(sample.image), dataset.read_labels(sample)
-    (height, width), (label_height, label_width) = image.shape[:2], labels.shape
-    if image.shape[:2] != labels.shape:
-        raise InputError(
-            f"{sample.image}: {width}x{height} pixels, its label has {label_width}x{label_height}; "
-            "one of them has changed since the files were checked"
-        )
-    return image, labels

@@ -1,6 +1,11 @@
 """ResNetV1c with output stride 8, with the parameter names of mmseg's ``ResNetV1c``."""
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 class Bottleneck(nn.Module):
@@ -12,9 +17,14 @@ class Bottleneck(nn.Module):
         stride: of the 3x3 convolution and of the 1x1 convolution in the identity.
         dilation: of the 3x3 convolution.
         downsample: whether the identity needs a 1x1 convolution.
+
+    Attributes:
+        checkpointing: in training, keep only the block's input for the backward pass, which
+            computes the rest again (mmseg ``with_cp``).
     """
 
     expansion = 4
+    checkpointing = False
 
     def __init__(
         self, in_channels: int, planes: int, stride: int, dilation: int, downsample: bool
@@ -40,10 +50,40 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and x.requires_grad):
+            return self._output(x)
+        return checkpoint(  # the block draws no random numbers
+            self._output,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), _without_statistics(self)),
+        )
+
+    def _output(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         return self.relu(self.bn3(self.conv3(x)) + identity)
+
+
+@contextlib.contextmanager
+def _without_statistics(block: Bottleneck) -> Iterator[None]:
+    """Keep the running statistics, which the first computation of the block has moved already.
+
+    Meanwhile the batch norms move copies.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, before, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)
 
 
 class ResNetV1c(nn.Module):

@@ -49,6 +49,7 @@ class ZooEntry:
         network: the class of the network. It is called with the architecture, the protocol and a
             number of classes, and its method ``fused_form`` makes the fused network.
         dataset: the data set whose classes the model has.
+        crop: (height, width) of training samples in pixels (mmseg ``crop_size``).
     """
 
     architecture: Any
@@ -59,6 +60,7 @@ class ZooEntry:
     published: Published | None = None
     network: type[Network] = EMANet
     dataset: Dataset = CITYSCAPES
+    crop: tuple[int, int] = (512, 1024)
 
 
 _R50 = Architecture(blocks=(3, 4, 6, 3))
@@ -102,6 +104,7 @@ ZOO: dict[str, ZooEntry] = {
         url=f"{_URL}/emanet_r50-d8_769x769_80k_cityscapes/"
         "emanet_r50-d8_769x769_80k_cityscapes_20200901_100301-16f8de52.pth",
         published=Published(miou=79.33, miou_ms_flip=80.49, memory_gb=8.9, fps=1.97),
+        crop=(769, 769),
     ),
     "emanet_r101-d8_769x769_80k_cityscapes": ZooEntry(
         architecture=_R101,
@@ -111,6 +114,7 @@ ZOO: dict[str, ZooEntry] = {
         url=f"{_URL}/emanet_r101-d8_769x769_80k_cityscapes/"
         "emanet_r101-d8_769x769_80k_cityscapes_20200901_100301-47a324ce.pth",
         published=Published(miou=79.62, miou_ms_flip=81.00, memory_gb=10.1, fps=1.22),
+        crop=(769, 769),
     ),
     DEMO: ZooEntry(
         architecture=_TINY,
@@ -119,6 +123,7 @@ ZOO: dict[str, ZooEntry] = {
         sha256="a9d8f7b2",
         url=None,
         published=None,
+        crop=(192, 384),
     ),
 }
 

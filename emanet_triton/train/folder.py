@@ -1,0 +1,88 @@
+"""The folder of a training: its checkpoints, and the state from which it can go on."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emanet_triton.errors import InputError, first_line
+from emanet_triton.files import write_output
+from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
+from emanet_triton.models.trained import Trained
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+STATE = "state.pth"
+_FORM = 1  # of the state's file; increase it when an older one cannot be read
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder that gets all results of a training.
+
+    Every file is written whole, so a killed process leaves the earlier one. Only ``STATE`` is read
+    again; the checkpoints beside it are for people and for ``--ckpt``.
+
+    Attributes:
+        path: of the folder.
+        trained: describes the weights; ``info`` gets the iteration and the scores.
+    """
+
+    path: Path
+    trained: Trained
+
+    def write_weights(
+        self, name: str, weights: Mapping[str, Tensor], info: Mapping[str, Any]
+    ) -> None:
+        """Write a checkpoint that every ``--ckpt`` of this package takes.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        trained = replace(self.trained, info={**self.trained.info, **info})
+        on_cpu = {key: value.detach().cpu() for key, value in weights.items()}
+        write_output(self.path / name, write_safetensors(on_cpu, trained.metadata()))
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write the state from which the training can go on.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        content = io.BytesIO()
+        torch.save({"form": _FORM, **state}, content)
+        write_output(self.path / STATE, content.getvalue())
+
+    def read_state(self) -> dict[str, Any]:
+        """The state that ``write_state`` has written, on the CPU. No code in the file is executed.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        path = self.path / STATE
+        expected = "expected the state of a training by this command"
+        if not path.is_file():
+            raise InputError(f"--resume: {path}: no such file; {expected}")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
+            raise InputError(f"{path}: cannot be read ({first_line(e)}); {expected}") from None
+        if not isinstance(state, dict) or state.get("form") != _FORM:
+            raise InputError(f"{path}: is of another kind or version; {expected}")
+        return state
+
+
+def refuse_training(path: Path) -> None:
+    """Raise InputError if a folder holds a training.
+
+    Raises:
+        InputError: see above.
+    """
+    if (path / STATE).exists():
+        raise InputError(
+            f"--out {path}: holds a training; expected --resume to go on with it, or another folder"
+        )

@@ -1,0 +1,67 @@
+"""The validation of a network that is being trained, by the evaluation's own arithmetic."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emanet_triton.data.dataset import Dataset, Sample
+from emanet_triton.errors import InputError
+from emanet_triton.inference.inputs import to_device
+from emanet_triton.inference.predictor import NOT_FINITE, NOT_FINITE_MESSAGE, Predictor
+from emanet_triton.kernels.resample.op import confusion_counts
+from emanet_triton.models.network import Network
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.train.group import Group
+from emanet_triton.workers import Workers
+
+
+def validate(
+    network: Network,
+    protocol: Protocol,
+    precision: str,
+    samples: list[Sample],
+    dataset: Dataset,
+    group: Group,
+    workers: int,
+    each: Callable[[Sample, np.ndarray, np.ndarray, np.ndarray], None],
+) -> Tensor:
+    """The confusion matrix of all samples; the processes share them.
+
+    The network runs in evaluation mode, and is in the mode of before afterwards.
+
+    Args:
+        network: on its device.
+        protocol: how images become inputs.
+        precision: of the network, as ``Predictor`` takes it.
+        samples: the samples of all processes.
+        dataset: reads them.
+        group: the processes.
+        workers: threads of this process that read files.
+        each: called with every sample of this process, its image, labels and predicted labels.
+
+    Returns:
+        int64 [C, C] on the CPU, rows = label; the same on every process.
+
+    Raises:
+        InputError: a file cannot be read, or logits are not finite.
+    """
+    classes = len(dataset.classes)
+    mode = network.training
+    predictor = Predictor(network.eval(), protocol, precision=precision)
+    counts = torch.zeros(classes**2 + 1, dtype=torch.int64, device=predictor.device)
+    mine = samples[group.rank :: group.count]
+    try:
+        with Workers(workers) as pool:
+            loaded = pool.map(dataset.read, mine, ahead=max(workers, 1))
+            for sample, (image, labels) in zip(mine, loaded, strict=True):
+                (predicted,) = predictor([image])
+                if (predicted == NOT_FINITE).all():
+                    raise InputError(f"{sample.image}: {NOT_FINITE_MESSAGE}")
+                target = to_device(labels, predicted.device)
+                counts += confusion_counts(target, predicted, classes).to(counts.device)
+                each(sample, image, labels, predicted.cpu().numpy())
+    finally:
+        network.train(mode)
+    return group.sum(counts).cpu()[:-1].view(classes, classes)

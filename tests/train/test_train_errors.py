@@ -1,0 +1,216 @@
+"""Bad input gets one message, exit code 2, and loses nothing that was saved."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_trainings import options, write_small_scenes
+
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.png import read_label_png, write_png
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.train.__main__ import main
+from emanet_triton.train.trainer import Trainer
+
+STEP = Trainer.step
+
+
+def after(number, action):
+    """A stand-in for ``Trainer.step`` that does something once, after iteration ``number``."""
+
+    def step(self, *arguments, **options):
+        result = STEP(self, *arguments, **options)
+        if self.iteration == number:
+            action(self)
+        return result
+
+    return step
+
+
+def weights(folder):
+    return (folder / "last.safetensors").read_bytes()
+
+
+def labels_of(root, split="train"):
+    return [sample.label for sample in CITYSCAPES.find_samples(root, split)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model": "emanet_r18"}, "unknown model 'emanet_r18'"),
+        ({"init": "nowhere.pth", "model": None}, "nowhere.pth: no such file"),
+        ({"init": "none", "model": None}, "--model is missing"),
+        ({"init": None}, "expected --init with a checkpoint or the name of a model"),
+        ({"backbone": "r50.pth"}, "--init gives all weights, --backbone some of them"),
+        ({"batch-size": 3, "accumulate": 2}, "--batch-size 3: cannot be split into 2 equal parts"),
+        ({"crop": "8x8", "batch-size": 1}, "--crop 8x8: gives one value a channel"),
+        ({"crop": "8"}, "argument --crop: expected two sizes such as 512x1024, got '8'"),
+        ({"ratios": "2,1"}, "argument --ratios: expected LOW,HIGH with LOW at most HIGH"),
+        ({"lr": "0"}, "argument --lr: expected a number above 0, got '0'"),
+        ({"dropout": "1.5"}, "argument --dropout: expected a number of 0 to 1, got '1.5'"),
+        ({"seed": "-1"}, "argument --seed"),
+        ({"seed": str(2**32)}, "argument --seed: expected at most 4294967295"),
+        ({"workers": "x"}, "argument --workers: expected a whole number of at least 0"),
+        ({"train-split": "tests"}, "has no 'tests', it has: train, val"),
+        ({"precision": "tf32"}, "argument --precision"),
+        ({"device": "cuda:99"}, "--device cuda:99: no such device here"),
+        ({"resume": True}, "--resume: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments(scenes, tmp_path, fails, changed, said):
+    assert said in fails(*options(scenes, out=tmp_path / "out", **changed))
+
+
+def test_a_folder_that_cannot_be_made(scenes, tmp_path, fails):
+    (tmp_path / "file").touch()
+    said = fails(*options(scenes, out=tmp_path / "file" / "out"))
+    assert "expected a folder that can be written" in said
+
+
+def test_label_ids_out_of_range_are_found_before_the_training(own_scenes, tmp_path, fails):
+    bad = labels_of(own_scenes)[1:3]
+    for path in bad:
+        write_png(path, np.full((64, 128), 77, np.uint8))
+    said = fails(*options(own_scenes, out=tmp_path / "out"))
+    assert "error: 2 problems in the data set:" in said
+    for path in bad:
+        assert f"{path}: illegal labelIds 77; expected 0 to 33, or 255 for -1" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_validation_image_of_another_size_than_its_label(own_scenes, tmp_path, fails):
+    path = labels_of(own_scenes, "val")[0]
+    write_png(path, np.zeros((10, 10), np.uint8))
+    assert f"{path}: 10x10 pixels, its image has 128x64" in fails(
+        *options(own_scenes, out=tmp_path / "out")
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_becomes_unreadable_during_the_training(
+    own_scenes, scenes, tmp_path, fails, monkeypatch, workers
+):
+    long = {"iterations": 12, "save_every": 100, "val_every": 100, "log_every": 100}
+    path = labels_of(own_scenes)[0]
+    whole = path.read_bytes()
+    monkeypatch.setattr(Trainer, "step", after(3, lambda trainer: path.write_bytes(b"")))
+    out = tmp_path / "out"
+    said = fails(*options(own_scenes, out=out, workers=workers, **long))
+    assert f"error: {path}: not a readable PNG" in said
+    assert "iterations are kept, --resume goes on from there" in said
+    finished = torch.load(out / "state.pth", weights_only=True)["trainer"]["iteration"]
+    assert 3 <= finished < 12
+    monkeypatch.undo()
+    path.write_bytes(whole)
+    assert main(options(own_scenes, out=out, resume=True, **long)) == 0
+    assert main(options(scenes, out=tmp_path / "undisturbed", **long)) == 0
+    assert weights(out) == weights(tmp_path / "undisturbed")
+
+
+def test_a_signal_ends_after_the_iteration_and_saves_it(scenes, tmp_path, fails, monkeypatch):
+    many = {"iterations": 6, "save_every": 100, "val_every": 100}
+    interrupt = after(2, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Trainer, "step", interrupt)
+    said = fails(*options(scenes, out=tmp_path / "out", **many))
+    assert said.endswith("interrupted; 2 iterations are kept, --resume goes on from there")
+    monkeypatch.undo()
+    assert main(options(scenes, out=tmp_path / "out", resume=True, **many)) == 0
+    assert main(options(scenes, out=tmp_path / "undisturbed", **many)) == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "undisturbed")
+
+
+def test_a_loss_that_is_not_finite(scenes, tmp_path, fails):
+    out = tmp_path / "out"
+    assert main(options(scenes, out=out)) == 0
+    said = fails(*options(scenes, out=tmp_path / "nan", lr=1e30, min_lr=1e30, save_every=100))
+    assert "the loss is not finite after iteration 2; expected a lower --lr" in said
+    assert not (tmp_path / "nan" / "state.pth").exists()
+
+
+def test_too_little_memory(scenes, tmp_path, fails, monkeypatch):
+    def full(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "step", after(2, full))
+    said = fails(*options(scenes, out=tmp_path))
+    assert "too little memory for an iteration (CUDA out of memory." in said
+    assert "--accumulate" in said
+    assert torch.load(tmp_path / "state.pth", weights_only=True)["trainer"]["iteration"] == 1
+
+
+def test_crops_larger_than_the_images_are_padded(scenes, tmp_path):
+    large = {"crop": "200x300", "iterations": 1}
+    assert main(options(scenes, out=tmp_path, **large)) == 0
+
+
+def test_one_image(tmp_path):
+    root = write_small_scenes(tmp_path / "scenes", train=1, val=1)
+    assert main(options(root, out=tmp_path / "out")) == 0
+
+
+def test_labels_that_are_all_ignored(own_scenes, tmp_path):
+    for path in labels_of(own_scenes) + labels_of(own_scenes, "val"):
+        write_png(path, np.zeros_like(read_label_png(path)))
+    assert main(options(own_scenes, out=tmp_path / "out", class_balance=0.5)) == 0
+    found = read_checkpoint(tmp_path / "out" / "last.safetensors")
+    assert all(value.isfinite().all() for value in found.state_dict.values())
+
+
+class TestFolders:
+    """What ``--out`` may hold."""
+
+    @pytest.fixture
+    def out(self, scenes, tmp_path):
+        assert main(options(scenes, out=tmp_path / "out", iterations=2)) == 0
+        return tmp_path / "out"
+
+    def test_a_training_is_not_overwritten(self, scenes, out, fails):
+        before = weights(out)
+        said = fails(*options(scenes, out=out))
+        assert f"--out {out}: holds a training; expected --resume" in said
+        assert weights(out) == before
+
+    def test_other_settings(self, scenes, out, fails):
+        said = fails(*options(scenes, out=out, resume=True, lr=0.5, iterations=2))
+        assert "--resume: the settings differ: --lr 0.001 before, 0.5 now" in said
+
+    def test_other_images(self, scenes, out, fails, own_scenes):
+        labels_of(own_scenes)[0].unlink()
+        next(own_scenes.rglob("*000000_leftImg8bit.png")).unlink()
+        said = fails(*options(own_scenes, out=out, resume=True, iterations=2))
+        assert "--data 6 images to train on" in said
+        assert "5 images to train on" in said
+
+    @pytest.mark.parametrize("content", [b"", b"damaged", b"PK\x03\x04"])
+    def test_a_damaged_state(self, scenes, out, fails, content):
+        (out / "state.pth").write_bytes(content)
+        said = fails(*options(scenes, out=out, resume=True, iterations=2))
+        assert f"{out / 'state.pth'}: cannot be read" in said
+
+    def test_a_truncated_state(self, scenes, out, fails):
+        whole = (out / "state.pth").read_bytes()
+        (out / "state.pth").write_bytes(whole[: len(whole) // 2])
+        said = fails(*options(scenes, out=out, resume=True, iterations=2))
+        assert f"{out / 'state.pth'}: cannot be read" in said
+
+    def test_a_file_of_another_kind(self, scenes, out, fails):
+        torch.save({"weights": torch.zeros(1)}, out / "state.pth")
+        said = fails(*options(scenes, out=out, resume=True, iterations=2))
+        assert "is of another kind or version" in said
+
+    def test_a_finished_training_trains_no_more(self, scenes, out, capsys):
+        before = weights(out)
+        assert main(options(scenes, out=out, resume=True, iterations=2)) == 0
+        assert weights(out) == before
+        assert "best mIoU" in capsys.readouterr().out
+
+
+def test_without_tensorboard(scenes, tmp_path, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    said = fails(*options(scenes, out=tmp_path / "out", tensorboard=True))
+    assert "--tensorboard needs the package tensorboard: pip install" in said
