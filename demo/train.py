@@ -28,7 +28,7 @@ from emanet_triton.data.scenes.generate import DEMO_COUNT, write_scenes
 from emanet_triton.eval.metric import scores
 from emanet_triton.files import require_writable
 from emanet_triton.inference.inputs import normalise
-from emanet_triton.models.conversion import convert
+from emanet_triton.models.conversion import MMSEG, SUFFIXES, convert
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.zoo import DEMO, ZOO
 from emanet_triton.train.folder import LAST
@@ -91,6 +91,8 @@ def options() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.no_reconstruction:
         require_writable(arguments.out)
+        if arguments.out.suffix != SUFFIXES[MMSEG]:
+            parser.error(f"--out {arguments.out}: expected a file *{SUFFIXES[MMSEG]}")
     return arguments
 
 

@@ -182,4 +182,4 @@ def _writer(folder: Path, begin: int) -> Any:
         raise InputError(
             "--tensorboard needs the package tensorboard: pip install 'emanet-triton[train]'"
         ) from None
-    return SummaryWriter(str(folder), purge_step=begin)
+    return SummaryWriter(str(folder), purge_step=begin + 1)  # the first step that comes again

@@ -4,23 +4,13 @@ import pytest
 import torch
 from tiny_models import tiny_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emanet_triton import create_model
 from emanet_triton.bench.suites.train_mem import MmsegAttention
+from emanet_triton.bench.training_memory import saved_bytes
 from emanet_triton.models.resnet import Bottleneck
 from emanet_triton.train.loss import losses
 from emanet_triton.train.memory import SavedTensors
-
-
-def saved_bytes(model, size, *, dtype=None):
-    """Bytes for 2 images of ``size``; nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True), SavedTensors(model) as saved:
-        images, labels = torch.empty(2, 3, *size), torch.zeros(2, *size, dtype=torch.int64)
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            logits, auxiliary = model(images)
-        losses(logits, auxiliary, labels, align_corners=False, auxiliary_weight=0.4)
-    return saved.bytes
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +49,11 @@ def test_no_more_than_mmsegmentations_operations(r50):
 
 
 def test_checkpointing_and_bfloat16_keep_less(r50):
-    full, half = (saved_bytes(r50, (256, 512), dtype=d) for d in (None, torch.bfloat16))
+    full, half = (saved_bytes(r50, (256, 512), d) for d in ("fp32", "bf16"))
     blocks = [module for module in r50.modules() if isinstance(module, Bottleneck)]
     for block in blocks:
         block.checkpointing = True
-    less, least = (saved_bytes(r50, (256, 512), dtype=d) for d in (None, torch.bfloat16))
+    less, least = (saved_bytes(r50, (256, 512), d) for d in ("fp32", "bf16"))
     for block in blocks:
         block.checkpointing = False
     assert half < 0.6 * full

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
@@ -22,15 +21,17 @@ from emanet_triton.bench.peers import mmseg_attention
 from emanet_triton.bench.rows import Row
 from emanet_triton.bench.suite import Suite
 from emanet_triton.bench.tables import NOT_MEASURED, on_gpu, table
+from emanet_triton.data.dataset import IGNORE
 from emanet_triton.inference.views import Size
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.head import EMAttention
-from emanet_triton.models.zoo import DEMO, create_model
+from emanet_triton.models.zoo import DEMO, ZOO, create_model
+from emanet_triton.train.loss import losses
+from emanet_triton.train.recipe import Recipe
 
-CROPS: dict[str, Size] = {"whole": (512, 1024), "slide": (769, 769)}  # of the published models
-IGNORED = 255
-AUXILIARY = 0.4  # weight of the auxiliary head's loss
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+CROPS: dict[str, Size] = {
+    entry.protocol.mode: entry.crop for entry in ZOO.values() if entry.published
+}
 BOUND = 1e-3  # a reconstruction set to zero, or two EM iterations instead of three, makes 2e-3
 
 Step = tuple[float, Tensor]  # the loss, and the norm of every parameter's gradient, on the CPU
@@ -108,7 +109,9 @@ def _make_step(
         model.decode_head.ema_module.load_state_dict(ours.state_dict())
     model = model.to(selection.device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(
+        parameters, Recipe.lr, Recipe.momentum, weight_decay=Recipe.weight_decay
+    )
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -116,7 +119,7 @@ def _make_step(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, *crop, generator=generator).to(selection.device)
     labels = torch.randint(model.num_classes, (batch, *crop), generator=generator)
-    labels[:, : crop[0] // 8] = IGNORED
+    labels[:, : crop[0] // 8] = IGNORE
     return functools.partial(training_step, model, optimizer, images, labels.to(selection.device))
 
 
@@ -136,18 +139,18 @@ def training_step(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(0)  # the same dropout at every step
         logits, auxiliary = model(images)
-    loss = _loss(model, logits, labels) + AUXILIARY * _loss(model, auxiliary, labels)
+    loss = losses(
+        logits,
+        auxiliary,
+        labels,
+        align_corners=model.protocol.align_corners,
+        auxiliary_weight=Recipe.auxiliary_weight,
+    ).total
     optimizer.zero_grad()
     loss.backward()
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     optimizer.step()
     return loss.item(), torch.stack(norms).cpu()
-
-
-def _loss(model: EMANet, logits: Tensor, labels: Tensor) -> Tensor:
-    align = model.protocol.align_corners
-    resized = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=align)
-    return F.cross_entropy(resized, labels, ignore_index=IGNORED, reduction="none").mean()
 
 
 def _error(found: list[Step], got: Step) -> float:
