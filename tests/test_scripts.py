@@ -23,17 +23,26 @@ RUNS = {
     "emanet_triton": "--version",
     "emanet_triton eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton convert": "{weights} {new}/converted.safetensors",
+    "emanet_triton train": (
+        "--data {city} --train-split val --val-split val --init emanet_demo --iterations 1 "
+        "--batch-size 2 --crop 32x64 --scale 64x32 --workers 1 --out {new}/trained"
+    ),
     "emanet_triton bench": "em --tiny --rounds 1 --providers ours-torch",
     "emanet_triton predict": "{image} --ckpt emanet_demo --out {new}/predictions",
     "emanet_triton demo": "--port none",
     "emanet_triton env": "",
     "emanet_triton completion": "bash",
     "emanet_triton.predict": "{image} --ckpt emanet_demo --save labels --out {new}/labels",
+    "emanet_triton.train": (
+        "--data {city} --train-split val --val-split none --init emanet_demo --batch-size 2 "
+        "--crop 32x64 --scale 64x32 --workers 0 --out {new}/dry --dry-run"
+    ),
     "emanet_triton.env": "",
     "emanet_triton.completion": "zsh",
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton.data.scenes.generate": "{new}/scenes --count 1",
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
+    "emanet_triton.bench.training_memory": "--tiny --csv {new}/memory.csv",
     "emanet_triton.bench.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers ours-torch",
     "emanet_triton.bench em": "--tiny --rounds 1 --providers ours-torch --csv {new}/em.csv",

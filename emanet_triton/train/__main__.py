@@ -47,6 +47,7 @@ def _main(args: Namespace) -> int:
 def _run(args: Namespace, device: torch.device, group: Group) -> int:
     plan = group.together(lambda: make_plan(args, device, group))
     torch.set_num_threads(plan.threads)
+    torch.backends.cudnn.benchmark = True  # all samples have one size; as in mmseg's configs
     if plan.check:
         check_files([*plan.train, *plan.val], plan.dataset, group, max(plan.workers, 1))
     if plan.dry_run:

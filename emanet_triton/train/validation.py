@@ -8,11 +8,13 @@ from torch import Tensor
 
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.errors import InputError
+from emanet_triton.eval.metric import as_matrix
 from emanet_triton.inference.inputs import to_device
 from emanet_triton.inference.predictor import NOT_FINITE, NOT_FINITE_MESSAGE, Predictor
 from emanet_triton.kernels.resample.op import confusion_counts
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.progress import Bar
 from emanet_triton.train.group import Group
 from emanet_triton.workers import Workers
 
@@ -53,7 +55,8 @@ def validate(
     counts = torch.zeros(classes**2 + 1, dtype=torch.int64, device=predictor.device)
     mine = samples[group.rank :: group.count]
     try:
-        with Workers(workers) as pool:
+        bar = Bar(desc="validation", total=len(mine), leave=False, disable=not group.first)
+        with Workers(workers) as pool, bar:
             loaded = pool.map(dataset.read, mine, ahead=max(workers, 1))
             for sample, (image, labels) in zip(mine, loaded, strict=True):
                 (predicted,) = predictor([image])
@@ -62,6 +65,7 @@ def validate(
                 target = to_device(labels, predicted.device)
                 counts += confusion_counts(target, predicted, classes).to(counts.device)
                 each(sample, image, labels, predicted.cpu().numpy())
+                bar.update()
     finally:
         network.train(mode)
-    return group.sum(counts).cpu()[:-1].view(classes, classes)
+    return as_matrix(group.sum(counts).cpu())
