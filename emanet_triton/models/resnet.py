@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -52,13 +54,11 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and x.requires_grad):
             return self._output(x)
-        return checkpoint(  # the block draws no random numbers
-            self._output,
-            x,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (contextlib.nullcontext(), _without_statistics(self)),
-        )
+        # The block draws no random numbers, so their state need not be kept.
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if not torch.compiler.is_compiling():  # a compiled network moves its statistics once
+            options["context_fn"] = lambda: (contextlib.nullcontext(), _without_statistics(self))
+        return checkpoint(self._output, x, **options)
 
     def _output(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)

@@ -157,10 +157,14 @@ def test_frozen_weights_have_no_optimizer_state(optimizer):
     assert len(list(trainer.network.parameters())) - len(parameters) == 2
 
 
-def test_compiled(monkeypatch):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled(monkeypatch, checkpointing):
     # Without the code of a compiler, which takes a minute to write.
     eager = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    compiled, plain = trained(1, compile=True, dropout=0.0), trained(1, dropout=0.0)
+    compiled = trained(2, compile=True, checkpointing=checkpointing, dropout=0.0)
+    plain = trained(2, dropout=0.0)
     assert difference(compiled, plain) < 1e-2
+    key = "backbone.layer4.0.bn1.num_batches_tracked"
+    assert compiled.network.state_dict()[key] == 2
     assert compiled.network.state_dict().keys() == plain.network.state_dict().keys()
