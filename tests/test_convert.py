@@ -4,16 +4,27 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tiny_eval
 import torch
 from checkpoint_files import save, tiny_emanet, trained_0x, weights
+from golden_data import listed_keys
 from safetensors.torch import load_file
+from trained_files import CLASSES, TRAINED, write_trained
 
+from emanet_triton import class_names, palette
 from emanet_triton.convert import main
+from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
+from emanet_triton.models.conversion import convert
 from emanet_triton.models.loading import load_into
+from emanet_triton.models.trained import Trained, trained_file
+from emanet_triton.models.zoo import published_path
 
 
 @pytest.fixture
@@ -171,3 +182,103 @@ def test_runs_as_a_module(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: y: the converted file's name")
     assert "Traceback" not in done.stderr
+
+
+def test_a_description_of_a_training_is_kept(tmp_path):
+    source = write_trained(tmp_path / "last.safetensors")
+    paths = [tmp_path / name for name in ("a.safetensors", "b.pth", "c.safetensors")]
+    for earlier, path in pairwise([source, *paths]):
+        assert main([str(earlier), str(path)]) == 0
+        assert Trained.of(read_checkpoint(path).meta) == TRAINED
+    assert trained_file(paths[-1]) == TRAINED
+    broken = write_trained(tmp_path / "broken.safetensors", {"emanet_triton": "x"})
+    with pytest.raises(InputError, match=r"broken\.safetensors: its description of a training is"):
+        convert(broken, tmp_path / "d.pth")
+
+
+@pytest.mark.parametrize("options", [[], ["--to", "mmseg"]])
+def test_a_file_for_mmsegmentation(tmp_path, capsys, options):
+    source, path = write_trained(tmp_path / "last.safetensors"), tmp_path / "x.pth"
+    assert main([str(source), str(path), *options]) == 0
+    content = torch.load(path, weights_only=True)
+    assert content["meta"]["CLASSES"] == CLASSES
+    assert content["meta"]["PALETTE"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert type(content["state_dict"]) is OrderedDict
+    model = tiny_eval.tiny_network(num_classes=3)
+    assert list(content["state_dict"]) == list(model.state_dict())
+    assert f"{path}: {len(content['state_dict'])} tensors" in capsys.readouterr().out
+    for key, value in model.state_dict().items():
+        assert same_bits(content["state_dict"][key], value), key
+        assert content["state_dict"][key].untyped_storage().nbytes() == value.nbytes
+
+    back = tmp_path / "back.safetensors"
+    assert main([str(path), str(back)]) == 0
+    before, after = load_file(source), load_file(back)
+    assert before.keys() == after.keys()
+    assert all(same_bits(after[key], before[key]) for key in before)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    equal = one.reshape(-1).view(torch.uint8).equal(other.reshape(-1).view(torch.uint8))
+    return one.dtype == other.dtype and one.shape == other.shape and equal
+
+
+@pytest.mark.parametrize("name", ["r50", "r101"])
+def test_keys_shapes_and_dtypes_of_mmsegmentation(tmp_path, name):
+    """From a file in half precision, without counters, of a model that nothing names."""
+    weights = {
+        key: torch.zeros(shape, dtype=torch.float16)
+        for key, shape, dtype in listed_keys(name)
+        if dtype == "float32"
+    }
+    source = tmp_path / "x.safetensors"
+    source.write_bytes(write_safetensors(weights, {}))
+    del weights
+    assert main([str(source), str(tmp_path / "y.pth")]) == 0
+    content = torch.load(tmp_path / "y.pth", weights_only=True)
+    got = {
+        key: (list(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in content["state_dict"].items()
+    }
+    assert got == {key: (shape, dtype) for key, shape, dtype in listed_keys(name)}
+    assert "CLASSES" not in content["meta"]
+
+
+def test_the_classes_of_a_published_model(tmp_path):
+    """The demonstration is recognised by its name and its hash."""
+    published = published_path("emanet_demo")
+    convert(published, tmp_path / "x.pth")
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert content["meta"]["CLASSES"] == class_names()
+    assert content["meta"]["PALETTE"] == palette().tolist()
+    want = torch.load(published, weights_only=True)["state_dict"]
+    assert all(same_bits(value, want[key]) for key, value in content["state_dict"].items())
+
+
+def test_a_network_without_auxiliary_head_keeps_none(tmp_path):
+    weights = tiny_eval.tiny_network(3).state_dict()
+    weights = {key: value for key, value in weights.items() if "auxiliary" not in key}
+    source = tmp_path / "x.safetensors"
+    source.write_bytes(write_safetensors(weights, TRAINED.metadata()))
+    with pytest.warns(UserWarning, match="has no auxiliary head"):
+        convert(source, tmp_path / "y.pth")
+    assert read_checkpoint(tmp_path / "y.pth").state_dict.keys() == weights.keys()
+
+
+def test_what_is_no_network_for_mmsegmentation(tmp_path, source, capsys):
+    message = refused(capsys, source, tmp_path / "y.pth")
+    assert message == (f"{source}: has no backbone; expected the weights of a segmentation network")
+    other = tmp_path / "z.safetensors"
+    state_dict = tiny_emanet(blocks=(1, 1, 3, 1)).state_dict()
+    other.write_bytes(write_safetensors(state_dict, TRAINED.metadata()))
+    message = refused(capsys, other, tmp_path / "y.pth")
+    assert message.startswith(f"{other}: does not fit the model")
+    assert not (tmp_path / "y.pth").exists()
+
+
+def test_a_name_like_a_published_one(tmp_path, source, capsys):
+    destination = tmp_path / "y-12ab34cd.pth"
+    assert refused(capsys, source, destination) == (
+        f"{destination}: the name must not end like a published one, because 12ab34cd would be the "
+        "beginning of the file's SHA-256"
+    )

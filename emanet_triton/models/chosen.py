@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.description import is_description, open_dataset
+from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.protocol import Protocol
@@ -77,6 +78,11 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
         name = model_of_file(ckpt)
     entry = find_entry(name)
     dataset = (trained and trained.described()) or entry.dataset
+    if trained is not None and trained.classes != class_names(dataset):
+        raise InputError(
+            f"{ckpt}: says that it has the classes of {dataset.name}, but its own are "
+            + ", ".join(trained.classes)
+        )
     root = None
     if described is not None:
         dataset, root = described

@@ -1,0 +1,179 @@
+"""What a trained checkpoint says about itself, and models that are built from such a file."""
+
+import json
+import struct
+from dataclasses import replace
+
+import pytest
+import tiny_eval
+import torch
+from checkpoint_files import save
+from described_sets import described
+from trained_files import CLASSES, TRAINED, write_trained
+
+from emanet_triton import create_model
+from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.chosen import choose
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trained import Trained, trained_file
+
+OWN = Trained("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((64, 32)), None, {})
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        TRAINED,
+        OWN,
+        replace(OWN, protocol=Protocol(None, version="mmseg-1.x", ratios=(1, 2.5))),
+        replace(OWN, protocol=Protocol((9, 9), "slide", (64, 64), (48, 32), True)),
+        replace(TRAINED, info={"versions": {"torch": "2"}, "mIoU": None, "seeds": [1, 2]}),
+    ],
+)
+def test_the_metadata_say_it_again(tmp_path, trained):
+    assert Trained.of(trained.metadata()) == trained
+    assert all(isinstance(text, str) for text in trained.metadata().values())
+    assert trained.metadata()["format"] == "pt"
+    path = write_trained(tmp_path / "x.safetensors", trained)
+    assert trained_file(path) == trained
+    assert Trained.of(read_checkpoint(path).meta) == trained
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert trained_file(link) == trained
+
+
+def test_odd_texts_survive(tmp_path):
+    name = "große Straße 路 \U0001f600"
+    dataset = described(classes=[name, '"']).description
+    trained = replace(TRAINED, classes=(name, '"'), dataset=dataset)
+    assert trained_file(write_trained(tmp_path / "x.safetensors", trained)) == trained
+
+
+def test_other_files_say_nothing(tmp_path):
+    content = {"a": torch.ones(2)}
+    text = b'{"a": '
+    (tmp_path / "damaged.safetensors").write_bytes(struct.pack("<Q", 6) + text)
+    (tmp_path / "deep.safetensors").write_bytes(struct.pack("<Q", 10**5) + b'{"a":' * 20000)
+    (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", 2**23) + b"{" + bytes(2**23))
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_bytes(b"{}")
+    (tmp_path / "folder").mkdir()
+    for kind in ("zip", "legacy", "safetensors"):
+        save(content, tmp_path / kind, kind)
+    names = ["none", "x\0y", *(path.name for path in tmp_path.iterdir())]
+    assert len(names) == 11
+    for name in names:
+        assert trained_file(tmp_path / name) is None
+    assert Trained.of({}) is None
+
+
+def broken(**changes: object) -> dict[str, str]:
+    metadata = TRAINED.metadata()
+    content = json.loads(metadata["emanet_triton"]) | changes
+    content = {key: value for key, value in content.items() if value is not ...}
+    return metadata | {"emanet_triton": json.dumps(content)}
+
+
+PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("meta", "reason"),
+    [
+        ({"emanet_triton": "x"}, "Expecting value: line 1 column 1 (char 0)"),
+        ({"emanet_triton": 3}, "the JSON object must be str"),
+        ({"emanet_triton": "[" * 10**5}, "maximum recursion depth exceeded"),
+        ({"emanet_triton": "[]"}, "expected a table, got a list"),
+        (broken(model=...), "it lacks 'model'"),
+        (broken(model=3), "expected the name of a model, got a int"),
+        (broken(classes="ab"), "expected a list of classes, got a str"),
+        (broken(classes=[1]), "expected the name of a class, got a int"),
+        (broken(classes=["a"]), "the data set has other classes"),
+        (broken(dataset=[]), "expected a data set, got a list"),
+        (broken(dataset={}), "the keys 'images' and 'labels' and 'classes' must be given"),
+        (broken(info=None), "expected a table of figures, got a NoneType"),
+        (broken(protocol={}), "it lacks 'base_scale'"),
+        (broken(protocol=PROTOCOL | {"base_scale": [1, 2, 3]}), "expected two numbers as base_sc"),
+        (broken(protocol=PROTOCOL | {"base_scale": ["1", 2]}), "expected a list of numbers"),
+        (broken(protocol=PROTOCOL | {"base_scale": [-1, 2]}), "sizes and ratios must be positive"),
+        (broken(protocol=PROTOCOL | {"mode": "x"}), "mode must be 'whole' or 'slide', got 'x'"),
+        (broken(protocol=PROTOCOL | {"more": 1}), "Protocol.__init__() got an unexpected keyword"),
+        (broken(protocol=PROTOCOL | {"align_corners": 1}), "expected true or false, got a int"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_broken_description(tmp_path, meta, reason):
+    with pytest.raises(InputError) as raised:
+        Trained.of(meta)
+    message = str(raised.value)
+    assert message.startswith(f"its description of a training is broken ({reason}")
+    assert message.endswith("); expected one of emanet-triton train")
+    if isinstance(meta["emanet_triton"], str):
+        path = write_trained(tmp_path / "x.safetensors", meta)
+        with pytest.raises(InputError) as raised:
+            trained_file(path)
+        assert str(raised.value) == f"{path}: {message}"
+
+
+def test_a_model_of_a_trained_file(tmp_path):
+    path = write_trained(tmp_path / "x.safetensors", TRAINED)
+    weights = read_checkpoint(path).state_dict
+    for options in ({}, {"name": "tiny"}, {"num_classes": len(CLASSES)}):
+        model = create_model(checkpoint=path, **options)
+        assert (model.num_classes, model.protocol) == (len(CLASSES), TRAINED.protocol)
+        assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    with pytest.warns(UserWarning, match="is for 3 classes, the model for 7; not loaded are"):
+        assert create_model(checkpoint=path, num_classes=7).num_classes == 7
+
+
+def test_a_trained_file_for_another_model(tmp_path, monkeypatch):
+    from emanet_triton.models.zoo import ZOO
+
+    monkeypatch.setitem(ZOO, "other", replace(ZOO["tiny"], protocol=Protocol((8, 8))))
+    path = write_trained(tmp_path / "x.safetensors", TRAINED)
+    model = create_model("other", checkpoint=path)
+    assert (model.num_classes, model.protocol) == (len(CLASSES), Protocol((8, 8)))
+
+
+def test_other_files_need_a_name(tmp_path):
+    path = tiny_eval.write_checkpoint(tmp_path)
+    with pytest.raises(InputError) as raised:
+        create_model(checkpoint=path)
+    assert str(raised.value).startswith(f"{path}: expected the name of the model, one of: emanet_r")
+    with pytest.raises(
+        InputError, match=r"^create_model: expected the name of the model, one of: "
+    ):
+        create_model()
+
+
+def test_what_a_trained_file_chooses(tmp_path):
+    path = write_trained(tmp_path / "x.safetensors", TRAINED)
+    chosen = choose(str(path))
+    assert (chosen.name, chosen.protocol, chosen.root) == ("tiny", TRAINED.protocol, None)
+    assert chosen.dataset.description == TRAINED.dataset
+    assert choose(str(path), "tiny", tmp_path).root == tmp_path
+    own = write_trained(tmp_path / "own.safetensors", OWN, num_classes=19)
+    assert choose(str(own)).dataset is CITYSCAPES
+
+
+def refused(*arguments: object) -> str:
+    with pytest.raises(InputError) as raised:
+        choose(*arguments)
+    return str(raised.value)
+
+
+def test_what_contradicts_a_trained_file(tmp_path):
+    path = str(write_trained(tmp_path / "x.safetensors", TRAINED))
+    assert refused(path, "emanet_demo") == (
+        f"--ckpt {path} is a checkpoint of tiny, not of --model emanet_demo"
+    )
+    other = str(write_trained(tmp_path / "y.safetensors", replace(TRAINED, model="mine")))
+    assert refused(other).startswith(f"{other}: is of the model 'mine', which is unknown here; exp")
+    third = str(write_trained(tmp_path / "z.safetensors", replace(TRAINED, dataset=None)))
+    assert refused(third) == (
+        f"{third}: says that it has the classes of Cityscapes, but its own are sea, sand, sky"
+    )
+    fourth = str(write_trained(tmp_path / "w.safetensors", {"emanet_triton": "x"}))
+    assert refused(fourth).startswith(f"{fourth}: its description of a training is broken (")
