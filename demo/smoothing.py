@@ -5,8 +5,6 @@ scene whose label changes from one frame to the next, and pixels with a wrong la
 average over frames lags behind the motion. Run from the repository: python demo/smoothing.py
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
 from emanet_triton.files import write_output
 from emanet_triton.inference.smoothing import Smoothing
 from emanet_triton.kernels.device import cpu_name
-from emanet_triton.versions import commit, versions
+from emanet_triton.versions import csv_with_versions
 
 HEIGHT, WIDTH = 256, 512  # pixels of the window: what the demonstration model was trained on
 SPEEDS = (1, 4)  # pixels a frame
@@ -49,12 +47,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     say(tabulate(rows, headers="keys"))
     if args.csv:
         where = {"scenes": args.scenes, "frames": args.frames, "device": cpu_name()}
-        where |= versions() | {"commit": commit()}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*rows[0], *where], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | where for row in rows)
-        write_output(args.csv, text.getvalue().encode())
+        write_output(args.csv, csv_with_versions(rows, **where))
     return 0
 
 

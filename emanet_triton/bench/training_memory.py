@@ -8,8 +8,6 @@ moment is left out. ``mmseg`` is the same network with mmsegmentation's operatio
 attention.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from emanet_triton.models.zoo import ZOO, create_model
 from emanet_triton.train.loss import losses
 from emanet_triton.train.memory import SavedTensors
 from emanet_triton.train.recipe import Recipe
-from emanet_triton.versions import commit, versions
+from emanet_triton.versions import csv_with_versions
 
 IMAGES = 2
 WAYS = {  # the provider's operations, precision, checkpointing
@@ -58,12 +56,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     ]
     say(tabulate(rows, headers="keys", tablefmt="github"))
     if args.csv:
-        where = versions() | {"commit": commit()}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*rows[0], *where], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | where for row in rows)
-        write_output(args.csv, text.getvalue().encode())
+        write_output(args.csv, csv_with_versions(rows))
     return 0
 
 

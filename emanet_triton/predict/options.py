@@ -1,10 +1,10 @@
 """The command line of ``python -m emanet_triton.predict``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, program
+from emanet_triton.command import Parser, count, number, program
 from emanet_triton.data.overlay import ALPHA
 from emanet_triton.inference.options import add_options
 from emanet_triton.models.zoo import list_models
@@ -146,21 +146,11 @@ def _list(text: str) -> list[str]:
 
 
 def _alpha(text: str) -> float:
-    return _number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
+    return number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _weight(text: str) -> float:
-    return _number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
-
-
-def _number(text: str, expected: str, holds: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not holds(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
-    return value
+    return number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
 def _scale(text: str) -> str | tuple[int, int]:
