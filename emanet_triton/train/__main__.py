@@ -10,13 +10,13 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from emanet_triton.command import FAILED, answer, complain, program, run, say
-from emanet_triton.errors import first_line, printable
+from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval.report import class_table
 from emanet_triton.inference.build import open_device
 from emanet_triton.progress import Bar
 from emanet_triton.train.check import check_files
 from emanet_triton.train.folder import BEST, LAST
-from emanet_triton.train.group import Group, SharedError, find_group, joined
+from emanet_triton.train.group import Group, SharedError, find_group, has_lost_others, joined
 from emanet_triton.train.options import parse
 from emanet_triton.train.plan import Plan, make_plan
 from emanet_triton.train.preview import preview
@@ -37,11 +37,19 @@ def _main(args: Namespace) -> int:
         with joined(place, device) as group:
             try:
                 return _run(args, device, group)
-            except (SharedError, KeyboardInterrupt) as error:
-                if group.first:
-                    words = str(error) or INTERRUPTED
-                    complain(f"error: {words}" if isinstance(error, SharedError) else words)
-                return FAILED
+            except SharedError as error:
+                return _fail(f"error: {error}" if group.first else "")
+            except KeyboardInterrupt as interrupt:
+                return _fail((str(interrupt) or INTERRUPTED) if group.first else "")
+            except InputError as error:
+                return _fail(f"error{group.name}: {error}")
+            except RuntimeError as error:
+                if group.count == 1 or not has_lost_others(error):
+                    raise
+                return _fail(
+                    f"error{group.name}: another rank has ended, and says why; --resume goes on "
+                    "from the last save"
+                )
 
 
 def _run(args: Namespace, device: torch.device, group: Group) -> int:
@@ -58,6 +66,7 @@ def _run(args: Namespace, device: torch.device, group: Group) -> int:
             bar.update(done - bar.n)
 
         training = group.together(lambda: Run(plan, group, _line, progress))
+        bar.initial = bar.n = training.trainer.iteration
         training()
     if group.first:
         _print(plan, training)
@@ -82,6 +91,12 @@ def _preview(plan: Plan, group: Group) -> int:
     rows = [(name, f"{size / 1e6:.1f}") for name, size in parts]
     say(tabulate(rows, ("memory of one iteration", "MB"), tablefmt="github"))
     return 0
+
+
+def _fail(message: str) -> int:
+    if message:
+        complain(message)
+    return FAILED
 
 
 def _line(text: str) -> None:

@@ -1,6 +1,7 @@
 """The processes of a torchrun that train together, or the one process without it."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,6 +14,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval.torchrun import find_place
 
 T = TypeVar("T")
+_LOST = re.compile(r"gloo|NCCL|ProcessGroup|connection (closed|reset|refused)", re.IGNORECASE)
 
 
 class SharedError(InputError):
@@ -42,6 +44,11 @@ class Group:
     def first(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """`` on rank N`` for messages; empty if this process is alone."""
+        return f" on rank {self.rank}" if self.count > 1 else ""
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on every process; in place."""
@@ -92,6 +99,11 @@ class Group:
 
 
 ALONE = Group()
+
+
+def has_lost_others(error: RuntimeError) -> bool:
+    """Whether an error says that another process has ended, or that its machine is gone."""
+    return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
 
 
 def find_group() -> Group:

@@ -126,7 +126,8 @@ class Run:
     def _save_if_due(self) -> None:
         plan, iteration = self._plan, self.trainer.iteration
         kept = iteration % plan.keep_every == 0
-        if kept or self._validation_is_due() or iteration % plan.save_every == 0:
+        end = iteration == plan.recipe.iterations
+        if end or kept or self._validation_is_due() or iteration % plan.save_every == 0:
             self._save()
         if kept and self._group.first:
             self._write_weights(f"iter_{iteration}.safetensors", {})

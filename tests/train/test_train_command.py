@@ -97,6 +97,14 @@ def test_the_initial_weights_are_those_of_init(scenes, tmp_path):
     assert not (tmp_path / "out" / "best.safetensors").exists()
 
 
+def test_the_end_is_saved_whatever_the_intervals(scenes, tmp_path):
+    rare = {"iterations": 3, "save_every": 1000, "keep_every": 1000, "val_split": "none"}
+    assert main(options(scenes, out=tmp_path, **rare)) == 0
+    state = torch.load(tmp_path / "state.pth", weights_only=True)
+    assert state["trainer"]["iteration"] == 3
+    assert (tmp_path / "last.safetensors").exists()
+
+
 def test_random_weights_depend_on_the_seed(scenes, tmp_path):
     found = []
     for number, seed in enumerate((0, 0, 1)):

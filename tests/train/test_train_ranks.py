@@ -12,6 +12,7 @@ from small_trainings import options
 
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.train.group import has_lost_others
 
 # Small steps: ReLUs near 0 would else make the losses of later iterations differ.
 EQUAL = {"iterations": 3, "log_every": 1, "val_every": 3, "lr": 1e-4, "dropout": 0}
@@ -102,3 +103,10 @@ def test_a_damaged_label_is_told_once(own_scenes, tmp_path):
     done = run(2, *options(own_scenes, out=tmp_path / "out", no_check=True, iterations=12))
     assert done.returncode != 0
     assert done.stderr.count(f"error: {path}: not a readable PNG") == 1
+
+
+def test_an_error_of_a_connection_is_told_from_others():
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"
+    assert has_lost_others(RuntimeError(gloo))
+    assert has_lost_others(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert not has_lost_others(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))
