@@ -120,7 +120,7 @@ ZOO: dict[str, ZooEntry] = {
         architecture=_TINY,
         protocol=Protocol(base_scale=(512, 256)),
         file="emanet_demo.pth",
-        sha256="a9d8f7b2",
+        sha256="6bb262a4",
         url=None,
         published=None,
         crop=(192, 384),
