@@ -3,9 +3,11 @@
     python demo/train.py > demo/train.log
 
 It takes twenty minutes on one CPU core and replaces the weights that come with the package. The
-same seed gives the same weights on the same machine and versions. ``--no-reconstruction`` trains
-the same network, from the same initial weights and on the same batches, but without the
-reconstruction of the EM attention; it writes no weights. A trial of a few seconds:
+same seed gives the same weights on the same machine and versions. The weights in the package are
+older: they were trained when the classifiers (``conv_seg``) still began as PyTorch's do.
+``--no-reconstruction`` trains the same network, from the same initial weights and on the same
+batches, but without the reconstruction of the EM attention; it writes no weights. A trial of a few
+seconds:
 
     python demo/train.py --steps 2 --scenes 2 --held-out 2 --out trial.pth
 
