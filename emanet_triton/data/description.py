@@ -27,6 +27,7 @@ _MOST_CLASSES = 255  # a label has 8 bits, and one value is IGNORE
 _LARGEST_ID = 2**16 - 1
 _ILLEGAL = 2**8  # in the table from stored ids to train ids
 _MOST_BYTES = 2**20  # of a file
+_MOST_DOTS = 2000  # tomllib needs a gigabyte for a key such as a.a.a... of 20,000 parts
 _SHOWN = 8  # ids in a message
 _EXAMPLE = "'images/{split}/{name}.png'"
 
@@ -190,6 +191,8 @@ def _content(path: Path) -> dict[str, Any]:
         data = read_regular(path)
         if len(data) > _MOST_BYTES:
             raise ValueError(f"it has {len(data)} bytes, at most {_MOST_BYTES} are read")
+        if data.count(b".") > _MOST_DOTS:
+            raise ValueError(f"it has more than {_MOST_DOTS} dots")
         try:
             return tomllib.loads(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:

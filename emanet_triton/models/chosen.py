@@ -46,7 +46,7 @@ class Chosen:
 def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Chosen:
     """Find out what the options mean. A large file is read only if nothing else names its model.
 
-    A file of ``emanet-triton train`` says its model, its protocol and its data set. For other
+    A file of emanet-triton train says its model, its protocol and its data set. For other
     files these are the zoo's.
 
     Args:

@@ -34,7 +34,7 @@ def convert(
     """Write the weights of a checkpoint, and nothing else from it but its description.
 
     A safetensors file keeps the dtypes of the source. Its metadata name the source and its SHA-256,
-    and have the description of ``emanet-triton train`` if the source has one.
+    and have the description of emanet-triton train if the source has one.
 
     A file for mmsegmentation has the keys and dtypes of its networks: float32, and int64 for the
     counters of batch norms, which are 0 if the source lacks them. ``CLASSES`` and ``PALETTE`` in

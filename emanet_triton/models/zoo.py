@@ -146,12 +146,12 @@ def create_model(
 
     Args:
         name: one of ``list_models()``. It may be left out if ``checkpoint`` is a file of
-            ``emanet-triton train``, which says it.
+            emanet-triton train, which says it.
         checkpoint: a checkpoint file to load. All weights must fit.
         pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
         num_classes: channels of the logits, 1 to 255; by default the number of classes in a file
-            of ``emanet-triton train``, or else of the model's data set (19 for Cityscapes). If a
+            of emanet-triton train, or else of the model's data set (19 for Cityscapes). If a
             number is given and a file has another one, the classifiers of the model (``conv_seg``
             of both heads) are not loaded, with a warning: they must be trained.
 

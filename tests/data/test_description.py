@@ -251,10 +251,11 @@ def test_a_wrong_description(changes, message):
         (b"a = '\xff'", "not a readable TOML (it is not UTF-8: byte 6 is wrong); expected an"),
         (b"a = " + b"[" * 10**5, "not a readable TOML ("),
         (b"#" * (2**20 + 1), "not a readable TOML (it has 1048577 bytes, at most 1048576 are read"),
+        (b"a." * 10**4 + b"a = 1", "not a readable TOML (it has more than 2000 dots); expected"),
         (b"", "the keys 'images' and 'labels' and 'classes' must be given"),
         (b"date = 1979-05-27", "unknown key 'date'; expected some of"),
     ],
-    ids=["syntax", "twice", "bytes", "deep", "large", "empty", "date"],
+    ids=["syntax", "twice", "bytes", "deep", "large", "dots", "empty", "date"],
 )
 def test_a_wrong_file(tmp_path, content, message):
     path = tmp_path / "x.toml"
