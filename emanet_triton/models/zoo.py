@@ -145,8 +145,8 @@ def create_model(
     ``torch.inference_mode`` still has ordinary tensors.
 
     Args:
-        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a file of
-            emanet-triton train, which says it.
+        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a file of the
+            training (emanet-triton train), which says it.
         checkpoint: a checkpoint file to load. All weights must fit.
         pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
