@@ -54,7 +54,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--data",
         type=Path,
         required=True,
-        metavar="ROOT",
+        metavar="ROOT_OR_TOML",
         help="root folder of the data set in Cityscapes layout, or a .toml file that describes a "
         "data set",
     )
@@ -77,6 +77,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--backbone",
+        type=Path,
         metavar="FILE",
         help="initial weights of the backbone only, such as resnet50_v1c of OpenMMLab",
     )

@@ -11,6 +11,7 @@ from small_trainings import options
 from emanet_triton.data.png import read_image
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.loading import load_into
+from emanet_triton.models.trained import Trained
 from emanet_triton.models.zoo import create_model
 from emanet_triton.train.__main__ import main
 
@@ -95,6 +96,30 @@ def test_the_initial_weights_are_those_of_init(scenes, tmp_path):
         if key.endswith(("weight", "bias")):
             assert torch.equal(weights[key], value), key
     assert not (tmp_path / "out" / "best.safetensors").exists()
+
+
+def test_a_backbone_file(scenes, tmp_path, capsys):
+    shipped = create_model("emanet_demo", pretrained=True).state_dict()
+    backbone = {k.partition(".")[2]: v for k, v in shipped.items() if k.startswith("backbone.")}
+    backbone["fc.weight"] = torch.zeros(10, 384)  # as OpenMMLab's files have it
+    path = tmp_path / "resnet.pth"
+    torch.save({"state_dict": backbone}, path)
+    tiny = {
+        "iterations": 1,
+        "lr": 1e-30,
+        "min_lr": 1e-30,
+        "val_split": "none",
+        "init": None,
+        "seed": 5,
+    }
+    assert main(options(scenes, out=tmp_path / "out", backbone=path, **tiny)) == 0
+    checkpoint = read_checkpoint(tmp_path / "out" / "last.safetensors")
+    for key, value in shipped.items():
+        same = torch.equal(checkpoint.state_dict[key], value)
+        if key.endswith(".weight") and "bn" not in key:
+            assert same == key.startswith("backbone."), key
+    assert Trained.of(checkpoint.meta).info["init"] == "resnet.pth"
+    assert "fc" in capsys.readouterr().err
 
 
 def test_the_end_is_saved_whatever_the_intervals(scenes, tmp_path):
