@@ -48,7 +48,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--tiny", action="store_true", help="count for the first network only")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
-    names = [name for name, entry in ZOO.items() if entry.published]
+    names = [name for name, entry in ZOO.items() if entry.url]
     rows = [
         _row(name, way, *settings)
         for name in (names[:1] if args.tiny else names)

@@ -13,6 +13,7 @@ from emanet_triton.command import FAILED, answer, complain, program, run, say
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval.report import class_table
 from emanet_triton.inference.build import open_device
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.progress import Bar
 from emanet_triton.train.check import check_files
 from emanet_triton.train.folder import BEST, LAST
@@ -43,7 +44,9 @@ def _main(args: Namespace) -> int:
                 return _fail((str(interrupt) or INTERRUPTED) if group.first else "")
             except InputError as error:
                 return _fail(f"error{group.name}: {error}")
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    return _fail(f"error{group.name}: {_too_little_memory(error)}")
                 if group.count == 1 or not has_lost_others(error):
                     raise
                 return _fail(
@@ -89,8 +92,15 @@ def _preview(plan: Plan, group: Group) -> int:
     path, parts = preview(plan, group)
     say(f"{path}: eight training samples beside their labels\n")
     rows = [(name, f"{size / 1e6:.1f}") for name, size in parts]
-    say(tabulate(rows, ("memory of one iteration", "MB"), tablefmt="github"))
+    say(tabulate(rows, ("memory of one iteration", "MB"), tablefmt="github", floatfmt=".1f"))
     return 0
+
+
+def _too_little_memory(error: BaseException) -> str:
+    return (
+        f"too little memory for an iteration ({first_line(error)}); expected a larger "
+        "--accumulate, a smaller --batch-size or --crop, --checkpointing or another --precision"
+    )
 
 
 def _fail(message: str) -> int:

@@ -1,8 +1,9 @@
 """The folder of a training: its checkpoints, and the state from which it can go on."""
 
+import contextlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,27 @@ class Folder:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
-            raise InputError(f"{path}: cannot be read ({first_line(e)}); {expected}") from None
+            raise InputError(f"{path}: cannot be read, it is damaged; {expected}") from e
         if not isinstance(state, dict) or state.get("form") != _FORM:
             raise InputError(f"{path}: is of another kind or version; {expected}")
         return state
+
+    @contextlib.contextmanager
+    def refusing_incomplete(self) -> Iterator[None]:
+        """Turn the errors of a state that lacks something into an InputError.
+
+        Raises:
+            InputError: see above.
+        """
+        try:
+            yield
+        except InputError:
+            raise
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.path / STATE}: is incomplete or of another network "
+                f"({first_line(error)}); expected the state of a training by this command"
+            ) from error
 
 
 def refuse_training(path: Path) -> None:
@@ -82,7 +100,7 @@ def refuse_training(path: Path) -> None:
     Raises:
         InputError: see above.
     """
-    if (path / STATE).exists():
+    if any((path / name).exists() for name in (STATE, LAST, BEST)):
         raise InputError(
             f"--out {path}: holds a training; expected --resume to go on with it, or another folder"
         )

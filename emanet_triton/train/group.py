@@ -101,7 +101,7 @@ class Group:
 ALONE = Group()
 
 
-def has_lost_others(error: RuntimeError) -> bool:
+def has_lost_others(error: BaseException) -> bool:
     """Whether an error says that another process has ended, or that its machine is gone."""
     return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
 

@@ -144,7 +144,7 @@ class _Csv:
         Raises:
             InputError: the file cannot be written.
         """
-        line = _lines([[iteration, *(f"{value:.6g}" for value in figures)]])
+        line = _lines([[iteration, *(f"{value:.9g}" for value in figures)]])
         try:
             with self.path.open("ab") as file:
                 file.write(line)

@@ -110,7 +110,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     _add(
         group, "--warmup", whole, Recipe.warmup, "N", "iterations in which the learning rate rises"
     )
-    _add(group, "--momentum", share, Recipe.momentum, "M", "of sgd")
+    _add(group, "--momentum", below_one, Recipe.momentum, "M", "of sgd")
     _add(group, "--weight-decay", not_negative, Recipe.weight_decay, "W", "of all parameters")
     _add(
         group,
@@ -131,7 +131,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ema",
-        type=share,
+        type=below_one,
         metavar="DECAY",
         help="average the weights over the iterations, and "
         "validate and save the averages; DECAY such as 0.999; default: off",
@@ -286,6 +286,10 @@ def not_negative(text: str) -> float:
 
 def share(text: str) -> float:
     return number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def below_one(text: str) -> float:
+    return number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
 def ratios(text: str) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """A whole training: from the plan to the last checkpoint."""
 
 import hashlib
+import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +15,6 @@ from emanet_triton.data.dataset import Sample
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.draw import side_by_side
 from emanet_triton.eval.metric import scores
-from emanet_triton.kernels.out_of_memory import is_out_of_memory
 from emanet_triton.train.check import class_weights
 from emanet_triton.train.folder import BEST, LAST, Folder
 from emanet_triton.train.group import Group, SharedError
@@ -24,6 +25,7 @@ from emanet_triton.train.stop import INTERRUPTED, Stop
 from emanet_triton.train.trainer import Trainer
 from emanet_triton.train.validation import validate
 
+_WORKER_ENDED = re.compile("exited unexpectedly|killed by signal")
 PICTURES = 4  # of each validation, for TensorBoard
 
 
@@ -52,7 +54,8 @@ class Run:
         self._folder = Folder(plan.out, plan.trained)
         state = self._folder.read_state() if plan.resume else None
         if state is not None:
-            _check_settings(state["settings"], self._settings())
+            with self._folder.refusing_incomplete():
+                _check_settings(state["settings"], self._settings())
         self.trainer = Trainer(plan.network(), plan.recipe, group, self._class_weights())
         self.best: tuple[float, int] | None = None
         self.confusion: Tensor | None = None
@@ -60,9 +63,10 @@ class Run:
         self._sums = torch.zeros(3, device=plan.device)  # of the losses since the last line
         self._count = 0  # of the iterations since the last line
         if state is not None:
-            self.trainer.load_state_dict(state["trainer"])
-            self._saved, self._validated = self.trainer.iteration, state["validated"]
-            self.best, self.confusion = state["best"], state["confusion"]
+            with self._folder.refusing_incomplete():
+                self.trainer.load_state_dict(state["trainer"])
+                self._saved, self._validated = self.trainer.iteration, state["validated"]
+                self.best, self.confusion = state["best"], state["confusion"]
             self._tell(f"going on after iteration {self.trainer.iteration}")
         self._log = self._make_log() if group.first else None
 
@@ -91,16 +95,7 @@ class Run:
     def _iterate(self, parts: list[Batch]) -> None:
         iteration, lr = self.trainer.iteration + 1, self.trainer.lr
         due = iteration % self._plan.log_every == 0 or iteration == self._plan.recipe.iterations
-        try:
-            losses, accuracy = self.trainer.step(parts, with_accuracy=due)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"too little memory for an iteration ({first_line(error)}); expected a larger "
-                "--accumulate, a smaller --batch-size or --crop, --checkpointing or another "
-                "--precision"
-            ) from None
+        losses, accuracy = self.trainer.step(parts, with_accuracy=due)
         self._sums += torch.stack(losses)
         self._count += 1
         if due:
@@ -214,7 +209,7 @@ class Run:
             iteration = self.trainer.iteration
             if iteration > 0 and self._saved != iteration:
                 self._save()
-            message = f"{problem}; {iteration} iterations are kept, --resume goes on from there"
+            message = f"{problem}; {_kept(iteration)}"
             if str(problem) == INTERRUPTED:
                 raise KeyboardInterrupt(message) from None
             raise SharedError(message) from None
@@ -255,10 +250,15 @@ class Run:
 
     def _settings(self) -> dict[str, str]:
         """Everything that determines the weights of later iterations, as texts by option."""
-        names = "\n".join(sample.name for sample in self._plan.train)
+        plan = self._plan
+        names = "\n".join(sample.name for sample in plan.train)
+        meaning = plan.dataset.description or {}
+        names += json.dumps(
+            [meaning.get("ignored"), [c["ids"] for c in meaning.get("classes", [])]]
+        )
         return {
-            **self._plan.settings,
-            "--data": f"{len(self._plan.train)} images to train on, "
+            **plan.settings,
+            "--data": f"{len(plan.train)} images to train on, "
             f"{hashlib.sha256(names.encode()).hexdigest()[:8]}",
             "ranks": str(self._group.count),
         }
@@ -268,12 +268,20 @@ class Run:
             self._say(line)
 
 
+def _kept(iteration: int) -> str:
+    """What a training that ends early leaves."""
+    if iteration == 0:
+        return "nothing was trained yet"
+    many = "1 iteration is" if iteration == 1 else f"{iteration} iterations are"
+    return f"{many} kept, --resume goes on from there"
+
+
 def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str | None]:
     """The batches of an iteration, or why there are none."""
     try:
         parts = [next(batches) for _ in range(count)]
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not _WORKER_ENDED.search(str(error)):
             raise
         return (
             [],

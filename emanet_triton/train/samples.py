@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from emanet_triton.data.dataset import Dataset, Sample
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, first_line
 from emanet_triton.train.augment import Augmentation, Crop, augment
 
 
@@ -72,7 +72,11 @@ class Crops(TorchDataset):
         except InputError as error:
             return error
         rng = np.random.RandomState([self.seed, *divmod(draw.position, 2**32)])
-        return augment(image, labels, self.how, rng)
+        try:
+            return augment(image, labels, self.how, rng)
+        except (cv2.error, MemoryError) as error:
+            path = self.samples[draw.image].image
+            return InputError(f"{path}: cannot be resized ({first_line(error)})")
 
 
 class Batches(Sampler[list[Draw]]):
@@ -131,10 +135,16 @@ def load(crops: Crops, batches: Batches, workers: int, pin_memory: bool) -> Iter
     )
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # ends OpenCV's threads, for which a forked process would wait for ever
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    handler = signal.getsignal(number) if number else None
     try:
         return iter(loader)
     finally:
         cv2.setNumThreads(threads)
+        if number:
+            # PyTorch's handler would raise in the middle of an iteration when a worker ends.
+            # Without it the next batch raises.
+            signal.signal(number, handler)
 
 
 def _collated(crops: list[Crop | InputError]) -> Batch:
@@ -148,7 +158,10 @@ def _collated(crops: list[Crop | InputError]) -> Batch:
 
 
 def _start_worker(number: int) -> None:
-    """Leave a Ctrl-C of the terminal to the process that waits for this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    """Leave signals to the process that waits for this one, which ends when that process does.
+
+    A terminal and a scheduler send them to all processes of a group.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no hangup
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -201,13 +201,13 @@ def test_a_changed_description_is_another_evaluation(
 ):
     command = ["--ckpt", str(trained), "--data", str(scenes)]
     with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.class_table", lambda _: 1 / 0)
+        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(command)
     assert main([*command, "--resume"]) == 0
     assert "resuming: 3 of 3 images were finished before" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.class_table", lambda _: 1 / 0)
+        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(command)
     scenes.write_text(scenes.read_text().replace("[7, 8]", "[7]").replace("[0, 1,", "[8, 0, 1,"))

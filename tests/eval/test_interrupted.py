@@ -14,6 +14,7 @@ import tiny_eval
 import torch
 from tiny_eval import expected_confusion, partials, run, tiny_process
 
+from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
 from emanet_triton.eval import outputs, runner
@@ -223,7 +224,8 @@ def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch
         assert "5 of 6 images are finished" in capsys.readouterr().err
     assert len(partials()) == 2
     seen = []
-    monkeypatch.setattr(runner, "_load", lambda b, d, f=runner._load: seen.extend(b) or f(b, d))
+    read = Dataset.read
+    monkeypatch.setattr(Dataset, "read", lambda self, s: seen.append(s) or read(self, s))
     got = run(tmp_path, city, ckpt, "--resume")
     assert "resuming: 5 of 6 images were finished before" in capsys.readouterr().err
     assert len(seen) == 1
@@ -261,7 +263,7 @@ def test_a_result_that_cannot_be_written_is_kept(tmp_path, city, ckpt, capsys, m
         patch.setattr("emanet_triton.eval.report.write_json", _disk_full)
         assert main(command) == 2
     assert "error: out.json: cannot be written (No space left" in capsys.readouterr().err
-    monkeypatch.setattr(runner, "_load", None)  # nothing is left to be loaded
+    monkeypatch.setattr(Dataset, "read", None)  # nothing is left to be loaded
     assert main([*command, "--resume"]) == 0
     assert json.loads(out.read_text())["confusion"] == expected_confusion(city)
 

@@ -1,7 +1,9 @@
 """Bad input gets one message, exit code 2, and loses nothing that was saved."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -124,6 +126,50 @@ def test_a_signal_ends_after_the_iteration_and_saves_it(scenes, tmp_path, fails,
     assert weights(tmp_path / "out") == weights(tmp_path / "undisturbed")
 
 
+def test_a_signal_to_the_whole_group_is_no_loss(scenes, tmp_path):
+    """As schedulers and closing terminals send it: to the workers, too."""
+    arguments = options(
+        scenes, out=tmp_path, iterations=4000, save_every=4000, val_split="none", workers=2
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "emanet_triton.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        process.stdout.readline()  # two iterations are done
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "iterations are kept, --resume goes on from there" in err.splitlines()[-1]
+    assert torch.load(tmp_path / "state.pth", weights_only=True)["trainer"]["iteration"] >= 2
+
+
+def test_a_worker_that_is_killed(scenes, tmp_path, fails, monkeypatch):
+    def kill(trainer):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    monkeypatch.setattr(Trainer, "step", after(2, kill))
+    said = fails(*options(scenes, out=tmp_path, workers=1, iterations=40, save_every=100))
+    assert "a process that makes samples has ended" in said
+    assert "kept, --resume goes on from there" in said
+
+
+def test_nothing_is_kept_before_the_first_iteration(own_scenes, tmp_path, fails):
+    for path in labels_of(own_scenes):
+        path.write_bytes(b"damaged")
+    said = fails(*options(own_scenes, out=tmp_path / "out", no_check=True))
+    assert said.endswith("; nothing was trained yet")
+
+
+def test_a_resize_that_is_too_large(scenes, tmp_path, fails):
+    said = fails(*options(scenes, out=tmp_path, ratios="300,400"))
+    assert "cannot be resized" in said
+
+
 def test_a_loss_that_is_not_finite(scenes, tmp_path, fails):
     out = tmp_path / "out"
     assert main(options(scenes, out=out)) == 0
@@ -197,6 +243,23 @@ class TestFolders:
         (out / "state.pth").write_bytes(whole[: len(whole) // 2])
         said = fails(*options(scenes, out=out, resume=True, iterations=2))
         assert f"{out / 'state.pth'}: cannot be read" in said
+
+    @pytest.mark.parametrize(
+        "lacking", [{"form": 1}, {"optimizer": {}}, {"network": {}}], ids=lambda d: next(iter(d))
+    )
+    def test_an_incomplete_state(self, scenes, out, fails, lacking):
+        state = torch.load(out / "state.pth", weights_only=True)
+        if "form" in lacking:
+            state = lacking
+        else:
+            state["trainer"] |= lacking
+        torch.save(state, out / "state.pth")
+        said = fails(*options(scenes, out=out, resume=True, iterations=2))
+        assert f"{out / 'state.pth'}: is incomplete or of another network" in said
+
+    def test_weights_alone_are_not_overwritten(self, scenes, out, fails):
+        (out / "state.pth").unlink()
+        assert "holds a training" in fails(*options(scenes, out=out))
 
     def test_a_file_of_another_kind(self, scenes, out, fails):
         torch.save({"weights": torch.zeros(1)}, out / "state.pth")
