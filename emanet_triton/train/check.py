@@ -40,15 +40,17 @@ def class_weights(
         float32 [C] with mean 1. A class without pixels counts as one with a single pixel.
 
     Raises:
-        InputError: a label cannot be read.
+        SharedError: a label cannot be read.
     """
 
     def count(sample: Sample) -> np.ndarray:
         return np.bincount(dataset.read_labels(sample).ravel(), minlength=IGNORE + 1)
 
-    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
-    for each in _shared(count, samples, group, workers):
-        counts += torch.from_numpy(each)
+    def count_all() -> Tensor:
+        found = [torch.from_numpy(each) for each in _shared(count, samples, group, workers)]
+        return sum(found, torch.zeros(IGNORE + 1, dtype=torch.int64))
+
+    counts = group.together(count_all)
     if group.count > 1:
         dist.all_reduce(counts, group=group.messages)
     pixels = counts[: len(dataset.classes)].clamp(min=1).double()

@@ -28,6 +28,7 @@ class Log:
         classes: names of the classes.
         begin: the first iteration of this run; entries of later iterations are removed, because
             they will come again.
+        validated: the last iteration whose validation is finished; likewise.
         end: the last iteration.
         images: of one iteration, over all processes.
         device: whose memory is told.
@@ -43,6 +44,7 @@ class Log:
         folder: Path,
         classes: Sequence[str],
         begin: int,
+        validated: int,
         end: int,
         images: int,
         device: torch.device,
@@ -51,7 +53,7 @@ class Log:
     ) -> None:
         self._classes, self._images, self._device, self._say = classes, images, device, say
         self._train = _Csv(folder / TRAIN_CSV, _TRAIN, begin)
-        self._val = _Csv(folder / VAL_CSV, (*_VAL, *classes), begin)
+        self._val = _Csv(folder / VAL_CSV, (*_VAL, *classes), validated)
         self._events = _writer(folder / TENSORBOARD, begin) if tensorboard else None
         self._end, self._told = end, begin
         self._started = time.monotonic()

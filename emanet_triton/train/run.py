@@ -52,11 +52,13 @@ class Run:
     ) -> None:
         self._plan, self._group, self._say, self._progress = plan, group, say, progress
         self._folder = Folder(plan.out, plan.trained)
-        state = self._folder.read_state() if plan.resume else None
+        # Each step that may fail on one process alone ends before the processes exchange anything.
+        state = group.together(lambda: self._folder.read_state() if plan.resume else None)
         if state is not None:
             with self._folder.refusing_incomplete():
                 _check_settings(state["settings"], self._settings())
-        self.trainer = Trainer(plan.network(), plan.recipe, group, self._class_weights())
+        network = group.together(plan.network)
+        self.trainer = Trainer(network, plan.recipe, group, self._class_weights())
         self.best: tuple[float, int] | None = None
         self.confusion: Tensor | None = None
         self._saved = self._validated = -1
@@ -241,6 +243,7 @@ class Run:
             plan.out,
             [each.name for each in plan.dataset.classes],
             begin=self.trainer.iteration,
+            validated=self._validated,
             end=plan.recipe.iterations,
             images=plan.recipe.batch_size,
             device=plan.device,

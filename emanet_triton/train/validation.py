@@ -61,7 +61,10 @@ def validate(
             for sample, (image, labels) in zip(mine, loaded, strict=True):
                 (predicted,) = predictor([image])
                 if (predicted == NOT_FINITE).all():
-                    raise InputError(f"{sample.image}: {NOT_FINITE_MESSAGE}")
+                    raise InputError(
+                        f"{NOT_FINITE_MESSAGE} for {sample.image}: the training has diverged; "
+                        "expected a lower --lr or a longer --warmup"
+                    )
                 target = to_device(labels, predicted.device)
                 counts += confusion_counts(target, predicted, classes).to(counts.device)
                 each(sample, image, labels, predicted.cpu().numpy())
