@@ -16,6 +16,7 @@ from typing import IO, NoReturn
 from emanet_triton.errors import InputError, first_line, printable
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
+_MOST_PIXELS = 2**14  # of a side of an image
 _MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 SCRIPT = "emanet-triton"  # the console script
 FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
@@ -107,6 +108,36 @@ def number(text: str, expected: str, holds: Callable[[float], bool]) -> float:
     if not holds(value):
         raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
     return value
+
+
+def share(text: str) -> float:
+    """A number of 0 to 1, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    return number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def below_one(text: str) -> float:
+    """A number of at least 0 and less than 1, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    return number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def size(text: str, expected: str = "two sizes such as 512x1024") -> tuple[int, int]:
+    """Two sizes in pixels with an x between them, in their order, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else than ``expected``.
+    """
+    first, _, second = text.partition("x")
+    if not all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in (first, second)):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    return int(first), int(second)
 
 
 def thread_count(text: str) -> int:

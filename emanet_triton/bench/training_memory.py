@@ -22,7 +22,7 @@ from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.resnet import Bottleneck
 from emanet_triton.models.zoo import ZOO, create_model
 from emanet_triton.train.loss import losses
-from emanet_triton.train.memory import SavedTensors
+from emanet_triton.train.memory import SavedTensors, step_memory
 from emanet_triton.train.recipe import Recipe
 from emanet_triton.versions import csv_with_versions
 
@@ -72,14 +72,14 @@ def _row(name: str, way: str, mmseg: bool, precision: str, checkpointing: bool) 
         if isinstance(module, Bottleneck):
             module.checkpointing = checkpointing
     saved = saved_bytes(network, entry.crop, precision)
-    weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    momentum = [p for p in network.parameters() if p.requires_grad]  # SGD keeps one of each
+    found = step_memory(network, momentum, saved, averaged=False)
     figures = {
-        "weights": weights,
-        "gradients": trained,
-        "momentum": trained,
-        "kept for the backward pass": saved,
-        "together": weights + 2 * trained + saved,
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "momentum": found.optimizer,
+        "kept for the backward pass": found.saved,
+        "together": found.total,
     }
     return {
         "network": name,

@@ -69,7 +69,7 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
                 + ", ".join(ZOO)
             )
         if model not in (None, name):
-            raise InputError(f"--ckpt {ckpt} is a checkpoint of {name}, not of --model {model}")
+            raise InputError(f"{ckpt} is a checkpoint of {name}, not of --model {model}")
     elif known is not None:
         name = known
     else:
@@ -109,7 +109,7 @@ def known_model(ckpt: str, model: str | None) -> str | None:
         find_entry(model)
     if ckpt in ZOO and not exists:
         if model not in (None, ckpt):
-            raise InputError(f"--ckpt {ckpt} is not a checkpoint of --model {model}")
+            raise InputError(f"{ckpt} is not a checkpoint of --model {model}")
         return ckpt
     if not exists and path.suffix == "":
         raise InputError(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, number, program
+from emanet_triton.command import Parser, below_one, count, program, share, size
 from emanet_triton.data.overlay import ALPHA
 from emanet_triton.inference.options import add_options
 from emanet_triton.models.zoo import list_models
@@ -83,7 +83,7 @@ def make_parser() -> Parser:
     )
     output.add_argument(
         "--alpha",
-        type=_alpha,
+        type=share,
         default=ALPHA,
         metavar="A",
         help="opacity of the colours in overlays, 0 to 1; default: %(default)s",
@@ -114,7 +114,7 @@ def make_parser() -> Parser:
     video = parser.add_argument_group("videos and webcams")
     video.add_argument(
         "--smooth",
-        type=_weight,
+        type=below_one,
         metavar="W",
         help="average the probabilities over the frames so that the labels do not flicker: the "
         "average so far has the weight W, at least 0 and less than 1, such as 0.8; default: off",
@@ -145,21 +145,8 @@ def _list(text: str) -> list[str]:
     return names
 
 
-def _alpha(text: str) -> float:
-    return number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def _weight(text: str) -> float:
-    return number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
-
-
 def _scale(text: str) -> str | tuple[int, int]:
     """``"protocol"``, ``"native"``, or (width, height)."""
     if text in (PROTOCOL, NATIVE):
         return text
-    width, _, height = text.partition("x")
-    if not all(side.isdecimal() and 0 < int(side) <= 2**14 for side in (width, height)):
-        raise argparse.ArgumentTypeError(
-            f"expected protocol, native or WIDTHxHEIGHT such as 1024x512, got '{text}'"
-        )
-    return int(width), int(height)
+    return size(text, "protocol, native or WIDTHxHEIGHT such as 1024x512")

@@ -36,6 +36,11 @@ class Folder:
     path: Path
     trained: Trained
 
+    def going_on(self, init: str) -> "Folder":
+        """The folder of a training that began with the initial weights ``init``."""
+        info = {**self.trained.info, "init": init}
+        return replace(self, trained=replace(self.trained, info=info))
+
     def write_weights(
         self, name: str, weights: Mapping[str, Tensor], info: Mapping[str, Any]
     ) -> None:

@@ -121,12 +121,12 @@ def find_group() -> Group:
 @contextlib.contextmanager
 def joined(group: Group, device: torch.device) -> Iterator[Group]:
     """Join the other processes: NCCL between GPUs, gloo between CPUs."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)  # also for threads that pin memory
     if group.count == 1:
         yield group
         return
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         messages = dist.new_group(backend="gloo")

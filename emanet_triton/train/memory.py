@@ -86,7 +86,7 @@ def step_memory(network: nn.Module, optimizer_state: Any, saved: int, averaged: 
 
     Args:
         network: the trained network.
-        optimizer_state: ``state_dict()`` of its optimizer, after a step.
+        optimizer_state: the tensors of its optimizer, anywhere in nested dicts and lists.
         saved: as ``SavedTensors`` counts.
         averaged: whether averaged weights are kept, too.
     """

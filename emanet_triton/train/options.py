@@ -4,7 +4,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, number, program, thread_count, whole
+from emanet_triton.command import (
+    Parser,
+    below_one,
+    count,
+    number,
+    program,
+    share,
+    size,
+    thread_count,
+    whole,
+)
 from emanet_triton.cores import usable_cores
 from emanet_triton.models.zoo import list_models
 from emanet_triton.train.recipe import OPTIMIZERS, PRECISIONS, Recipe
@@ -284,14 +294,6 @@ def not_negative(text: str) -> float:
     return number(text, "a number of at least 0", lambda value: 0 <= value < float("inf"))
 
 
-def share(text: str) -> float:
-    return number(text, "a number of 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def below_one(text: str) -> float:
-    return number(text, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
-
-
 def ratios(text: str) -> tuple[float, float]:
     """(lowest, highest)."""
     low, _, high = text.partition(",")
@@ -299,14 +301,6 @@ def ratios(text: str) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise argparse.ArgumentTypeError(f"expected LOW,HIGH with LOW at most HIGH, got '{text}'")
     return pair
-
-
-def size(text: str) -> tuple[int, int]:
-    """Two whole numbers with an x between them, in their order."""
-    first, _, second = text.partition("x")
-    if not all(side.isdecimal() and 0 < int(side) <= 2**14 for side in (first, second)):
-        raise argparse.ArgumentTypeError(f"expected two sizes such as 512x1024, got '{text}'")
-    return int(first), int(second)
 
 
 def scale(text: str) -> tuple[int, int] | str:

@@ -51,16 +51,19 @@ class Run:
         self, plan: Plan, group: Group, say: Callable[[str], None], progress: Callable[[int], None]
     ) -> None:
         self._plan, self._group, self._say, self._progress = plan, group, say, progress
-        self._folder = Folder(plan.out, plan.trained)
+        folder = Folder(plan.out, plan.trained)
         # Each step that may fail on one process alone ends before the processes exchange anything.
-        state = group.together(lambda: self._folder.read_state() if plan.resume else None)
+        state = group.together(lambda: folder.read_state() if plan.resume else None)
+        self._folder = folder
         if state is not None:
-            with self._folder.refusing_incomplete():
+            with folder.refusing_incomplete():
+                self._folder = folder.going_on(state["init"])
                 _check_settings(state["settings"], self._settings())
         network = group.together(plan.network)
         self.trainer = Trainer(network, plan.recipe, group, self._class_weights())
         self.best: tuple[float, int] | None = None
         self.confusion: Tensor | None = None
+        self._stop = Stop()
         self._saved = self._validated = -1
         self._sums = torch.zeros(3, device=plan.device)  # of the losses since the last line
         self._count = 0  # of the iterations since the last line
@@ -81,12 +84,12 @@ class Run:
             KeyboardInterrupt: a signal asked for the end; the last whole iteration is saved.
         """
         plan, trainer = self._plan, self.trainer
-        self._validate_if_due()
         batches = self._batches()
-        with Stop(self._tell) as stop:
+        with self._stop:
+            self._validate_if_due()
             while trainer.iteration < plan.recipe.iterations:
                 parts, problem = _next_parts(batches, plan.recipe.accumulate)
-                self._end_for(problem or (INTERRUPTED if stop.asked else None))
+                self._end_for(problem or (INTERRUPTED if self._stop.asked else None))
                 self._iterate(parts)
                 self._progress(trainer.iteration)
                 self._save_if_due()
@@ -142,6 +145,7 @@ class Run:
         self._folder.write_state(
             {
                 "settings": self._settings(),
+                "init": self._folder.trained.info["init"],
                 "trainer": self.trainer.state_dict(),
                 "validated": self._validated,
                 "best": self.best,
@@ -175,7 +179,7 @@ class Run:
             plan.dataset,
             group,
             plan.workers,
-            self._keep_picture,
+            self._after_sample,
         )
         self._validated = iteration
         found = scores(self.confusion)
@@ -189,13 +193,18 @@ class Run:
             self._write_state()
             self._log.leave_out(time.monotonic() - begun)
 
-    def _keep_picture(
-        self, sample: Sample, image: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+    def _after_sample(
+        self, sample: Sample, image: np.ndarray, labels: np.ndarray, predicted: Tensor
     ) -> None:
-        """Give the first samples of a validation to TensorBoard."""
+        """Give the first samples of a validation to TensorBoard, and end it for a signal.
+
+        With several processes the validation goes on, because the others wait for its result.
+        """
         plan = self._plan
+        if self._stop.asked and self._group.count == 1:
+            raise KeyboardInterrupt(f"{INTERRUPTED}; {_kept(self.trainer.iteration)}")
         if self._log and self._log.wants_pictures and sample in plan.val[:PICTURES]:
-            picture = side_by_side(image, predicted, labels, plan.dataset.classes)
+            picture = side_by_side(image, predicted.cpu().numpy(), labels, plan.dataset.classes)
             self._log.picture(self.trainer.iteration, f"val/{sample.name}", picture)
 
     def _end_for(self, own: str | None) -> None:
@@ -254,14 +263,14 @@ class Run:
     def _settings(self) -> dict[str, str]:
         """Everything that determines the weights of later iterations, as texts by option."""
         plan = self._plan
-        names = "\n".join(sample.name for sample in plan.train)
+        names = "\n".join(sample.name for sample in (*plan.train, *plan.val))
         meaning = plan.dataset.description or {}
         names += json.dumps(
             [meaning.get("ignored"), [c["ids"] for c in meaning.get("classes", [])]]
         )
         return {
             **plan.settings,
-            "--data": f"{len(plan.train)} images to train on, "
+            "--data": f"{len(plan.train)} images to train on, {len(plan.val)} to validate, "
             f"{hashlib.sha256(names.encode()).hexdigest()[:8]}",
             "ranks": str(self._group.count),
         }

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,16 +16,12 @@ class Stop:
     A signal in the middle of an iteration would leave weights and running statistics of different
     iterations. Further signals are ignored for some seconds, as in ``command``.
 
-    Args:
-        say: prints a line for the user.
-
     Attributes:
         asked: whether to stop.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self._say = say
         self._deaf_until = 0.0
         self._before: dict[int, Any] = {}
 
@@ -45,6 +40,5 @@ class Stop:
         now = time.monotonic()
         if not self.asked:
             self.asked, self._deaf_until = True, now + DEAF_SECONDS
-            self._say("stopping after this iteration; a second signal stops at once")
         elif now >= self._deaf_until:
             raise KeyboardInterrupt

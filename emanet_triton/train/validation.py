@@ -27,7 +27,7 @@ def validate(
     dataset: Dataset,
     group: Group,
     workers: int,
-    each: Callable[[Sample, np.ndarray, np.ndarray, np.ndarray], None],
+    each: Callable[[Sample, np.ndarray, np.ndarray, Tensor], None],
 ) -> Tensor:
     """The confusion matrix of all samples; the processes share them.
 
@@ -41,7 +41,8 @@ def validate(
         dataset: reads them.
         group: the processes.
         workers: threads of this process that read files.
-        each: called with every sample of this process, its image, labels and predicted labels.
+        each: called with every sample of this process, its image, labels and, on the
+            device, predicted labels.
 
     Returns:
         int64 [C, C] on the CPU, rows = label; the same on every process.
@@ -67,7 +68,7 @@ def validate(
                     )
                 target = to_device(labels, predicted.device)
                 counts += confusion_counts(target, predicted, classes).to(counts.device)
-                each(sample, image, labels, predicted.cpu().numpy())
+                each(sample, image, labels, predicted)
                 bar.update()
     finally:
         network.train(mode)

@@ -52,7 +52,7 @@ def test_unpublished_file_without_model(fails, city, tmp_path):
 def test_model_that_contradicts_the_checkpoints_name(fails, city):
     published, other = list(ZOO)[:2]
     err = fails("--ckpt", published, "--model", other, "--data", city)
-    assert f"--ckpt {published} is not a checkpoint of --model {other}" in err
+    assert f"{published} is not a checkpoint of --model {other}" in err
 
 
 @pytest.mark.parametrize(

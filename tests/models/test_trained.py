@@ -167,7 +167,7 @@ def refused(*arguments: object) -> str:
 def test_what_contradicts_a_trained_file(tmp_path):
     path = str(write_trained(tmp_path / "x.safetensors", TRAINED))
     assert refused(path, "emanet_demo") == (
-        f"--ckpt {path} is a checkpoint of tiny, not of --model emanet_demo"
+        f"{path} is a checkpoint of tiny, not of --model emanet_demo"
     )
     other = str(write_trained(tmp_path / "y.safetensors", replace(TRAINED, model="mine")))
     assert refused(other).startswith(f"{other}: is of the model 'mine', which is unknown here; exp")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import torch
 from small_trainings import options, write_small_scenes
 
 from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.png import read_label_png, write_png
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.trained import Trained
 from emanet_triton.train.__main__ import main
 from emanet_triton.train.trainer import Trainer
 
-STEP = Trainer.step
+STEP, READ = Trainer.step, Dataset.read
+FIVE = Path(__file__).parents[2] / "demo" / "five.toml"
 
 
 def after(number, action):
@@ -170,6 +174,31 @@ def test_a_resize_that_is_too_large(scenes, tmp_path, fails):
     assert "cannot be resized" in said
 
 
+def test_a_signal_ends_a_validation(scenes, tmp_path, fails, monkeypatch):
+    def interrupted(self, sample):
+        if sample.name.endswith("000000") and "val" in sample.image.parts:
+            os.kill(os.getpid(), signal.SIGINT)
+        return READ(self, sample)
+
+    monkeypatch.setattr(Dataset, "read", interrupted)
+    said = fails(*options(scenes, out=tmp_path))
+    assert said.endswith("interrupted; 2 iterations are kept, --resume goes on from there")
+    monkeypatch.undo()
+    assert main(options(scenes, out=tmp_path, resume=True)) == 0
+
+
+def test_too_little_memory_for_a_dry_run(scenes, tmp_path, fails, monkeypatch):
+    def full(*arguments, **options):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        )
+
+    monkeypatch.setattr(Trainer, "step", full)
+    assert "too little memory for an iteration" in fails(
+        *options(scenes, out=tmp_path, dry_run=True)
+    )
+
+
 def test_a_loss_that_is_not_finite(scenes, tmp_path, fails):
     out = tmp_path / "out"
     assert main(options(scenes, out=out)) == 0
@@ -229,8 +258,33 @@ class TestFolders:
         labels_of(own_scenes)[0].unlink()
         next(own_scenes.rglob("*000000_leftImg8bit.png")).unlink()
         said = fails(*options(own_scenes, out=out, resume=True, iterations=2))
-        assert "--data 6 images to train on" in said
-        assert "5 images to train on" in said
+        assert "--data 6 images to train on, 2 to validate" in said
+        assert "5 images to train on, 2 to validate" in said
+
+    def test_another_validation(self, scenes, out, fails):
+        said = fails(*options(scenes, out=out, resume=True, iterations=2, val_split="train"))
+        assert "6 images to train on, 6 to validate" in said
+
+    def test_other_ids(self, scenes, tmp_path, fails):
+        data = tmp_path / "five.toml"
+        text = FIVE.read_text().replace('root = "scenes"', f'root = "{scenes}"')
+        data.write_text(text)
+        assert main(options(data, out=tmp_path / "five", iterations=2)) == 0
+        data.write_text(text.replace("ids = [7, 8]", "ids = [7]").replace("[0, 1,", "[8, 0, 1,"))
+        said = fails(*options(data, out=tmp_path / "five", iterations=2, resume=True))
+        assert "--resume: the settings differ: --data 6 images" in said
+
+    def test_the_initial_weights_keep_their_name(self, scenes, out):
+        """They are told when the training begins; later they are not read."""
+        again = {"resume": True, "iterations": 2, "init": None}
+        (out / "best.safetensors").unlink()
+        state = torch.load(out / "state.pth", weights_only=True)
+        torch.save(state | {"validated": -1, "best": None}, out / "state.pth")
+        assert main(options(scenes, out=out, **again)) == 0
+        best = read_checkpoint(out / "best.safetensors")
+        assert Trained.of(best.meta).info["init"] == "emanet_demo"
+        rows = (out / "val.csv").read_text().splitlines()
+        assert [row.partition(",")[0] for row in rows] == ["iteration", "2"]  # not twice
 
     @pytest.mark.parametrize("content", [b"", b"damaged", b"PK\x03\x04"])
     def test_a_damaged_state(self, scenes, out, fails, content):
