@@ -114,7 +114,9 @@ def test_kernels_import_torch_and_triton_only(path):
 def test_an_evaluation_imports_no_large_package_that_it_may_not_need():
     """They would take half as much memory again as PyTorch does."""
     code = (
-        "import sys, emanet_triton.eval.__main__;"
+        "import sys, emanet_triton.eval.__main__ as _;"
+        "from emanet_triton import create_model, fuse;"
+        "fuse(create_model('emanet_demo', pretrained=True));"
         "print({'torchvision', 'triton', 'torch._dynamo', 'sympy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -47,9 +47,10 @@ class _WithoutRandomNumbers(TorchFunctionMode):
     """Skips the initial values: on the meta device they would import PyTorch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (Tensor.normal_, Tensor.uniform_, functional.normalize):
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, Tensor.uniform_, nn.init.normal_, functional.normalize):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _pairs(
