@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny_models import TINY
 
@@ -75,6 +76,14 @@ def write_cityscapes(root: Path, count: int = 6, enlarge: int = 1) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels)
     return root
+
+
+def stop_before_the_tables(command: list[str]) -> None:
+    """Evaluate all images, and fail before the partial results are removed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
 
 
 def run(tmp_path: Path, city: Path, ckpt: Path, *more: str) -> dict:

@@ -196,20 +196,12 @@ def test_ids_of_16_bits(tmp_path):
     assert set(np.unique(saved)) <= {0, 1000, 2000}
 
 
-def test_a_changed_description_is_another_evaluation(
-    tmp_path, scenes, trained, capsys, monkeypatch
-):
+def test_a_changed_description_is_another_evaluation(tmp_path, scenes, trained, capsys):
     command = ["--ckpt", str(trained), "--data", str(scenes)]
-    with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main(command)
+    tiny_eval.stop_before_the_tables(command)
     assert main([*command, "--resume"]) == 0
     assert "resuming: 3 of 3 images were finished before" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main(command)
+    tiny_eval.stop_before_the_tables(command)
     scenes.write_text(scenes.read_text().replace("[7, 8]", "[7]").replace("[0, 1,", "[8, 0, 1,"))
     capsys.readouterr()
     assert main([*command, "--resume"]) == 0

@@ -142,11 +142,8 @@ def test_a_checkpoint_of_another_number_of_classes(tmp_path, root, ckpt, capsys)
     )
 
 
-def test_a_resumed_run_counts_its_classes(root, ckpt, capsys, monkeypatch):
+def test_a_resumed_run_counts_its_classes(root, ckpt, capsys):
     command = ["--ckpt", str(ckpt), "--data", str(root), "--split", "day"]
-    with monkeypatch.context() as patch:
-        patch.setattr("emanet_triton.eval.report.class_table", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main(command)
+    tiny_eval.stop_before_the_tables(command)
     assert main([*command, "--resume"]) == 0
     assert "resuming: 4 of 4 images were finished before" in capsys.readouterr().err
