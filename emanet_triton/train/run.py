@@ -125,21 +125,25 @@ class Run:
 
     def _save_if_due(self) -> None:
         plan, iteration = self._plan, self.trainer.iteration
-        kept = iteration % plan.keep_every == 0
         end = iteration == plan.recipe.iterations
-        if end or kept or self._validation_is_due() or iteration % plan.save_every == 0:
+        every = iteration % plan.save_every == 0 or iteration % plan.keep_every == 0
+        if end or every or self._validation_is_due():
             self._save()
-        if kept and self._group.first:
-            self._write_weights(f"iter_{iteration}.safetensors", {})
 
     def _save(self) -> None:
-        """Write the state and the last weights, on the first process."""
+        """Write the last weights and the state, on the first process.
+
+        The state comes last: if the process is killed before, the resumed training writes all files
+        of this iteration again.
+        """
         self._require_finite(float(self._group.sum(self._sums[0].clone())))
-        self._saved = self.trainer.iteration
+        self._saved = iteration = self.trainer.iteration
         if not self._group.first:
             return
-        self._write_state()
+        if iteration % self._plan.keep_every == 0:
+            self._write_weights(f"iter_{iteration}.safetensors", {})
         self._write_weights(LAST, {})
+        self._write_state()
 
     def _write_state(self) -> None:
         self._folder.write_state(

@@ -17,10 +17,11 @@ from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.png import read_label_png, write_png
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.trained import Trained
+from emanet_triton.train import folder
 from emanet_triton.train.__main__ import main
 from emanet_triton.train.trainer import Trainer
 
-STEP, READ = Trainer.step, Dataset.read
+STEP, READ, WRITE = Trainer.step, Dataset.read, folder.write_output
 FIVE = Path(__file__).parents[2] / "demo" / "five.toml"
 
 
@@ -197,6 +198,30 @@ def test_too_little_memory_for_a_dry_run(scenes, tmp_path, fails, monkeypatch):
     assert "too little memory for an iteration" in fails(
         *options(scenes, out=tmp_path, dry_run=True)
     )
+
+
+@pytest.mark.parametrize("name", ["iter_4.safetensors", "last.safetensors", "state.pth"])
+def test_an_iteration_whose_files_were_not_all_written(scenes, tmp_path, monkeypatch, name):
+    """As if the process were killed before it writes one of them."""
+    often = {"save_every": 2, "keep_every": 2}
+
+    def write(path, data):
+        state = path.parent / "state.pth"
+        earlier = torch.load(state, weights_only=True) if state.exists() else {"validated": 0}
+        if path.name == name and earlier["validated"] == 2:
+            raise KeyboardInterrupt
+        return WRITE(path, data)
+
+    monkeypatch.setattr(folder, "write_output", write)
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    assert main(options(scenes, out=out, **often)) == 2
+    monkeypatch.undo()
+    assert main(options(scenes, out=out, **often, resume=True)) == 0
+    assert main(options(scenes, out=undisturbed, **often)) == 0
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"iter_2.safetensors", "iter_4.safetensors"} < names
+    for each in names - {"state.pth", "train.csv"}:
+        assert (out / each).read_bytes() == (undisturbed / each).read_bytes(), each
 
 
 def test_a_loss_that_is_not_finite(scenes, tmp_path, fails):
