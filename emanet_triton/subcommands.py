@@ -45,6 +45,11 @@ COMMANDS = {
     "convert": Command(
         "emanet_triton.convert", "write a checkpoint's weights as a safetensors or mmseg file"
     ),
+    "export": Command(
+        "emanet_triton.deploy.__main__",
+        "write a network as an ONNX, OpenVINO or PyTorch file for other programs",
+        options="emanet_triton.deploy.options",
+    ),
     "env": Command("emanet_triton.env", "print versions and hardware, for a report of a bug"),
     "demo": Command("emanet_triton.web.__main__", "segment pictures on a page in the browser"),
     "completion": Command(

@@ -18,7 +18,7 @@ FLOORS = (
     ("kernels", "data"),
     ("models",),
     ("inference",),
-    ("eval", "predict", "web"),
+    ("deploy", "eval", "predict", "web"),
     ("train",),
     ("bench",),
 )

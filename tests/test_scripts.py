@@ -29,6 +29,8 @@ RUNS = {
     ),
     "emanet_triton bench": "em --tiny --rounds 1 --providers ours-torch",
     "emanet_triton predict": "{image} --ckpt emanet_demo --out {new}/predictions",
+    "emanet_triton export": "emanet_demo --to safetensors --size 64x64 --out {new}/a.safetensors",
+    "emanet_triton.deploy": "emanet_demo --to torch --part labels --size 64x96 --out {new}/a.pt2",
     "emanet_triton demo": "--port none",
     "emanet_triton env": "",
     "emanet_triton completion": "bash",

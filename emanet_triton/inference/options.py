@@ -1,11 +1,14 @@
 """The options of every command that runs a network on images."""
 
 import argparse
+from dataclasses import replace
 
-from emanet_triton.command import count, thread_count
+from emanet_triton.command import count, size, thread_count
 from emanet_triton.cores import usable_cores
 from emanet_triton.inference.build import PRECISIONS
-from emanet_triton.models.protocol import VERSIONS
+from emanet_triton.models.protocol import VERSIONS, Protocol
+
+_PROTOCOL, _NATIVE = "protocol", "native"  # sizes of the network's input that --scale names
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
@@ -55,3 +58,29 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads that read images and write pictures; default: %(default)s",
     )
+
+
+def add_scale(group: argparse._ArgumentGroup) -> None:
+    """Add the option ``--scale``, whose value ``scaled`` takes."""
+    group.add_argument(
+        "--scale",
+        type=_scale,
+        default=_PROTOCOL,
+        metavar="SCALE",
+        help="size of the network's input: protocol (the evaluation's size), native (the "
+        "picture's own), or WIDTHxHEIGHT, into which the picture is fitted; default: %(default)s",
+    )
+
+
+def scaled(protocol: Protocol, scale: str | tuple[int, int]) -> Protocol:
+    """The protocol with the size of the network's input that ``--scale`` names."""
+    if scale == _PROTOCOL:
+        return protocol
+    return replace(protocol, base_scale=None if isinstance(scale, str) else scale)
+
+
+def _scale(text: str) -> str | tuple[int, int]:
+    """``"protocol"``, ``"native"``, or (width, height)."""
+    if text in (_PROTOCOL, _NATIVE):
+        return text
+    return size(text, "protocol, native or WIDTHxHEIGHT such as 1024x512")

@@ -100,3 +100,14 @@ def _legacy() -> tuple[bool, str]:
 def _set_legacy(allow: bool, matmul: str) -> None:
     torch.backends.cudnn.allow_tf32 = allow
     torch.set_float32_matmul_precision(matmul)
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager:
+    """Switch autocast off. Meta tensors, which record what a network calls, have no autocast.
+
+    Where it is off already, nothing is done: ``torch.export`` writes no file of a program that
+    switches autocast.
+    """
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -3,7 +3,6 @@
 ``FusedEMANet`` is its fused form: it computes the same logits for inference.
 """
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from emanet_triton.kernels.em import reference
 from emanet_triton.kernels.em.op import em_attention_block
+from emanet_triton.kernels.precision import without_autocast
 from emanet_triton.models.alteration import alteration
 from emanet_triton.models.fused import (
     FusedBottleneck,
@@ -20,6 +20,7 @@ from emanet_triton.models.fused import (
     SharedConv,
     convs_with_norms,
     folded,
+    fuse,
     fused_conv,
 )
 from emanet_triton.models.head import ConvModule, EMAHead, FCNHead
@@ -98,6 +99,12 @@ class EMANet(Network):
             raise ValueError(f"fuse takes an EMANet that nothing has altered, but here {altered}")
         return FusedEMANet(self, dtype, channels_last)
 
+    def standard_form(self, dtype: torch.dtype) -> "FusedEMANet":
+        fused = fuse(self, dtype=dtype, channels_last=False)
+        assert isinstance(fused, FusedEMANet)
+        fused.decode_head.standard = True
+        return fused
+
     def reference_logits(self, images: Tensor) -> Tensor:
         """The logits by PyTorch's operations alone, whatever the EM attention's backend is."""
         *_, x = self.backbone(images)
@@ -124,7 +131,7 @@ class FusedEMANet(FusedNetwork):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        with _without_autocast(images.device.type):
+        with without_autocast(images.device.type):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             # One copy for both dtype and layout; ``to`` alone returns some views as they are.
             x = images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout)
@@ -139,6 +146,9 @@ class FusedHead(nn.Module):
 
     ``shared_conv`` is ``ema_in_conv`` together with the part of ``conv_cat`` that reads the head's
     input. ``conv_cat`` here is the other part; it adds its output to the output of the first part.
+
+    Attributes:
+        standard: whether PyTorch's own operators compute the EM attention, in float32.
     """
 
     bases: Tensor
@@ -151,6 +161,7 @@ class FusedHead(nn.Module):
         super().__init__()
         attention = head.ema_module
         self.num_stages, self.backend = attention.num_stages, attention.backend
+        self.standard = False
 
         in_weight, in_bias = folded(*_parts(head.ema_in_conv), dtype)
         cat_weight, cat_bias = folded(*_parts(head.conv_cat), dtype)
@@ -185,19 +196,15 @@ class FusedHead(nn.Module):
         return self.conv_seg(self.conv_cat(feats, partial))
 
     def _attention_block(self, feats: Tensor) -> Tensor:
+        weights = self.mid_weight, self.mid_bias, self.out_weight, self.out_bias
+        if self.standard:
+            positions = feats.flatten(2)
+            out, _ = reference.em_attention_block(positions, self.bases, *weights, self.num_stages)
+            return out.view_as(feats)
         out, _ = em_attention_block(
-            feats,
-            self.bases,
-            *(self.mid_weight, self.mid_bias, self.out_weight, self.out_bias),
-            self.num_stages,
-            backend=self.backend,
+            feats, self.bases, *weights, self.num_stages, backend=self.backend
         )
         return out
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    """Switch autocast off. Meta tensors, which record what a network calls, have no autocast."""
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool) -> nn.Sequential:

@@ -3,6 +3,7 @@
 A variant is one module with a ``Network`` and perhaps its ``FusedNetwork``, and a zoo entry.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
@@ -47,6 +48,20 @@ class Network(nn.Module):
         """
         return None
 
+    def standard_form(self, dtype: torch.dtype) -> "Network":
+        """A copy for inference that calls PyTorch's own operators alone, as an export needs it.
+
+        Args:
+            dtype: of weights and activations: float32, float16 or bfloat16.
+
+        Returns:
+            A network in evaluation mode, float images [B, 3, H, W] → logits in ``dtype``.
+
+        Raises:
+            ValueError: this network was changed so that the copy would compute something else.
+        """
+        return _StandardNetwork(self, dtype).eval()
+
     def reference_logits(self, images: Tensor) -> Tensor:
         """The logits in evaluation mode by PyTorch's operations alone, also in float64.
 
@@ -84,6 +99,18 @@ class InputForm(NamedTuple):
     stride: int
     mean: RGB
     std: RGB
+
+
+class _StandardNetwork(Network):
+    """A network by its ``reference_logits``, in one dtype."""
+
+    def __init__(self, model: Network, dtype: torch.dtype) -> None:
+        super().__init__(model.architecture, model.protocol, model.num_classes)
+        self.stride, self.mean, self.std = input_form(model)
+        self.model, self.dtype = copy.deepcopy(model).to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.reference_logits(images.to(self.dtype))
 
 
 def input_form(network: object) -> InputForm:

@@ -4,14 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emanet_triton.command import Parser, below_one, count, program, share, size
+from emanet_triton.command import Parser, below_one, count, program, share
 from emanet_triton.data.overlay import ALPHA
-from emanet_triton.inference.options import add_options
+from emanet_triton.inference.options import add_options, add_scale
 from emanet_triton.models.zoo import list_models
 from emanet_triton.predict.outputs import KINDS
 
 DEFAULT_MODEL = "emanet_r50-d8_512x1024_80k_cityscapes"
-PROTOCOL, NATIVE = "protocol", "native"  # sizes of the network's input that --scale names
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -101,14 +100,7 @@ def make_parser() -> Parser:
     )
 
     how = parser.add_argument_group("how to segment")
-    how.add_argument(
-        "--scale",
-        type=_scale,
-        default=PROTOCOL,
-        metavar="SCALE",
-        help="size of the network's input: protocol (the evaluation's size), native (the "
-        "picture's own), or WIDTHxHEIGHT, into which the picture is fitted; default: %(default)s",
-    )
+    add_scale(how)
     add_options(how)
 
     video = parser.add_argument_group("videos and webcams")
@@ -143,10 +135,3 @@ def _list(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError("expected names with commas between them, got none")
     return names
-
-
-def _scale(text: str) -> str | tuple[int, int]:
-    """``"protocol"``, ``"native"``, or (width, height)."""
-    if text in (PROTOCOL, NATIVE):
-        return text
-    return size(text, "protocol, native or WIDTHxHEIGHT such as 1024x512")

@@ -12,10 +12,9 @@ from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
 from emanet_triton.inference.build import open_device, ready_network
+from emanet_triton.inference.options import scaled
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.chosen import Chosen, choose, read_chosen
-from emanet_triton.models.protocol import Protocol
-from emanet_triton.predict.options import NATIVE, PROTOCOL
 from emanet_triton.predict.outputs import Outputs, check_places
 from emanet_triton.predict.sources import Source, find_sources
 
@@ -101,7 +100,7 @@ def _predictor(
     )
     return Predictor(
         network,
-        _protocol(args, chosen.protocol),
+        scaled(replace(chosen.protocol, version=args.protocol), args.scale),
         ms_flip=args.ms_flip,
         precision=args.precision,
         batch_size=args.batch_size,
@@ -130,11 +129,3 @@ def _classes(args: Namespace, chosen: Chosen) -> tuple[str, ...] | None:
                 + ", ".join(known)
             )
     return args.classes
-
-
-def _protocol(args: Namespace, protocol: Protocol) -> Protocol:
-    """The model's protocol, with the size that ``--scale`` names."""
-    protocol = replace(protocol, version=args.protocol)
-    if args.scale == PROTOCOL:
-        return protocol
-    return replace(protocol, base_scale=None if args.scale == NATIVE else args.scale)

@@ -53,7 +53,7 @@ def em_attention(
     """
     _check(feats, bases, num_stages, backend, precision)
     recon, new_bases = torch.ops.emanet_triton.em_attention(
-        _as_positions(feats), bases, num_stages, _choose(backend, feats), precision
+        _as_positions(feats), bases, num_stages, backend, precision
     )
     return _as_feats(recon, feats), new_bases
 
@@ -106,7 +106,7 @@ def em_attention_block(
         check_device(name, weight, "feats", feats)
     out, new_bases = torch.ops.emanet_triton.em_attention_block(
         _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
-        num_stages, _choose(backend, feats), precision,
+        num_stages, backend, precision,
     )  # fmt: skip
     return _as_feats(out, feats), new_bases
 
@@ -137,6 +137,7 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
 
 
 def _choose(backend: str, feats: Tensor) -> str:
+    """The backend that runs. It is chosen at each call, also of a program that was exported."""
     return auto_backend(feats.is_cuda) if backend == "auto" else backend
 
 
@@ -153,7 +154,7 @@ def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
 def _run_em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
-    if backend == "triton":
+    if _choose(backend, feats) == "triton":
         with triton_kernels("em.attention", feats) as kernels:
             return kernels.run_attention(feats, bases, num_stages, precision)
     recon, new_bases = eager.run_attention(feats, bases, num_stages)
@@ -172,7 +173,7 @@ def _run_em_attention_block(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     weights = mid_weight, mid_bias, out_weight, out_bias
-    if backend == "triton":
+    if _choose(backend, feats) == "triton":
         with triton_kernels("em.block", feats) as kernels:
             return kernels.run_block(feats, bases, *weights, num_stages, precision)
     out, new_bases = eager.run_block(feats, bases, *weights, num_stages)

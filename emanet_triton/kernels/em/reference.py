@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.kernels.precision import without_autocast
+
 
 def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
     """Run the batched EM iterations (Li et al., ICCV 2019, eq. 12-14; mmseg ``EMAModule``).
@@ -18,7 +20,7 @@ def em_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Ten
         dtype of ``feats``. No gradient flows through either. Half-precision inputs are computed
         in float32: logits reach a few hundred, too much for a softmax in half precision.
     """
-    with torch.no_grad(), torch.autocast(feats.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(feats.device.type):
         dtype = torch.promote_types(feats.dtype, torch.float32)
         x = feats.to(dtype)
         mu = bases.to(dtype).expand(x.shape[0], -1, -1)
@@ -53,7 +55,7 @@ def em_attention_block(
         M step, [B, C, K], in the dtype of ``feats``. No gradient flows through either.
         Half-precision inputs are computed in float32.
     """
-    with torch.no_grad(), torch.autocast(feats.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(feats.device.type):
         dtype = torch.promote_types(feats.dtype, torch.float32)
         f, bases, mid_weight, mid_bias, out_weight, out_bias = (
             t.to(dtype) for t in (feats, bases, mid_weight, mid_bias, out_weight, out_bias)

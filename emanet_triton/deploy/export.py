@@ -1,0 +1,188 @@
+"""``export``: a network as a file that other programs run."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, refusal, require
+from emanet_triton.deploy.parts import LOGITS, PARTS
+from emanet_triton.deploy.program import (
+    DTYPES,
+    OPERATORS,
+    STANDARD,
+    Request,
+    default_size,
+)
+from emanet_triton.deploy.verify import Check, checks
+from emanet_triton.errors import InputError, describe
+from emanet_triton.files import require_writable, temporary_beside
+from emanet_triton.inference.views import Size
+from emanet_triton.kernels.checks import check_choice
+from emanet_triton.models.network import FusedNetwork, Network
+from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.trained import Trained
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` has written.
+
+    Attributes:
+        files: the file, and for OpenVINO a second one with the weights.
+        checks: comparisons of the file's results with this package's.
+        notes: sentences for the user.
+    """
+
+    files: tuple[Path, ...]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+
+def export(
+    model: nn.Module,
+    file: str | Path,
+    *,
+    to: str,
+    part: str = LOGITS,
+    precision: str = "fp32",
+    size: Size | None = None,
+    batch: int | None = None,
+    dynamic: bool = False,
+    operators: str = STANDARD,
+    protocol: Protocol | None = None,
+    about: Trained | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a network as a file that other programs run, and compare its results with ours.
+
+    Args:
+        model: an EMANet in evaluation mode, not a fused one. Its device is the file's.
+        file: to write: ``*.onnx``, ``*.xml`` for OpenVINO, ``*.pt2`` for PyTorch,
+            ``*.safetensors`` for weights.
+        to: ``"onnx"``: operators of ONNX alone, opset 18; ``"openvino"``; ``"torch"``: a program
+            of ``torch.export``; ``"aoti"``: a package that AOTInductor has compiled for this kind
+            of device; ``"safetensors"``: the weights alone, for this package.
+        part: ``"logits"``: normalised images, float32 [B, 3, H, W] → logits, float32
+            [B, classes, H / 8, W / 8]; ``"labels"``: normalised images → labels, uint8 [B, H, W];
+            ``"image-to-labels"``: RGB images, uint8 [B, H, W, 3] → labels, uint8 [B, H, W], with
+            all resizes. Without ``batch`` and ``dynamic`` the last takes one image [H, W, 3] and
+            returns [H, W].
+        precision: of weights and activations: ``"fp32"``, ``"fp16"`` or ``"bf16"``. Inputs and
+            logits are float32 all the same, and so is the EM attention.
+        size: (height, width) of the input in pixels; by default the size into which the protocol
+            fits an image, for the logits of sliding windows the size of a window.
+        batch: the number of images at once; by default one.
+        dynamic: leave batch and size free.
+        operators: ``"standard"``: PyTorch's own; ``"own"``, for ``to="torch"``: this package's,
+            which are faster. The program that loads the file must then import emanet_triton, and
+            run on the same kind of device.
+        protocol: how images are resized and cut into windows; by default the model's.
+        about: the model, for the file's metadata.
+        check: whether to compare results. The file is not kept if they differ.
+        overwrite: replace an existing file.
+        progress: gets a line of text before each step, and after each comparison.
+
+    Raises:
+        InputError: the file cannot be written, exists, or computes something else than the model;
+            the combination of options is not possible; or a package is missing.
+        ValueError: an argument is not as above, or the model is in training mode or was changed.
+    """
+    file = Path(file)
+    check_choice("to", to, FORMATS)
+    request = _request(model, protocol, part, precision, size, batch, dynamic, operators, about)
+    format_ = FORMATS[to]
+    if refused := refusal(to, request):
+        raise InputError(refused)
+    if file.suffix != format_.suffix:
+        raise InputError(f"{file}: expected a name that ends in {format_.suffix} for {to}")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file}: exists already; it is replaced only on request (--force)")
+    for package in format_.packages:
+        require(package)
+    require_writable(file)
+    folder = temporary_beside(file)
+    folder.mkdir()
+    try:
+        written = folder / file.name
+        _write(format_, request, written, file, progress)
+        done, notes = _checked(format_, request, written, file, check, progress)
+        files = [each.replace(file.parent / each.name) for each in sorted(folder.iterdir())]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    files.sort(key=lambda path: path != file)
+    return Exported(tuple(files), done, (*notes, *format_.notes(request)))
+
+
+def _request(
+    model: nn.Module,
+    protocol: Protocol | None,
+    part: str,
+    precision: str,
+    size: Size | None,
+    batch: int | None,
+    dynamic: bool,
+    operators: str,
+    about: Trained | None,
+) -> Request:
+    if not isinstance(model, Network) or isinstance(model, FusedNetwork):
+        raise ValueError(f"export takes an EMANet that is not fused, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    check_choice("part", part, PARTS)
+    check_choice("precision", precision, DTYPES)
+    check_choice("operators", operators, OPERATORS)
+    if dynamic and batch is not None:
+        raise ValueError("batch is the number of images of a file that is not dynamic")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    protocol = protocol or model.protocol
+    size = size or default_size(protocol, part)
+    return Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
+
+
+def _write(
+    format_: Format, request: Request, path: Path, named: Path, progress: Callable[[str], None]
+) -> None:
+    progress(f"writing {named}")
+    try:
+        format_.write(request, path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{named}: cannot be written ({error.strerror})") from error
+    except Exception as error:  # exporters and compilers raise many types
+        raise InputError(f"{named}: cannot be made of this network ({describe(error)})") from error
+
+
+def _checked(
+    format_: Format,
+    request: Request,
+    path: Path,
+    named: Path,
+    check: bool,
+    progress: Callable[[str], None],
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """Compare, and return the comparisons, or a sentence that says why there are none.
+
+    Raises:
+        InputError: the file does not run, or its results are wrong.
+    """
+    if not check:
+        return (), ("the results were not compared",)
+    runtime = format_.runtime
+    if runtime and importlib.util.find_spec(runtime) is None:
+        return (), (f"the results were not compared: {runtime} is missing ({INSTALL})",)
+    progress("comparing results")
+    done = []
+    for found in checks(format_, path, named, request):
+        progress(str(found))
+        done.append(found)
+        if not found.passed:
+            raise InputError(f"{named}: was not kept, because its results are wrong: {found}")
+    return tuple(done), ()

@@ -1,0 +1,110 @@
+"""The resizes of an evaluation as PyTorch operators, for sizes that are known only at run time.
+
+A size is an int, or a ``torch.SymInt`` while ``torch.export`` records a program. So no function
+here makes a decision by the value of a size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emanet_triton.models.protocol import Protocol
+
+Length = Any  # an int or a torch.SymInt
+Lengths = tuple[Length, Length]  # (height, width) in pixels
+
+_ONE = 2048  # OpenCV's weights are multiples of 1 / 2048
+
+
+def fitted(size: Lengths, target: tuple[int, int]) -> Lengths:
+    """The largest size with the ratio of ``size`` that fits ``target``.
+
+    It equals ``inference.views.rescaled``, which rounds a floating-point product, for images of up
+    to 6143 pixels on a side.
+    """
+    longer, shorter = torch.sym_max(*size), torch.sym_min(*size)
+
+    def along(side: Length) -> Length:
+        by_longer = (2 * side * max(target) + longer) // (2 * longer)
+        by_shorter = (2 * side * min(target) + shorter) // (2 * shorter)
+        return torch.sym_max(torch.sym_min(by_longer, by_shorter), 1)
+
+    return along(size[0]), along(size[1])
+
+
+def resize_images(images: Tensor, size: Lengths) -> Tensor:
+    """Resize uint8 images [B, H, W, 3] as OpenCV does (``cv2.resize``, ``INTER_LINEAR``).
+
+    OpenCV computes in fixed point: ``HResizeLinear`` and ``VResizeLinear`` of its ``resize.cpp``.
+    The result is equal to its result.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 [B, height, width, 3].
+    """
+    _, height, width, _ = images.shape
+    left, right, weights = _taps(width, size[1], images.device)
+    inside = (left >= 0) & (left < width - 1)  # beyond the first and last pixel one tap has all
+    first = torch.where(inside, weights[0], _ONE)[:, None]
+    second = torch.where(inside, weights[1], 0)[:, None]
+    x = images.int()
+    left, right = _within(left, width), _within(right, width)
+    x = (x.index_select(2, left) * first + x.index_select(2, right) * second) >> 4
+
+    above, below, weights = _taps(height, size[0], images.device)
+    first, second = (weight[:, None, None] for weight in weights)
+    above, below = _within(above, height), _within(below, height)
+    upper = (x.index_select(1, above) * first) >> 16
+    lower = (x.index_select(1, below) * second) >> 16
+    return ((upper + lower + 2) >> 2).to(torch.uint8)
+
+
+def resize_logits(logits: Tensor, size: Lengths, protocol: Protocol) -> Tensor:
+    """Resize logits [B, C, h, w] to (height, width) as mmsegmentation does."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
+
+
+def resize_matrix(n_in: Length, n_out: Length, align_corners: bool, like: Tensor) -> Tensor:
+    """One axis of ``resize_logits`` as a matrix, float32 [n_out, n_in], on the device of ``like``.
+
+    An output takes from an input the more, the nearer they are.
+    """
+    places = torch.arange(n_out, dtype=torch.float64, device=like.device)
+    inputs = torch.arange(n_in, dtype=torch.float64, device=like.device)
+    if align_corners:
+        source = places * (_number(n_in - 1, like) / _number(n_out - 1, like).clamp(min=1))
+    else:
+        source = _centres(places, n_in, n_out)
+    source = source.clamp(min=0).minimum(_number(n_in - 1, like))
+    return (1 - (source[:, None] - inputs).abs()).clamp(min=0).float()
+
+
+def _taps(n_in: Length, n_out: Length, device: torch.device) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The two neighbours of each output of one axis, perhaps outside, and their weights."""
+    places = torch.arange(n_out, dtype=torch.float64, device=device)
+    source = _centres(places, n_in, n_out).float()  # OpenCV rounds here
+    low = source.floor()
+    share = source - low
+    weights = [(part * _ONE).round().int() for part in (1 - share, share)]
+    low = low.long()
+    return low, low + 1, weights
+
+
+def _centres(places: Tensor, n_in: Length, n_out: Length) -> Tensor:
+    """Where the centres of outputs lie among the inputs."""
+    return (places + 0.5) * (_number(n_in, places) / _number(n_out, places)) - 0.5
+
+
+def _within(index: Tensor, length: Length) -> Tensor:
+    last = torch.full((), length - 1, dtype=torch.int64, device=index.device)
+    return index.clamp(min=0).minimum(last)
+
+
+def _number(value: Length, like: Tensor) -> Tensor:
+    """A size as a float64 tensor: a program divides tensors, not sizes."""
+    return torch.full((), value, dtype=torch.float64, device=like.device)

@@ -1,0 +1,150 @@
+"""Comparing what a written file computes with what this package computes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from emanet_triton.deploy.formats import Format, Runner
+from emanet_triton.deploy.parts import IMAGE_TO_LABELS, LOGITS
+from emanet_triton.deploy.program import Request
+from emanet_triton.errors import InputError, describe
+from emanet_triton.inference.inputs import normalise
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.views import Size
+from emanet_triton.models.fused import fuse_if_possible
+
+# The largest error of logits, relative to the largest logit.
+LOGITS_ERROR = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+# By how much the probability of the right class may exceed that of another class that is given.
+NEAR_TIE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+_COARSE = 24  # pixels of a side of the squares in the images that are compared
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison for one input.
+
+    Attributes:
+        batch: images of the input.
+        size: their (height, width) in pixels.
+        error: of logits, relative to the largest logit; of labels the share that differs.
+        beyond: labels that differ although the two classes are no near-tie.
+        allowed: the largest error of logits, or the largest difference of a near-tie.
+    """
+
+    batch: int
+    size: Size
+    error: float
+    beyond: int | None
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed if self.beyond is None else self.beyond == 0
+
+    def __str__(self) -> str:
+        height, width = self.size
+        input_ = f"{self.batch} of {height}x{width}"
+        if self.beyond is None:
+            return f"{input_}: relative error {self.error:.1e} (at most {self.allowed:g})"
+        return (
+            f"{input_}: {self.error:.4%} of the labels differ, {self.beyond} of them where the "
+            f"probabilities differ by more than {self.allowed:g}"
+        )
+
+
+def checks(format_: Format, path: Path, named: Path, request: Request) -> Iterator[Check]:
+    """Run a file on images and compare the results, one input after the other.
+
+    A file for all sizes is run on three sizes. The comparison is with the fused network in float32.
+
+    Args:
+        format_: of the file.
+        path: of the file.
+        named: the file's name in messages.
+        request: what the file computes.
+
+    Raises:
+        InputError: the file does not open or run, or its runtime is not installed.
+    """
+    run = _opened(format_, path, named, request)
+    network = fuse_if_possible(request.model, torch.float32) or request.model
+    protocol = request.protocol
+    if request.part != IMAGE_TO_LABELS:  # the network's input has its size already
+        protocol = replace(protocol, base_scale=None)
+    predictor = Predictor(network, protocol)
+    for batch, size in _inputs(request):
+        images = [example_image(size, seed) for seed in range(batch)]
+        given = torch.from_numpy(np.stack(images)).to(request.device)
+        if request.part != IMAGE_TO_LABELS:
+            given = normalise(given, request.model).contiguous()
+        elif request.single:
+            given = given[0]
+        try:
+            got = run(given).cpu()
+        except Exception as error:  # runtimes raise many types
+            shape = "x".join(map(str, given.shape))
+            raise InputError(f"{named}: fails on an input of {shape} ({describe(error)})") from None
+        if request.part == LOGITS:
+            with torch.no_grad():
+                yield _logits_check(got, network(given).cpu(), batch, size, request.precision)
+        else:
+            got = got[None] if request.single else got
+            yield _labels_check(got, predictor, images, size, request.precision)
+
+
+def example_image(size: Size, seed: int) -> np.ndarray:
+    """A uint8 RGB image [height, width, 3] of coloured spots with noise."""
+    height, width = size
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // _COARSE + 2, width // _COARSE + 2, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.integers(-12, 13, smooth.shape)
+    return np.clip(smooth + noise, 0, 255).astype(np.uint8)
+
+
+def _opened(format_: Format, path: Path, named: Path, request: Request) -> Runner:
+    try:
+        return format_.run(path, request)
+    except InputError:
+        raise
+    except Exception as error:  # runtimes raise many types
+        raise InputError(f"{named}: cannot be loaded again ({describe(error)})") from None
+
+
+def _inputs(request: Request) -> list[tuple[int, Size]]:
+    """(batch, size) of each comparison: the size of the request, half of it, and an upright one."""
+    if not request.dynamic:
+        return [(request.batch or 1, request.size)]
+    height, width = request.size
+    least = 33
+    half = max(height // 2 + 1, least), max(width // 2 - 1, least)
+    upright = max(width // 3, least), max(height // 3 + 1, least)
+    return [(1, request.size), (2, half), (3, upright)]
+
+
+def _logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision: str) -> Check:
+    error = (got.double() - wanted.double()).abs().max() / wanted.double().abs().max()
+    # NaN would pass no comparison, and would be no number to print.
+    value = float(error) if error.isfinite() else float("inf")
+    return Check(batch, size, value, None, LOGITS_ERROR[precision])
+
+
+def _labels_check(
+    got: Tensor, predictor: Predictor, images: list[np.ndarray], size: Size, precision: str
+) -> Check:
+    differing = beyond = 0
+    for image, labels in zip(images, got, strict=True):
+        wanted, probabilities = predictor.results([image], probabilities=True)
+        (wanted,), (probabilities,) = wanted.cpu(), probabilities.cpu()
+        differs = wanted != labels
+        best = probabilities.gather(0, wanted[None].long())
+        given = probabilities.gather(0, labels[None].long().clamp(max=len(probabilities) - 1))
+        differing += int(differs.sum())
+        beyond += int((differs & (best - given > NEAR_TIE[precision])[0]).sum())
+    return Check(len(images), size, differing / got.numel(), beyond, NEAR_TIE[precision])
