@@ -9,6 +9,7 @@ A folder or repository holds three files:
 """
 
 import copy
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError, first_line
-from emanet_triton.files import write_output
+from emanet_triton.files import require_folder, write_output
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.chosen import choose, read_chosen
@@ -36,7 +37,7 @@ except ImportError as error:
     ) from error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_FIGURES = ("iteration", "mIoU")  # what the card says of a training
+_FIGURES = ("iteration", "mIoU")  # in what a training says of a checkpoint
 # An interrupted download raises an error of the HTTP client, which differs between versions of
 # huggingface_hub. The class of all its errors is a base of this one.
 _DOWNLOAD_ERRORS: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
@@ -61,19 +62,24 @@ class HubEMANet(
         config: the description: model, classes and protocol.
 
     Raises:
-        InputError: the zoo has no such model, or it is no EMANet.
+        InputError: the zoo has no such model, it is no EMANet, or there are not 1 to 255 classes.
     """
 
     def __init__(self, config: Trained) -> None:
         entry = find_entry(config.model)
         if entry.network is not EMANet:
             raise InputError(f"expected an EMANet, but {config.model} is another network")
+        if not 1 <= len(config.classes) <= 255:
+            raise InputError(f"expected 1 to 255 classes, got {len(config.classes)}")
         super().__init__(entry.architecture, config.protocol, len(config.classes))
         self._description = config
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: str | Path, model: str | None = None, data: Path | None = None
+        cls,
+        checkpoint: str | Path,
+        model: str | None = None,
+        data: str | Path | None = None,
     ) -> Self:
         """Read a checkpoint, in evaluation mode, on the CPU and in float32.
 
@@ -88,66 +94,71 @@ class HubEMANet(
         Raises:
             InputError: the arguments contradict each other, or a file cannot be read or used.
         """
-        chosen = choose(str(checkpoint), model, data)
+        chosen = choose(str(checkpoint), model, None if data is None else Path(data))
         loaded = read_chosen(str(checkpoint), chosen.name)
-        trained = Trained.of(loaded.meta)
-        info = trained.info if trained else {}
-        figures = {key: info[key] for key in _FIGURES if key in info}
+        trained = _description_in(loaded)
         config = Trained(
             model=chosen.name,
             classes=class_names(chosen.dataset),
             protocol=chosen.protocol,
             dataset=chosen.dataset.description,
-            info=figures | {"file": loaded.path.name, "sha256": loaded.sha256},
+            info=_figures(trained) | {"file": loaded.path.name, "sha256": loaded.sha256},
         )
-        return cls._loaded(config, loaded)
+        network = cls._on_cpu(config)
+        load_into(network, loaded)
+        return network
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the options are the mixin's
-        cls, source: str | Path, **options: Any
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Read a folder of ``save_pretrained`` or a repository, in evaluation mode, on the CPU.
 
         The weights are read as every checkpoint: no code in the files is executed, and all weights
         must fit.
 
         Args:
-            source: the folder, or the repository's name: "OWNER/NAME".
+            pretrained_model_name_or_path: the folder, or the repository's name: "OWNER/NAME".
             options: of ``huggingface_hub.hf_hub_download``, such as ``revision`` and ``token``.
 
         Raises:
             InputError: a file is missing, damaged, cannot be downloaded, or does not fit the other.
         """
+        source = pretrained_model_name_or_path
         path = _file_of(source, CONFIG, options)
         try:
             config = Trained.from_json(path.read_text(encoding="utf-8"))
+            network = cls._on_cpu(config)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:  # InputError, or no UTF-8
             raise InputError(f"{path}: {error}") from None
         checkpoint = read_checkpoint(_file_of(source, WEIGHTS, options))
-        try:
-            own = Trained.of(checkpoint.meta)
-        except InputError as error:
-            raise InputError(f"{checkpoint.path}: {error}") from None
-        if own not in (None, config):
+        if _description_in(checkpoint) not in (None, config):
             raise InputError(f"{checkpoint.path}: describes another model than {path}")
-        return cls._loaded(config, checkpoint)
+        load_into(network, checkpoint)
+        return network
 
     @classmethod
-    def _loaded(cls, config: Trained, checkpoint: Checkpoint) -> Self:
+    def _on_cpu(cls, config: Trained) -> Self:
+        """The network with random weights, in float32 and in evaluation mode."""
         with torch.inference_mode(False), torch.device("cpu"):
-            network = cls(config).float()
-        load_into(network, checkpoint)
-        return network.eval()
+            return cls(config).float().eval()
 
     @property
     def description(self) -> Trained:
         """What ``config.json`` says."""
         return replace(self._description, protocol=self.protocol)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the three files; the options are those of the mixin.
+
+        Raises:
+            InputError: the folder or a file cannot be written.
+        """
+        require_folder(Path(save_directory))
+        return super().save_pretrained(save_directory, **options)
+
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the three files; the options are those of ``PyTorchModelHubMixin.push_to_hub``."""
+        """Upload the three files; the options are those of the mixin. Returns the address."""
         own = options.pop("model_card_kwargs", None) or {}
         return super().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id} | own, **options)
 
@@ -192,6 +203,25 @@ def _file_of(source: str | Path, name: str, options: dict[str, Any]) -> Path:
             f"{source}: there is no such folder, and {name} of a repository of this name cannot be "
             f"downloaded ({first_line(error)})"
         ) from error
+
+
+def _description_in(checkpoint: Checkpoint) -> Trained | None:
+    """The description in a checkpoint, if it has one.
+
+    Raises:
+        InputError: it is broken.
+    """
+    try:
+        return Trained.of(checkpoint.meta)
+    except InputError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from None
+
+
+def _figures(trained: Trained | None) -> dict[str, float]:
+    """What the model card says of a training. NaN is left out: it is not equal to itself."""
+    info = trained.info if trained else {}
+    numbers = {key: info[key] for key in _FIGURES if isinstance(info.get(key), int | float)}
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def _is_of_the_zoo(description: Trained) -> bool:

@@ -4,6 +4,7 @@ import copy
 import functools
 import http.server
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -159,12 +160,18 @@ def test_other_checkpoints_need_what_they_do_not_say(tmp_path):
         HubEMANet.from_checkpoint(path)
     with pytest.raises(InputError, match="The file is for 3 classes, the model for 19"):
         HubEMANet.from_checkpoint(path, tiny_eval.NAME)
+    broken = tmp_path / "broken.pth"
+    torch.save(
+        {"meta": {"emanet_triton": "{"}, "state_dict": torch.load(path)["state_dict"]}, broken
+    )
+    with pytest.raises(InputError, match=r"broken\.pth: its description of a training is broken"):
+        HubEMANet.from_checkpoint(broken, tiny_eval.NAME)
     data = tmp_path / "beach.toml"
     data.write_text(
         'images = "i/{split}/{name}.png"\nlabels = "l/{split}/{name}.png"\n'
         'classes = ["sea", "sand", "sky"]\n'
     )
-    model = HubEMANet.from_checkpoint(path, tiny_eval.NAME, data)
+    model = HubEMANet.from_checkpoint(path, tiny_eval.NAME, str(data))
     assert model.description.classes == CLASSES
 
 
@@ -242,6 +249,19 @@ def test_an_interrupted_download(monkeypatch):
     assert refusal("you/beach").endswith("cannot be downloaded (peer closed connection)")
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, trained):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: expected a folder that can be written"):
+        trained.save_pretrained(tmp_path / "file")
+
+
+def test_figures_that_are_no_numbers_are_left_out(tmp_path):
+    odd = replace(TRAINED, info={"iteration": "many", "mIoU": math.nan})
+    model = HubEMANet.from_checkpoint(write_trained(tmp_path / "best.safetensors", odd))
+    assert model.description.info.keys() == {"file", "sha256"}
+    assert "training's validation" not in model.generate_model_card().text
+
+
 def test_damaged_folders(tmp_path, folder):
     config, weights = folder / "config.json", folder / "model.safetensors"
     text = config.read_text()
@@ -253,7 +273,7 @@ def test_damaged_folders(tmp_path, folder):
     assert refusal(folder).startswith(f"{config}: 'utf-8' codec can't decode byte")
     config.write_text(text.replace(f'"{tiny_eval.NAME}"', '"unknown"'))
     write_trained(weights, {})  # weights that say nothing of themselves
-    assert refusal(folder).startswith("unknown model 'unknown'; expected one of: emanet_r50")
+    assert refusal(folder).startswith(f"{config}: unknown model 'unknown'; expected one of: eman")
     config.write_text(text)
     assert HubEMANet.from_pretrained(folder).num_classes == len(CLASSES)
     write_trained(weights, {"emanet_triton": "{"})
@@ -273,3 +293,9 @@ def test_other_networks(monkeypatch):
     monkeypatch.setitem(zoo.ZOO, "other", replace(zoo.ZOO[tiny_eval.NAME], network=other))
     with pytest.raises(InputError, match="expected an EMANet, but other is another network"):
         HubEMANet(replace(TRAINED, model="other"))
+
+
+@pytest.mark.parametrize("count", [0, 256])
+def test_too_few_or_too_many_classes(count):
+    with pytest.raises(InputError, match=f"expected 1 to 255 classes, got {count}"):
+        HubEMANet(replace(TRAINED, classes=("sea",) * count))

@@ -213,6 +213,9 @@ class EMAHead(nn.Module):
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
+
+    Raises:
+        ValueError: ``ema_channels``, ``num_bases`` or ``num_stages`` is below 1.
     """
 
     def __init__(
