@@ -14,7 +14,7 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.em.op import em_attention, em_attention_block
 from emanet_triton.models.fused import fuse
-from emanet_triton.models.head import EMAttention
+from emanet_triton.models.head import EMAHead, EMAttention, EMAUnit
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import create_model, list_models
@@ -27,6 +27,8 @@ __all__ = [
     "MEAN",
     "STD",
     "Dataset",
+    "EMAHead",
+    "EMAUnit",
     "EMAttention",
     "Predictor",
     "Protocol",

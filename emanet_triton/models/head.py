@@ -1,4 +1,4 @@
-"""The EM attention layer, EMANet's decode head and the auxiliary head (mmseg parameter names)."""
+"""The EM attention layer, the EMA unit, and EMANet's two heads (mmseg parameter names)."""
 
 import math
 
@@ -61,10 +61,7 @@ class EMAttention(nn.Module):
         self.register_buffer("bases", F.normalize(bases, dim=1))
 
     def forward(self, feats: Tensor) -> Tensor:
-        if feats.dim() != 4 or feats.shape[1] != self.bases.shape[1]:
-            raise ValueError(
-                f"features must be [B, {self.bases.shape[1]}, H, W], got {list(feats.shape)}"
-            )
+        _check_features(feats, self.bases.shape[1])
         recon, bases = em_attention(feats, self.bases, self.num_stages, backend=self.backend)
         if self.training:
             self._update_bases(bases)
@@ -84,6 +81,11 @@ class EMAttention(nn.Module):
         _, channels, num_bases = self.bases.shape
         options = f"num_stages={self.num_stages}, backend={self.backend!r}"
         return f"{channels}, num_bases={num_bases}, {options}"
+
+
+def _check_features(feats: Tensor, channels: int) -> None:
+    if feats.dim() != 4 or feats.shape[1] != channels:
+        raise ValueError(f"features must be [B, {channels}, H, W], got {list(feats.shape)}")
 
 
 def attentions(model: nn.Module) -> list[EMAttention]:
@@ -118,6 +120,71 @@ class ConvModule(nn.Module):
         return x if self.act is None else self.act(x)
 
 
+def _mid_conv(channels: int) -> ConvModule:
+    """The 1x1 convolution before the EM attention: it maps [0, inf) to (-inf, inf).
+
+    It is frozen, since no gradient reaches it through the EM steps.
+    """
+    conv = ConvModule(channels, channels, 1, norm=False, act=False)
+    conv.requires_grad_(False)
+    return conv
+
+
+def _out_conv(channels: int) -> ConvModule:
+    """The 1x1 convolution after the EM attention, with its batch norm."""
+    return ConvModule(channels, channels, 1, act=False)
+
+
+def _residual_sum(feats: Tensor, reconstruction: Tensor, out_conv: nn.Module) -> Tensor:
+    """The sum at the end of an EMA unit, before its ReLU."""
+    return feats + out_conv(F.relu(reconstruction))
+
+
+class EMAUnit(nn.Module):
+    """The EMA unit (Li et al., section 3.3, "EMAU"): a residual block around the EM attention.
+
+    It can stand where a network has a self-attention or non-local block::
+
+        relu(x + norm(conv1x1(relu(attention(conv1x1(x))))))
+
+    The first convolution keeps its initial weights, because no gradient flows through the
+    attention. In training mode a call moves the attention's bases; see ``EMAttention``.
+
+    The parameters have the names and the shapes of those in ``EMAHead``, so the weights of a
+    published head fit.
+
+    Args:
+        channels: C of the features.
+        num_bases: K of the EM attention.
+        num_stages: EM iterations, at least 1.
+        relu: whether a ReLU follows the sum, as in the paper. Leave it out where features may be
+            negative, for example in front of a normalisation.
+
+    Shape:
+        features [B, C, H, W] → the same shape.
+
+    Raises:
+        ValueError: an argument is out of its range, or the features are not [B, C, H, W].
+    """
+
+    def __init__(
+        self, channels: int, num_bases: int = 64, num_stages: int = 3, relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.ema_module = EMAttention(channels, num_bases, num_stages)
+        self.ema_mid_conv = _mid_conv(channels)
+        self.ema_out_conv = _out_conv(channels)
+        self.relu = relu
+
+    def forward(self, feats: Tensor) -> Tensor:
+        _check_features(feats, self.ema_module.bases.shape[1])
+        out = _residual_sum(feats, self.ema_module(self.ema_mid_conv(feats)), self.ema_out_conv)
+        return F.relu(out) if self.relu else out
+
+    def extra_repr(self) -> str:
+        return f"relu={self.relu}"
+
+
 def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
     """From features to logits, initialised as in mmseg (``BaseDecodeHead``)."""
     conv = nn.Conv2d(channels, num_classes, 1)
@@ -128,7 +195,7 @@ def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
 
 
 class EMAHead(nn.Module):
-    """EMANet's decode head (mmseg ``EMAHead``).
+    """EMANet's decode head (mmseg ``EMAHead``), for the last features of any backbone.
 
     The head runs layer by layer, so that hooks, subclasses and replaced layers take effect.
 
@@ -137,7 +204,7 @@ class EMAHead(nn.Module):
             and replaces the reconstruction of the EM attention; otherwise ``None``.
 
     Args:
-        in_channels: channels of the backbone's last stage.
+        in_channels: channels of the backbone's last features.
         ema_channels: C of the EM attention.
         num_bases: K of the EM attention.
         num_stages: EM iterations.
@@ -146,6 +213,9 @@ class EMAHead(nn.Module):
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
+
+    Raises:
+        ValueError: ``ema_channels``, ``num_bases`` or ``num_stages`` is below 1.
     """
 
     def __init__(
@@ -163,16 +233,14 @@ class EMAHead(nn.Module):
         self.dropout = nn.Dropout2d(0.1)
         self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
-        # Maps (0, inf) to (-inf, inf). Frozen, since no gradient reaches it through the EM steps.
-        self.ema_mid_conv = ConvModule(ema_channels, ema_channels, 1, norm=False, act=False)
-        self.ema_mid_conv.requires_grad_(False)
-        self.ema_out_conv = ConvModule(ema_channels, ema_channels, 1, act=False)
+        self.ema_mid_conv = _mid_conv(ema_channels)
+        self.ema_out_conv = _out_conv(ema_channels)
         self.bottleneck = ConvModule(ema_channels, channels, 3)
         self.conv_cat = ConvModule(in_channels + channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         feats = self.ema_in_conv(x)
-        out = F.relu(feats + self.ema_out_conv(F.relu(self._reconstruction(feats))))
+        out = F.relu(_residual_sum(feats, self._reconstruction(feats), self.ema_out_conv))
         out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
         return self.conv_seg(self.dropout(out))
 

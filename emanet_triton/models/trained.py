@@ -40,6 +40,14 @@ class Trained:
 
     def metadata(self) -> dict[str, str]:
         """Texts for ``write_safetensors``, from which ``of`` makes this description again."""
+        return {"format": "pt", _KEY: self.to_json()}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The text from which ``from_json`` makes this description again.
+
+        Args:
+            indent: spaces before each entry; without it the text is one line.
+        """
         content = {
             "model": self.model,
             "classes": list(self.classes),
@@ -47,7 +55,7 @@ class Trained:
             "dataset": self.dataset,
             "info": self.info,
         }
-        return {"format": "pt", _KEY: json.dumps(content)}
+        return json.dumps(content, indent=indent)
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "Trained | None":
@@ -59,10 +67,17 @@ class Trained:
         Raises:
             InputError: the description is broken. The message does not name the file.
         """
-        if _KEY not in meta:
-            return None
+        return cls.from_json(meta[_KEY]) if _KEY in meta else None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Trained":
+        """The description in a text of ``to_json``.
+
+        Raises:
+            InputError: the description is broken. The message does not name the file.
+        """
         try:
-            trained = _parsed(json.loads(meta[_KEY]))
+            trained = _parsed(json.loads(text))
             dataset = trained.described()
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
