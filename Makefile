@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-compiled test-web test-versions fuzz lint gpu-check clean
+.PHONY: demo test test-compiled test-web test-examples test-versions fuzz lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -19,6 +19,10 @@ test-compiled: .venv/installed-dev
 # The tests of the page in Chromium, with the extra web. SCREENSHOT is a PNG file to write.
 test-web: .venv/installed-web
 	$(BIN)/python -m pytest tests/web/browser.py $(if $(SCREENSHOT),--screenshot $(SCREENSHOT))
+
+# The examples, with timm and segmentation_models_pytorch.
+test-examples: .venv/installed-examples
+	$(BIN)/python -m pytest tests/examples/libraries.py
 
 # The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
 # its own virtual environment.
@@ -57,4 +61,8 @@ clean:
 
 .venv/installed-web: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]' playwright
+	touch $@
+
+.venv/installed-examples: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' timm segmentation-models-pytorch
 	touch $@

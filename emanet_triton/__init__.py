@@ -10,6 +10,7 @@ from emanet_triton._version import __version__
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.description import open_dataset
 from emanet_triton.data.overlay import class_names, overlay, palette
+from emanet_triton.deploy.export import export
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.em.op import em_attention, em_attention_block
@@ -37,6 +38,7 @@ __all__ = [
     "create_model",
     "em_attention",
     "em_attention_block",
+    "export",
     "fuse",
     "list_models",
     "open_dataset",

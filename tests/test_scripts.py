@@ -66,6 +66,7 @@ RUNS = {
 # Exit code 2: there is no GPU, and the page of ``demo`` would stay open.
 REFUSED = {"emanet_triton.bench gpu-check", "emanet_triton demo"}
 SILENT = {"emanet_triton.data.scenes.generate", "emanet_triton.bench.gpu_check.correct"}
+EXAMPLES = "tests/examples/libraries.py::test_the_loss_falls_and_the_bases_move"
 # Those that another test runs: that test starts them.
 ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
@@ -73,6 +74,8 @@ ELSEWHERE = {
     ),
     "emanet_triton.web": "tests/web/test_page.py::test_without_gradio",
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
+    "examples/timm_backbone.py": EXAMPLES,
+    "examples/smp_encoder.py": EXAMPLES,
     "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (
         "tests/kernels/test_launch.py::test_all_operators_run_on_a_gpu_of_little_memory"
@@ -100,6 +103,11 @@ TARGETS = {
         *INSTALL_DEV,
         "python -m pip install --quiet --editable .[dev,web] playwright",
         "python -m pytest tests/web/browser.py",
+    ],
+    "test-examples": [
+        *INSTALL_DEV,
+        "python -m pip install --quiet --editable .[dev] timm segmentation-models-pytorch",
+        "python -m pytest tests/examples/libraries.py",
     ],
     "test-versions": ["python3 tools/test_versions.py"],
     "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],

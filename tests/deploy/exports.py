@@ -1,0 +1,35 @@
+"""What the tests of exports share: networks, protocols, and pictures with their labels."""
+
+import numpy as np
+import torch
+from small_networks import TINY, small_model
+
+from emanet_triton.deploy.verify import NEAR_TIE, example_image
+from emanet_triton.inference.predictor import Predictor
+from emanet_triton.models.protocol import Protocol
+
+WHOLE = Protocol((128, 64))
+SLIDE = Protocol((129, 65), mode="slide", crop=(49, 49), stride=(33, 33), align_corners=True)
+PROTOCOLS = {"whole": WHOLE, "slide": SLIDE}
+
+
+def tiny(protocol=WHOLE):
+    model = small_model(TINY)
+    model.protocol = protocol
+    return model
+
+
+def pictures(batch, size):
+    """uint8 RGB [batch, height, width, 3]."""
+    return torch.from_numpy(np.stack([example_image(size, seed) for seed in range(batch)]))
+
+
+def wrong_labels(model, protocol, images, labels):
+    """How many labels are wrong although the two classes are no near-tie."""
+    predictor = Predictor(model, protocol)
+    wrong = 0
+    for image, given in zip(images.numpy(), labels, strict=True):
+        (wanted,), (probabilities,) = predictor.results([image], probabilities=True)
+        best, chosen = (probabilities.gather(0, each[None].long())[0] for each in (wanted, given))
+        wrong += int(((wanted != given) & (best - chosen > NEAR_TIE["fp32"])).sum())
+    return wrong

@@ -1,0 +1,256 @@
+"""Every kind of file computes what the evaluation computes, and says what it is."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from exports import PROTOCOLS, WHOLE, pictures, tiny, wrong_labels
+
+import emanet_triton
+from emanet_triton import export
+from emanet_triton.deploy import formats, verify
+from emanet_triton.deploy.program import METADATA, Request, default_size, make_program
+from emanet_triton.errors import InputError
+from emanet_triton.models.trained import Trained
+from emanet_triton.models.zoo import ZOO
+
+ABOUT = Trained("emanet_demo", tuple("abcde"), WHOLE, None, {})
+FREE = [(1, (64, 128)), (3, (37, 52)), (1, (150, 40)), (2, (40, 261))]
+
+
+def is_fine(exported):
+    assert exported.checks
+    assert all(check.passed for check in exported.checks)
+    return all(file.stat().st_size for file in exported.files)
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS)
+def free(request):
+    """A protocol, a model, and the program from images of all sizes to labels."""
+    protocol = PROTOCOLS[request.param]
+    model = tiny(protocol)
+    wanted = Request(
+        model, protocol, "image-to-labels", "fp32", (64, 128), None, True, "standard", ABOUT
+    )
+    return protocol, model, make_program(wanted)
+
+
+def test_a_program_for_all_sizes(free):
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+        pytest.skip("PyTorch 2.11 records whether a size is even")
+    protocol, model, program = free
+    labels = program.exported.module()
+    for batch, size in FREE:
+        images = pictures(batch, size)
+        assert wrong_labels(model, protocol, images, labels(images)) == 0
+
+
+def test_onnx_for_all_sizes(free):
+    runtime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    protocol, model, program = free
+    content = formats.onnx_model(program)
+    session = runtime.InferenceSession(content.SerializeToString())
+    for batch, size in FREE:
+        images = pictures(batch, size)
+        (labels,) = session.run(None, {"images": images.numpy()})
+        assert wrong_labels(model, protocol, images, torch.from_numpy(labels)) == 0
+
+    onnx.checker.check_model(content)
+    assert [(each.domain, each.version) for each in content.opset_import] == [("", formats.OPSET)]
+    assert {node.domain for node in content.graph.node} == {""}
+    given, found = content.graph.input[0], content.graph.output[0]
+    axes = [axis.dim_param or axis.dim_value for axis in given.type.tensor_type.shape.dim]
+    assert (given.name, axes) == ("images", ["batch", "height", "width", 3])
+    axes = [axis.dim_param for axis in found.type.tensor_type.shape.dim]
+    assert (found.name, axes) == ("labels", ["batch", "height", "width"])
+    (text,) = (each.value for each in content.metadata_props if each.key == METADATA)
+    about = json.loads(text)
+    assert about["classes"] == list("abcde")
+    shape = ["batch", "height", "width", 3]
+    assert about["input"] == {"dtype": "uint8", "shape": shape, "values": "RGB, 0 to 255"}
+
+
+def test_logits_of_all_sizes(tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "logits.onnx"
+    exported = export(tiny(), file, to="onnx", dynamic=True)
+    assert is_fine(exported)
+    compared = [(check.batch, check.size) for check in exported.checks]
+    assert compared == [(1, (64, 128)), (2, (33, 63)), (3, (42, 33))]
+    assert exported.files == (file,) == tuple(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix", "precision"),
+    [("onnx", ".onnx", "fp16"), ("openvino", ".xml", "fp32"), ("openvino", ".xml", "fp16")],
+)
+def test_logits_of_one_size(tmp_path, to, suffix, precision):
+    pytest.importorskip(formats.FORMATS[to].runtime)
+    file = tmp_path / f"logits{suffix}"
+    exported = export(tiny(), file, to=to, precision=precision, batch=2)
+    assert is_fine(exported)
+    (check,) = exported.checks
+    assert (check.batch, check.size) == (2, (64, 128))
+    assert exported.files[0] == file
+    assert set(exported.files) == set(tmp_path.iterdir())
+
+
+def test_a_program_of_standard_operators_needs_no_import(tmp_path):
+    file = tmp_path / "labels.pt2"
+    model = tiny()
+    exported = export(model, file, to="torch", part="image-to-labels", size=(50, 70))
+    assert is_fine(exported) and exported.notes == ()
+    images = pictures(1, (50, 70))[0]
+    torch.save(images, tmp_path / "image.pt")
+    code = (
+        "import sys, torch; sys.modules['emanet_triton'] = None;"
+        f"extra = {{{METADATA!r}: ''}};"
+        f"program = torch.export.load({str(file)!r}, extra_files=extra);"
+        f"labels = program.module()(torch.load({str(tmp_path / 'image.pt')!r}));"
+        f"torch.save((labels, extra), {str(tmp_path / 'labels.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    labels, extra = torch.load(tmp_path / "labels.pt")
+    assert wrong_labels(model, WHOLE, images[None], labels[None]) == 0
+    assert json.loads(extra[METADATA])["operators"] == "standard"
+
+
+def test_a_program_of_own_operators_says_so(tmp_path):
+    exported = export(tiny(), tmp_path / "logits.pt2", to="torch", operators="own")
+    assert is_fine(exported)
+    assert "must import emanet_triton" in exported.notes[0]
+    program = torch.export.load(tmp_path / "logits.pt2")
+    assert "emanet_triton.em_attention_block" in str(program.graph)
+
+
+def test_weights(tmp_path):
+    name = "emanet_demo"
+    model = emanet_triton.create_model(name, pretrained=True)
+    about = replace(ABOUT, model=name, classes=tuple(c.name for c in ZOO[name].dataset.classes))
+    file = tmp_path / "weights.safetensors"
+    assert is_fine(export(model, file, to="safetensors", size=(32, 64), about=about))
+    again = emanet_triton.create_model(name, checkpoint=file)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+def test_a_package_of_aotinductor(tmp_path):
+    file = tmp_path / "logits.pt2"
+    exported = export(tiny(), file, to="aoti", size=(32, 48), about=ABOUT)
+    assert is_fine(exported) and "compiled for a cpu" in exported.notes[0]
+    package = torch._inductor.aoti_load_package(str(file))
+    assert json.loads(package.get_metadata()[METADATA])["model"] == "emanet_demo"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "onnx", "precision": "bf16"}, "no bfloat16 convolution"),
+        ({"to": "openvino", "precision": "bf16"}, "INFERENCE_PRECISION_HINT=bf16"),
+        ({"to": "onnx", "operators": "own"}, "expected --operators standard"),
+        ({"to": "safetensors", "part": "labels"}, "the model's weights alone"),
+        ({"to": "torch", "size": (8, 64)}, "size of 8x64 pixels is too small"),
+        ({"to": "torch", "part": "labels", "protocol": replace(WHOLE, base_scale=None)}, "--size"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(tmp_path, options, message):
+    suffix = formats.FORMATS[options["to"]].suffix
+    with pytest.raises(InputError, match=message) as raised:
+        export(tiny(), tmp_path / f"file{suffix}", **options)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "tflite"}, "to must be one of onnx"),
+        ({"to": "torch", "part": "features"}, "part must be one of logits"),
+        ({"to": "torch", "precision": "int8"}, "precision must be one of fp32"),
+        ({"to": "torch", "operators": "mine"}, "operators must be one of standard"),
+        ({"to": "torch", "batch": 0}, "batch must be at least 1"),
+        ({"to": "torch", "batch": 2, "dynamic": True}, "not dynamic"),
+    ],
+)
+def test_wrong_arguments(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(tiny(), tmp_path / "file.pt2", **options)
+
+
+def test_models_that_cannot_be_exported(tmp_path):
+    file = tmp_path / "file.pt2"
+    with pytest.raises(ValueError, match=r"call model\.eval"):
+        export(tiny().train(), file, to="torch")
+    with pytest.raises(ValueError, match="not fused"):
+        export(emanet_triton.fuse(tiny()), file, to="torch")
+    model = tiny()
+    model.decode_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="hook"):
+        export(model, file, to="torch")
+
+
+def test_names_of_files(tmp_path):
+    file = tmp_path / "file.pt2"
+    with pytest.raises(InputError, match=r"ends in \.onnx"):
+        export(tiny(), file, to="onnx")
+    file.write_text("mine")
+    with pytest.raises(InputError, match=r"file\.pt2: exists already"):
+        export(tiny(), file, to="torch")
+    assert file.read_text() == "mine"
+    assert is_fine(export(tiny(), file, to="torch", size=(32, 32), overwrite=True))
+    with pytest.raises(InputError, match=r"file\.pt2: expected a folder that can be written"):
+        export(tiny(), file / "inside.pt2", to="torch")
+
+
+def test_a_file_with_wrong_results_is_not_kept(tmp_path, monkeypatch):
+    right = formats.FORMATS["torch"]
+    monkeypatch.setitem(
+        formats.FORMATS,
+        "torch",
+        replace(right, run=lambda *given: lambda x: right.run(*given)(x) * 1.001),
+    )
+    with pytest.raises(InputError, match=r"file\.pt2: was not kept.*relative error 1\.0e-03"):
+        export(tiny(), tmp_path / "file.pt2", to="torch", size=(32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_wrong_only_beyond_near_ties():
+    images = pictures(1, (64, 128))
+    predictor = emanet_triton.Predictor(tiny(), WHOLE)
+    (labels,), (probabilities,) = predictor.results(list(images.numpy()), probabilities=True)
+    best = probabilities.topk(2, dim=0)
+    margin = best.values[0] - best.values[1]
+    for pixel, beyond in ((margin.argmin(), 0), (margin.argmax(), 1)):
+        changed = labels.clone()
+        changed.view(-1)[pixel] = best.indices[1].flatten()[pixel]
+        check = verify._labels_check(
+            changed[None], predictor, list(images.numpy()), (64, 128), "fp32"
+        )
+        assert check.beyond == beyond and check.passed == (beyond == 0)
+        assert check.error == 1 / labels.numel()
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"onnxscript is needed.*pip install 'emanet-triton"):
+        export(tiny(), tmp_path / "file.onnx", to="onnx")
+
+
+def test_without_a_runtime_nothing_is_compared(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(
+        formats.FORMATS, "onnx", replace(formats.FORMATS["onnx"], runtime="no_such_runtime")
+    )
+    exported = export(tiny(), tmp_path / "file.onnx", to="onnx", size=(32, 32))
+    assert exported.checks == ()
+    assert "no_such_runtime is missing" in exported.notes[0]
+
+
+def test_default_sizes():
+    assert default_size(WHOLE, "logits") == (64, 128)
+    slide = PROTOCOLS["slide"]
+    assert default_size(slide, "logits") == slide.crop
+    assert default_size(slide, "labels") == (65, 129)
