@@ -44,6 +44,7 @@ RUNS = {
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton.data.scenes.generate": "{new}/scenes --count 1",
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
+    "emanet_triton.bench.exports": "--tiny --to torch --networks {r50} --csv {new}/a.csv",
     "emanet_triton.bench.training_memory": "--tiny --csv {new}/memory.csv",
     "emanet_triton.bench.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers ours-torch",
@@ -221,6 +222,7 @@ def paths(tmp_path_factory):
     return {
         "root": ROOT,
         "results": RESULTS,
+        "r50": next(iter(zoo.ZOO)),
         "weights": zoo._WEIGHTS / zoo.ZOO[zoo.DEMO].file,
         "city": tiny_eval.write_cityscapes(folder / "city", count=2),
         "image": tiny_eval.image_of(folder / "city", "leftImg8bit"),

@@ -1,6 +1,6 @@
 """Comparing what a written file computes with what this package computes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def checks(format_: Format, path: Path, named: Path, request: Request) -> Iterat
                 yield _logits_check(got, network(given).cpu(), batch, size, request.precision)
         else:
             got = got[None] if request.single else got
-            yield _labels_check(got, predictor, images, size, request.precision)
+            yield labels_check(got, predictor, images, request.precision)
 
 
 def example_image(size: Size, seed: int) -> np.ndarray:
@@ -118,7 +118,10 @@ def _opened(format_: Format, path: Path, named: Path, request: Request) -> Runne
 
 
 def _inputs(request: Request) -> list[tuple[int, Size]]:
-    """(batch, size) of each comparison: the size of the request, half of it, and an upright one."""
+    """(batch, size) of each comparison.
+
+    For all sizes: the size of the request, one of half its sides, and an upright one, both odd.
+    """
     if not request.dynamic:
         return [(request.batch or 1, request.size)]
     height, width = request.size
@@ -135,9 +138,17 @@ def _logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision
     return Check(batch, size, value, None, LOGITS_ERROR[precision])
 
 
-def _labels_check(
-    got: Tensor, predictor: Predictor, images: list[np.ndarray], size: Size, precision: str
+def labels_check(
+    got: Tensor, predictor: Predictor, images: Sequence[np.ndarray], precision: str
 ) -> Check:
+    """Compare labels with those of a predictor.
+
+    Args:
+        got: uint8 [B, H, W], on the CPU.
+        predictor: of the same network and protocol.
+        images: uint8 RGB [H, W, 3], all of one size.
+        precision: of the network that computed ``got``, a key of ``NEAR_TIE``.
+    """
     differing = beyond = 0
     for image, labels in zip(images, got, strict=True):
         wanted, probabilities = predictor.results([image], probabilities=True)
@@ -147,4 +158,5 @@ def _labels_check(
         given = probabilities.gather(0, labels[None].long().clamp(max=len(probabilities) - 1))
         differing += int(differs.sum())
         beyond += int((differs & (best - given > NEAR_TIE[precision])[0]).sum())
+    size = images[0].shape[:2]
     return Check(len(images), size, differing / got.numel(), beyond, NEAR_TIE[precision])

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from small_networks import TINY, small_model
 
-from emanet_triton.deploy.verify import NEAR_TIE, example_image
+from emanet_triton.deploy.verify import example_image, labels_check
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.protocol import Protocol
 
@@ -26,10 +26,4 @@ def pictures(batch, size):
 
 def wrong_labels(model, protocol, images, labels):
     """How many labels are wrong although the two classes are no near-tie."""
-    predictor = Predictor(model, protocol)
-    wrong = 0
-    for image, given in zip(images.numpy(), labels, strict=True):
-        (wanted,), (probabilities,) = predictor.results([image], probabilities=True)
-        best, chosen = (probabilities.gather(0, each[None].long())[0] for each in (wanted, given))
-        wrong += int(((wanted != given) & (best - chosen > NEAR_TIE["fp32"])).sum())
-    return wrong
+    return labels_check(labels, Predictor(model, protocol), list(images.numpy()), "fp32").beyond
