@@ -44,7 +44,7 @@ RUNS = {
     "emanet_triton.eval": "--ckpt emanet_demo --data {city} --limit 1",
     "emanet_triton.data.scenes.generate": "{new}/scenes --count 1",
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
-    "emanet_triton.bench.exports": "--tiny --to torch --networks {r50} --csv {new}/a.csv",
+    "emanet_triton.bench.exports": "--tiny --to onnx --networks {r50} --csv {new}/a.csv",
     "emanet_triton.bench.training_memory": "--tiny --csv {new}/memory.csv",
     "emanet_triton.bench.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers ours-torch",
@@ -72,6 +72,9 @@ EXAMPLES = "tests/examples/libraries.py::test_the_loss_falls_and_the_bases_move"
 ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
         "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
+    ),
+    "emanet_triton.bench.gpu_check.tensorrt": (
+        "tests/bench/test_gpu_check_tensorrt.py::test_right_logits"
     ),
     "emanet_triton.web": "tests/web/test_page.py::test_without_gradio",
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",

@@ -18,10 +18,9 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.views import Size
 from emanet_triton.models.fused import fuse_if_possible
 
-# The largest error of logits, relative to the largest logit.
+# The largest error of logits, relative to the largest logit. Labels may differ where the logits of
+# two classes differ by twice as much.
 LOGITS_ERROR = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-# By how much the probability of the right class may exceed that of another class that is given.
-NEAR_TIE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 _COARSE = 24  # pixels of a side of the squares in the images that are compared
 
 
@@ -33,8 +32,9 @@ class Check:
         batch: images of the input.
         size: their (height, width) in pixels.
         error: of logits, relative to the largest logit; of labels the share that differs.
-        beyond: labels that differ although the two classes are no near-tie.
-        allowed: the largest error of logits, or the largest difference of a near-tie.
+        beyond: labels that differ although the logits of the two classes are no near-tie.
+        allowed: the largest error of logits, or the largest difference of logits in a near-tie,
+            relative to the largest logit.
     """
 
     batch: int
@@ -53,8 +53,8 @@ class Check:
         if self.beyond is None:
             return f"{input_}: relative error {self.error:.1e} (at most {self.allowed:g})"
         return (
-            f"{input_}: {self.error:.4%} of the labels differ, {self.beyond} of them where the "
-            f"probabilities differ by more than {self.allowed:g}"
+            f"{input_}: {self.error:.4%} of the labels differ, {self.beyond} of them by more than "
+            f"a near-tie (logits within {self.allowed:g} of the largest)"
         )
 
 
@@ -92,7 +92,7 @@ def checks(format_: Format, path: Path, named: Path, request: Request) -> Iterat
             raise InputError(f"{named}: fails on an input of {shape} ({describe(error)})") from None
         if request.part == LOGITS:
             with torch.no_grad():
-                yield _logits_check(got, network(given).cpu(), batch, size, request.precision)
+                yield logits_check(got, network(given).cpu(), batch, size, request.precision)
         else:
             got = got[None] if request.single else got
             yield labels_check(got, predictor, images, request.precision)
@@ -131,7 +131,8 @@ def _inputs(request: Request) -> list[tuple[int, Size]]:
     return [(1, request.size), (2, half), (3, upright)]
 
 
-def _logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision: str) -> Check:
+def logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision: str) -> Check:
+    """Compare logits, for ``batch`` images of ``size``, on the CPU."""
     error = (got.double() - wanted.double()).abs().max() / wanted.double().abs().max()
     # NaN would pass no comparison, and would be no number to print.
     value = float(error) if error.isfinite() else float("inf")
@@ -147,16 +148,24 @@ def labels_check(
         got: uint8 [B, H, W], on the CPU.
         predictor: of the same network and protocol.
         images: uint8 RGB [H, W, 3], all of one size.
-        precision: of the network that computed ``got``, a key of ``NEAR_TIE``.
+        precision: of the network that computed ``got``, a key of ``LOGITS_ERROR``.
     """
+    near, largest = 2 * LOGITS_ERROR[precision], 0.0
     differing = beyond = 0
+
+    def seen(logits: Tensor) -> Tensor:
+        nonlocal largest
+        largest = float(logits.abs().max())
+        return logits
+
     for image, labels in zip(images, got, strict=True):
-        wanted, probabilities = predictor.results([image], probabilities=True)
+        wanted, probabilities = predictor.results([image], probabilities=True, adjust=seen)
         (wanted,), (probabilities,) = wanted.cpu(), probabilities.cpu()
         differs = wanted != labels
-        best = probabilities.gather(0, wanted[None].long())
-        given = probabilities.gather(0, labels[None].long().clamp(max=len(probabilities) - 1))
+        logits = probabilities.log()  # but for a number that all classes of a pixel share
+        best = logits.gather(0, wanted[None].long())
+        given = logits.gather(0, labels[None].long().clamp(max=len(logits) - 1))
         differing += int(differs.sum())
-        beyond += int((differs & (best - given > NEAR_TIE[precision])[0]).sum())
+        beyond += int((differs & (best - given > near * largest)[0]).sum())
     size = images[0].shape[:2]
-    return Check(len(images), size, differing / got.numel(), beyond, NEAR_TIE[precision])
+    return Check(len(images), size, differing / got.numel(), beyond, near)

@@ -16,7 +16,7 @@ def test_it_compares_and_names_the_file(tmp_path, capsys):
     assert run(*command, "--size", "40x60", "--scale", "native", "--out", file) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"writing {file}"
-    assert said[2].startswith("1 of 40x60: 0.0000% of the labels differ, 0 of them where")
+    assert said[2].startswith("1 of 40x60: 0.0000% of the labels differ, 0 of them by more")
     assert said[-1].startswith(f"{file}: ")
     labels = torch.export.load(file).module()(torch.zeros(40, 60, 3, dtype=torch.uint8))
     assert labels.shape == (40, 60)

@@ -120,6 +120,8 @@ def _rows(way: Way) -> list[Step]:
         _suite(way, "post", "post_gpu", 20, "--seconds 0.5 --providers plain triton"),
         _suite(way, "train-mem", "train_mem_gpu", 60, "--networks r50 --rounds 3 --seconds 2"),
         _pictures(way, 25),
+        # A build takes longer: it uses the time that other steps have left.
+        _tool(way, "tensorrt", [*_own_command("tensorrt"), "--out", OUT], 5, "trtexec"),
     ]
 
 
@@ -134,7 +136,7 @@ def _own(
     if rehearse and way.rehearse:
         arguments += ["--rehearse", "--arch", way.arch]
     arguments += ["--tiny"] if way.tiny else []
-    return Step(name, [sys.executable, "-m", OWN + (module or name), *arguments], seconds)
+    return Step(name, [*_own_command(module or name), *arguments], seconds)
 
 
 def _warm(way: Way, seconds: float, given: str = "") -> Step:
@@ -153,6 +155,10 @@ def _suite(way: Way, suite: str, name: str, seconds: float, given: str) -> Step:
     return Step(name, command, seconds)
 
 
+def _own_command(module: str) -> list[str]:
+    return [sys.executable, "-m", OWN + module]
+
+
 def _tool(way: Way, name: str, command: Sequence[str], seconds: float, needs: str) -> Step:
     """A step that needs a program which may not be installed. It is absent in a rehearsal."""
     return Step(name, command, seconds, needs, REHEARSAL if way.rehearse else "")
@@ -161,7 +167,7 @@ def _tool(way: Way, name: str, command: Sequence[str], seconds: float, needs: st
 def _sanitizer(way: Way, tool: str, seconds: float) -> Step:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
     command += ["--report-api-errors", "no"] if tool == "memcheck" else []
-    command += [sys.executable, "-m", f"{OWN}single"]
+    command += _own_command("single")
     # Else tensors share allocations, and the tool does not see an access beyond a tensor.
     command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", *command]
     return _tool(way, tool, command, seconds, "compute-sanitizer")
@@ -171,7 +177,7 @@ def _ncu(way: Way, seconds: float) -> Step:
     sections = [part for section in NCU_SECTIONS for part in ("--section", section)]
     command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", *sections]
     command += ["--csv", "--page", "raw", "--log-file", f"{OUT}/ncu.csv"]
-    command += [sys.executable, "-m", f"{OWN}single", "--large"]
+    command += [*_own_command("single"), "--large"]
     return _tool(way, "ncu", command, seconds, "ncu")
 
 

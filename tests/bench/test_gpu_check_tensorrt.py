@@ -1,0 +1,58 @@
+"""The step for TensorRT, with ONNX Runtime in the place of ``trtexec``."""
+
+import os
+import sys
+
+import pytest
+
+from emanet_triton.bench.gpu_check.tensorrt import main
+from emanet_triton.errors import InputError
+
+FAKE = """#!{python}
+import json, sys
+import numpy as np, onnxruntime
+given = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:] if "=" in argument)
+assert "--noTF32" in sys.argv
+name, path = given["loadInputs"].split(":")
+session = onnxruntime.InferenceSession(given["onnx"])
+shape = session.get_inputs()[0].shape
+(logits,) = session.run(None, {{name: np.fromfile(path, np.float32).reshape(shape)}})
+logits = logits * {factor}
+out = [{{"name": "logits", "dimensions": "1x2", "values": logits.ravel().tolist()}}]
+open(given["exportOutput"], "w").write(json.dumps(out))
+print("[I] GPU Compute Time: min = 1 ms")
+sys.exit({code})
+"""
+
+
+@pytest.fixture
+def trtexec(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    def install(factor=1.0, code=0):
+        program = tmp_path / "bin" / "trtexec"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(FAKE.format(python=sys.executable, factor=factor, code=code))
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return install
+
+
+def test_right_logits(tmp_path, trtexec, capsys):
+    trtexec()
+    arguments = ["--tiny", "--rehearse", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("GPU Compute Time: min = 1 ms\n1 of 64x128: relative error ")
+    trtexec(factor=1.01)
+    assert main(arguments) == 1
+    assert "relative error 1.0e-02" in capsys.readouterr().out
+
+
+def test_a_failure_is_reported(tmp_path, trtexec):
+    trtexec(code=1)
+    with pytest.raises(InputError, match=r"trtexec failed: .*GPU Compute Time"):
+        main(["--tiny", "--rehearse", "--out", str(tmp_path)])
+    assert "GPU Compute Time" in (tmp_path / "trtexec.txt").read_text()
