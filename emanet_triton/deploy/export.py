@@ -101,22 +101,24 @@ def export(
         raise InputError(refused)
     if file.suffix != format_.suffix:
         raise InputError(f"{file}: expected a name that ends in {format_.suffix} for {to}")
-    if file.exists() and not overwrite:
-        raise InputError(f"{file}: exists already; it is replaced only on request (--force)")
+    for each in format_.files(file):
+        if each.exists() and not overwrite:
+            raise InputError(f"{each}: exists already; it is replaced only on request (--force)")
     for package in format_.packages:
         require(package)
-    require_writable(file)
+    for each in format_.files(file):
+        require_writable(each)
     folder = temporary_beside(file)
     folder.mkdir()
     try:
         written = folder / file.name
         _write(format_, request, written, file, progress)
         done, notes = _checked(format_, request, written, file, check, progress)
-        files = [each.replace(file.parent / each.name) for each in sorted(folder.iterdir())]
+        for each in format_.files(file):
+            (folder / each.name).replace(each)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    files.sort(key=lambda path: path != file)
-    return Exported(tuple(files), done, (*notes, *format_.notes(request)))
+    return Exported(format_.files(file), done, (*notes, *format_.notes(request)))
 
 
 def _request(

@@ -38,6 +38,7 @@ class Format:
         run: opens the file, and returns a function from an input to the output.
         packages: that ``write`` imports.
         runtime: the package that ``run`` imports; empty: PyTorch.
+        beside: the suffix of a second file; empty if there is none.
     """
 
     suffix: str
@@ -45,6 +46,11 @@ class Format:
     run: Callable[[Path, Request], Runner]
     packages: tuple[str, ...] = ()
     runtime: str = ""
+    beside: str = ""
+
+    def files(self, file: Path) -> tuple[Path, ...]:
+        """The file, and the second one if there is one."""
+        return (file, file.with_suffix(self.beside)) if self.beside else (file,)
 
     def notes(self, request: Request) -> tuple[str, ...]:
         """Sentences that a user of such a file must know."""
@@ -202,7 +208,9 @@ def _quiet() -> Iterator[None]:
 _ONNX = ("onnx", "onnxscript")
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _run_onnx, _ONNX, "onnxruntime"),
-    "openvino": Format(".xml", _write_openvino, _run_openvino, (*_ONNX, "openvino"), "openvino"),
+    "openvino": Format(
+        ".xml", _write_openvino, _run_openvino, (*_ONNX, "openvino"), "openvino", ".bin"
+    ),
     "torch": Format(".pt2", _write_torch, _run_torch),
     "aoti": Format(".pt2", _write_aoti, _run_aoti),
     "safetensors": Format(".safetensors", _write_weights, _run_weights),

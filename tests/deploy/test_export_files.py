@@ -90,12 +90,16 @@ def test_logits_of_all_sizes(tmp_path):
 def test_logits_of_one_size(tmp_path, to, suffix, precision):
     pytest.importorskip(formats.FORMATS[to].runtime)
     file = tmp_path / f"logits{suffix}"
-    exported = export(tiny(), file, to=to, precision=precision, batch=2)
+    (tmp_path / "logits.bin").write_text("mine")
+    if to == "openvino":
+        with pytest.raises(InputError, match=r"logits\.bin: exists already"):
+            export(tiny(), file, to=to)
+    exported = export(tiny(), file, to=to, precision=precision, batch=2, overwrite=True)
     assert is_fine(exported)
     (check,) = exported.checks
     assert (check.batch, check.size) == (2, (64, 128))
     assert exported.files[0] == file
-    assert set(exported.files) == set(tmp_path.iterdir())
+    assert {*exported.files, tmp_path / "logits.bin"} == set(tmp_path.iterdir())
 
 
 def test_a_program_of_standard_operators_needs_no_import(tmp_path):
@@ -124,6 +128,13 @@ def test_a_program_of_own_operators_says_so(tmp_path):
     assert "must import emanet_triton" in exported.notes[0]
     program = torch.export.load(tmp_path / "logits.pt2")
     assert "emanet_triton.em_attention_block" in str(program.graph)
+
+
+def test_a_program_of_a_plain_model_does_not_fix_the_backend():
+    with torch.no_grad():
+        program = torch.export.export(tiny(), (torch.zeros(1, 3, 32, 32),))
+    (node,) = (n for n in program.graph.nodes if "em_attention" in str(n.target))
+    assert "auto" in node.args
 
 
 def test_weights(tmp_path):
