@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from emanet_triton import Predictor, command, create_model
+from emanet_triton import Predictor, command, create_model, list_models
 from emanet_triton.data.picture import decode_picture
 from emanet_triton.data.png import encode_png
 from emanet_triton.data.scenes.generate import generate_scene
@@ -36,9 +36,9 @@ from emanet_triton.kernels.device import cpu_name
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.versions import csv_with_versions
 
-MODEL = "emanet_r50-d8_512x1024_80k_cityscapes"
+R50 = "emanet_r50-d8_512x1024_80k_cityscapes"
 SIZES = ((512, 1024), (480, 1024), (512, 896))  # height and width
-OF_EACH = 8  # pictures of each size
+OF_EACH = 4  # pictures of each size
 ADDRESS = re.compile(r"http://(\S+):(\d+)")
 
 
@@ -171,6 +171,7 @@ def make_parser() -> command.Parser:
         prog="python examples/load_test.py", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
+    add("--model", choices=list_models(), default=R50, help="with random weights; default: R50")
     add("--seconds", type=command.count, default=30, help="of each turn; default: %(default)s")
     add("--turns", type=command.count, default=3, help="of both; default: %(default)s")
     add("--clients", type=command.count, default=8, help="at once; default: %(default)s")
@@ -186,9 +187,9 @@ def _main(args: Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
         torch.manual_seed(0)
-        torch.save(create_model(MODEL).state_dict(), checkpoint)
+        torch.save(create_model(args.model).state_dict(), checkpoint)
         network = ready_network(
-            MODEL, read_checkpoint(checkpoint), torch.device("cpu"), args.precision
+            args.model, read_checkpoint(checkpoint), torch.device("cpu"), args.precision
         )
         height, width = SIZES[0]
         predictor = Predictor(
@@ -200,7 +201,7 @@ def _main(args: Namespace) -> int:
         pictures = draw_pictures(predictor)
         options = {
             "ckpt": checkpoint,
-            "model": MODEL,
+            "model": args.model,
             "scale": f"{width}x{height}",
             "precision": args.precision,
             "batch-size": args.batch_size,
@@ -211,7 +212,7 @@ def _main(args: Namespace) -> int:
             served.wait_until_ready()
             row = measured(args, served, predictor, pictures)
     for name, value in row.items():
-        command.say(f"{name:28} {value}")
+        command.say(f"{name:31} {value}")
     if args.csv:
         write_output(args.csv, csv_with_versions([row], device=cpu_name()))
     return 1 if row["wrong answers"] else 0
@@ -243,6 +244,7 @@ def measured(
     p50, p99 = np.percentile(clients.seconds, [50, 99])
     batches = served.metric("emanet_batch_images_count")
     return {
+        "model": args.model,
         "clients": args.clients,
         "precision": args.precision,
         "threads": args.threads,
@@ -255,7 +257,9 @@ def measured(
         "images a second": round(float(np.mean(rates)), 3),
         "network alone, images a second": round(float(np.mean(alone)), 3),
         "service / network alone": round(float(np.mean(rates) / np.mean(alone)), 3),
-        "turns": " ".join(f"{rate / base:.3f}" for rate, base in zip(rates, alone, strict=True)),
+        "service / network alone, turns": " ".join(
+            f"{rate / base:.3f}" for rate, base in zip(rates, alone, strict=True)
+        ),
     }
 
 

@@ -68,8 +68,8 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
-    return command.number(text, "a number above 0", lambda value: 0 < value < float("inf"))
+def _time(text: str) -> float:
+    return command.number(text, "a number of 0 to 1000000", lambda value: 0 <= value <= 10**6)
 
 
 OPTIONS = (
@@ -80,11 +80,11 @@ OPTIONS = (
     ("--threads", command.thread_count, usable_cores(), "of the network on a CPU"),
     ("--scale", command.size, None, "WIDTHxHEIGHT for the network; by default the checkpoint's"),
     ("--batch-size", command.count, 4, "the most pictures of one size in a batch"),
-    ("--wait-ms", _positive, 5, "the longest time that a picture waits for others of its size"),
+    ("--wait-ms", _time, 5, "the longest time that a picture waits for others of its size"),
     ("--queue", command.count, 32, "the most requests without an answer; others get 503"),
     ("--workers", command.thread_count, usable_cores(), "decode pictures and encode answers"),
-    ("--timeout-s", _positive, 30, "a request without an answer after this time gets 504"),
-    ("--grace-s", _positive, 30, "the longest time for the last answers after SIGTERM or Ctrl-C"),
+    ("--timeout-s", _time, 30, "a request without an answer after this time gets 504"),
+    ("--grace-s", _time, 30, "the longest time for the last answers after SIGTERM or Ctrl-C"),
     ("--max-bytes", command.count, 2**24, "the largest request; a larger one gets 413"),
     ("--max-pixels", command.count, 2**23, "the largest picture; a larger one gets 422"),
 )

@@ -1,5 +1,6 @@
 """``examples/serve.py`` in a process of its own. ``make test-serve`` runs these tests."""
 
+import csv
 import io
 import json
 import signal
@@ -20,6 +21,7 @@ from emanet_triton import class_names, create_model, fuse, overlay, segment
 from emanet_triton.data.picture import decode_picture
 from emanet_triton.data.png import encode_png
 from emanet_triton.data.scenes.generate import generate_scene
+from examples import load_test
 from examples.load_test import Served
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
@@ -256,3 +258,18 @@ def test_bad_options(tmp_path):
         assert f"--port {port}: cannot be used" in refused(*DEMO, "--port", port)
     wrong = ("--ckpt", str(damaged), "--model", "emanet_demo", "--port", "0")
     assert "expected a PyTorch" in refused(*wrong)
+
+
+def test_the_load_test(tmp_path):
+    path = tmp_path / "load.csv"
+    options = ["--model", "emanet_demo", "--seconds", "1", "--turns", "1", "--threads", "1"]
+    assert load_test.main([*options, "--precision", "fp32", "--csv", str(path)]) == 0
+    (row,) = csv.DictReader(io.StringIO(path.read_text()))
+    assert int(row["answers"]) >= int(row["clients"])
+    assert row["wrong answers"] == "0"
+
+
+def test_the_load_test_counts_wrong_answers(served):
+    clients = load_test.Clients(served, [load_test.Picture(scene(), np.empty(0), b"another")])
+    clients.run(1, 0.1)
+    assert clients.wrong == len(clients.seconds) > 0
