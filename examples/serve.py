@@ -39,6 +39,7 @@ try:
     from fastapi import FastAPI, HTTPException, Request, Response
     from fastapi.responses import JSONResponse
     from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+    from python_multipart.exceptions import FormParserError
     from starlette.datastructures import UploadFile
     from starlette.requests import ClientDisconnect
     from starlette.types import Message
@@ -193,7 +194,8 @@ async def read_body(request: Request, most: int) -> bytes:
     """The body of a request, or the content of the only file of a form.
 
     Raises:
-        HTTPException: the body has more than ``most`` bytes, or a form has not just one file.
+        HTTPException: the body has more than ``most`` bytes, or a form is damaged or has not just
+            one file.
         ClientDisconnect: the client went away.
     """
     received = 0
@@ -211,11 +213,14 @@ async def read_body(request: Request, most: int) -> bytes:
     limited = Request(request.scope, receive)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await limited.body()
-    async with limited.form() as form:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if len(files) != 1:
-            raise HTTPException(422, f"expected a form with 1 file, got {len(files)} files")
-        return await files[0].read()
+    try:
+        async with limited.form() as form:
+            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            if len(files) != 1:
+                raise HTTPException(422, f"expected a form with 1 file, got {len(files)} files")
+            return await files[0].read()
+    except FormParserError as error:  # newer versions of Starlette answer with 400 themselves
+        raise HTTPException(400, f"the form is damaged ({error})") from None
 
 
 async def discard_body(request: Request) -> None:

@@ -71,8 +71,9 @@ def detail(answer: tuple[int, bytes]) -> tuple[int, str]:
 
 
 def form(*files: bytes) -> tuple[bytes, dict[str, str]]:
-    """The body and the header of a form with files."""
+    """The body and the header of a form with a number and files."""
     body = io.BytesIO()
+    body.write(b'--XX\r\nContent-Disposition: form-data; name="number"\r\n\r\n7\r\n')
     for file in files:
         body.write(b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n')
         body.write(file + b"\r\n")
@@ -116,6 +117,8 @@ def test_a_form(served, labels_of):
             assert np.array_equal(decoded(content), labels_of(scene()))
         else:
             assert f"1 file, got {len(files)}" in json.loads(content)["detail"]
+    connection.request("POST", "/segment", b"no form", form()[1])
+    assert connection.getresponse().status == 400
     connection.close()
 
 
