@@ -237,10 +237,12 @@ def measured(
 ) -> dict[str, object]:
     """The figures of all turns."""
     clients = Clients(served, pictures)
-    alone, rates = [], []
+    alone, rates, served_s = [], [], 0.0
     for _ in range(args.turns):
         alone.append(network_alone(predictor, pictures, args.seconds))
+        start = time.perf_counter()
         rates.append(clients.run(args.clients, args.seconds))
+        served_s += time.perf_counter() - start
     p50, p99 = np.percentile(clients.seconds, [50, 99])
     batches = served.metric("emanet_batch_images_count")
     return {
@@ -256,6 +258,9 @@ def measured(
         "p99, s": round(float(p99), 3),
         "images a second": round(float(np.mean(rates)), 3),
         "network alone, images a second": round(float(np.mean(alone)), 3),
+        "network busy, share of the time": round(
+            served.metric("emanet_network_seconds_total") / served_s, 3
+        ),
         "service / network alone": round(float(np.mean(rates) / np.mean(alone)), 3),
         "service / network alone, turns": " ".join(
             f"{rate / base:.3f}" for rate, base in zip(rates, alone, strict=True)
