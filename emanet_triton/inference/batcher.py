@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emanet_triton.errors import InputError, describe
+from emanet_triton.heap import LARGE, give_back
 from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 
 _WARM_UP = 1024, 512  # width and height of the first image, if the protocol has no size
@@ -124,6 +125,8 @@ class Batcher:
 
     def _segment(self, predictor: Predictor, jobs: list[_Job]) -> None:
         start = time.perf_counter()
+        if predictor.device.type == "cpu" and jobs[0].image.size >= LARGE:
+            give_back()  # or images of many sizes would leave more and more holes
         try:
             for job, labels in zip(jobs, predictor([job.image for job in jobs]), strict=True):
                 labels = labels.cpu()
