@@ -36,11 +36,12 @@ from emanet_triton.models.chosen import Chosen, choose, read_chosen
 
 try:
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse
     from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
     from python_multipart.exceptions import FormParserError
     from starlette.datastructures import UploadFile
+    from starlette.exceptions import HTTPException  # FastAPI's own is a subclass
     from starlette.requests import ClientDisconnect
     from starlette.types import Message
 except ImportError as missing:

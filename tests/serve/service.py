@@ -119,6 +119,7 @@ def test_a_form(served, labels_of):
             assert f"1 file, got {len(files)}" in json.loads(content)["detail"]
     connection.request("POST", "/segment", b"no form", form()[1])
     assert connection.getresponse().status == 400
+    assert served.metric('emanet_requests_total{status="400"}') == 1
     connection.close()
 
 
