@@ -122,7 +122,7 @@ class Clients:
 
     Attributes:
         seconds: of each answer.
-        wrong: the number of answers with another status or other labels.
+        wrong: the number of requests with no answer, another status or other labels.
     """
 
     def __init__(self, served: Served, pictures: Sequence[Picture]) -> None:
@@ -150,10 +150,14 @@ class Clients:
             with self._lock:
                 picture = next(self._pictures)
             start = time.perf_counter()
-            connection.request("POST", "/segment", picture.file)
-            response = connection.getresponse()
-            content = response.read()
-            right = response.status == 200 and hashlib.sha256(content).digest() == picture.answer
+            try:
+                connection.request("POST", "/segment", picture.file)
+                response = connection.getresponse()
+                answer = hashlib.sha256(response.read()).digest()
+                right = response.status == 200 and answer == picture.answer
+            except (OSError, http.client.HTTPException):
+                right = False
+                connection.close()  # the next request opens it again
             with self._lock:
                 self.seconds.append(time.perf_counter() - start)
                 self.wrong += not right

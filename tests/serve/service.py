@@ -273,7 +273,14 @@ def test_the_load_test(tmp_path):
     assert row["wrong answers"] == "0"
 
 
-def test_the_load_test_counts_wrong_answers(served):
-    clients = load_test.Clients(served, [load_test.Picture(scene(), np.empty(0), b"another")])
+def test_the_load_test_counts_wrong_and_lost_answers(served):
+    pictures = [load_test.Picture(scene(), np.empty(0), b"another")]
+    clients = load_test.Clients(served, pictures)
     clients.run(1, 0.1)
     assert clients.wrong == len(clients.seconds) > 0
+    with Served(*DEMO) as ended:
+        ended.process.kill()
+        ended.process.wait()
+        clients = load_test.Clients(ended, pictures)
+        clients.run(1, 0.1)
+        assert clients.wrong == len(clients.seconds) > 0
