@@ -76,13 +76,31 @@ def read_picture(path: Path) -> np.ndarray:
     """
     with refusing(path, "picture", KINDS):
         data = read_regular(path)
-        kind = picture_kind(data)
+    return decode_picture(data, str(path))
+
+
+def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels that ``read_picture`` gives, from the content of a file.
+
+    Args:
+        data: the content.
+        name: what errors call the picture.
+        max_pixels: a picture with more is refused before it is decoded; at most 2**26.
+
+    Returns:
+        uint8 RGB [H, W, 3], C-contiguous.
+
+    Raises:
+        InputError: ``read_picture`` would refuse the file, or the picture has too many pixels.
+    """
+    kind = picture_kind(data)
+    with refusing(name, "picture", KINDS):
         if kind is None:
             raise ValueError("it is of another kind" if data else "empty file")
-    with refusing(path, kind):
+    with refusing(name, kind):
         if kind == "PNG":
-            return decode_image(data)
-        image, printed = decode_quietly(partial(_decoded, data, kind))
+            return decode_image(data, max_pixels)
+        image, printed = decode_quietly(partial(_decoded, data, kind, max_pixels))
         lines = [line for line in printed.splitlines() if not line.startswith(_HARMLESS)]
         if lines:
             raise ValueError(lines[0])
@@ -105,7 +123,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def _decoded(data: bytes, kind: str) -> np.ndarray:
+def _decoded(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
     """The pixels, uint8 RGB [H, W, 3], of a file that Pillow and OpenCV decode.
 
     Raises:
@@ -113,17 +131,17 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
             range.
     """
     libjpeg_tells = kind == "JPEG" and messages_are_kept()
-    width, height = _checked_size(data, kind, decode=not libjpeg_tells)
+    width, height = _checked_size(data, kind, max_pixels, decode=not libjpeg_tells)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        _checked_size(data, kind, decode=True)  # raises the reason, if Pillow sees it
+        _checked_size(data, kind, max_pixels, decode=True)  # raises the reason, if Pillow sees it
         raise ValueError("OpenCV does not decode it")
     if image.shape not in ((height, width, 3), (width, height, 3)):  # it may be turned
         raise ValueError(f"OpenCV does not decode it to {width}x{height} pixels")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _checked_size(data: bytes, kind: str, *, decode: bool) -> tuple[int, int]:
+def _checked_size(data: bytes, kind: str, max_pixels: int, *, decode: bool) -> tuple[int, int]:
     """(width, height) of a picture whose header Pillow reads; ``decode``: all of which it decodes.
 
     Raises:
@@ -132,7 +150,7 @@ def _checked_size(data: bytes, kind: str, *, decode: bool) -> tuple[int, int]:
     try:
         picture = _opened(data, kind)
         width, height = picture.size
-        _check_work(data, kind, width * height)
+        _check_work(data, kind, width * height, max_pixels)
         if picture.mode in ("I", "F"):
             raise ValueError("its samples are floats, signed or of 32 bits")
         if decode:
@@ -144,9 +162,9 @@ def _checked_size(data: bytes, kind: str, *, decode: bool) -> tuple[int, int]:
     return width, height
 
 
-def _check_work(data: bytes, kind: str, pixels: int) -> None:
-    if not 0 < pixels <= MAX_PIXELS:
-        raise ValueError(f"its header says {pixels} pixels, at most {MAX_PIXELS} are read")
+def _check_work(data: bytes, kind: str, pixels: int, max_pixels: int) -> None:
+    if not 0 < pixels <= max_pixels:
+        raise ValueError(f"its header says {pixels} pixels, at most {max_pixels} are read")
     scans = data.count(b"\xff\xda") if kind == "JPEG" else 1
     if scans * pixels > _MOST_SCANS_PIXELS:
         raise ValueError(f"it has {scans} scans of {pixels} pixels")

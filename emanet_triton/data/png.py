@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from emanet_triton.data.orientation import orientation, oriented, oriented_size
-from emanet_triton.data.png_chunks import GREY, PALETTE, Chunks, Header, parse
+from emanet_triton.data.png_chunks import GREY, MAX_PIXELS, PALETTE, Chunks, Header, parse
 from emanet_triton.data.png_rows import bare_png, inflate
 from emanet_triton.data.reading import read_regular, refusing
 from emanet_triton.errors import InputError
@@ -36,13 +36,21 @@ def read_image(path: Path) -> np.ndarray:
         return decode_image(read_regular(path))
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels that ``read_image`` gives, from the content of a PNG file.
 
+    Args:
+        data: the content.
+        max_pixels: an image with more is refused before its pixels are inflated.
+
     Raises:
-        ValueError, zlib.error, cv2.error: ``read_image`` would refuse the file.
+        ValueError, zlib.error, cv2.error: ``read_image`` would refuse the file, or the image has
+            too many pixels.
     """
     chunks = parse(data)
+    width, height = chunks.header.width, chunks.header.height
+    if width * height > max_pixels:
+        raise ValueError(f"its header says {width}x{height}, at most {max_pixels} pixels are read")
     return oriented(_pixels(chunks), orientation(chunks.exif))
 
 
@@ -93,6 +101,21 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
     Raises:
         InputError: the folder is missing or the file cannot be written.
+        ValueError: the array has another shape or dtype.
+    """
+    write_output(path, encode_png(array, str(path)))
+
+
+def encode_png(array: np.ndarray, name: str = "the picture") -> bytes:
+    """The content of the file that ``write_png`` writes.
+
+    Args:
+        array: uint8 or uint16 grey [H, W], or uint8 RGB [H, W, 3].
+        name: what errors call the picture.
+
+    Raises:
+        InputError: a side is longer than OpenCV writes.
+        ValueError: the array has another shape or dtype.
     """
     grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     if not grey and not (array.dtype == np.uint8 and array.shape[2:] == (3,)):
@@ -103,8 +126,8 @@ def write_png(path: Path, array: np.ndarray) -> None:
     done, encoded = cv2.imencode(".png", pixels)
     if not done:
         height, width = array.shape[:2]
-        raise InputError(f"{path}: OpenCV writes no PNG of {width}x{height} pixels")
-    write_output(path, encoded.tobytes())
+        raise InputError(f"{name}: OpenCV writes no PNG of {width}x{height} pixels")
+    return encoded.tobytes()
 
 
 def _pixels(chunks: Chunks) -> np.ndarray:

@@ -14,11 +14,11 @@ MAX_FILE_BYTES = 2**30  # more than the pixels of the largest image take without
 
 
 @contextmanager
-def refusing(path: Path, kind: str, expected: str | None = None) -> Iterator[None]:
+def refusing(path: Path | str, kind: str, expected: str | None = None) -> Iterator[None]:
     """Turn every error that a bad file causes into an InputError that names the file.
 
     Args:
-        path: the file.
+        path: the file, or what the message calls it.
         kind: what was read, such as ``"PNG"``.
         expected: the kinds that were expected; by default ``kind``.
     """

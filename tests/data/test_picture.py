@@ -15,7 +15,13 @@ from PIL import Image, ImageFile
 from png_files import INTACT, encoded, exif_of, palette_image
 
 from emanet_triton.data.decoding import decode_quietly
-from emanet_triton.data.picture import HEAD_BYTES, SUFFIXES, picture_kind, read_picture
+from emanet_triton.data.picture import (
+    HEAD_BYTES,
+    SUFFIXES,
+    decode_picture,
+    picture_kind,
+    read_picture,
+)
 from emanet_triton.data.png import read_image
 from emanet_triton.data.png_chunks import MAX_PIXELS
 from emanet_triton.data.reading import MAX_FILE_BYTES
@@ -232,6 +238,14 @@ def test_opencv_must_agree_with_pillow(path, monkeypatch, decoded, reason):
     path.write_bytes(JPEG)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: decoded)
     refused(path, "JPEG", reason)
+
+
+@pytest.mark.parametrize(("data", "kind"), [(JPEG, "JPEG"), (encoded(NOISE), "PNG")])
+def test_a_limit_of_pixels(path, data, kind):
+    path.write_bytes(data)
+    assert np.array_equal(decode_picture(data, "it", max_pixels=60 * 80), read_picture(path))
+    with pytest.raises(InputError, match=f"it: not a readable {kind} .*, at most 4799 "):
+        decode_picture(data, "it", max_pixels=60 * 80 - 1)
 
 
 def test_what_is_no_regular_file(tmp_path):
