@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-compiled test-web test-examples test-versions fuzz lint gpu-check clean
+.PHONY: demo test test-compiled test-web test-examples test-serve test-versions fuzz lint \
+	gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -23,6 +24,10 @@ test-web: .venv/installed-web
 # The examples, with timm and segmentation_models_pytorch.
 test-examples: .venv/installed-examples
 	$(BIN)/python -m pytest tests/examples/libraries.py
+
+# The tests of examples/serve.py in processes of their own, with the extra serve.
+test-serve: .venv/installed-serve
+	$(BIN)/python -m pytest tests/serve/service.py
 
 # The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
 # its own virtual environment.
@@ -65,4 +70,8 @@ clean:
 
 .venv/installed-examples: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' timm segmentation-models-pytorch
+	touch $@
+
+.venv/installed-serve: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,serve]'
 	touch $@

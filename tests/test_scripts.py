@@ -60,12 +60,20 @@ RUNS = {
     "emanet_triton.bench.gpu_check.sweep": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
+    "examples/serve.py": "--port none",
+    "examples/load_test.py": "--seconds none",
     "demo/smoothing.py": "--scenes 1 --frames 3 --csv {new}/smoothing.csv",
     "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
-# Exit code 2: there is no GPU, and the page of ``demo`` would stay open.
-REFUSED = {"emanet_triton.bench gpu-check", "emanet_triton demo"}
+# Exit code 2: there is no GPU, the page of ``demo`` would stay open, and so would the service.
+# ``make test-serve`` runs both examples.
+REFUSED = {
+    "emanet_triton.bench gpu-check",
+    "emanet_triton demo",
+    "examples/serve.py",
+    "examples/load_test.py",
+}
 SILENT = {"emanet_triton.data.scenes.generate", "emanet_triton.bench.gpu_check.correct"}
 EXAMPLES = "tests/examples/libraries.py::test_the_loss_falls_and_the_bases_move"
 # Those that another test runs: that test starts them.
@@ -112,6 +120,11 @@ TARGETS = {
         *INSTALL_DEV,
         "python -m pip install --quiet --editable .[dev] timm segmentation-models-pytorch",
         "python -m pytest tests/examples/libraries.py",
+    ],
+    "test-serve": [
+        *INSTALL_DEV,
+        "python -m pip install --quiet --editable .[dev,serve]",
+        "python -m pytest tests/serve/service.py",
     ],
     "test-versions": ["python3 tools/test_versions.py"],
     "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],
