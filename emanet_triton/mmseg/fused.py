@@ -100,10 +100,11 @@ class FusedEncoderDecoder(EncoderDecoder):
         """
         config = self.test_cfg or {}
         mode = config.get("mode", "whole")
-        windows = {"crop": "crop_size", "stride": "stride"} if mode == "slide" else {}
+        crop = stride = None
         try:
-            sizes: dict[str, Any] = {ours: tuple(config[theirs]) for ours, theirs in windows.items()}
-            return Protocol(None, mode, align_corners=self.align_corners, **sizes)
+            if mode == "slide":
+                crop, stride = tuple(config["crop_size"]), tuple(config["stride"])
+            return Protocol(None, mode, crop, stride, self.align_corners)
         except KeyError as error:
             raise InputError(f"model.test_cfg has no {error.args[0]}") from None
         except ValueError as error:
