@@ -2,12 +2,13 @@
 
     custom_imports = dict(imports=["emanet_triton.mmseg"], allow_failed_imports=False)
 
-The import registers two classes:
+The import registers these classes:
 
 - ``EMAHead`` takes the place of mmsegmentation's. Its EM iterations are this package's operator;
   all else stays mmsegmentation's.
 - ``FusedEMANet`` is a segmentor for ``model.type``. Testing runs the fused network; training is
   that of mmsegmentation's ``EncoderDecoder``.
+- ``FusedTTAModel`` for ``tta_model.type``, in 1.x only: its test-time augmentation.
 
 Raises:
     ImportError: mmsegmentation, or the mmcv or mmengine that it needs, is not installed.

@@ -78,7 +78,7 @@ class FusedEncoderDecoder(EncoderDecoder):
             self._kept.made_from = made_from
         return self._kept.network
 
-    def _runs_fused(self) -> bool:
+    def runs_fused(self) -> bool:
         if self.training or torch.jit.is_tracing():
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
@@ -87,7 +87,7 @@ class FusedEncoderDecoder(EncoderDecoder):
         """Logits of normalised images, of an eighth of their size and in their dtype."""
         return self.fused_network()(images).to(images.dtype)
 
-    def _labels(self, inputs: Sequence[Tensor], images: Sequence[Prepared]) -> list[Tensor]:
+    def labels_of(self, inputs: Sequence[Tensor], images: Sequence[Prepared]) -> list[Tensor]:
         """int64 labels [H, W] of each image; see ``prepared_labels``."""
         labels = prepared_labels(self.fused_network(), inputs, images, self._protocol())
         return [of_image.long() for of_image in labels]

@@ -24,7 +24,7 @@ class FusedEMANet(FusedEncoderDecoder):
 
     def encode_decode(self, img: Tensor, img_metas: Metas | None) -> Tensor:
         """Normalised images [B, 3, H, W] → logits [B, num_classes, H, W]."""
-        if not self._runs_fused():
+        if not self.runs_fused():
             return super().encode_decode(img, img_metas)
         return F.interpolate(
             self._low_logits(img), img.shape[2:], mode="bilinear", align_corners=self.align_corners
@@ -32,7 +32,7 @@ class FusedEMANet(FusedEncoderDecoder):
 
     def simple_test(self, img: Tensor, img_meta: Metas, rescale: bool = True) -> list[np.ndarray]:
         """Labels, int64 [H, W], of a batch [B, 3, h, w] of normalised images."""
-        if not self._runs_fused():
+        if not self.runs_fused():
             return super().simple_test(img, img_meta, rescale)
         return self._test([img], [img_meta], rescale)
 
@@ -40,7 +40,7 @@ class FusedEMANet(FusedEncoderDecoder):
         self, imgs: Sequence[Tensor], img_metas: Sequence[Metas], rescale: bool = True
     ) -> list[np.ndarray]:
         """Labels, int64 [H, W], by the mean probabilities of several views [B, 3, h, w]."""
-        if not (rescale and self._runs_fused()):
+        if not (rescale and self.runs_fused()):
             return super().aug_test(imgs, img_metas, rescale)
         return self._test(imgs, img_metas, rescale)
 
@@ -52,7 +52,7 @@ class FusedEMANet(FusedEncoderDecoder):
             views = tuple(map(_view, inputs, of_image, [rescale] * len(inputs)))
             size = tuple(of_image[0]["ori_shape"][:2]) if rescale else views[0].size
             images.append(Prepared(views, size))
-        return [labels.cpu().numpy() for labels in self._labels(inputs, images)]
+        return [labels.cpu().numpy() for labels in self.labels_of(inputs, images)]
 
 
 def _view(inputs: Tensor, meta: Mapping[str, Any], rescale: bool) -> View:

@@ -14,8 +14,8 @@ import torch
 import versions_of_mmseg as mm
 from versions_of_mmseg import PUBLISHED, SHIPPED, VERSION_1, build, config_of, reference_of
 
-import emanet_triton.mmseg  # noqa: F401  # registers the classes
 from emanet_triton.data.png import write_png
+from emanet_triton.mmseg import FusedEMANet
 
 RATIOS = [0.5, 1.0, 1.25]
 ROOT = Path(__file__).parents[2]
@@ -70,10 +70,17 @@ def test_labels_of_several_scales_and_mirrors(loaded, picture):
     reference, fused = loaded
     want, probabilities = mm.recorded(reference, lambda: ms_flip(reference, picture))
     mm.assert_labels(ms_flip(fused, picture)[None], want[None], probabilities)
+    if VERSION_1:
+        got = ms_flip(fused, picture, "FusedTTAModel")
+        mm.assert_labels(got[None], want[None], probabilities)
+        mm.assert_labels(  # a segmentor without a fused network
+            ms_flip(reference, picture, "FusedTTAModel")[None], want[None], probabilities
+        )
 
 
 @torch.no_grad()
-def ms_flip(model, picture):
+def ms_flip(model, picture, kind="SegTTAModel"):
+    """Labels by six views; in 1.x by a model of this kind."""
     config = model.cfg
     if not VERSION_1:
         model.cfg = copy.deepcopy(config)
@@ -89,8 +96,10 @@ def ms_flip(model, picture):
     resizes = [step for step in resizes if step.scale_factor in RATIOS]
     pipeline[1].transforms = [resizes, flips, pack]
     data = pseudo_collate([Compose(pipeline)({"img_path": str(picture)})])
-    tta = mm.MODELS.build({"type": "SegTTAModel", "module": model})
+    tta = mm.MODELS.build({"type": kind, "module": model})
     (sample,) = tta.test_step(data)
+    small = kind == "FusedTTAModel" and isinstance(model, FusedEMANet)
+    assert ("seg_logits" in sample) != small
     return sample.pred_sem_seg.data[0].numpy()
 
 
@@ -148,10 +157,18 @@ def predictions(work, config, *options):
     return np.stack([cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(out.glob("*.png"))])
 
 
-@pytest.mark.parametrize("views", [(), ("--tta" if VERSION_1 else "--aug-test",)], ids=str)
-def test_the_test_script(work, views):
+ONE = (["model.type=FusedEMANet"], ["model.type=FusedEMANet", "model.labels_only=True"])
+TTA = (["model.type=FusedEMANet"], ["model.type=FusedEMANet", "tta_model.type=FusedTTAModel"])
+
+
+@pytest.mark.parametrize(
+    ("views", "options"),
+    [([], ONE), (["--tta"], TTA)] if VERSION_1 else [([], ONE[:1]), (["--aug-test"], ONE[:1])],
+    ids=["single", "ms-flip"],
+)
+def test_the_test_script(work, views, options):
     want = predictions(work, "plain", *views)
     assert want.shape == (2, 60, 120) and len(np.unique(want)) > 2
-    for options in ([], ["--cfg-options", "model.type=FusedEMANet"]):
-        got = predictions(work, "ours", *views, *options)
+    for fields in ([], *options):
+        got = predictions(work, "ours", *views, *(["--cfg-options", *fields] if fields else []))
         assert (got == want).mean() > 0.999
