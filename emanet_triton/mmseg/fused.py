@@ -79,10 +79,12 @@ class FusedEncoderDecoder(EncoderDecoder):
         return self._kept.network
 
     def runs_fused(self) -> bool:
+        """Whether the fused network runs now, and not mmsegmentation's own."""
         if self.training or torch.jit.is_tracing():
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
 
+    @torch.no_grad()
     def _low_logits(self, images: Tensor) -> Tensor:
         """Logits of normalised images, of an eighth of their size and in their dtype."""
         return self.fused_network()(images).to(images.dtype)
