@@ -9,6 +9,7 @@ rounded once.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,20 @@ class AxisMap:
         n = self.index.shape[1]
         weight = first.weight[:, self.index] * self.weight  # [T of first, T, n]
         return _merged(first.index[:, self.index].reshape(-1, n), weight.reshape(-1, n))
+
+
+class View(NamedTuple):
+    """A network input that shows an image.
+
+    Attributes:
+        size: (height, width) of the input in pixels.
+        shown: (height, width) of its upper left part that shows the image; the rest is padding.
+        flipped: whether the image is flipped along (height, width).
+    """
+
+    size: Size
+    shown: Size
+    flipped: tuple[bool, bool] = (False, False)
 
 
 def resize_map(n_in: int, n_out: int, align_corners: bool) -> AxisMap:
@@ -71,8 +86,13 @@ def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: boo
     return _merged(index.reshape(-1, length), weight.reshape(-1, length))
 
 
+@functools.lru_cache(maxsize=16)  # a flipped view has the maps of the plain one
 def view_maps(
-    protocol: Protocol, scale: Size, size: Size, stride: int = Network.stride
+    protocol: Protocol,
+    scale: Size,
+    size: Size,
+    stride: int = Network.stride,
+    shown: Size | None = None,
 ) -> tuple[AxisMap, AxisMap]:
     """Maps from the logits of a view's windows to the rows and columns of its full-size logits.
 
@@ -81,18 +101,19 @@ def view_maps(
         scale: (height, width) of the network's input.
         size: (height, width) of the image.
         stride: of the network.
+        shown: (height, width) of the upper left part of the input that shows the image; by default
+            the whole input.
     """
 
-    def along(n_low: int, spans: Sequence[tuple[int, int]], n_out: int) -> AxisMap:
+    def along(axis: int, n_low: int, spans: Sequence[tuple[int, int]]) -> AxisMap:
         windows = windows_map(n_low, spans, protocol.align_corners)
-        return resize_map(spans[-1][1], n_out, protocol.align_corners).after(windows)
+        return resize_map((shown or scale)[axis], size[axis], protocol.align_corners).after(windows)
 
     _, low_height, low_width = logits_grid(protocol, scale, stride)
     rows, columns = window_grid(protocol, scale)
-    return along(low_height, rows, size[0]), along(low_width, columns, size[1])
+    return along(0, low_height, rows), along(1, low_width, columns)
 
 
-@functools.lru_cache(maxsize=8)
 def tap_tables(
     protocol: Protocol,
     size: Size,
@@ -100,11 +121,10 @@ def tap_tables(
     device: torch.device,
     stride: int = Network.stride,
 ) -> tuple[Taps, Taps]:
-    """The taps of an image's rows and columns, for ``kernels.resample``.
+    """The taps of an image's rows and columns, for the views of a protocol.
 
-    The tables address the logits of all views in one row of memory. The views follow one another
-    in the order of ``view_sizes``, with ``ms_flip`` each plain, then mirrored. The windows of a
-    view and the positions in a window follow row by row.
+    The views follow one another in the order of ``view_sizes``, with ``ms_flip`` each plain, then
+    mirrored.
 
     Args:
         protocol: how the image is resized and cut into windows.
@@ -113,19 +133,46 @@ def tap_tables(
         device: where to put the tables.
         stride: of the network.
     """
+    views = tuple(
+        View(scale, scale, (False, mirrored))
+        for scale in view_sizes(protocol, size, ms_flip)
+        for mirrored in ((False, True) if ms_flip else (False,))
+    )
+    return view_tables(protocol, views, size, device, stride)
+
+
+@functools.lru_cache(maxsize=8)
+def view_tables(
+    protocol: Protocol,
+    views: tuple[View, ...],
+    size: Size,
+    device: torch.device,
+    stride: int = Network.stride,
+) -> tuple[Taps, Taps]:
+    """The taps of an image's rows and columns, for ``kernels.resample``.
+
+    The tables address the logits of all views in one row of memory: view after view. The windows of
+    a view and the positions in a window follow row by row.
+
+    Args:
+        protocol: how the views are cut into windows, and the convention of the resizes.
+        views: the network's inputs.
+        size: (height, width) in pixels of the image, and so of the output.
+        device: where to put the tables.
+        stride: of the network.
+    """
     rows, columns, begin = [], [], 0
-    for scale in view_sizes(protocol, size, ms_flip):
-        windows, height, width = logits_grid(protocol, scale, stride)
-        windows_across = len(window_grid(protocol, scale)[1])
+    for view in views:
+        windows, height, width = logits_grid(protocol, view.size, stride)
+        windows_across = len(window_grid(protocol, view.size)[1])
         window = height * width
-        row, column = view_maps(protocol, scale, size, stride)
+        row, column = view_maps(protocol, view.size, size, stride, view.shown)
         row = _at_offsets(row, height, window * windows_across, width)
         column = _at_offsets(column, width, window, 1)
-        for mirrored in (False, True) if ms_flip else (False,):
-            rows.append(AxisMap(row.index + begin, row.weight))
-            step = -1 if mirrored else 1
-            columns.append(AxisMap(column.index[:, ::step], column.weight[:, ::step]))
-            begin += window * windows
+        down, across = (-1 if flipped else 1 for flipped in view.flipped)
+        rows.append(AxisMap(row.index[:, ::down] + begin, row.weight[:, ::down]))
+        columns.append(AxisMap(column.index[:, ::across], column.weight[:, ::across]))
+        begin += window * windows
     return _packed(rows, device), _packed(columns, device)
 
 

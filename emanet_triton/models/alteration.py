@@ -5,6 +5,7 @@ all modules of a process at once belong to no network and are not noticed.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from emanet_triton.errors import is_of_reloaded
 from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY
 from emanet_triton.models.head import EMAttention
 from emanet_triton.models.network import Network
+from emanet_triton.models.protocol import Protocol
 
 UNUSED = {"": (AUXILIARY,)}  # by module: its children that do nothing in evaluation mode
 # Attributes that may differ: a fused form reads them, or they do nothing in evaluation mode.
@@ -37,10 +39,17 @@ def alteration(model: Network) -> str | None:
     Returns:
         A text such as "decode_head.conv_seg has a forward hook".
     """
-    with torch.device("meta"), _WithoutRandomNumbers():
-        fresh = type(model)(model.architecture, model.protocol, model.num_classes)
+    fresh = on_meta(type(model), model.architecture, model.protocol, model.num_classes)
     pairs = _pairs(model, fresh, "")
     return next(filter(None, (_difference(*pair) for pair in pairs)), None)
+
+
+def on_meta(
+    network: type[Network], architecture: Any, protocol: Protocol, num_classes: int
+) -> Network:
+    """A network without weights, on the meta device. No random number is drawn for it."""
+    with torch.device("meta"), _WithoutRandomNumbers():
+        return network(architecture, protocol, num_classes)
 
 
 class _WithoutRandomNumbers(TorchFunctionMode):
