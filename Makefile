@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-compiled test-web test-examples test-serve test-versions fuzz lint \
-	gpu-check clean
+.PHONY: demo test test-compiled test-web test-examples test-serve test-mmseg test-versions fuzz \
+	lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -28,6 +28,11 @@ test-examples: .venv/installed-examples
 # The tests of examples/serve.py in processes of their own, with the extra serve.
 test-serve: .venv/installed-serve
 	$(BIN)/python -m pytest tests/serve/service.py
+
+# The tests of emanet_triton.mmseg inside mmsegmentation 0.30.0 and 1.2.2, each in its own virtual
+# environment. TIMES is a folder for measured times; then nothing else runs.
+test-mmseg: .venv/installed-dev
+	$(BIN)/python tools/mmseg_env.py $(if $(TIMES),-s -k test_times --times $(TIMES))
 
 # The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
 # its own virtual environment.

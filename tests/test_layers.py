@@ -18,7 +18,7 @@ FLOORS = (
     ("kernels", "data"),
     ("models",),
     ("inference",),
-    ("deploy", "eval", "predict", "web"),
+    ("deploy", "eval", "mmseg", "predict", "web"),
     ("train",),
     ("bench",),
 )

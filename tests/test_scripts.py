@@ -59,6 +59,7 @@ RUNS = {
     "emanet_triton.bench.gpu_check.rehearsal": "post --device cuda --tiny --csv {new}/post.csv",
     "emanet_triton.bench.gpu_check.sweep": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.single": "--rehearse",
+    "emanet_triton.bench.gpu_check.tensorrt": "--rehearse --tiny --out {new}",
     "emanet_triton.bench.gpu_check.trace": "--rehearse --tiny --out {new}",
     "examples/serve.py": "--port none",
     "examples/load_test.py": "--seconds none",
@@ -66,11 +67,13 @@ RUNS = {
     "tests.fuzz": "png --files 3",
     "tests/tiny_eval.py": "--ckpt {tiny} --data {city}",
 }
-# Exit code 2: there is no GPU, the page of ``demo`` would stay open, and so would the service.
+# Exit code 2: there is no GPU and no TensorRT, the page of ``demo`` would stay open, and so would
+# the service.
 # ``make test-serve`` runs both examples.
 REFUSED = {
     "emanet_triton.bench gpu-check",
     "emanet_triton demo",
+    "emanet_triton.bench.gpu_check.tensorrt",
     "examples/serve.py",
     "examples/load_test.py",
 }
@@ -81,9 +84,6 @@ ELSEWHERE = {
     "emanet_triton.bench.ahead_of_time.gates": (
         "tests/bench/test_ahead_of_time.py::test_nothing_is_compiled_under_the_interpreter"
     ),
-    "emanet_triton.bench.gpu_check.tensorrt": (
-        "tests/bench/test_gpu_check_tensorrt.py::test_right_logits"
-    ),
     "emanet_triton.web": "tests/web/test_page.py::test_without_gradio",
     "demo/train.py": "tests/test_train.py::test_the_ablation_writes_nothing",
     "examples/timm_backbone.py": EXAMPLES,
@@ -91,6 +91,9 @@ ELSEWHERE = {
     "tests/kills.py": "tests/test_kills.py::test_the_command_line",
     "tests/small_gpu.py": (
         "tests/kernels/test_launch.py::test_all_operators_run_on_a_gpu_of_little_memory"
+    ),
+    "tools/mmseg_env.py": (
+        "tests/test_mmseg_env.py::test_each_version_is_installed_once_and_tested"
     ),
     "tools/test_versions.py": "tests/test_versions.py::test_each_is_installed_and_tested",
     "tests/bench/gpu_check_keys.py": (
@@ -126,6 +129,7 @@ TARGETS = {
         "python -m pip install --quiet --editable .[dev,serve]",
         "python -m pytest tests/serve/service.py",
     ],
+    "test-mmseg": [*INSTALL_DEV, "python tools/mmseg_env.py"],
     "test-versions": ["python3 tools/test_versions.py"],
     "fuzz": [*INSTALL_DEV, "python -m tests.fuzz --files 5000 --seed 0"],
     "lint": [*INSTALL_DEV, *LINT],

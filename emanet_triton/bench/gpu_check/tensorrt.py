@@ -4,6 +4,7 @@ python -m emanet_triton.bench.gpu_check.tensorrt --out DIR
 """
 
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,14 @@ TIMES = "GPU Compute Time"  # the beginning of trtexec's line with the times
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Export, run and compare; return 1 if the logits are wrong."""
+    """Export, run and compare; return 1 if the logits are wrong.
+
+    Raises:
+        InputError: there is no ``trtexec``, or it fails.
+    """
     options = StepParser("tensorrt", (__doc__ or "").splitlines()[0]).parse(arguments)
+    if shutil.which("trtexec") is None:
+        raise InputError("trtexec, which comes with TensorRT, is not installed here")
     device = "cpu" if options.rehearse else "cuda"
     size = (64, 128) if options.tiny else (512, 1024)
     protocol = make_protocol("whole", size, options.tiny)
