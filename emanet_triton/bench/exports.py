@@ -2,9 +2,9 @@
 
     python -m emanet_triton.bench.exports --csv benchmarks/results/export/files.csv
 
-Each file is for images of all sizes (``image-to-labels``, float32); of AOTInductor, which needs long
-for such a file, there is one for each size. The labels are compared with those of the fused network
-and ``Predictor``, as ``segment`` computes them. The weights are generated.
+Each file is for images of all sizes (``image-to-labels``, float32). AOTInductor needs long for such
+a file, so it makes one for each size. The labels are compared with those of ``Predictor`` and the
+fused network. The weights are generated.
 """
 
 import tempfile
