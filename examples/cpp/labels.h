@@ -26,7 +26,7 @@ struct Network {
 // The shape in which a network takes a picture. The description has the lengths of the axes; a
 // length is a name, such as "height", in a file for all sizes.
 //
-// A network's code may not check the shape, and then read memory of others. So it is checked here.
+// The code of a package does not check the shape, and reads beyond a picture that is too small.
 inline Shape input_shape(const std::string& file, const std::string& description,
                          const std::string& path, const Picture& picture) {
   std::smatch found;
@@ -40,8 +40,8 @@ inline Shape input_shape(const std::string& file, const std::string& description
     return length[0] == '"' || length == std::to_string(got);
   };
   if (!fits(height, picture.height) || !fits(width, picture.width)) {
-    throw InputError(path + ": expected " + height + "x" + width + " pixels (height x width), got " +
-                     picture.size());
+    const std::string size = height + "x" + width + " pixels (height x width)";
+    throw InputError(path + ": expected " + size + ", got " + picture.size());
   }
   if (batch.empty()) return {picture.height, picture.width, 3};
   if (!fits(batch, 1)) throw InputError(file + ": expected a file for one picture at a time");
