@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-compiled test-web test-examples test-serve test-mmseg test-versions fuzz \
-	lint gpu-check clean
+.PHONY: demo test test-compiled test-web test-examples test-serve test-cpp test-mmseg test-versions \
+	fuzz lint gpu-check clean
 
 # Install the package and evaluate the shipped demonstration model on generated street scenes.
 demo: .venv/installed
@@ -28,6 +28,10 @@ test-examples: .venv/installed-examples
 # The tests of examples/serve.py in processes of their own, with the extra serve.
 test-serve: .venv/installed-serve
 	$(BIN)/python -m pytest tests/serve/service.py
+
+# The programs of examples/cpp and examples/onnx_labels.py, which run exported networks.
+test-cpp: .venv/installed-cpp
+	$(BIN)/python -m pytest tests/deploy/cpp.py
 
 # The tests of emanet_triton.mmseg inside mmsegmentation 0.30.0 and 1.2.2, each in its own virtual
 # environment. TIMES is a folder for measured times; then nothing else runs.
@@ -79,4 +83,8 @@ clean:
 
 .venv/installed-serve: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,serve]'
+	touch $@
+
+.venv/installed-cpp: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet cmake
 	touch $@
