@@ -173,7 +173,7 @@ def _write_aoti(request: Request, path: Path) -> None:
     program = make_program(request)
     settings = {
         "aot_inductor.metadata": program.metadata,
-        # Of the code around the kernels. To optimise it takes minutes and gains nothing.
+        # Of the code around the kernels: long to optimise, and of no weight when it runs.
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
     with _quiet():
