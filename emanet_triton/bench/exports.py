@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog=program("bench.exports"), description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="few channels and small images")
-    parser.add_argument("--to", nargs="+", choices=FORMATS, help="only these kinds of files")
+    kinds = {to: None for to, _ in KINDS}
+    parser.add_argument("--to", nargs="+", choices=kinds, help="only these kinds of files")
     parser.add_argument("--networks", nargs="+", choices=MODELS.values(), metavar="MODEL")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the rows to a file")
     args = parser.parse_args(arguments)

@@ -30,13 +30,14 @@ def _main(args: Namespace) -> int:
     chosen = choose(args.ckpt, args.model)
     checkpoint = read_chosen(args.ckpt, chosen.name)
     model = load_network(chosen.name, checkpoint, device, num_classes=chosen.num_classes)
+    trained = Trained.of(checkpoint.meta)
     checkpoint.release()
     about = Trained(
         chosen.name,
         class_names(chosen.dataset),
         chosen.protocol,
         chosen.dataset.description,
-        {"source_sha256": checkpoint.sha256},
+        {**(trained.info if trained else {}), "source_sha256": checkpoint.sha256},
     )
     exported = export(
         model,

@@ -1,6 +1,7 @@
 """``export``: a network as a file that other programs run."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, refusal, requ
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import (
     DTYPES,
+    LEAST,
     OPERATORS,
     STANDARD,
     Request,
@@ -90,8 +92,9 @@ def export(
 
     Raises:
         InputError: the file cannot be written, exists, or computes something else than the model;
-            the combination of options is not possible; or a package is missing.
-        ValueError: an argument is not as above, or the model is in training mode or was changed.
+            the combination of options is not possible; the model was changed; or a package is
+            missing.
+        ValueError: an argument is not as above, or the model is in training mode.
     """
     file = Path(file)
     check_choice("to", to, FORMATS)
@@ -108,17 +111,18 @@ def export(
         require(package)
     for each in format_.files(file):
         require_writable(each)
-    folder = temporary_beside(file)
+    target = Path(os.path.realpath(file))  # a link stays a link
+    folder = temporary_beside(target)
     folder.mkdir()
     try:
-        written = folder / file.name
+        written = folder / target.name
         _write(format_, request, written, file, progress)
         done, notes = _checked(format_, request, written, file, check, progress)
-        for each in format_.files(file):
-            (folder / each.name).replace(each)
+        for each in format_.files(target):
+            _put(folder / each.name, each, overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Exported(format_.files(file), done, (*notes, *format_.notes(request)))
+    return Exported((file, *format_.files(target)[1:]), done, (*notes, *format_.notes(request)))
 
 
 def _request(
@@ -141,11 +145,33 @@ def _request(
     check_choice("operators", operators, OPERATORS)
     if dynamic and batch is not None:
         raise ValueError("batch is the number of images of a file that is not dynamic")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
     protocol = protocol or model.protocol
-    size = size or default_size(protocol, part)
+    if size is None:
+        size = default_size(protocol, part)
+    elif not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
+        raise ValueError(f"size must be (height, width), two ints, got {size!r}")
+    if min(size) < LEAST:
+        sides = "x".join(map(str, size))
+        raise InputError(f"a size of {sides} pixels is too small; expected at least {LEAST}")
     return Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
+
+
+def _put(written: Path, target: Path, overwrite: bool) -> None:
+    """Give a written file its name. An earlier file's permissions are kept.
+
+    Raises:
+        InputError: this is not possible, or a file has appeared there meanwhile.
+    """
+    try:
+        if target.exists():
+            if not overwrite:
+                raise InputError(f"{target}: has appeared meanwhile; it is not replaced")
+            shutil.copymode(target, written)
+        written.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from error
 
 
 def _write(
@@ -159,7 +185,7 @@ def _write(
     except OSError as error:
         raise InputError(f"{named}: cannot be written ({error.strerror})") from error
     except Exception as error:  # exporters and compilers raise many types
-        raise InputError(f"{named}: cannot be made of this network ({describe(error)})") from error
+        raise InputError(f"{named}: cannot be made ({describe(error)})") from error
 
 
 def _checked(

@@ -4,10 +4,13 @@ import contextlib
 import copy
 import importlib
 import io
+import logging
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,7 +64,11 @@ class Format:
                 f"the same kind of device ({device})",
             )
         if self.write is _write_aoti:
-            return (f"compiled for a {device} such as this one; others may not run it",)
+            return (
+                f"compiled for a {device} such as this one; others may not run it",
+                "the package does not check its input: give it the recorded shape and dtype, "
+                "contiguous in memory (AOTI_RUNTIME_CHECK_INPUTS=1 in the environment checks them)",
+            )
         if self.write is _write_openvino:
             return (
                 "OpenVINO computes in bfloat16 on processors that can, unless "
@@ -125,18 +132,24 @@ def _write_onnx(request: Request, path: Path) -> None:
 
 def _run_onnx(path: Path, request: Request) -> Runner:
     runtime = require("onnxruntime")
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if request.device.type == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(path, options, providers=providers)
+    if session.get_providers()[0] != _name(providers[0]):
+        raise InputError("this onnxruntime has no CUDA: pip install onnxruntime-gpu")
 
     def run(images: Tensor) -> Tensor:
         (output,) = session.run(None, {INPUT: images.cpu().numpy()})
         return torch.from_numpy(output)
 
     return run
+
+
+def _name(provider: Any) -> str:
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def _write_openvino(request: Request, path: Path) -> None:
@@ -161,8 +174,10 @@ def _run_openvino(path: Path, request: Request) -> Runner:
 
 def _write_torch(request: Request, path: Path) -> None:
     program = make_program(request)
+    content = io.BytesIO()  # PyTorch ends the process where a disk is full
     with _quiet():
-        torch.export.save(program.exported, path, extra_files=program.metadata)
+        torch.export.save(program.exported, content, extra_files=program.metadata)
+    path.write_bytes(content.getvalue())
 
 
 def _run_torch(path: Path, request: Request) -> Runner:
@@ -176,10 +191,12 @@ def _write_aoti(request: Request, path: Path) -> None:
         # Of the code around the kernels: long to optimise, and of no weight when it runs.
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
-    with _quiet():
-        torch._inductor.aoti_compile_and_package(
-            program.exported, package_path=str(path), inductor_configs=settings
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        # PyTorch ends the process where it cannot write: so the disk of the file is left to us.
+        package = torch._inductor.aoti_compile_and_package(
+            program.exported, package_path=f"{folder}/{path.name}", inductor_configs=settings
         )
+        shutil.copyfile(package, path)
 
 
 def _run_aoti(path: Path, request: Request) -> Runner:
@@ -192,7 +209,7 @@ def _write_weights(request: Request, path: Path) -> None:
 
 
 def _run_weights(path: Path, request: Request) -> Runner:
-    model = copy.deepcopy(request.model)
+    model = copy.deepcopy(request.model).float()
     load_into(model, read_checkpoint(path))
     return torch.no_grad()(model)
 
@@ -200,9 +217,15 @@ def _run_weights(path: Path, request: Request) -> Runner:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the warnings of exporters, which are about their own inner workings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("torch.utils.cpp_extension")  # misses CUDA on every CPU
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 _ONNX = ("onnx", "onnxscript")
@@ -219,8 +242,16 @@ FORMATS = {
 
 def refusal(to: str, request: Request) -> str:
     """Why a kind of file cannot be written; empty if it can."""
-    if to == "safetensors" and (request.part, request.precision) != (LOGITS, "fp32"):
-        return "a safetensors file has the model's weights alone; expected part logits and fp32"
+    plain = replace(request, batch=None, dynamic=False, protocol=request.model.protocol)
+    if to == "safetensors" and (
+        request != plain or (request.part, request.precision) != (LOGITS, "fp32")
+    ):
+        return (
+            "a safetensors file has the model's weights alone; expected part logits, fp32, and no "
+            "batch, dynamic or scale"
+        )
+    if request.part != LOGITS and request.model.num_classes > 255:
+        return f"labels are uint8: expected at most 255 classes, got {request.model.num_classes}"
     if request.operators == OWN and to != "torch":
         return f"a file of {to} has standard operators only; expected --operators standard"
     if to == "onnx" and request.precision == "bf16":

@@ -63,7 +63,7 @@ def make_parser() -> Parser:
     what.add_argument(
         "--dynamic",
         action="store_true",
-        help="leave batch and size free; --size is then the largest size of the comparison",
+        help="leave batch and size free; --size is then one of the compared sizes",
     )
     add_scale(what)
 

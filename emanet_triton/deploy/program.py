@@ -28,7 +28,7 @@ STANDARD, OWN = "standard", "own"
 OPERATORS = STANDARD, OWN
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 METADATA = "emanet_triton_export"  # the key of a file's description in its metadata
-_LEAST = 16  # pixels of a side in a program for all sizes
+LEAST = 16  # pixels of a side in a program for all sizes
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,9 @@ def make_program(request: Request) -> Program:
     """Record the program of a request.
 
     Raises:
-        InputError: the weights do not fit the precision, or the size is too small.
+        InputError: the weights do not fit the precision.
         ValueError: the model was changed so that an export would compute something else.
     """
-    if min(request.size) < _LEAST:
-        sides = "x".join(map(str, request.size))
-        raise InputError(f"a size of {sides} pixels is too small; expected at least {_LEAST}")
     if request.operators == OWN:
         network: Network = fuse(request.model, dtype=request.dtype)
     else:
@@ -164,7 +161,7 @@ def _free_axes(request: Request) -> dict[str, dict[int, Dim]] | None:
     if not request.dynamic:
         return None
     first = 1 if request.part == IMAGE_TO_LABELS else 2
-    height, width = Dim("height", min=_LEAST), Dim("width", min=_LEAST)
+    height, width = Dim("height", min=LEAST), Dim("width", min=LEAST)
     return {"images": {0: Dim("batch"), first: height, first + 1: width}}
 
 
