@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,6 +143,9 @@ class Service:
             response = refusal(504, f"no answer within {self.args.timeout_s:g} s (--timeout-s)")
         except ClientDisconnect:
             response = refusal(CLIENT_GONE, "the client went away")
+        except Exception as error:
+            traceback.print_exc()
+            response = refusal(500, f"unexpected error: {type(error).__name__}")
         REQUESTS.labels(response.status_code).inc()
         SECONDS.observe(time.perf_counter() - start)
         return response
@@ -212,7 +216,7 @@ async def read_body(request: Request, most: int) -> bytes:
         return message
 
     limited = Request(request.scope, receive)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await limited.body()
     try:
         async with limited.form() as form:

@@ -24,8 +24,9 @@ model = emanet_triton.create_model("emanet_demo", pretrained=True)
 print(emanet_triton.segment(model, numpy.zeros((40, 72, 3), numpy.uint8)).shape)
 
 for module in pkgutil.walk_packages(emanet_triton.__path__, "emanet_triton."):
-    # The kernels need Triton, and the benchmark measures on Linux.
-    if not module.name.startswith(("emanet_triton.kernels", "emanet_triton.bench")):
+    # The kernels need Triton, the benchmark measures on Linux, and the two others need packages.
+    inner = module.name.split(".")[1]
+    if inner not in ("kernels", "bench", "mmseg", "hub"):
         importlib.import_module(module.name)
 
 from emanet_triton import command

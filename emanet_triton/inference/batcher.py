@@ -13,6 +13,7 @@ from emanet_triton.errors import InputError, describe
 from emanet_triton.heap import LARGE, give_back
 from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 
+_ENDED = "no more images are segmented"
 _WARM_UP = 1024, 512  # width and height of the first image, if the protocol has no size
 
 
@@ -68,13 +69,16 @@ class Batcher:
             image: uint8 RGB [H, W, 3].
 
         Returns:
-            A future that gets class indices, uint8 [H, W], or a ``NoLabelsError``. If it is
-            cancelled while the image waits, the image is not segmented.
+            A future that gets class indices, uint8 [H, W], or a ``NoLabelsError``, also if the
+            thread has ended. If it is cancelled while the image waits, the image is not segmented.
         """
         job = _Job(image)
         with self._changed:
-            self._jobs.append(job)
-            self._changed.notify()
+            if self._closed:
+                job.labels.set_exception(NoLabelsError(_ENDED))
+            else:
+                self._jobs.append(job)
+                self._changed.notify()
         return job.labels
 
     def waiting(self) -> int:
@@ -89,6 +93,21 @@ class Batcher:
         self._thread.join()
 
     def _run(self, load: Callable[[], Predictor]) -> None:
+        self.ready.set_running_or_notify_cancel()  # or a cancelled waiting would cancel it
+        try:
+            self._serve(load)
+        except Exception as error:  # of ``note``
+            traceback.print_exc()
+            self.broken = self.broken or describe(error)
+        finally:
+            with self._changed:
+                self._closed = True
+                left, self._jobs = self._jobs, []
+            for job in left:
+                if job.labels.set_running_or_notify_cancel():
+                    job.labels.set_exception(NoLabelsError(_ENDED))
+
+    def _serve(self, load: Callable[[], Predictor]) -> None:
         try:
             predictor = load()
             width, height = predictor.protocol.base_scale or _WARM_UP
@@ -125,9 +144,9 @@ class Batcher:
 
     def _segment(self, predictor: Predictor, jobs: list[_Job]) -> None:
         start = time.perf_counter()
-        if predictor.device.type == "cpu" and jobs[0].image.size >= LARGE:
-            give_back()  # or images of many sizes would leave more and more holes
         try:
+            if predictor.device.type == "cpu" and jobs[0].image.size >= LARGE:
+                give_back()  # or images of many sizes would leave more and more holes
             for job, labels in zip(jobs, predictor([job.image for job in jobs]), strict=True):
                 labels = labels.cpu()
                 if are_finite(labels):

@@ -1,6 +1,7 @@
 """What ``FusedEMANet`` does in both versions of mmsegmentation."""
 
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,16 +72,19 @@ class FusedEncoderDecoder(EncoderDecoder):
                 finite.
         """
         dtype = self._dtype()
-        made_from = (dtype, *(_state(tensor) for tensor in self._tensors()))
-        if self._kept.network is None or self._kept.made_from != made_from:
+        tensors = list(self._tensors())
+        epsilons = [m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        made_from = [dtype, *epsilons, *map(_state, tensors)]
+        if self._kept.network is None or not self._kept.is_of(made_from, tensors):
             self._kept.forget()  # first, to have its memory for the new one
             self._kept.network = verified_fuse(self._emanet(), dtype)
             self._kept.made_from = made_from
+            self._kept.tensors = [weakref.ref(tensor) for tensor in tensors]
         return self._kept.network
 
     def runs_fused(self) -> bool:
         """Whether the fused network runs now, and not mmsegmentation's own."""
-        if self.training or torch.jit.is_tracing():
+        if torch.jit.is_tracing() or any(module.training for module in self.modules()):
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
 
@@ -155,13 +159,22 @@ class _Kept:
 
     def forget(self) -> None:
         self.network: Network | None = None
-        self.made_from: tuple | None = None
+        self.made_from: list[Any] = []
+        # A tensor that was replaced may leave its address to the new one, so addresses do not tell.
+        self.tensors: list[weakref.ref[Tensor]] = []
+
+    def is_of(self, made_from: list[Any], tensors: Sequence[Tensor]) -> bool:
+        """Whether the network was made from these tensors in this state."""
+        same = len(self.tensors) == len(tensors) and self.made_from == made_from
+        return same and all(
+            before() is tensor for before, tensor in zip(self.tensors, tensors, strict=True)
+        )
 
     def __reduce__(self) -> tuple:
         return type(self), ()
 
 
 def _state(tensor: Tensor) -> tuple:
-    """Differs after the tensor was changed in place or replaced."""
+    """Differs after the tensor was changed in place, or got other memory."""
     version = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.dtype, tensor.device

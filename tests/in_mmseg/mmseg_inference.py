@@ -114,6 +114,24 @@ def assert_follows(reference, fused):
     assert relative_error(mm.encoded(fused, inputs), mm.encoded(reference, inputs)) < 1e-4
 
 
+def test_replaced_weights_make_the_network_anew(changing):
+    _, model = changing
+    layer = model.decode_head.conv_seg
+    for _ in range(10):  # the new tensor often gets the memory of the old one
+        bias = layer.bias.detach() + 1
+        layer.bias = None
+        layer.bias = torch.nn.Parameter(bias)
+        assert torch.equal(model.fused_network().decode_head.conv_seg.bias, bias)
+
+
+def test_a_layer_in_training_mode_is_not_fused(changing):
+    _, model = changing
+    model.decode_head.train()
+    assert not model.runs_fused()
+    model.eval()
+    assert model.runs_fused()
+
+
 def test_changed_weights_make_the_network_anew(changing):
     reference, fused = changing
     first = fused.fused_network()

@@ -144,3 +144,40 @@ def test_a_predictor_that_cannot_be_made(batcher_of):
     batcher, _ = batcher_of(load)
     with pytest.raises(InputError, match="no such checkpoint"):
         batcher.ready.result()
+
+
+def test_an_image_after_the_end_gets_an_error(batcher_of):
+    batcher, _ = batcher_of()
+    batcher.close()
+    with pytest.raises(NoLabelsError, match="no more images"):
+        batcher.submit(random_image(20, 40)).result(timeout=60)
+
+
+def test_images_get_an_error_if_the_network_cannot_be_loaded(batcher_of):
+    go_on = threading.Event()
+
+    def load():
+        go_on.wait()
+        raise InputError("no such file")
+
+    batcher, _ = batcher_of(load)
+    before = batcher.submit(random_image(20, 40))
+    go_on.set()
+    with pytest.raises(InputError, match="no such file"):
+        batcher.ready.result(timeout=60)
+    for labels in (before, batcher.submit(random_image(20, 40))):
+        with pytest.raises(NoLabelsError, match="no more images"):
+            labels.result(timeout=60)
+
+
+def test_an_error_of_the_note_breaks_the_batcher():
+    def note(images, seconds):
+        raise OSError("full")
+
+    batcher = Batcher(predictor, note=note)
+    image = random_image(20, 40)
+    assert np.array_equal(batcher.submit(image).result(timeout=60), segment(MODEL, image))
+    batcher.close()
+    assert batcher.broken == "OSError: full"
+    with pytest.raises(NoLabelsError):
+        batcher.submit(image).result(timeout=60)
