@@ -157,12 +157,12 @@ def _part(network: Network, request: Request) -> nn.Module:
     return ImageToLabels(network, request.protocol, request.single)
 
 
-def _free_axes(request: Request) -> dict[str, dict[int, Dim]] | None:
+def _free_axes(request: Request) -> dict[str, dict[int, Any]] | None:
     if not request.dynamic:
         return None
     first = 1 if request.part == IMAGE_TO_LABELS else 2
-    height, width = Dim("height", min=LEAST), Dim("width", min=LEAST)
-    return {"images": {0: Dim("batch"), first: height, first + 1: width}}
+    # Not named: PyTorch 2.11 refuses named sizes, because it records whether they are even.
+    return {"images": dict.fromkeys((0, first, first + 1), Dim.DYNAMIC)}
 
 
 def default_size(protocol: Protocol, part: str) -> Size:
