@@ -8,7 +8,7 @@ fused network. The weights are generated.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.deploy.formats import FORMATS
 from emanet_triton.deploy.parts import IMAGE_TO_LABELS
 from emanet_triton.deploy.program import OWN, STANDARD, Request
-from emanet_triton.deploy.verify import example_image, labels_check
+from emanet_triton.deploy.verify import example_image, labels_check, wanted_labels
 from emanet_triton.files import write_output
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.views import Size
@@ -52,49 +52,50 @@ def _main(arguments: Sequence[str] | None) -> int:
     for (network, mode), name in MODELS.items():
         if args.networks and name not in args.networks:
             continue
-        for to, operators in KINDS:
-            if args.to and to not in args.to:
-                continue
-            for row in _rows(network, mode, to, operators, args.tiny):
-                rows.append({"network": name, **row})
-                say(" | ".join(map(str, rows[-1].values())))
-                if args.csv:  # the next file takes minutes
-                    write_output(args.csv, csv_with_versions(rows, **installed), make_folder=True)
+        for row in _rows(network, mode, args.to or kinds, args.tiny):
+            rows.append({"network": name, **row})
+            say(" | ".join(map(str, rows[-1].values())))
+            if args.csv:  # the next file takes minutes
+                write_output(args.csv, csv_with_versions(rows, **installed), make_folder=True)
     say(tabulate(rows, headers="keys", tablefmt="github"))
     return int(any(row["wrong"] for row in rows))
 
 
-def _rows(network: str, mode: str, to: str, operators: str, tiny: bool) -> Iterator[dict[str, Any]]:
-    """Write files and compare their labels; a row for each size of image."""
+def _rows(network: str, mode: str, wanted: Collection[str], tiny: bool) -> Iterator[dict[str, Any]]:
+    """Write files of the wanted kinds, and compare their labels; a row for each size of image."""
     scale: Size = (128, 256) if tiny else (1024, 2048)
     protocol = make_protocol(mode, scale, tiny) if tiny else ZOO[MODELS[network, mode]].protocol
     model = make_network(network, protocol, tiny)
-    predictor = Predictor(fuse(model), protocol)
     sizes = [(height // 8, width // 8) if tiny else (height, width) for height, width in SIZES]
-    dynamic = to != "aoti"
-    for fixed in [scale] if dynamic else sizes:
-        request = Request(
-            model, protocol, IMAGE_TO_LABELS, "fp32", fixed, 1, dynamic, operators, None
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"file{FORMATS[to].suffix}")
-            FORMATS[to].write(request, path)
-            megabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
-            labels = FORMATS[to].run(path, request)
-            for size in sizes if dynamic else [fixed]:
-                image = example_image(size, seed=0)
-                got = labels(torch.from_numpy(image)[None]).cpu()
-                check = labels_check(got, predictor, [image], "fp32")
-                yield {
-                    "file": to,
-                    "operators": operators,
-                    "sizes": "all" if dynamic else "one",
-                    "MB": round(megabytes, 1),
-                    "image": "x".join(map(str, size)),
-                    "labels that differ, %": round(100 * check.error, 5),
-                    "wrong": check.beyond,
-                    "near-tie": check.allowed,
-                }
+    predictor = Predictor(fuse(model), protocol)
+    images = {size: example_image(size, seed=0) for size in sizes}
+    right = {size: wanted_labels(predictor, image) for size, image in images.items()}
+    for to, operators in KINDS:
+        # A file for all sizes, or one for each.
+        files = sizes if to == "aoti" else [scale]
+        for fixed in files if to in wanted else []:
+            dynamic = to != "aoti"
+            request = Request(
+                model, protocol, IMAGE_TO_LABELS, "fp32", fixed, 1, dynamic, operators, None
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"file{FORMATS[to].suffix}")
+                FORMATS[to].write(request, path)
+                megabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+                labels = FORMATS[to].run(path, request)
+                for size in sizes if dynamic else [fixed]:
+                    got = labels(torch.from_numpy(images[size])[None]).cpu()
+                    check = labels_check(got, [right[size]], "fp32")
+                    yield {
+                        "file": to,
+                        "operators": operators,
+                        "sizes": "all" if dynamic else "one",
+                        "MB": round(megabytes, 1),
+                        "image": "x".join(map(str, size)),
+                        "labels that differ, %": round(100 * check.error, 5),
+                        "wrong": check.beyond,
+                        "near-tie": check.allowed,
+                    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -106,7 +107,11 @@ def checks(format_: Format, path: Path, named: Path, request: Request) -> Iterat
             yield logits_check(got, wanted, batch, size, request.precision)
         else:
             got = got[None] if request.single else got
-            yield labels_check(got, predictor, images, request.precision)
+            try:
+                each = [wanted_labels(predictor, image) for image in images]
+            except InputError as error:
+                raise InputError(f"{named}: cannot be compared: {error}") from None
+            yield labels_check(got, each, request.precision)
 
 
 def example_image(size: Size, seed: int) -> np.ndarray:
@@ -151,37 +156,56 @@ def logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision:
     return Check(batch, size, value, None, LOGITS_ERROR[precision])
 
 
-def labels_check(
-    got: Tensor, predictor: Predictor, images: Sequence[np.ndarray], precision: str
-) -> Check:
-    """Compare labels with those of a predictor.
+class Wanted(NamedTuple):
+    """What a predictor computes for an image.
 
-    Args:
-        got: uint8 [B, H, W], on the CPU; all of another shape or dtype is wrong.
-        predictor: of the same network and protocol.
-        images: uint8 RGB [H, W, 3], all of one size.
-        precision: of the network that computed ``got``, a key of ``LOGITS_ERROR``.
+    Attributes:
+        labels: uint8 [H, W], on the CPU.
+        logits: float32 [classes, H, W], but for a number that all classes of a pixel share.
+        largest: the largest of the network's logits, without its sign.
     """
-    near, largest, size = 2 * LOGITS_ERROR[precision], 0.0, images[0].shape[:2]
-    if (got.shape, got.dtype) != ((len(images), *size), torch.uint8):
-        return Check(len(images), size, 1.0, len(images) * math.prod(size), near)
-    differing = beyond = 0
+
+    labels: Tensor
+    logits: Tensor
+    largest: float
+
+
+def wanted_labels(predictor: Predictor, image: np.ndarray) -> Wanted:
+    """Segment a uint8 RGB image [H, W, 3].
+
+    Raises:
+        InputError: the network's logits are not finite.
+    """
+    largest = 0.0
 
     def seen(logits: Tensor) -> Tensor:
         nonlocal largest
         largest = float(logits.abs().max())
         return logits
 
-    for image, labels in zip(images, got, strict=True):
-        wanted, probabilities = predictor.results([image], probabilities=True, adjust=seen)
-        (wanted,), (probabilities,) = wanted.cpu(), probabilities.cpu()
-        if not are_finite(wanted):
-            raise InputError(f"the file cannot be compared: {NOT_FINITE_MESSAGE}")
-        differs = wanted != labels
-        logits = probabilities.log()  # but for a number that all classes of a pixel share
-        best = logits.gather(0, wanted[None].long())
-        no_class = labels >= len(logits)
+    (labels,), (found,) = predictor.results([image], probabilities=True, adjust=seen)
+    if not are_finite(labels):
+        raise InputError(NOT_FINITE_MESSAGE)
+    return Wanted(labels.cpu(), found.log().cpu(), largest)
+
+
+def labels_check(got: Tensor, wanted: Sequence[Wanted], precision: str) -> Check:
+    """Compare labels with those that are wanted, for images of one size.
+
+    Args:
+        got: uint8 [B, H, W], on the CPU; all of another shape or dtype is wrong.
+        wanted: for each image.
+        precision: of the network that computed ``got``, a key of ``LOGITS_ERROR``.
+    """
+    size: Size = tuple(wanted[0].labels.shape)  # type: ignore[assignment]
+    near = 2 * LOGITS_ERROR[precision]
+    if (got.shape, got.dtype) != ((len(wanted), *size), torch.uint8):
+        return Check(len(wanted), size, 1.0, len(wanted) * math.prod(size), near)
+    differing = beyond = 0
+    for labels, (right, logits, largest) in zip(got, wanted, strict=True):
+        differs, no_class = right != labels, labels >= len(logits)
+        best = logits.gather(0, right[None].long())
         given = logits.gather(0, labels.masked_fill(no_class, 0)[None].long())
         differing += int(differs.sum())
         beyond += int((differs & (no_class | (best - given > near * largest)[0])).sum())
-    return Check(len(images), size, differing / got.numel(), beyond, near)
+    return Check(len(wanted), size, differing / got.numel(), beyond, near)

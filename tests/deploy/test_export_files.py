@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exports import PROTOCOLS, WHOLE, pictures, tiny, wrong_labels
+from exports import PROTOCOLS, WHOLE, check_labels, pictures, tiny, wrong_labels
 
 import emanet_triton
 from emanet_triton import export
@@ -280,12 +280,11 @@ def test_results_of_another_shape_or_dtype_are_wrong():
     wanted = torch.ones(1, 2, 3, 4)
     for got in (torch.ones(1, 1, 1, 1), torch.ones(1, 2, 3, 4, dtype=torch.float64)):
         assert not verify.logits_check(got, wanted, 1, (24, 32), "fp32").passed
-    images = list(pictures(1, (32, 48)).numpy())
-    predictor = emanet_triton.Predictor(tiny(), WHOLE)
-    (right,) = predictor.results(images)
-    assert verify.labels_check(right, predictor, images, "fp32").passed
+    images = pictures(1, (32, 48))
+    (right,) = emanet_triton.Predictor(tiny(), WHOLE).results(list(images.numpy()))
+    assert check_labels(tiny(), WHOLE, images, right).passed
     for got in (right[:, :1], right.int(), torch.full_like(right, 255)):
-        check = verify.labels_check(got, predictor, images, "fp32")
+        check = check_labels(tiny(), WHOLE, images, got)
         assert not check.passed
         assert check.beyond == 32 * 48
 
@@ -299,7 +298,7 @@ def test_labels_are_wrong_only_beyond_near_ties():
     for pixel, beyond in ((margin.argmin(), 0), (margin.argmax(), 1)):
         changed = labels.clone()
         changed.view(-1)[pixel] = best.indices[1].flatten()[pixel]
-        check = verify.labels_check(changed[None], predictor, list(images.numpy()), "fp32")
+        check = check_labels(tiny(), WHOLE, images, changed[None])
         assert check.beyond == beyond and check.passed == (beyond == 0)
         assert check.error == 1 / labels.numel()
 
