@@ -23,9 +23,9 @@ from emanet_triton.files import require_folder, write_output
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.chosen import choose, read_chosen
+from emanet_triton.models.description import Description
 from emanet_triton.models.emanet import EMANet, FusedEMANet
 from emanet_triton.models.loading import load_into
-from emanet_triton.models.trained import Trained
 from emanet_triton.models.zoo import find_entry
 
 try:
@@ -65,7 +65,7 @@ class HubEMANet(
         InputError: the zoo has no such model, it is no EMANet, or there are not 1 to 255 classes.
     """
 
-    def __init__(self, config: Trained) -> None:
+    def __init__(self, config: Description) -> None:
         entry = find_entry(config.model)
         if entry.network is not EMANet:
             raise InputError(f"expected an EMANet, but {config.model} is another network")
@@ -96,13 +96,13 @@ class HubEMANet(
         """
         chosen = choose(str(checkpoint), model, None if data is None else Path(data))
         loaded = read_chosen(str(checkpoint), chosen.name)
-        trained = _description_in(loaded)
-        config = Trained(
+        description = _description_in(loaded)
+        config = Description(
             model=chosen.name,
             classes=class_names(chosen.dataset),
             protocol=chosen.protocol,
             dataset=chosen.dataset.description,
-            info=_figures(trained) | {"file": loaded.path.name, "sha256": loaded.sha256},
+            info=_figures(description) | {"file": loaded.path.name, "sha256": loaded.sha256},
         )
         network = cls._on_cpu(config)
         load_into(network, loaded)
@@ -125,7 +125,7 @@ class HubEMANet(
         source = pretrained_model_name_or_path
         path = _file_of(source, CONFIG, options)
         try:
-            config = Trained.from_json(path.read_text(encoding="utf-8"))
+            config = Description.from_json(path.read_text(encoding="utf-8"))
             network = cls._on_cpu(config)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -138,13 +138,13 @@ class HubEMANet(
         return network
 
     @classmethod
-    def _on_cpu(cls, config: Trained) -> Self:
+    def _on_cpu(cls, config: Description) -> Self:
         """The network with random weights, in float32 and in evaluation mode."""
         with torch.inference_mode(False), torch.device("cpu"):
             return cls(config).float().eval()
 
     @property
-    def description(self) -> Trained:
+    def description(self) -> Description:
         """What ``config.json`` says."""
         return replace(self._description, protocol=self.protocol)
 
@@ -205,26 +205,26 @@ def _file_of(source: str | Path, name: str, options: dict[str, Any]) -> Path:
         ) from error
 
 
-def _description_in(checkpoint: Checkpoint) -> Trained | None:
+def _description_in(checkpoint: Checkpoint) -> Description | None:
     """The description in a checkpoint, if it has one.
 
     Raises:
         InputError: it is broken.
     """
     try:
-        return Trained.of(checkpoint.meta)
+        return Description.of(checkpoint.meta)
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from None
 
 
-def _figures(trained: Trained | None) -> dict[str, float]:
+def _figures(description: Description | None) -> dict[str, float]:
     """What the model card says of a training. NaN is left out: it is not equal to itself."""
-    info = trained.info if trained else {}
+    info = description.info if description else {}
     numbers = {key: info[key] for key in _FIGURES if isinstance(info.get(key), int | float)}
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
-def _is_of_the_zoo(description: Trained) -> bool:
+def _is_of_the_zoo(description: Description) -> bool:
     """Whether the weights were read from the model's own checkpoint in the zoo."""
     expected = find_entry(description.model).sha256
     return expected is not None and str(description.info.get("sha256")).startswith(expected)
@@ -256,7 +256,7 @@ labels = segment(model, "picture.jpg", fuse=True)  # uint8 [H, W]: indices of th
 """
 
 
-def _card(description: Trained, repo_id: str) -> str:
+def _card(description: Description, repo_id: str) -> str:
     """The text of the model card."""
     entry, info = find_entry(description.model), description.info
     dataset = description.described() or entry.dataset
@@ -286,7 +286,7 @@ def _card(description: Trained, repo_id: str) -> str:
     )
 
 
-def _inference(description: Trained) -> str:
+def _inference(description: Description) -> str:
     protocol = description.protocol
     size = "images keep their size"
     if protocol.base_scale:

@@ -22,8 +22,8 @@ from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.conversion import convert
+from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.loading import load_into
-from emanet_triton.models.trained import Trained, trained_file
 from emanet_triton.models.zoo import published_path
 
 
@@ -189,8 +189,8 @@ def test_a_description_of_a_training_is_kept(tmp_path):
     paths = [tmp_path / name for name in ("a.safetensors", "b.pth", "c.safetensors")]
     for earlier, path in pairwise([source, *paths]):
         assert main([str(earlier), str(path)]) == 0
-        assert Trained.of(read_checkpoint(path).meta) == TRAINED
-    assert trained_file(paths[-1]) == TRAINED
+        assert Description.of(read_checkpoint(path).meta) == TRAINED
+    assert description_in(paths[-1]) == TRAINED
     broken = write_trained(tmp_path / "broken.safetensors", {"emanet_triton": "x"})
     with pytest.raises(InputError, match=r"broken\.safetensors: its description of a training is"):
         convert(broken, tmp_path / "d.pth")

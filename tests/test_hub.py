@@ -20,8 +20,8 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.errors import InputError
 from emanet_triton.models import zoo
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.description import description_in
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import trained_file
 
 huggingface_hub = pytest.importorskip(
     "huggingface_hub", reason="install it by: pip install '.[hub]'"
@@ -64,7 +64,7 @@ def test_a_folder_gives_the_same_model_again(tmp_path, folder, trained):
 
 def test_the_weights_alone_are_a_checkpoint_for_all_commands(folder, trained):
     path = folder / "model.safetensors"
-    assert trained_file(path) == trained.description
+    assert description_in(path) == trained.description
     assert same(create_model(checkpoint=path), trained)
     safetensors = pytest.importorskip("safetensors.torch")
     theirs = safetensors.load_file(path)

@@ -7,11 +7,11 @@ import tiny_eval
 from described_sets import described
 
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
+from emanet_triton.models.description import Description
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import Trained
 
 CLASSES = ("sea", "sand", "sky")
-TRAINED = Trained(
+TRAINED = Description(
     model=tiny_eval.NAME,
     classes=CLASSES,
     protocol=Protocol((48, 24), ratios=(0.5, 1.0)),
@@ -21,9 +21,9 @@ TRAINED = Trained(
 
 
 def write_trained(
-    path: Path, trained: Trained | Mapping[str, str] = TRAINED, num_classes: int = len(CLASSES)
+    path: Path, trained: Description | Mapping[str, str] = TRAINED, num_classes: int = len(CLASSES)
 ) -> Path:
     """Write the tiny model's weights with a description, or with other metadata."""
-    metadata = trained.metadata() if isinstance(trained, Trained) else trained
+    metadata = trained.metadata() if isinstance(trained, Description) else trained
     path.write_bytes(write_safetensors(tiny_eval.tiny_network(num_classes).state_dict(), metadata))
     return path

@@ -14,7 +14,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.build import load_network, open_device
 from emanet_triton.inference.options import scaled
 from emanet_triton.models.chosen import choose, read_chosen
-from emanet_triton.models.trained import Trained
+from emanet_triton.models.description import Description
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,14 +30,14 @@ def _main(args: Namespace) -> int:
     chosen = choose(args.ckpt, args.model)
     checkpoint = read_chosen(args.ckpt, chosen.name)
     model = load_network(chosen.name, checkpoint, device, num_classes=chosen.num_classes)
-    trained = Trained.of(checkpoint.meta)
+    description = Description.of(checkpoint.meta)
     checkpoint.release()
-    about = Trained(
+    about = Description(
         chosen.name,
         class_names(chosen.dataset),
         chosen.protocol,
         chosen.dataset.description,
-        {**(trained.info if trained else {}), "source_sha256": checkpoint.sha256},
+        {**(description.info if description else {}), "source_sha256": checkpoint.sha256},
     )
     exported = export(
         model,

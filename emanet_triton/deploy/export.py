@@ -1,15 +1,14 @@
 """``export``: a network as a file that other programs run."""
 
 import importlib.util
-import os
-import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, refusal, require
+from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, notes, refusal, require
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import (
     DTYPES,
@@ -21,12 +20,12 @@ from emanet_triton.deploy.program import (
 )
 from emanet_triton.deploy.verify import Check, checks
 from emanet_triton.errors import InputError, describe
-from emanet_triton.files import require_writable, temporary_beside
+from emanet_triton.files import require_writable, write_output
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.checks import check_choice
+from emanet_triton.models.description import Description
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def export(
     dynamic: bool = False,
     operators: str = STANDARD,
     protocol: Protocol | None = None,
-    about: Trained | None = None,
+    about: Description | None = None,
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda line: None,
@@ -97,81 +96,67 @@ def export(
         ValueError: an argument is not as above, or the model is in training mode.
     """
     file = Path(file)
-    check_choice("to", to, FORMATS)
-    request = _request(model, protocol, part, precision, size, batch, dynamic, operators, about)
-    format_ = FORMATS[to]
-    if refused := refusal(to, request):
-        raise InputError(refused)
-    if file.suffix != format_.suffix:
-        raise InputError(f"{file}: expected a name that ends in {format_.suffix} for {to}")
-    for each in format_.files(file):
-        if each.exists() and not overwrite:
-            raise InputError(f"{each}: exists already; it is replaced only on request (--force)")
-    for package in format_.packages:
-        require(package)
-    for each in format_.files(file):
-        require_writable(each)
-    target = Path(os.path.realpath(file))  # a link stays a link
-    folder = temporary_beside(target)
-    folder.mkdir()
-    try:
-        written = folder / target.name
-        _write(format_, request, written, file, progress)
-        done, notes = _checked(format_, request, written, file, check, progress)
-        for each in format_.files(target):
-            _put(folder / each.name, each, overwrite)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Exported((file, *format_.files(target)[1:]), done, (*notes, *format_.notes(request)))
-
-
-def _request(
-    model: nn.Module,
-    protocol: Protocol | None,
-    part: str,
-    precision: str,
-    size: Size | None,
-    batch: int | None,
-    dynamic: bool,
-    operators: str,
-    about: Trained | None,
-) -> Request:
+    for name, value, choices in (
+        ("to", to, FORMATS),
+        ("part", part, PARTS),
+        ("precision", precision, DTYPES),
+        ("operators", operators, OPERATORS),
+    ):
+        check_choice(name, value, choices)
     if not isinstance(model, Network) or isinstance(model, FusedNetwork):
         raise ValueError(f"export takes an EMANet that is not fused, got {type(model).__name__}")
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
-    check_choice("part", part, PARTS)
-    check_choice("precision", precision, DTYPES)
-    check_choice("operators", operators, OPERATORS)
-    if dynamic and batch is not None:
-        raise ValueError("batch is the number of images of a file that is not dynamic")
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
+    _check_batch(batch, dynamic)
     protocol = protocol or model.protocol
-    if size is None:
-        size = default_size(protocol, part)
-    elif not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
+    size = _checked_size(default_size(protocol, part) if size is None else size)
+    request = Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
+    if refused := refusal(to, request):
+        raise InputError(refused)
+    format_ = FORMATS[to]
+    _check_names(format_, file, overwrite)
+    for package in format_.packages:
+        require(package)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, file.name)
+        _write(format_, request, written, file, progress)
+        done, unchecked = _checked(format_, request, written, file, check, progress)
+        _check_names(format_, file, overwrite)  # minutes may have passed
+        for each in format_.files(file):
+            write_output(each, (written.parent / each.name).read_bytes())
+    return Exported(format_.files(file), done, (*unchecked, *notes(to, request)))
+
+
+def _check_batch(batch: object, dynamic: bool) -> None:
+    if batch is None:
+        return
+    if dynamic:
+        raise ValueError("batch is the number of images of a file that is not dynamic")
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
+
+
+def _checked_size(size: object) -> Size:
+    if not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
         raise ValueError(f"size must be (height, width), two ints, got {size!r}")
     if min(size) < LEAST:
         sides = "x".join(map(str, size))
         raise InputError(f"a size of {sides} pixels is too small; expected at least {LEAST}")
-    return Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
+    return size
 
 
-def _put(written: Path, target: Path, overwrite: bool) -> None:
-    """Give a written file its name. An earlier file's permissions are kept.
+def _check_names(format_: Format, file: Path, overwrite: bool) -> None:
+    """Refuse a name of another kind of file, files that exist, and folders that cannot be written.
 
     Raises:
-        InputError: this is not possible, or a file has appeared there meanwhile.
+        InputError: there is such a name, file or folder.
     """
-    try:
-        if target.exists():
-            if not overwrite:
-                raise InputError(f"{target}: has appeared meanwhile; it is not replaced")
-            shutil.copymode(target, written)
-        written.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror})") from error
+    if file.suffix != format_.suffix:
+        raise InputError(f"{file}: expected a name that ends in {format_.suffix}")
+    for each in format_.files(file):
+        if each.exists() and not overwrite:
+            raise InputError(f"{each}: exists already; it is replaced only on request (--force)")
+        require_writable(each)
 
 
 def _write(

@@ -6,8 +6,6 @@ import importlib
 import io
 import logging
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from emanet_triton.models.loading import load_into
 
 Runner = Callable[[Tensor], Tensor]
 OPSET = 18
+_CUDA = "CUDAExecutionProvider"  # of ONNX Runtime
 INPUT = "images"
 INSTALL = "pip install 'emanet-triton[export]'"
 
@@ -54,27 +53,6 @@ class Format:
     def files(self, file: Path) -> tuple[Path, ...]:
         """The file, and the second one if there is one."""
         return (file, file.with_suffix(self.beside)) if self.beside else (file,)
-
-    def notes(self, request: Request) -> tuple[str, ...]:
-        """Sentences that a user of such a file must know."""
-        device = request.device.type
-        if request.operators == OWN:
-            return (
-                "the program that loads this file must import emanet_triton first, and run it on "
-                f"the same kind of device ({device})",
-            )
-        if self.write is _write_aoti:
-            return (
-                f"compiled for a {device} such as this one; others may not run it",
-                "the package does not check its input: give it the recorded shape and dtype, "
-                "contiguous in memory (AOTI_RUNTIME_CHECK_INPUTS=1 in the environment checks them)",
-            )
-        if self.write is _write_openvino:
-            return (
-                "OpenVINO computes in bfloat16 on processors that can, unless "
-                "INFERENCE_PRECISION_HINT is f32 where the file is loaded",
-            )
-        return ()
 
 
 def require(name: str) -> ModuleType:
@@ -132,24 +110,20 @@ def _write_onnx(request: Request, path: Path) -> None:
 
 def _run_onnx(path: Path, request: Request) -> Runner:
     runtime = require("onnxruntime")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if request.device.type == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if request.device.type == "cuda":
+        providers.insert(0, (_CUDA, {"use_tf32": "0"}))
+        if _CUDA not in runtime.get_available_providers():
+            raise InputError("this onnxruntime has no CUDA: pip install onnxruntime-gpu")
     session = runtime.InferenceSession(path, options, providers=providers)
-    if session.get_providers()[0] != _name(providers[0]):
-        raise InputError("this onnxruntime has no CUDA: pip install onnxruntime-gpu")
 
     def run(images: Tensor) -> Tensor:
         (output,) = session.run(None, {INPUT: images.cpu().numpy()})
         return torch.from_numpy(output)
 
     return run
-
-
-def _name(provider: Any) -> str:
-    return provider if isinstance(provider, str) else provider[0]
 
 
 def _write_openvino(request: Request, path: Path) -> None:
@@ -174,10 +148,8 @@ def _run_openvino(path: Path, request: Request) -> Runner:
 
 def _write_torch(request: Request, path: Path) -> None:
     program = make_program(request)
-    content = io.BytesIO()  # PyTorch ends the process where a disk is full
     with _quiet():
-        torch.export.save(program.exported, content, extra_files=program.metadata)
-    path.write_bytes(content.getvalue())
+        torch.export.save(program.exported, path, extra_files=program.metadata)
 
 
 def _run_torch(path: Path, request: Request) -> Runner:
@@ -191,12 +163,10 @@ def _write_aoti(request: Request, path: Path) -> None:
         # Of the code around the kernels: long to optimise, and of no weight when it runs.
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        # PyTorch ends the process where it cannot write: so the disk of the file is left to us.
-        package = torch._inductor.aoti_compile_and_package(
-            program.exported, package_path=f"{folder}/{path.name}", inductor_configs=settings
+    with _quiet():
+        torch._inductor.aoti_compile_and_package(
+            program.exported, package_path=str(path), inductor_configs=settings
         )
-        shutil.copyfile(package, path)
 
 
 def _run_aoti(path: Path, request: Request) -> Runner:
@@ -264,3 +234,25 @@ def refusal(to: str, request: Request) -> str:
     if to == "openvino" and request.device.type != "cpu":
         return f"OpenVINO's file is made on a CPU, but the model is on {request.device}"
     return ""
+
+
+def notes(to: str, request: Request) -> tuple[str, ...]:
+    """Sentences that a user of such a file must know."""
+    device = request.device.type
+    if request.operators == OWN:
+        return (
+            "the program that loads this file must import emanet_triton first, and run it on the "
+            f"same kind of device ({device})",
+        )
+    if to == "aoti":
+        return (
+            f"compiled for a {device} such as this one; others may not run it",
+            "the package does not check its input: give it the recorded shape and dtype, "
+            "contiguous in memory (AOTI_RUNTIME_CHECK_INPUTS=1 in the environment checks them)",
+        )
+    if to == "openvino":
+        return (
+            "OpenVINO computes in bfloat16 on processors that can, unless "
+            "INFERENCE_PRECISION_HINT is f32 where the file is loaded",
+        )
+    return ()

@@ -18,10 +18,10 @@ from emanet_triton.deploy.parts import (
 )
 from emanet_triton.errors import InputError
 from emanet_triton.inference.views import Size
+from emanet_triton.models.description import Description
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import Trained
 from emanet_triton.versions import versions
 
 STANDARD, OWN = "standard", "own"
@@ -55,7 +55,7 @@ class Request:
     batch: int | None
     dynamic: bool
     operators: str
-    about: Trained | None
+    about: Description | None
 
     @property
     def dtype(self) -> torch.dtype:

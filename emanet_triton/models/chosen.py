@@ -9,8 +9,8 @@ from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.description import description_in
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import trained_file
 from emanet_triton.models.zoo import (
     ZOO,
     find_entry,
@@ -60,9 +60,9 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
     """
     described = open_dataset(data) if data is not None and is_description(data) else None
     known = known_model(ckpt, model)
-    trained = trained_file(Path(ckpt)) if _exists(ckpt) else None
-    if trained is not None:
-        name = trained.model
+    description = description_in(Path(ckpt)) if _exists(ckpt) else None
+    if description is not None:
+        name = description.model
         if name not in ZOO:
             raise InputError(
                 f"{ckpt}: is of the model '{name}', which is unknown here; expected one of: "
@@ -77,18 +77,18 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
             raise InputError(f"--data {data}: there is no such folder")
         name = model_of_file(ckpt)
     entry = find_entry(name)
-    dataset = (trained and trained.described()) or entry.dataset
-    if trained is not None and trained.classes != class_names(dataset):
+    dataset = (description and description.described()) or entry.dataset
+    if description is not None and description.classes != class_names(dataset):
         raise InputError(
             f"{ckpt}: says that it has the classes of {dataset.name}, but its own are "
-            + ", ".join(trained.classes)
+            + ", ".join(description.classes)
         )
     root = None
     if described is not None:
         dataset, root = described
     elif data is not None:
         dataset, root = open_dataset(data, dataset)
-    return Chosen(name, dataset, trained.protocol if trained else entry.protocol, root)
+    return Chosen(name, dataset, description.protocol if description else entry.protocol, root)
 
 
 def known_model(ckpt: str, model: str | None) -> str | None:

@@ -16,8 +16,8 @@ from emanet_triton.models.checkpoint import Checkpoint, named_digits, read_check
 from emanet_triton.models.checkpoint_files.refusals import shown
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.checkpoint_files.weights_in import COUNTER, PARTS
+from emanet_triton.models.description import Description
 from emanet_triton.models.loading import load_into
-from emanet_triton.models.trained import Trained
 from emanet_triton.models.zoo import ZOO, create_model, name_of
 
 SAFETENSORS, MMSEG = "safetensors", "mmseg"
@@ -61,11 +61,11 @@ def convert(
         _check_destination(source, destination, overwrite)
         checkpoint = read_checkpoint(source)
         try:
-            trained = Trained.of(checkpoint.meta)
+            description = Description.of(checkpoint.meta)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         write = _safetensors if kind == SAFETENSORS else _mmseg
-        data = write(checkpoint, trained)
+        data = write(checkpoint, description)
         checkpoint.release()  # frees half of the memory
         write_whole(destination, data)
     except OSError as error:
@@ -102,28 +102,28 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
         raise InputError(f"{destination}: exists already; it is replaced only on request (--force)")
 
 
-def _safetensors(checkpoint: Checkpoint, trained: Trained | None) -> bytes:
+def _safetensors(checkpoint: Checkpoint, description: Description | None) -> bytes:
     metadata = {
         "format": "pt",
         "source": shown(checkpoint.path.name),
         "source_sha256": checkpoint.sha256,
     }
-    metadata |= trained.metadata() if trained else {}
+    metadata |= description.metadata() if description else {}
     return write_safetensors(checkpoint.state_dict, metadata)
 
 
-def _mmseg(checkpoint: Checkpoint, trained: Trained | None) -> bytes:
+def _mmseg(checkpoint: Checkpoint, description: Description | None) -> bytes:
     """The bytes of a PyTorch file whose state dict mmsegmentation loads strictly."""
-    name = trained.model if trained else name_of(checkpoint)
+    name = description.model if description else name_of(checkpoint)
     weights = _as_model_has_them(name, checkpoint) if name in ZOO else _with_counters(checkpoint)
-    dataset = trained.described() if trained else None
+    dataset = description.described() if description else None
     if dataset is None and name in ZOO:
         dataset = ZOO[name].dataset
     meta: dict[str, Any] = {
         "source": shown(checkpoint.path.name),
         "source_sha256": checkpoint.sha256,
     }
-    meta |= trained.metadata() if trained else {}
+    meta |= description.metadata() if description else {}
     if dataset is not None and len(dataset.classes) == _classes_of(weights):
         meta |= _meta_of(dataset)
     state_dict = OrderedDict((key, _plain(value)) for key, value in weights.items())

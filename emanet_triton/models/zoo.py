@@ -10,12 +10,12 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.description import description_in
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import trained_file
 
 
 @dataclass(frozen=True)
@@ -165,23 +165,23 @@ def create_model(
         ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
             or is out of range.
     """
-    trained = None if checkpoint is None else trained_file(Path(checkpoint))
+    description = None if checkpoint is None else description_in(Path(checkpoint))
     if name is None:
-        if trained is None:
+        if description is None:
             raise InputError(
                 f"{checkpoint or 'create_model'}: expected the name of the model, one of: "
                 f"{', '.join(ZOO)}; only a file of emanet-triton train needs none"
             )
-        name = trained.model
+        name = description.model
     entry = find_entry(name)
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     classes = num_classes
     if classes is None:
-        classes = len(trained.classes if trained else entry.dataset.classes)
+        classes = len(description.classes if description else entry.dataset.classes)
     if type(classes) is not int or not 1 <= classes <= 255:
         raise ValueError(f"num_classes must be an int in 1 to 255, got {classes!r}")
-    protocol = trained.protocol if trained and trained.model == name else entry.protocol
+    protocol = description.protocol if description and description.model == name else entry.protocol
     new_classes = num_classes is not None
     with torch.inference_mode(False):
         with torch.device("cpu"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from emanet_triton.errors import InputError, first_line
 from emanet_triton.files import write_output
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
-from emanet_triton.models.trained import Trained
+from emanet_triton.models.description import Description
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 STATE = "state.pth"
@@ -34,7 +34,7 @@ class Folder:
     """
 
     path: Path
-    trained: Trained
+    trained: Description
 
     def going_on(self, init: str) -> "Folder":
         """The folder of a training that began with the initial weights ``init``."""

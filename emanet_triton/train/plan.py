@@ -13,10 +13,10 @@ from emanet_triton.data.description import open_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
 from emanet_triton.models.chosen import choose, read_chosen
+from emanet_triton.models.description import Description
 from emanet_triton.models.loading import load_backbone, load_into
 from emanet_triton.models.network import Network, logits_size
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import Trained
 from emanet_triton.models.zoo import ZooEntry, create_model, find_entry
 from emanet_triton.train.augment import Augmentation
 from emanet_triton.train.folder import refuse_training
@@ -79,10 +79,10 @@ class Plan:
         return options | {"classes": ", ".join(each.name for each in self.dataset.classes)}
 
     @property
-    def trained(self) -> Trained:
+    def trained(self) -> Description:
         """What the checkpoints say about themselves."""
         origin = self.init or (self.backbone and self.backbone.name)
-        return Trained(
+        return Description(
             model=self.model,
             classes=tuple(each.name for each in self.dataset.classes),
             protocol=self.protocol,

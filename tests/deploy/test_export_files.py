@@ -14,10 +14,10 @@ from emanet_triton import export
 from emanet_triton.deploy import formats, verify
 from emanet_triton.deploy.program import METADATA, Request, default_size, make_program
 from emanet_triton.errors import InputError
-from emanet_triton.models.trained import Trained
+from emanet_triton.models.description import Description
 from emanet_triton.models.zoo import ZOO
 
-ABOUT = Trained("emanet_demo", tuple("abcde"), WHOLE, None, {})
+ABOUT = Description("emanet_demo", tuple("abcde"), WHOLE, None, {})
 FREE = [(1, (64, 128)), (3, (37, 52)), (1, (150, 40)), (2, (40, 261))]
 
 
@@ -255,7 +255,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
         file.write_text("mine")
 
     monkeypatch.setitem(formats.FORMATS, "torch", replace(right, write=write))
-    with pytest.raises(InputError, match=r"file\.pt2: has appeared meanwhile"):
+    with pytest.raises(InputError, match=r"file\.pt2: exists already"):
         export(tiny(), file, to="torch", size=(32, 32))
     assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
 

@@ -10,8 +10,8 @@ from small_trainings import options
 
 from emanet_triton.data.png import read_image
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.description import Description
 from emanet_triton.models.loading import load_into
-from emanet_triton.models.trained import Trained
 from emanet_triton.models.zoo import create_model
 from emanet_triton.train.__main__ import main
 
@@ -118,7 +118,7 @@ def test_a_backbone_file(scenes, tmp_path, capsys):
         same = torch.equal(checkpoint.state_dict[key], value)
         if key.endswith(".weight") and "bn" not in key:
             assert same == key.startswith("backbone."), key
-    assert Trained.of(checkpoint.meta).info["init"] == "resnet.pth"
+    assert Description.of(checkpoint.meta).info["init"] == "resnet.pth"
     assert "fc" in capsys.readouterr().err
 
 

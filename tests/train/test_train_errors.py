@@ -16,7 +16,7 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.png import read_label_png, write_png
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.trained import Trained
+from emanet_triton.models.description import Description
 from emanet_triton.train import folder
 from emanet_triton.train.__main__ import main
 from emanet_triton.train.trainer import Trainer
@@ -307,7 +307,7 @@ class TestFolders:
         torch.save(state | {"validated": -1, "best": None}, out / "state.pth")
         assert main(options(scenes, out=out, **again)) == 0
         best = read_checkpoint(out / "best.safetensors")
-        assert Trained.of(best.meta).info["init"] == "emanet_demo"
+        assert Description.of(best.meta).info["init"] == "emanet_demo"
         rows = (out / "val.csv").read_text().splitlines()
         assert [row.partition(",")[0] for row in rows] == ["iteration", "2"]  # not twice
 

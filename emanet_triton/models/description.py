@@ -1,6 +1,7 @@
-"""What a checkpoint of this package's training says about itself: model, classes, protocol, data.
+"""What a file of this package says about its weights: model, classes, protocol, data set.
 
-The training writes safetensors files. All of this is one JSON text in the file's ``__metadata__``.
+The training, the export and ``HubEMANet`` write it into the ``__metadata__`` of their safetensors
+files, as one JSON text.
 """
 
 import json
@@ -20,15 +21,15 @@ _SIZES = ("base_scale", "crop", "stride")  # pairs of numbers in a protocol, or 
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A description of a trained checkpoint.
+class Description:
+    """A description of weights.
 
     Attributes:
         model: its name in the zoo.
         classes: the names of its classes, in the order of the network's channels.
-        protocol: with which the training validated it.
-        dataset: the description of the data set on which it was trained
-            (``Dataset.description``); ``None``: the model's own data set.
+        protocol: for its evaluation; a training has validated it so.
+        dataset: the description of the data set that has the classes (``Dataset.description``);
+            ``None``: the model's own data set.
         info: more JSON values, such as the iteration and the mIoU.
     """
 
@@ -58,7 +59,7 @@ class Trained:
         return json.dumps(content, indent=indent)
 
     @classmethod
-    def of(cls, meta: Mapping[str, Any]) -> "Trained | None":
+    def of(cls, meta: Mapping[str, Any]) -> "Description | None":
         """The description in the metadata of a checkpoint; ``None`` if they have none.
 
         Args:
@@ -70,7 +71,7 @@ class Trained:
         return cls.from_json(meta[_KEY]) if _KEY in meta else None
 
     @classmethod
-    def from_json(cls, text: str) -> "Trained":
+    def from_json(cls, text: str) -> "Description":
         """The description in a text of ``to_json``.
 
         Raises:
@@ -101,7 +102,7 @@ class Trained:
         return None if self.dataset is None else dataset_from(self.dataset)
 
 
-def trained_file(path: Path) -> Trained | None:
+def description_in(path: Path) -> Description | None:
     """The description in a safetensors file, of which only the header is read.
 
     Returns:
@@ -111,17 +112,17 @@ def trained_file(path: Path) -> Trained | None:
         InputError: the description is broken.
     """
     try:
-        return Trained.of(read_metadata(path))
+        return Description.of(read_metadata(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _parsed(content: object) -> Trained:
+def _parsed(content: object) -> Description:
     """The description in a JSON value; its data set is not looked at."""
     table = _typed(content, dict, "a table")
     classes = _typed(table["classes"], list, "a list of classes")
     dataset = table["dataset"]
-    return Trained(
+    return Description(
         model=_typed(table["model"], str, "the name of a model"),
         classes=tuple(_typed(name, str, "the name of a class") for name in classes),
         protocol=_protocol(_typed(table["protocol"], dict, "a protocol")),

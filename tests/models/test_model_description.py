@@ -16,10 +16,10 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.chosen import choose
+from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.trained import Trained, trained_file
 
-OWN = Trained("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((64, 32)), None, {})
+OWN = Description("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((64, 32)), None, {})
 
 
 @pytest.mark.parametrize(
@@ -33,22 +33,22 @@ OWN = Trained("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((64, 3
     ],
 )
 def test_the_metadata_say_it_again(tmp_path, trained):
-    assert Trained.of(trained.metadata()) == trained
+    assert Description.of(trained.metadata()) == trained
     assert all(isinstance(text, str) for text in trained.metadata().values())
     assert trained.metadata()["format"] == "pt"
     path = write_trained(tmp_path / "x.safetensors", trained)
-    assert trained_file(path) == trained
-    assert Trained.of(read_checkpoint(path).meta) == trained
+    assert description_in(path) == trained
+    assert Description.of(read_checkpoint(path).meta) == trained
     link = tmp_path / "link"
     link.symlink_to(path)
-    assert trained_file(link) == trained
+    assert description_in(link) == trained
 
 
 def test_odd_texts_survive(tmp_path):
     name = "große Straße 路 \U0001f600"
     dataset = described(classes=[name, '"']).description
     trained = replace(TRAINED, classes=(name, '"'), dataset=dataset)
-    assert trained_file(write_trained(tmp_path / "x.safetensors", trained)) == trained
+    assert description_in(write_trained(tmp_path / "x.safetensors", trained)) == trained
 
 
 def test_other_files_say_nothing(tmp_path):
@@ -65,8 +65,8 @@ def test_other_files_say_nothing(tmp_path):
     names = ["none", "x\0y", *(path.name for path in tmp_path.iterdir())]
     assert len(names) == 11
     for name in names:
-        assert trained_file(tmp_path / name) is None
-    assert Trained.of({}) is None
+        assert description_in(tmp_path / name) is None
+    assert Description.of({}) is None
 
 
 def broken(**changes: object) -> dict[str, str]:
@@ -106,14 +106,14 @@ PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
 )
 def test_a_broken_description(tmp_path, meta, reason):
     with pytest.raises(InputError) as raised:
-        Trained.of(meta)
+        Description.of(meta)
     message = str(raised.value)
     assert message.startswith(f"its description of a training is broken ({reason}")
     assert message.endswith("); expected one of emanet-triton train")
     if isinstance(meta["emanet_triton"], str):
         path = write_trained(tmp_path / "x.safetensors", meta)
         with pytest.raises(InputError) as raised:
-            trained_file(path)
+            description_in(path)
         assert str(raised.value) == f"{path}: {message}"
 
 
