@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from mmseg.models import EncoderDecoder
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from emanet_triton.errors import InputError
 from emanet_triton.inference.prepared import Prepared, prepared_labels
 from emanet_triton.kernels.device import DTYPES
+from emanet_triton.mmseg.head import EMAModule
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.mmseg_config import described_network
@@ -20,6 +23,7 @@ from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.verified import verified_fuse
 
 WEIGHTS = ("backbone.", "decode_head.")
+MODES = _BatchNorm, _DropoutNd, EMAModule  # modules that compute something else in training mode
 LOSSES = "decode_head.loss_decode."  # a loss may have weights; testing does not use them
 
 
@@ -84,7 +88,9 @@ class FusedEncoderDecoder(EncoderDecoder):
 
     def runs_fused(self) -> bool:
         """Whether the fused network runs now, and not mmsegmentation's own."""
-        if torch.jit.is_tracing() or any(module.training for module in self.modules()):
+        if self.training or torch.jit.is_tracing():
+            return False
+        if any(module.training for module in self.modules() if isinstance(module, MODES)):
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
 
