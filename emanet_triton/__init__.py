@@ -12,6 +12,7 @@ from emanet_triton.data.description import open_dataset
 from emanet_triton.data.overlay import class_names, overlay, palette
 from emanet_triton.deploy.export import export
 from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.quantize import quantize
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.em.op import em_attention, em_attention_block
 from emanet_triton.models.fused import fuse
@@ -44,5 +45,6 @@ __all__ = [
     "open_dataset",
     "overlay",
     "palette",
+    "quantize",
     "segment",
 ]

@@ -163,12 +163,9 @@ class FusedHead(nn.Module):
         self.num_stages, self.backend = attention.num_stages, attention.backend
         self.standard = False
 
-        in_weight, in_bias = folded(*_parts(head.ema_in_conv), dtype)
-        cat_weight, cat_bias = folded(*_parts(head.conv_cat), dtype)
-        split = in_weight.shape[1]
-        partial = cat_weight[:, :split], torch.zeros_like(cat_bias)
-        self.shared_conv = SharedConv((in_weight, in_bias), partial, channels_last)
-        self.conv_cat = FusedConv(cat_weight[:, split:], cat_bias, channels_last)
+        first, second, rest = input_parts(head, dtype)
+        self.shared_conv = SharedConv(first, second, channels_last)
+        self.conv_cat = FusedConv(*rest, channels_last)
         self.bottleneck = fused_conv(*_parts(head.bottleneck), dtype, channels_last)
         self.conv_seg = fused_conv(head.conv_seg, None, dtype, channels_last, relu=False)
 
@@ -205,6 +202,17 @@ class FusedHead(nn.Module):
             feats, self.bases, *weights, self.num_stages, backend=self.backend
         )
         return out
+
+
+def input_parts(head: EMAHead, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Folded weight and bias of ``ema_in_conv``, and of both parts of ``conv_cat``.
+
+    The first part of ``conv_cat`` reads the head's input. It has no bias; the second part has it.
+    """
+    weight, bias = folded(*_parts(head.ema_in_conv), dtype)
+    cat_weight, cat_bias = folded(*_parts(head.conv_cat), dtype)
+    of_input, of_rest = cat_weight.tensor_split([weight.shape[1]], dim=1)
+    return (weight, bias), (of_input, torch.zeros_like(cat_bias)), (of_rest, cat_bias)
 
 
 def _fused_backbone(backbone: ResNetV1c, dtype: torch.dtype, channels_last: bool) -> nn.Sequential:

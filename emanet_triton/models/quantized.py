@@ -1,0 +1,220 @@
+"""The 8-bit form of an EMANet for a CPU: most of its convolutions multiply 8-bit integers.
+
+A fused network first runs on a handful of images, and the largest output of each convolution is
+noted. Then the outputs of the residual blocks become unsigned 8-bit integers between 0 and these
+values. The first three convolutions, the EM attention, and all that follows it stay in bfloat16,
+or they would lose most of the accuracy for little time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from emanet_triton.kernels.conv.int8 import (
+    Scale,
+    conv_int8,
+    conv_int8_add_,
+    quantize,
+    quantize_weight,
+)
+from emanet_triton.models.emanet import EMANet, FusedEMANet, input_parts
+from emanet_triton.models.fused import (
+    FusedBottleneck,
+    FusedConv,
+    FusedMaxPool,
+    convs_with_norms,
+    folded,
+)
+from emanet_triton.models.head import EMAHead
+from emanet_triton.models.resnet import Bottleneck
+
+DTYPE = torch.bfloat16  # of the layers that are not quantised
+
+Ranges = Mapping[str, float]  # name of a layer of the backbone → its largest absolute output
+
+
+@contextlib.contextmanager
+def observed(network: FusedEMANet) -> Iterator[dict[str, float]]:
+    """Note the largest absolute outputs of the backbone's layers while the network runs inside."""
+    ranges: dict[str, float] = {}
+
+    def observe(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+            ranges[name] = max(ranges.get(name, 0.0), float(output.abs().max()))
+
+        return note
+
+    with contextlib.ExitStack() as hooks:
+        for name, layer in network.backbone.named_modules():
+            if isinstance(layer, FusedConv | FusedMaxPool):
+                hooks.callback(layer.register_forward_hook(observe(name)).remove)
+        yield ranges
+
+
+class QuantizedConv(nn.Module):
+    """A convolution of 8-bit integers with bias and ReLU.
+
+    Args:
+        folded: weight [O, C, k, k] and bias [O], float32.
+        x_scale: of the input.
+        out_scale: of the output; ``None``: the output is bfloat16.
+        stride, dilation: of the convolution. Its padding is ``dilation * (k // 2)``.
+        relu: whether a ReLU follows.
+    """
+
+    weight: Tensor
+    weight_scales: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        folded: tuple[Tensor, Tensor],
+        x_scale: Scale,
+        out_scale: Scale | None,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        weight, bias = folded
+        self.x_scale, self.out_scale = x_scale, out_scale
+        self.stride, self.dilation, self.relu = stride, dilation, relu
+        rounded, scales = quantize_weight(weight)
+        for name, value in (("weight", rounded), ("weight_scales", scales), ("bias", bias)):
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_int8(
+            x,
+            self.weight,
+            self.weight_scales,
+            self.bias,
+            self.x_scale,
+            self.out_scale,
+            stride=self.stride,
+            dilation=self.dilation,
+            relu=self.relu,
+        )
+
+    def extra_repr(self) -> str:
+        options = f"stride={self.stride}, dilation={self.dilation}, relu={self.relu}"
+        return f"{list(self.weight.shape)}, {options}"
+
+
+class QuantizedMaxPool(nn.Module):
+    """The pooling of the stem, whose output becomes 8-bit integers."""
+
+    def __init__(self, pool: FusedMaxPool, scale: Scale) -> None:
+        super().__init__()
+        self.pool, self.scale = pool, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantize(self.pool(x), self.scale)
+
+
+class QuantizedBottleneck(nn.Module):
+    """A residual block of 8-bit integers.
+
+    Args:
+        block: in evaluation mode.
+        x_scale: of the input.
+        ranges: of the layers of the fused form.
+        name: what the names of the block's layers begin with, in ``ranges``.
+
+    Attributes:
+        scale: of the output.
+    """
+
+    def __init__(self, block: Bottleneck, x_scale: Scale, ranges: Ranges, name: str) -> None:
+        super().__init__()
+        first, second, self.scale = (Scale.of(ranges[f"{name}conv{i}"]) for i in (1, 2, 3))
+        self.conv1 = _quantized(block.conv1, block.bn1, x_scale, first)
+        self.conv2 = _quantized(block.conv2, block.bn2, first, second)
+        self.conv3 = _quantized(block.conv3, block.bn3, second, self.scale)
+        self.downsample, self.identity_scale = None, x_scale
+        if block.downsample is not None:
+            ((conv, bn),) = convs_with_norms(block.downsample)
+            self.identity_scale = Scale.of(ranges[f"{name}downsample"], signed=True)
+            self.downsample = _quantized(conv, bn, x_scale, self.identity_scale, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` may be overwritten."""
+        out = self.conv2(self.conv1(x))
+        # conv3 writes its output over the identity, which is computed last to save its memory.
+        identity = x if self.downsample is None else self.downsample(x)
+        last = self.conv3
+        operands = out, last.weight, last.weight_scales, last.bias
+        return conv_int8_add_(identity, *operands, self.identity_scale, last.x_scale, self.scale)
+
+
+class QuantizedSharedConv(QuantizedConv):
+    """The two convolutions that read the head's input, as one; see ``SharedConv``.
+
+    Shape:
+        uint8 [B, C, h, w] → two parts of one tensor, bfloat16 [B, O, h, w].
+    """
+
+    merged = True
+
+    def __init__(self, head: EMAHead, x_scale: Scale) -> None:
+        first, second, _ = input_parts(head, torch.float32)
+        weight, bias = (torch.cat(pair) for pair in zip(first, second, strict=True))
+        super().__init__((weight, bias), x_scale, None, relu=False)
+        self.sizes = [len(first[1]), len(second[1])]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first, second = super().forward(x).split(self.sizes, dim=1)
+        return first, second
+
+
+def _quantized(
+    conv: nn.Conv2d, bn: nn.BatchNorm2d, x_scale: Scale, out_scale: Scale, relu: bool = True
+) -> QuantizedConv:
+    return QuantizedConv(
+        folded(conv, bn, torch.float32),
+        x_scale,
+        out_scale,
+        stride=conv.stride[0],
+        dilation=conv.dilation[0],
+        relu=relu,
+    )
+
+
+class QuantizedEMANet(FusedEMANet):
+    """The 8-bit form of an EMANet, made by ``emanet_triton.quantize``.
+
+    Args:
+        model: a network that ``fuse`` takes, on a CPU.
+        ranges: of the layers of its fused form, see ``observed``.
+
+    Shape:
+        float [B, 3, H, W] → bfloat16 logits [B, num_classes, ceil(H / 8), ceil(W / 8)].
+
+    Raises:
+        ValueError: a call such as ``cuda()`` or ``half()`` would change its device or dtypes.
+    """
+
+    def __init__(self, model: EMANet, ranges: Ranges) -> None:
+        super().__init__(model, DTYPE, channels_last=True)
+        blocks = (each for each in model.backbone.modules() if isinstance(each, Bottleneck))
+        scale = Scale(1.0)
+        for name, layer in self.backbone.named_children():
+            if isinstance(layer, FusedMaxPool):
+                scale = Scale.of(ranges[name])
+                self.backbone[int(name)] = QuantizedMaxPool(layer, scale)
+            elif isinstance(layer, FusedBottleneck):
+                block = QuantizedBottleneck(next(blocks), scale, ranges, f"{name}.")
+                self.backbone[int(name)], scale = block, block.scale
+        head: nn.Module = self.decode_head
+        head.shared_conv = QuantizedSharedConv(model.decode_head, scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for dtype in (DTYPE, torch.float32):
+            tensor = fn(torch.empty(0, dtype=dtype))
+            if (tensor.dtype, tensor.device.type) != (dtype, "cpu"):
+                raise ValueError("a quantized network stays on the CPU and in its dtypes")
+        return super()._apply(fn, recurse)
