@@ -61,4 +61,4 @@ def quantize(
         raise ValueError("quantize needs at least one image, from which it takes the ranges")
     with observed(fused) as ranges:
         segment(fused, pictures, protocol=protocol)
-    return QuantizedEMANet(model, ranges)
+    return QuantizedEMANet(model, ranges).eval()
