@@ -2,6 +2,7 @@ import pytest
 import torch
 from conv_reference import make
 from golden_data import relative_error
+from torch.nn import functional as F
 
 from emanet_triton.kernels import device
 from emanet_triton.kernels.conv import onednn as conv_cpu
@@ -108,6 +109,23 @@ def test_copies_of_weights_are_kept(name):
     case.weight.data = case.weight.data.clone()
     error()
     assert len(conv_cpu._PACKED) == held + 1
+
+
+@pytest.mark.usefixtures("_keeps_copies")
+@pytest.mark.parametrize(("channels", "copies"), [(16, 1), (15, 1), (17, 2)])
+def test_an_image_of_another_size_takes_a_layout_of_its_own(channels, copies, monkeypatch):
+    """Of many channels; with the layout for another size, the product would take half a second."""
+    monkeypatch.setattr(conv_cpu, "CHANNELS_OF_MANY_LAYOUTS", 17)
+    weight, bias, kept = torch.randn(8, channels, 3, 3), torch.randn(8), []
+    for height in (9, 9, 40):
+        x = torch.randn(1, channels, height, 12).contiguous(memory_format=NHWC)
+        found = conv_bias_act_(x, weight, bias, relu=False)
+        assert (
+            relative_error(found, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+            < 1e-6
+        )
+        kept.append(conv_cpu._PACKED[weight][1])
+    assert len({id(copy) for copy in kept}) == copies
 
 
 @pytest.mark.usefixtures("_keeps_copies")
