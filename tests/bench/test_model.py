@@ -90,6 +90,12 @@ def test_bounds_are_three_way_in_half_precision():
     assert math.isnan(model.bound("fused-bf16", {}))
 
 
+def test_the_bound_of_8_bits_is_of_plain_with_8_bits():
+    bound = model.bound("fused-int8", {"plain-bf16": 0.01}, lambda: 0.03)
+    assert bound == 0.06 + model.LABELS_BOUND
+    assert math.isnan(model.bound("fused-int8", {}))
+
+
 def test_cases_by_device():
     cpu = list(model.cases(Selection()))
     assert [case.name for case in cpu] == [
@@ -109,12 +115,13 @@ def test_cases_by_device():
     peers = {"openvino-fp32", "openvino-bf16"}
     assert peers < set(cpu[0].providers) == set(cpu[-1].providers)
     assert peers < set(cpu[0].own_threads)
+    assert "fused-int8" in set(cpu[0].providers) - set(cpu[0].own_threads)
     named = [case.name for case in model.cases(Selection(sizes=(SIZE,), networks=("r50",)))]
     assert named[3:] == ["r50 network 40x64"]
     host, device, *_ = model.cases(Selection(device="cuda"))
     assert (host.wall, device.wall) == (True, False)
     assert (host.graph, device.graph) == (False, True)
-    assert not peers & set(host.providers)
+    assert not {*peers, "fused-int8"} & set(host.providers)
     assert not any("network" in case.name for case in model.cases(Selection(device="cuda")))
     (quick,) = model.cases(Selection(quick=True))
     assert "compiled-fp32" not in quick.providers
@@ -154,7 +161,7 @@ def test_a_tiny_run(tmp_path):
     rows = read_rows(path)
     assert len({row.case for row in rows}) == 4
     for row in rows:
-        if row.provider.startswith(("plain", "fused")):
+        if row.provider.startswith(("plain", "fused-fp", "fused-bf")):
             assert row.gate == "passed"
             assert row.p50_ms > 0
         elif row.gate != "passed":

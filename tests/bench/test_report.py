@@ -13,8 +13,9 @@ from emanet_triton.bench import charts
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.ahead_of_time.gates import COLUMNS
 from emanet_triton.bench.gpu_check.own import REHEARSAL
+from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import write_csv
-from emanet_triton.bench.suites import SUITES
+from emanet_triton.bench.suites import SUITES, model
 from emanet_triton.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +238,24 @@ def test_the_name_of_a_provider_says_its_dtype():
         ("fused-fp32", "fp32"),
         ("fused-bf16", "bf16"),
     }
+
+
+def test_no_two_providers_look_alike(monkeypatch):
+    looks = {}
+
+    def errorbar(self, *_, fmt, color, label, **__):
+        looks[label] = fmt, color
+        self.plot([], [], fmt, color=color, label=label)
+
+    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", errorbar)
+    _, *names = next(model.cases(Selection())).providers
+    names.remove("tensorrt-bf16")  # it never runs on a CPU
+    rows = [row("model", "r50 network", "plain-fp32", 9.0)]
+    rows += [row("model", "r50 network", name, 3.0, 3.0) for name in names]
+    (chart,) = charts.charts_of(rows)
+    assert charts.svg(chart)
+    assert list(looks) == names  # each has its dtype in its name
+    assert len({*looks.values()}) == len(names)
 
 
 def test_no_label_of_a_roof_can_hide_a_dot():

@@ -10,6 +10,7 @@ runtimes run it: from the normalised float32 input to the logits.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from emanet_triton.bench import runtimes
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.clocks import Call
+from emanet_triton.bench.eight_bits import round_to_8_bits
 from emanet_triton.bench.networks import (
     MODES,
     NETWORKS,
@@ -37,9 +39,11 @@ from emanet_triton.bench.peers import (
 from emanet_triton.bench.rows import Row
 from emanet_triton.bench.suite import Suite
 from emanet_triton.bench.tables import NOT_MEASURED, on_gpu, table
+from emanet_triton.errors import InputError
 from emanet_triton.inference import reference
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
 from emanet_triton.inference.predictor import Predictor
+from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.inference.taps import tap_tables
 from emanet_triton.inference.views import Size, view_sizes
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
@@ -54,9 +58,10 @@ LABELS_BOUND = 1e-3  # the share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
 ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; run only if named
 MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # the providers with ms+flip
-CPU_ONLY = ("openvino-fp32", "openvino-bf16")
+CPU_ONLY = ("fused-int8", "openvino-fp32", "openvino-bf16")
 ALONE = "network"  # in place of the mode where the network is timed alone
 SIZES_ALONE = [(512, 1024), (1024, 2048)]
+TINY_ALONE = [(80, 128)]  # its logits are not resized, so that smaller images have few labels
 RATES = ("plain-fp32", "fused-fp32", "fused-bf16")  # shown beside the published images a second
 
 
@@ -149,8 +154,8 @@ def cases(selection: Selection) -> Iterator[Case]:
         if not selection.quick:
             yield _case(selection, network, "whole", size, "host", ms_flip=True)
     if not (selection.cuda or selection.quick):
-        sizes = sizes if selection.sizes or selection.tiny else SIZES_ALONE
-        for size, network in itertools.product(sizes, networks):
+        sizes_alone = selection.sizes or (TINY_ALONE if selection.tiny else SIZES_ALONE)
+        for size, network in itertools.product(sizes_alone, networks):
             yield _case(selection, network, ALONE, size, "host")
 
 
@@ -175,6 +180,11 @@ def _case(
     if any("bf16" in name for name in selection.providers):  # their gate needs plain's error
         selection = replace(selection, providers=("plain-bf16", *selection.providers))
     want = functools.cache(lambda: labels_of(PROVIDERS["plain-fp32"](problem)()))
+
+    def error(got: Tensor) -> float:
+        return (labels_of(got) != want()).double().mean().item()
+
+    rounded = functools.cache(lambda: error(plain(problem, "fp32", rounded=True)()))
     elsewhere = CPU_ONLY if selection.cuda else GPU_ONLY
     names = [n for n in PROVIDERS if n not in elsewhere]
     names = [n for n in names if n in MS_FLIP or not ms_flip]
@@ -188,8 +198,8 @@ def _case(
             (*ONE_PROVIDER, *(COMPILED if selection.short else ())),
         ),
         baseline="plain-fp32",
-        error=lambda got: (labels_of(got) != want()).double().mean().item(),
-        bound=bound,
+        error=error,
+        bound=functools.partial(bound, rounded=rounded),
         peak=selection.cuda or not selection.short,
         wall=not problem.resident,
         graph=problem.resident,
@@ -207,18 +217,34 @@ def labels_of(result: Tensor) -> Tensor:
     return (result.argmax(1) if result.is_floating_point() else result).cpu()
 
 
-def bound(name: str, errors: Mapping[str, float]) -> float:
+def bound(
+    name: str, errors: Mapping[str, float], rounded: Callable[[], float] = lambda: math.nan
+) -> float:
     """The largest share of labels that may differ from plain float32's.
 
-    In half precision it is above twice the share of plain PyTorch in half precision.
+    With fewer bits it is above twice the share of plain PyTorch with as many.
+
+    Args:
+        name: the provider.
+        errors: the shares so far; plain PyTorch's is the measure for bfloat16.
+        rounded: the share of plain PyTorch whose values are rounded to 8 bits.
     """
-    half = 2 * errors.get("plain-bf16", float("nan")) if "bf16" in name else 0
-    return LABELS_BOUND + half
+    share = 0.0
+    if "bf16" in name:
+        share = errors.get("plain-bf16", math.nan)
+    elif "int8" in name:
+        share = rounded()
+    return LABELS_BOUND + 2 * share
 
 
-def plain(problem: Problem, dtype: str, how: str = "eager") -> Call:
-    """mmseg's operations in PyTorch, eager or compiled; channels-last in bfloat16 on a GPU."""
+def plain(problem: Problem, dtype: str, how: str = "eager", rounded: bool = False) -> Call:
+    """mmseg's operations in PyTorch, eager or compiled; channels-last in bfloat16 on a GPU.
+
+    If ``rounded``, the values in the residual blocks are rounded to 8 bits.
+    """
     model = problem.model().to(problem.device, DTYPES[dtype])
+    if rounded:
+        round_to_8_bits(model)
     if problem.device == "cuda" and dtype != "fp32":
         # PyTorch 2.11 does not declare this form of the call.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -259,6 +285,24 @@ def fused(problem: Problem, dtype: str, backend: str = "auto") -> Call:
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
     if backend != "auto":
         set_backend(model, backend)
+    return _timed_by(model, problem)
+
+
+def quantized(problem: Problem) -> Call:
+    """Our fused network with 8-bit convolutions, whose ranges come from the case's own image.
+
+    Raises:
+        Absent: this CPU lacks the instructions.
+    """
+    try:
+        require_int8()  # before anything is built
+    except InputError as error:
+        raise Absent(str(error)) from None
+    model = quantize(problem.model(), problem.image, protocol=problem.protocol)
+    return _timed_by(model, problem)
+
+
+def _timed_by(model: FusedNetwork, problem: Problem) -> Call:
     if problem.alone:
         return problem.timed(model)
     if problem.resident:
@@ -305,6 +349,7 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
     "fused-bf16": lambda problem: fused(problem, "bf16"),
+    "fused-int8": quantized,
     **{name: functools.partial(runtime, name) for name in runtimes.RUNTIMES},
 }
 GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
@@ -332,13 +377,18 @@ SUITE = Suite(
     cases=cases,
     text="""\
 `plain` runs mmsegmentation's operations in PyTorch, `compiled` the same by `torch.compile`. `fused`
-is our fused network. `cudnn` and `triton` are the fused network with all convolutions by cuDNN or
-by our Triton kernels; they run only if `--providers` names them. OpenVINO (on a CPU), ONNX Runtime
-and Torch-TensorRT (on a GPU) run `plain`'s network if they are installed:
-`pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX export for inputs of
-one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32; without this
-setting OpenVINO would choose bf16 where the CPU has it. Between windows, and from logits to
-labels, all but `fused` run mmsegmentation's operations in PyTorch.
+is our fused network. `fused-int8` (on a CPU) multiplies 8-bit integers in most convolutions; it
+takes the ranges of their outputs from the case's own image. `cudnn` and `triton` are the fused
+network with all convolutions by cuDNN or by our Triton kernels; they run only if `--providers`
+names them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if
+they are installed: `pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX
+export for inputs of one shape, and PyTorch's number of threads. `openvino-fp32` computes in
+float32; without this setting OpenVINO would choose bf16 where the CPU has it. Between windows, and
+from logits to labels, all but `fused` run mmsegmentation's operations in PyTorch.
+
+Of a provider's labels one in a thousand may differ from `plain-fp32`'s. In bf16 twice the share
+that differs in `plain-bf16` is added. In int8 it is twice the share that differs if `plain-fp32`
+rounds the weights and activations of its residual blocks to 8 bits.
 
 `from=host` is what mmsegmentation's benchmark times: the input comes from the host's memory, the
 labels go back to it. `network` is the network alone, from the normalised float32 input to the
