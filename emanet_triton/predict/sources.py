@@ -1,6 +1,5 @@
 """What a command line names as sources: pictures, videos and webcams, each with a name."""
 
-import glob
 import io
 import os
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from emanet_triton.data.picture import HEAD_BYTES, SUFFIXES, picture_kind
+from emanet_triton.data.picture_files import files_below, files_like, is_pattern, pictures_among
 from emanet_triton.errors import InputError
 from emanet_triton.files import read_plain
 
@@ -18,7 +18,6 @@ VIDEO_SUFFIXES = tuple(
 )
 KNOWN_SUFFIXES = (*SUFFIXES, *VIDEO_SUFFIXES)
 _WEBCAM_DIGITS = 4  # of the number of a webcam at most
-_MAGIC = set("*?[")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _found(argument: str, sources: Sources) -> list[Source]:
         raise InputError(f"{argument}: cannot be read ({error})") from None
     if argument.isdecimal() and len(argument) <= _WEBCAM_DIGITS:
         return [Source(int(argument), PurePath(f"webcam{int(argument)}"), is_video=True)]
-    if _MAGIC & set(argument):
+    if is_pattern(argument):
         return _matches(argument)
     raise InputError(
         f"{argument}: there is no such file or folder; expected a picture, a folder, a pattern, a "
@@ -129,39 +128,21 @@ def _file(path: Path, name: PurePath) -> Source:
 
 
 def _in_folder(folder: Path, notes: list[str]) -> list[Source]:
-    files = list(_files_below(folder))
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not pictures:
-        raise InputError(
-            f"{folder}: the folder has no picture; expected files that end with "
-            + " ".join(sorted(SUFFIXES))
-        )
+    files = list(files_below(folder))
+    pictures = pictures_among(files, folder)
     if videos := sum(path.suffix.lower() in VIDEO_SUFFIXES for path in files):
         notes.append(f"{folder}: leaves out {videos} of its files, videos; name each to segment it")
     return [Source(path, path.relative_to(folder).with_suffix("")) for path in pictures]
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden, sorted by path."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, inner, names in os.walk(folder, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
-
-
 def _matches(pattern: str) -> list[Source]:
     """The files of a pattern; their names are relative to the part before the first wildcard."""
     parts = PurePath(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if _MAGIC & set(part))
+    fixed = next(i for i, part in enumerate(parts) if is_pattern(part))
     base = Path(*parts[:fixed])
-    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
-    paths = sorted(path for path in matches if path.is_file())
     found = [
         _file(path, path.relative_to(base).with_suffix(""))
-        for path in paths
+        for path in files_like(pattern)
         if path.suffix.lower() in KNOWN_SUFFIXES
     ]
     if not found:
