@@ -12,7 +12,7 @@ from emanet_triton.models.zoo import list_models
 from emanet_triton.subcommands import COMMANDS, add_parsers
 
 # Names of arguments that may be paths although their type is not Path.
-FILES = {"ckpt", "init", "source", "sources", "destination"}
+FILES = {"calibration", "ckpt", "init", "source", "sources", "destination"}
 FOLDERS = {"DIR", "ROOT"}  # as the parsers show folders
 WORDS: dict[str, Callable[[], Iterable[str]]] = {"model": list_models}
 

@@ -58,6 +58,8 @@ def test_bash_can_read_the_script(bash_script):
         (["eval", "--model", "emanet_d"], {"emanet_demo"}),
         (["eval", "--ckpt", "f"], {"file.pth", "folder"}),
         (["eval", "--data", "f"], {"file.pth", "folder"}),
+        (["eval", "--calibration", "f"], {"file.pth", "folder"}),
+        (["predict", "--precision", "i"], {"int8"}),
         (["eval", "--save-overlays", "f"], {"folder"}),
         (["eval", "--no-f"], {"--no-fuse"}),
         (["eval", "--ms-flip", "--pr"], {"--protocol", "--precision"}),

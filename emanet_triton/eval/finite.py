@@ -94,7 +94,7 @@ def _largest_values(model: nn.Module, largest: dict[str, Tensor]) -> Iterator[No
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            if isinstance(output, Tensor) and output.numel():
+            if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
                 largest[name] = torch.linalg.vector_norm(output, torch.inf)
 
         return hook

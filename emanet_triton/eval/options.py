@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emanet_triton.command import Parser, count, program
-from emanet_triton.inference.build import PRECISIONS
-from emanet_triton.inference.options import add_options
+from emanet_triton.inference.build import INT8, PRECISIONS
+from emanet_triton.inference.options import add_options, check_int8
 from emanet_triton.models.zoo import find_entry, list_models
 
 
@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     add_options(how)
     how.add_argument(
         "--compare",
-        choices=PRECISIONS,
+        choices=(*PRECISIONS, INT8),
         metavar="PRECISION",
         help="also run the network in this precision on the same images; print the difference of "
         "the mIoU and the percentage of equal labels",
@@ -97,6 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--all writes no pictures: use --ckpt for one model at a time")
     if args.compare == args.precision:
         parser.error(f"--compare {args.compare}: --precision is the same")
+    check_int8(parser, args, (args.precision, args.compare))
     if args.model and not args.ckpt:
         parser.error("--model names the model of the file --ckpt: give --ckpt too")
     return args

@@ -15,11 +15,12 @@ from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
-from emanet_triton.eval.partial import PartialResult, Stamp, software, stamps
+from emanet_triton.eval.partial import PartialResult, Stamp, software, stamp, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import require_writable
-from emanet_triton.inference.build import load_network, open_device, ready_network
+from emanet_triton.inference.build import INT8, load_network, open_device, ready_network
+from emanet_triton.inference.calibration import Calibration, evenly_spread, named_calibration
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.checkpoint import Checkpoint
 from emanet_triton.models.chosen import Chosen, choose, chosen_path, read_chosen
@@ -78,6 +79,7 @@ class Plan:
         workers: threads that decode images and write pictures.
         precision: of the network.
         compare: another precision to compare with, or ``None``.
+        calibration: the images from which int8 takes its ranges; ``None`` if no network is int8.
         fuse: run the fused network.
         compile: run the network through ``torch.compile``.
         cuda_graphs: replay the network as a CUDA graph on a GPU.
@@ -100,6 +102,7 @@ class Plan:
     workers: int
     precision: str
     compare: str | None
+    calibration: Calibration | None
     fuse: bool
     compile: bool
     cuda_graphs: bool
@@ -111,7 +114,11 @@ class Plan:
     demo: bool
 
     def predictor(self, job: Job, precision: str) -> Predictor:
-        """Load the network of a job; an ablation and tf32 run the plain network."""
+        """Load the network of a job.
+
+        An ablation and tf32 run the plain network, for bf16 and fp16 under autocast. An ablation
+        has no int8 form, so with int8 there is no such job.
+        """
         if job.reconstruct:
             network = ready_network(
                 job.name,
@@ -121,6 +128,8 @@ class Plan:
                 fuse=self.fuse,
                 images=len(self.samples),
                 num_classes=job.num_classes,
+                protocol=job.protocol,
+                calibration=self.calibration,
             )
         else:
             network = job.load(self.device)
@@ -179,6 +188,10 @@ class Plan:
             "samples": [sample.name for sample in self.samples],
             "precision": self.precision,
             "compare": self.compare,
+            "calibration": [
+                [str(path.resolve()), stamp(path)]
+                for path in (self.calibration.paths if self.calibration else ())
+            ],
             "fuse": self.fuse,
             "compile": self.compile,
             "device": self.device.type,
@@ -213,6 +226,8 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         require_writable(args.json)
     inputs = [_checkpoint_path(args, each.name) for each in chosen]
     inputs += [args.data] if args.data and is_description(args.data) else []
+    calibration = _calibration(args, dataset, samples)
+    inputs += calibration.paths if calibration else ()
     refuse_overwriting(outputs, args.json, samples, inputs)
     stamped = stamps(samples)
     check_samples(samples, dataset, problems, ranks, args.workers)
@@ -228,6 +243,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         workers=args.workers,
         precision=args.precision,
         compare=args.compare,
+        calibration=calibration,
         fuse=args.fuse,
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
@@ -256,10 +272,23 @@ def _chosen(args: Namespace) -> list[Chosen]:
     )
 
 
+def _calibration(
+    args: Namespace, dataset: Dataset, samples: Sequence[Sample]
+) -> Calibration | None:
+    """The images for int8. The samples are those of all ranks, so all ranks choose the same."""
+    if INT8 not in (args.precision, args.compare):
+        return None
+    if args.calibration is not None:
+        return named_calibration(args.calibration)
+    paths = tuple(sample.image for sample in evenly_spread(samples))
+    return Calibration(paths, f"split {args.split}", dataset.read_image)
+
+
 def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
     """Read the checkpoints, which may download them, and check that their weights fit."""
     checkpoints = [(each, _read(args, each.name)) for each in chosen]
     demo = args.ckpt is None and not args.all
+    ablation = demo and INT8 not in (args.precision, args.compare)  # which has no int8 form
     jobs = [
         Job(
             each.name,
@@ -270,7 +299,7 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
             each.num_classes,
         )
         for ms in ((False, True) if args.all else (args.ms_flip,))
-        for reconstruct in ((True, False) if demo else (True,))
+        for reconstruct in ((True, False) if ablation else (True,))
         for each, checkpoint in checkpoints
     ]
     for job in jobs[: len(chosen)]:

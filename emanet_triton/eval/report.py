@@ -59,7 +59,8 @@ class Report:
         reconstruct: False for the ablation without the EM attention's reconstruction.
         precision: of the network.
         device: on which the network ran.
-        network: "fused" or "plain", with "compiled " before it if it was compiled.
+        network: "quantized", "fused" or "plain", with "compiled " before it if it was compiled.
+        calibration: paths of the images from which int8 took its ranges; empty without int8.
         seconds: from the first file to the last label of all images.
         confusion: int64 [C, C], rows = label.
         compared: the results in another precision, or ``None``.
@@ -79,6 +80,7 @@ class Report:
     precision: str
     device: str
     network: str
+    calibration: tuple[str, ...]
     seconds: float
     confusion: Tensor
     compared: Compared | None
@@ -99,6 +101,7 @@ class Report:
             "precision": self.precision,
             "device": self.device,
             "network": self.network,
+            "calibration": list(self.calibration) or None,
             "versions": versions(),
             "seconds": self.seconds,
             "mIoU": _number(result.miou),
@@ -148,6 +151,7 @@ def make_report(plan: Plan, job: Job, predictor: Predictor, result: Result) -> R
         precision=plan.precision,
         device=str(plan.device),
         network=predictor.network_name,
+        calibration=tuple(map(str, plan.calibration.paths)) if plan.calibration else (),
         seconds=result.seconds,
         confusion=confusion,
         compared=compared,
@@ -178,7 +182,8 @@ def running(plan: Plan, predictor: Predictor) -> str:
     most = predictor.inputs_at_once
     batch = "one input at once" if most == 1 else f"up to {most} inputs at once"
     compared = f"; compared with {plan.compare}" if plan.compare else ""
-    return f"  running   {predictor.network_name} network, {where}, {batch}{compared}"
+    ranges = f"\n  int8      {plan.calibration}" if plan.calibration else ""
+    return f"  running   {predictor.network_name} network, {where}, {batch}{compared}{ranges}"
 
 
 def speed(result: Result, images: int) -> str:

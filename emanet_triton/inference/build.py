@@ -6,15 +6,20 @@ from collections.abc import Sequence
 import torch
 
 from emanet_triton.errors import InputError, first_line
+from emanet_triton.inference.calibration import Calibration
 from emanet_triton.inference.predictor import HALF
+from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.kernels.conv import choice
 from emanet_triton.models.checkpoint import Checkpoint
+from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
+from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import create_model
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+INT8 = "int8"  # a further precision, which needs images to take its ranges from
 FEW_IMAGES = 20  # for fewer, no time is spent on measuring a CPU's convolutions
 
 
@@ -41,6 +46,12 @@ def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 
         ) from None
     if "tf32" in precisions and device.type != "cuda":
         raise InputError(f"tf32 is a precision of CUDA devices, got --device {device}")
+    if INT8 in precisions:
+        if device.type != "cpu":
+            raise InputError(
+                f"{INT8} is a precision of CPUs, got --device {device}; expected --device cpu"
+            )
+        require_int8()
     return device
 
 
@@ -77,8 +88,10 @@ def ready_network(
     fuse: bool = True,
     images: int | None = None,
     num_classes: int | None = None,
+    protocol: Protocol | None = None,
+    calibration: Calibration | None = None,
 ) -> Network:
-    """Build the network of a model as it runs: fused where it can be.
+    """Build the network of a model as it runs: fused where it can be, and for int8 quantized.
 
     The checkpoint's tensors are released. tf32 runs the plain network.
 
@@ -86,22 +99,29 @@ def ready_network(
         name: of the model in the zoo.
         checkpoint: its weights.
         device: of the network.
-        precision: one of ``PRECISIONS``.
-        fuse: whether to fuse the network at all.
+        precision: one of ``PRECISIONS``, or ``INT8``.
+        fuse: whether to fuse the network at all; int8 has no other form.
         images: how many there are; for a few, no convolution of an unknown CPU is measured.
         num_classes: channels of the logits; by default the classes of the model's own data set.
+        protocol: how int8 resizes the images of ``calibration`` and cuts them into windows.
+        calibration: the images from which int8 takes its ranges.
 
     Raises:
-        InputError: the weights do not fit.
+        InputError: the weights do not fit. For int8 also: the model has no such form, or an error
+            of ``quantize``.
     """
-    fused = fuse and precision != "tf32"
+    fused = precision == INT8 or (fuse and precision != "tf32")
     share = fused and device.type == "cpu"
     model = load_network(name, checkpoint, device, share, num_classes)
     checkpoint.release()
     if not fused:
         return model
+    if precision == INT8 and not isinstance(model, EMANet):
+        raise InputError(f"{name} has no int8 form; expected another precision")
     few = device.type == "cpu" and images is not None and images < FEW_IMAGES
     with choice.without_measuring() if few else contextlib.nullcontext():
+        if precision == INT8:
+            return quantize(model, calibration.images() if calibration else [], protocol=protocol)
         network = verified_fuse(model, HALF.get(precision, torch.float32))
     if network is model:
         model.float()  # its tensors may still be the checkpoint's

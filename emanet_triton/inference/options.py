@@ -1,11 +1,13 @@
 """The options of every command that runs a network on images."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
-from emanet_triton.command import count, size, thread_count
+from emanet_triton.command import Parser, count, size, thread_count
 from emanet_triton.cores import usable_cores
-from emanet_triton.inference.build import PRECISIONS
+from emanet_triton.inference.build import INT8, PRECISIONS
+from emanet_triton.inference.calibration import CALIBRATION_IMAGES
 from emanet_triton.models.protocol import VERSIONS, Protocol
 
 _PROTOCOL, _NATIVE = "protocol", "native"  # sizes of the network's input that --scale names
@@ -23,7 +25,19 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
     )
     group.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    group.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, INT8),
+        default="fp32",
+        help=f"default: fp32; {INT8} needs a CPU with AMX or AVX512-BF16",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="PICTURES",
+        help=f"the pictures from which {INT8} takes the ranges of its activations: a folder, a "
+        f"picture, or a pattern such as 'photos/*.jpg'; {CALIBRATION_IMAGES} of them are taken, "
+        f"evenly spread; default: {CALIBRATION_IMAGES} images of this run",
+    )
     group.add_argument(
         "--fuse",
         action=argparse.BooleanOptionalAction,
@@ -58,6 +72,18 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads that read images and write pictures; default: %(default)s",
     )
+
+
+def check_int8(parser: Parser, args: argparse.Namespace, precisions: Sequence[str | None]) -> None:
+    """Refuse options of ``add_options`` that do not fit the precisions that will run.
+
+    Raises:
+        InputError: the plain network is wanted in int8, or images for ranges without int8.
+    """
+    if INT8 in precisions and not args.fuse:
+        parser.error(f"{INT8} has no plain network: leave out --no-fuse")
+    if args.calibration is not None and INT8 not in precisions:
+        parser.error(f"--calibration names pictures for {INT8}, but no network runs in {INT8}")
 
 
 def add_scale(group: argparse._ArgumentGroup) -> None:

@@ -23,6 +23,7 @@ from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
 from emanet_triton.models.network import FusedNetwork, input_form
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.quantized import QuantizedEMANet
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
@@ -34,11 +35,11 @@ class Predictor:
     """Labels of many images, in batches that shrink when memory runs out.
 
     Args:
-        model: an EMANet, or a fused network, in evaluation mode.
+        model: an EMANet, or a fused or quantized network, in evaluation mode.
         protocol: how images are resized, cut into windows and scaled.
         ms_flip: average over scales and mirroring.
-        precision: ``"fp32"``, ``"tf32"`` (on a GPU), ``"bf16"`` or ``"fp16"`` (autocast); by
-            default the caller's settings hold.
+        precision: ``"fp32"``, ``"tf32"`` (on a GPU), ``"bf16"`` or ``"fp16"`` (autocast), or
+            ``"int8"`` for a quantized network; by default the caller's settings hold.
         batch_size: the largest number of images and of network inputs (images or windows) at once.
             By default one image. Its windows go through a GPU together, up to 64, and through a
             CPU one by one, because several at once are no faster there.
@@ -74,8 +75,10 @@ class Predictor:
 
     @property
     def network_name(self) -> str:
-        """``"fused"`` or ``"plain"``, after ``"compiled "`` if the network is compiled."""
+        """``"quantized"``, ``"fused"`` or ``"plain"``, after ``"compiled "`` if it is compiled."""
         name = "fused" if isinstance(self.model, FusedNetwork) else "plain"
+        if isinstance(self.model, QuantizedEMANet):
+            name = "quantized"
         return f"compiled {name}" if self._compiled else name
 
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emanet_triton.command import Parser, below_one, count, program, share
 from emanet_triton.data.overlay import ALPHA
-from emanet_triton.inference.options import add_options, add_scale
+from emanet_triton.inference.options import add_options, add_scale, check_int8
 from emanet_triton.models.zoo import list_models
 from emanet_triton.predict.outputs import KINDS
 
@@ -17,9 +17,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments.
 
     Raises:
-        InputError: an argument is not valid.
+        InputError: an argument is not valid, or two arguments do not fit together.
     """
-    return make_parser().parse_intermixed_args(arguments)
+    parser = make_parser()
+    args = parser.parse_intermixed_args(arguments)
+    check_int8(parser, args, [args.precision])
+    return args
 
 
 def make_parser() -> Parser:

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -11,7 +12,12 @@ from emanet_triton.data.description import SUFFIX, is_description
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
-from emanet_triton.inference.build import open_device, ready_network
+from emanet_triton.inference.build import INT8, open_device, ready_network
+from emanet_triton.inference.calibration import (
+    Calibration,
+    named_calibration,
+    readable_calibration,
+)
 from emanet_triton.inference.options import scaled
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.chosen import Chosen, choose, read_chosen
@@ -71,14 +77,16 @@ def make_plan(args: Namespace) -> Plan:
     _keep_recordings(outputs, sources.found)
     left = [source for source in sources.found if outputs.missing(source)]
     pictures = [source for source in left if not source.is_video]
+    calibration = _calibration(args, sources.found) if left else None
+    notes = [*sources.notes, *([f"{INT8}: {calibration}"] if calibration else [])]
     torch.set_num_threads(args.threads or usable_cores())
     return Plan(
         pictures=pictures,
         videos=[source for source in left if source.is_video],
         skipped=len(sources.found) - len(left),
-        notes=sources.notes,
+        notes=notes,
         outputs=outputs,
-        predictor=_predictor(args, chosen, device, left) if left else None,
+        predictor=_predictor(args, chosen, device, left, calibration) if left else None,
         workers=args.workers,
         smooth=args.smooth,
         frames=args.frames,
@@ -86,8 +94,13 @@ def make_plan(args: Namespace) -> Plan:
 
 
 def _predictor(
-    args: Namespace, chosen: Chosen, device: torch.device, left: Sequence[Source]
+    args: Namespace,
+    chosen: Chosen,
+    device: torch.device,
+    left: Sequence[Source],
+    calibration: Calibration | None,
 ) -> Predictor:
+    protocol = scaled(replace(chosen.protocol, version=args.protocol), args.scale)
     images = None if any(source.is_video for source in left) else len(left)
     network = ready_network(
         chosen.name,
@@ -97,15 +110,35 @@ def _predictor(
         fuse=args.fuse,
         images=images,
         num_classes=chosen.num_classes,
+        protocol=protocol,
+        calibration=calibration,
     )
     return Predictor(
         network,
-        scaled(replace(chosen.protocol, version=args.protocol), args.scale),
+        protocol,
         ms_flip=args.ms_flip,
         precision=args.precision,
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
     )
+
+
+def _calibration(args: Namespace, sources: Sequence[Source]) -> Calibration | None:
+    """The pictures for int8: by default of all sources, finished or not.
+
+    So a command that is repeated has the same ranges.
+    """
+    if args.precision != INT8:
+        return None
+    if args.calibration is not None:
+        return named_calibration(args.calibration)
+    paths = [source.path for source in sources if not source.is_video]
+    if not paths:
+        raise InputError(
+            f"{INT8} takes its ranges from pictures, got none among the sources; expected "
+            "--calibration PICTURES"
+        )
+    return readable_calibration([path for path in paths if isinstance(path, Path)], "this run")
 
 
 def _keep_recordings(outputs: Outputs, sources: Sequence[Source]) -> None:

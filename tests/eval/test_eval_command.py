@@ -32,6 +32,7 @@ FIELDS = [
     "precision",
     "device",
     "network",
+    "calibration",
     "versions",
     "seconds",
     "mIoU",
