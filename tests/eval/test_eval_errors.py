@@ -61,7 +61,7 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
         (["--batch-size", "0"], "--batch-size: expected a whole number of at least 1, got '0'"),
         (["--limit", "-3"], "--limit: expected a whole number of at least 1, got '-3'"),
         (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
-        (["--precision", "int8"], "invalid choice: 'int8'"),
+        (["--precision", "int4"], "invalid choice: 'int4'"),
         (["--protocol", "mmseg-2.x"], "invalid choice: 'mmseg-2.x'"),
         (["--all", "--ms-flip"], "--all evaluates every published model both ways"),
         (["--all", "--save-overlays", "x"], "--all writes no pictures"),
