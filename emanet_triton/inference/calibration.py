@@ -18,7 +18,7 @@ from emanet_triton.data.picture_files import (
 )
 from emanet_triton.errors import InputError
 
-CALIBRATION_IMAGES = 8
+CALIBRATION_IMAGES = 8  # as many as ``quantize`` advises
 
 T = TypeVar("T")
 

@@ -60,6 +60,7 @@ def make_plan(args: Namespace) -> Plan:
     """
     device = open_device(args.device, [args.precision])
     sources = find_sources(args.sources)
+    calibration = _calibration(args, sources.found)
     if args.data and not is_description(args.data):
         raise InputError(f"--data {args.data}: expected a file *{SUFFIX} that describes a data set")
     chosen = choose(args.ckpt, args.model, args.data)
@@ -77,14 +78,14 @@ def make_plan(args: Namespace) -> Plan:
     _keep_recordings(outputs, sources.found)
     left = [source for source in sources.found if outputs.missing(source)]
     pictures = [source for source in left if not source.is_video]
-    calibration = _calibration(args, sources.found) if left else None
-    notes = [*sources.notes, *([f"{INT8}: {calibration}"] if calibration else [])]
+    if left and calibration:
+        sources.notes.append(f"{INT8}: {calibration}")
     torch.set_num_threads(args.threads or usable_cores())
     return Plan(
         pictures=pictures,
         videos=[source for source in left if source.is_video],
         skipped=len(sources.found) - len(left),
-        notes=notes,
+        notes=sources.notes,
         outputs=outputs,
         predictor=_predictor(args, chosen, device, left, calibration) if left else None,
         workers=args.workers,
@@ -132,13 +133,13 @@ def _calibration(args: Namespace, sources: Sequence[Source]) -> Calibration | No
         return None
     if args.calibration is not None:
         return named_calibration(args.calibration)
-    paths = [source.path for source in sources if not source.is_video]
+    paths = [s.path for s in sources if isinstance(s.path, Path) and not s.is_video]
     if not paths:
         raise InputError(
             f"{INT8} takes its ranges from pictures, got none among the sources; expected "
             "--calibration PICTURES"
         )
-    return readable_calibration([path for path in paths if isinstance(path, Path)], "this run")
+    return readable_calibration(paths, "this run")
 
 
 def _keep_recordings(outputs: Outputs, sources: Sequence[Source]) -> None:

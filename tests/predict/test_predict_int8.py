@@ -62,7 +62,7 @@ def test_a_video_with_pictures_for_the_ranges(photos, clip, predict):
     assert out.startswith("1 of 1 segmented")
 
 
-def test_refusals(photos, clip, refused, monkeypatch):
+def test_refusals(tmp_path, photos, clip, refused, monkeypatch):
     monkeypatch.setattr("emanet_triton.inference.quantize.has_int8", lambda: True)
     assert refused(clip, *INT8) == (
         "int8 takes its ranges from pictures, got none among the sources; expected --calibration "
@@ -72,6 +72,7 @@ def test_refusals(photos, clip, refused, monkeypatch):
     assert refused(photos, *INT8, "--device", "meta").startswith("int8 is a precision of CPUs")
     assert refused(photos, *INT8, "--calibration", "none").startswith("--calibration none: there")
     assert refused(photos, "--calibration", photos).startswith("--calibration names pictures for")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cpu_without_int8(refused, monkeypatch):
