@@ -194,12 +194,17 @@ class QuantizedEMANet(FusedEMANet):
     Shape:
         float [B, 3, H, W] → bfloat16 logits [B, num_classes, ceil(H / 8), ceil(W / 8)].
 
+    Attributes:
+        ranges: as given.
+
     Raises:
-        ValueError: a call such as ``cuda()`` or ``half()`` would change its device or dtypes.
+        ValueError: a call such as ``cuda()`` or ``half()`` would change its device or dtypes, or
+            ``load_state_dict`` its ranges.
     """
 
     def __init__(self, model: EMANet, ranges: Ranges) -> None:
         super().__init__(model, DTYPE, channels_last=True)
+        self.ranges = dict(ranges)
         blocks = (each for each in model.backbone.modules() if isinstance(each, Bottleneck))
         scale = Scale(1.0)
         for name, layer in self.backbone.named_children():
@@ -211,6 +216,22 @@ class QuantizedEMANet(FusedEMANet):
                 self.backbone[int(name)], scale = block, block.scale
         head: nn.Module = self.decode_head
         head.shared_conv = QuantizedSharedConv(model.decode_head, scale)
+
+    def get_extra_state(self) -> dict[str, float]:
+        """The ranges, for the state dict: its integers mean nothing without them."""
+        return self.ranges
+
+    def set_extra_state(self, state: object) -> None:
+        """Refuse integers of other ranges.
+
+        Raises:
+            ValueError: the state dict is of a network with other ranges.
+        """
+        if state != self.ranges:
+            raise ValueError(
+                "the state dict is of a network that was quantized with other images; expected one "
+                "of a network with the same ranges"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for dtype in (DTYPE, torch.float32):

@@ -87,7 +87,8 @@ def test_most_convolutions_multiply_8_bit_integers(quantized):
     assert {each.weight.dtype for each in convolutions} == {torch.int8}
     sizes = []
     for network in (quantized, fuse(small_model(), dtype=torch.bfloat16)):
-        sizes.append(sum(tensor.nbytes for tensor in network.state_dict().values()))
+        tensors = [*network.parameters(), *network.buffers()]
+        sizes.append(sum(tensor.nbytes for tensor in tensors))
     assert sizes[0] < 0.7 * sizes[1]
 
 
@@ -152,6 +153,17 @@ def test_copies_have_the_same_bits(quantized, images):
         assert torch.equal(logits(each, images), wanted)
     other = quantize(small_model(), [picture(2), picture(3)])
     assert not torch.equal(logits(other, images), wanted)
+
+
+@needs_int8
+def test_a_state_dict_fits_only_the_same_ranges(model, quantized, images):
+    state = quantize(model, [picture(0), picture(1)]).state_dict()
+    quantized.load_state_dict(state)
+    assert torch.equal(
+        logits(quantized, images), logits(quantize(model, [picture(0), picture(1)]), images)
+    )
+    with pytest.raises(ValueError, match="quantized with other images"):
+        quantize(model, picture(2)).load_state_dict(state)
 
 
 @needs_int8
