@@ -13,6 +13,7 @@ from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.interrupts import no_interrupts
 from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.options import Selection
+from emanet_triton.heap import give_back
 
 
 class CudaPeak:
@@ -63,6 +64,7 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     call = case.providers[provider]()
     warm_up.providers[provider]()  # PyTorch's exporter keeps the last network: let it be this one
     gc.collect()
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call()
     return _resident_bytes("VmHWM") - before

@@ -53,6 +53,23 @@ def test_what_a_library_keeps_of_the_last_network_does_not_count():
     assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
 
 
+def hole_cases(selection):
+    """As ``cases``, but free memory lies below a small tensor that was made last."""
+    (case,) = cases(selection)
+
+    def make():
+        small = 1 if selection.tiny else 16 * MEGABYTES
+        LAST[:] = [torch.ones(2**16, dtype=torch.uint8) for _ in range(small)][-1:]
+        return case.providers["plain"]()
+
+    yield replace(case, providers={"plain": make})
+
+
+def test_what_the_c_library_keeps_does_not_count():
+    peak = peak_in_child(hole_cases, Selection(threads=1), "block", "plain")
+    assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
+
+
 def dying_cases(selection):
     """One case whose provider ends its process, as running out of memory does."""
     (case,) = cases(selection)
