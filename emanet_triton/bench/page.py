@@ -62,7 +62,7 @@ EARLIER = """\
 These rows were measured by suites that the benchmark no longer has. `eval` timed a whole
 evaluation; today each evaluation prints its speed. `scale` timed several image sizes; today `post`
 and `model` take `--sizes`. `int8` compared the fused network in bfloat16 with a prototype in 8-bit
-integers: [kernels.md](kernels.md#why-there-is-no-int8)."""
+integers: [kernels.md](kernels.md#int8-on-a-cpu)."""
 
 
 @dataclass(frozen=True)
