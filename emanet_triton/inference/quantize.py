@@ -33,8 +33,8 @@ def quantize(
     The fused network in bfloat16 first segments the images, and the largest output of each
     convolution is noted: the copy can represent values up to these. So the images should be of the
     kind that it will segment; about eight are enough, and their labels are not needed. Weights have
-    a scale for each output channel. The first three convolutions, the EM attention and the
-    layers after it stay in bfloat16. Later changes of the model do not reach the copy.
+    a scale for each output channel. The first convolution, the EM attention and the layers after it
+    stay in bfloat16. Later changes of the model do not reach the copy.
 
     Args:
         model: an EMANet in evaluation mode, on a CPU; it is not changed.

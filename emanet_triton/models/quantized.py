@@ -1,9 +1,8 @@
 """The 8-bit form of an EMANet for a CPU: most of its convolutions multiply 8-bit integers.
 
 A fused network first runs on a handful of images, and the largest output of each convolution is
-noted. Then the outputs of the residual blocks become unsigned 8-bit integers between 0 and these
-values. The first three convolutions, the EM attention, and all that follows it stay in bfloat16,
-or they would lose most of the accuracy for little time.
+noted. Then the outputs of the backbone's convolutions become unsigned 8-bit integers between 0 and
+these values. The first convolution, the EM attention, and all that follows it stay in bfloat16.
 """
 
 import contextlib
@@ -20,25 +19,20 @@ from emanet_triton.kernels.conv.int8 import (
     quantize,
     quantize_weight,
 )
+from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.emanet import EMANet, FusedEMANet, input_parts
-from emanet_triton.models.fused import (
-    FusedBottleneck,
-    FusedConv,
-    FusedMaxPool,
-    convs_with_norms,
-    folded,
-)
+from emanet_triton.models.fused import FusedConv, convs_with_norms, folded
 from emanet_triton.models.head import EMAHead
 from emanet_triton.models.resnet import Bottleneck
 
 DTYPE = torch.bfloat16  # of the layers that are not quantised
 
-Ranges = Mapping[str, float]  # name of a layer of the backbone → its largest absolute output
+Ranges = Mapping[str, float]  # name of a convolution of the backbone → its largest |output|
 
 
 @contextlib.contextmanager
 def observed(network: FusedEMANet) -> Iterator[dict[str, float]]:
-    """Note the largest absolute outputs of the backbone's layers while the network runs inside."""
+    """Note the largest absolute outputs of the backbone's convolutions in the calls inside."""
     ranges: dict[str, float] = {}
 
     def observe(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -49,7 +43,7 @@ def observed(network: FusedEMANet) -> Iterator[dict[str, float]]:
 
     with contextlib.ExitStack() as hooks:
         for name, layer in network.backbone.named_modules():
-            if isinstance(layer, FusedConv | FusedMaxPool):
+            if isinstance(layer, FusedConv):
                 hooks.callback(layer.register_forward_hook(observe(name)).remove)
         yield ranges
 
@@ -105,15 +99,22 @@ class QuantizedConv(nn.Module):
         return f"{list(self.weight.shape)}, {options}"
 
 
-class QuantizedMaxPool(nn.Module):
-    """The pooling of the stem, whose output becomes 8-bit integers."""
+class Quantized(nn.Module):
+    """A layer whose bfloat16 output becomes 8-bit integers."""
 
-    def __init__(self, pool: FusedMaxPool, scale: Scale) -> None:
+    def __init__(self, layer: nn.Module, scale: Scale) -> None:
         super().__init__()
-        self.pool, self.scale = pool, scale
+        self.layer, self.scale = layer, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return quantize(self.pool(x), self.scale)
+        return quantize(self.layer(x), self.scale)
+
+
+class QuantizedMaxPool(nn.Module):
+    """The pooling of the stem, of 8-bit integers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool(x, backend="torch")
 
 
 class QuantizedBottleneck(nn.Module):
@@ -151,24 +152,23 @@ class QuantizedBottleneck(nn.Module):
         return conv_int8_add_(identity, *operands, self.identity_scale, last.x_scale, self.scale)
 
 
-class QuantizedSharedConv(QuantizedConv):
-    """The two convolutions that read the head's input, as one; see ``SharedConv``.
+class QuantizedSharedConv(nn.Module):
+    """The two convolutions that read the head's input, see ``SharedConv``; not merged.
 
     Shape:
-        uint8 [B, C, h, w] → two parts of one tensor, bfloat16 [B, O, h, w].
+        uint8 [B, C, h, w] → bfloat16 [B, O of the first, h, w] and [B, O of the second, h, w].
     """
 
-    merged = True
+    merged = False
 
     def __init__(self, head: EMAHead, x_scale: Scale) -> None:
+        super().__init__()
         first, second, _ = input_parts(head, torch.float32)
-        weight, bias = (torch.cat(pair) for pair in zip(first, second, strict=True))
-        super().__init__((weight, bias), x_scale, None, relu=False)
-        self.sizes = [len(first[1]), len(second[1])]
+        self.first = QuantizedConv(first, x_scale, None)
+        self.second = QuantizedConv(second, x_scale, None, relu=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        first, second = super().forward(x).split(self.sizes, dim=1)
-        return first, second
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
 
 
 def _quantized(
@@ -205,15 +205,19 @@ class QuantizedEMANet(FusedEMANet):
     def __init__(self, model: EMANet, ranges: Ranges) -> None:
         super().__init__(model, DTYPE, channels_last=True)
         self.ranges = dict(ranges)
-        blocks = (each for each in model.backbone.modules() if isinstance(each, Bottleneck))
-        scale = Scale(1.0)
-        for name, layer in self.backbone.named_children():
-            if isinstance(layer, FusedMaxPool):
-                scale = Scale.of(ranges[name])
-                self.backbone[int(name)] = QuantizedMaxPool(layer, scale)
-            elif isinstance(layer, FusedBottleneck):
-                block = QuantizedBottleneck(next(blocks), scale, ranges, f"{name}.")
-                self.backbone[int(name)], scale = block, block.scale
+        _, *stem = convs_with_norms(model.backbone.stem)
+        scale = Scale.of(ranges["0"])
+        layers: list[nn.Module] = [Quantized(self.backbone[0], scale)]
+        for i, (conv, bn) in enumerate(stem, start=1):
+            layers.append(_quantized(conv, bn, scale, Scale.of(ranges[str(i)])))
+            scale = Scale.of(ranges[str(i)])
+        layers.append(QuantizedMaxPool())
+        for block in model.backbone.modules():
+            if isinstance(block, Bottleneck):
+                layer = QuantizedBottleneck(block, scale, ranges, f"{len(layers)}.")
+                layers.append(layer)
+                scale = layer.scale
+        self.backbone = nn.Sequential(*layers)
         head: nn.Module = self.decode_head
         head.shared_conv = QuantizedSharedConv(model.decode_head, scale)
 

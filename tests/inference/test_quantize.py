@@ -83,7 +83,7 @@ def test_a_wrong_scale_shows(model, quantized, images, what):
 @needs_int8
 def test_most_convolutions_multiply_8_bit_integers(quantized):
     convolutions = [each for each in quantized.modules() if isinstance(each, QuantizedConv)]
-    assert len(convolutions) == 6 * 3 + 4 + 1  # of six blocks, four with a downsample; the head's
+    assert len(convolutions) == 2 + 6 * 3 + 4 + 2  # stem, six blocks, four with a downsample, head
     assert {each.weight.dtype for each in convolutions} == {torch.int8}
     sizes = []
     for network in (quantized, fuse(small_model(), dtype=torch.bfloat16)):
@@ -104,7 +104,7 @@ def test_ranges_are_the_largest_outputs_over_all_images(model, images):
             lambda _, __, output, name=name: outputs.update({name: output.abs().max()})
         )
     logits(fused, images)
-    assert {"3", "4.conv1", "4.conv2", "4.conv3", "4.downsample"} <= set(ranges)
+    assert {"0", "1", "2", "4.conv1", "4.conv2", "4.conv3", "4.downsample"} <= set(ranges)
     for name, largest in ranges.items():
         assert largest == float(outputs[name]) > 0
 

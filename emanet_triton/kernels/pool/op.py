@@ -20,7 +20,8 @@ def max_pool(x: Tensor, *, backend: str = "auto") -> Tensor:
     and NaN may have other bits.
 
     Args:
-        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        x: [B, C, H, W]; float32, float16 or bfloat16, or uint8 for the backend "torch".
+            Channels-last memory needs no copy.
         backend: ``"triton"`` runs on a GPU and in Triton's interpreter; ``"torch"`` runs anywhere;
             ``"auto"`` is ``"triton"`` where it runs on a GPU.
 
@@ -32,8 +33,9 @@ def max_pool(x: Tensor, *, backend: str = "auto") -> Tensor:
         ValueError: an argument is not as above, or the backend cannot run here.
     """
     check_layout("x", x, "B, C, H, W")
-    check_float("x", x.dtype)
     check_choice("backend", backend, BACKENDS)
+    if x.dtype != torch.uint8 or backend != "torch":
+        check_float("x", x.dtype)
     return torch.ops.emanet_triton.max_pool(x, backend)
 
 
@@ -42,9 +44,21 @@ def _run_max_pool(x: Tensor, backend: str) -> Tensor:
         backend = auto_backend(x.is_cuda)
     if backend == "torch":
         x = x.contiguous(memory_format=_NHWC)
+        if x.dtype == torch.uint8:  # PyTorch pools no integers on a CPU
+            return _halved(_halved(x, 2), 3)
         return F.max_pool2d(x, 3, stride=2, padding=1).contiguous(memory_format=_NHWC)
     with triton_kernels("pool.max_pool", x) as kernels:
         return kernels.max_pool(x)
+
+
+def _halved(x: Tensor, dim: int) -> Tensor:
+    """The maximum of each second element of an axis and of its two neighbours."""
+    even, odd = (x[:, :, i::2] if dim == 2 else x[..., i::2] for i in (0, 1))
+    out = even.clone(memory_format=_NHWC)
+    for first, neighbours in ((0, odd), (1, odd.narrow(dim, 0, out.shape[dim] - 1))):
+        part = out.narrow(dim, first, neighbours.shape[dim])
+        torch.maximum(part, neighbours, out=part)
+    return out
 
 
 def _fake_max_pool(x: Tensor, backend: str) -> Tensor:

@@ -151,3 +151,16 @@ def test_bad_arguments(name):
     (x, *backend), message = BAD[name]
     with pytest.raises(ValueError, match=message):
         max_pool(x, **({"backend": backend[0]} if backend else {}))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 7, 9), (1, 5, 1, 1), (1, 4, 2, 1), (3, 8, 10, 11)], ids=str
+)
+def test_8_bit_integers(shape):
+    x = torch.randint(0, 256, shape, dtype=torch.uint8)
+    found = max_pool(x, backend="torch")
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.float(), F.max_pool2d(x.float(), 3, stride=2, padding=1))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="x must be float32, float16 or bfloat16"):
+        max_pool(x)
