@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_CASES = 20  # of a ratio chart: those that take the longest
 GREY = "#7d8590"  # legible on white and on black
 COLORS = {"fp32": "#2f81f7", "bf16": "#e8730c", "fp16": "#2da44e", "int8": "#a371f7"}
-MARKERS = "osD^vPX*"  # of providers in a ratio chart, of suites in a roofline
+MARKERS = "osD^vPX*p"  # of providers in a ratio chart, of suites in a roofline
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
     **dict.fromkeys(("grid.color", "xtick.color", "ytick.color"), GREY),

@@ -22,13 +22,13 @@ from emanet_triton.models.emanet import EMANet
 # of the same shapes and dtypes, contiguous on a CPU.
 Maker = Callable[..., Callable[..., Tensor]]
 EXPORTER = "onnxscript"  # torch.onnx needs it
-PEERS = ("openvino", "onnxruntime", EXPORTER)  # packages of the extra "peers"
+PEERS = ("openvino", "onnx", "onnxruntime", EXPORTER)  # packages of the extra "peers"
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # of precision, for OpenVINO
 NAMES = {"f32": torch.float32, "bf16": torch.bfloat16}  # OpenVINO's names of dtypes
 
 
 def import_peer(name: str) -> ModuleType:
-    """Import a package that need not be installed.
+    """Import a package that need not be installed, or a module of it.
 
     Raises:
         Absent: it cannot be imported, with the reason and the command that installs it.
@@ -36,7 +36,8 @@ def import_peer(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package built for another PyTorch may raise anything
-        command = "; pip install 'emanet-triton[peers]'" if name in PEERS else ""
+        in_extra = name.partition(".")[0] in PEERS
+        command = "; pip install 'emanet-triton[peers]'" if in_extra else ""
         raise Absent(describe(error) + command) from None
 
 
@@ -51,31 +52,57 @@ class LogitsOnly(nn.Module):
         return mmseg_network(self.model, images)
 
 
+def find_openvino(device: str) -> tuple[ModuleType, Any]:
+    """OpenVINO for "cpu" and its ``Core``.
+
+    Raises:
+        Absent: it or the exporter is not installed, or the device is no CPU.
+    """
+    if device != "cpu":
+        raise Absent("OpenVINO needs a CPU")
+    runtime = import_peer("openvino")
+    import_peer(EXPORTER)
+    return runtime, runtime.Core()
+
+
+def has_bf16(core: Any) -> bool:
+    """Whether OpenVINO finds bf16 instructions on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def openvino(dtype: str, device: str) -> Maker:
     """OpenVINO on "cpu", which computes in "fp32" or "bf16".
 
     Raises:
         Absent: it is not installed, or not for this device or dtype.
     """
-    if device != "cpu":
-        raise Absent("OpenVINO needs a CPU")
-    runtime = import_peer("openvino")
-    import_peer(EXPORTER)
-    core = runtime.Core()
-    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    runtime, core = find_openvino(device)
+    if dtype == "bf16" and not has_bf16(core):
         raise Absent("OpenVINO finds no bf16 instructions on this CPU")
-    return functools.partial(_by_openvino, runtime, core, HINTS[dtype])
+
+    def make(model: nn.Module, *examples: Tensor) -> Callable[..., Tensor]:
+        return by_openvino(runtime, core, HINTS[dtype], exported(model, *examples))
+
+    return make
 
 
-def _by_openvino(
-    runtime: ModuleType, core: Any, hint: str, model: nn.Module, *examples: Tensor
+def by_openvino(
+    runtime: ModuleType, core: Any, hint: str, model_file: bytes
 ) -> Callable[..., Tensor]:
+    """A function from inputs to the output of an ONNX file, on the CPU.
+
+    Args:
+        runtime: the package.
+        core: its ``Core``.
+        hint: the precision, in OpenVINO's words.
+        model_file: with fixed shapes and one output.
+    """
     settings = {
         "INFERENCE_PRECISION_HINT": hint,  # on a CPU with bf16 it would compute fp32 in bf16
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(core.read_model(exported(model, *examples)), "CPU", settings)
+    compiled = core.compile_model(core.read_model(model_file), "CPU", settings)
     request, result = compiled.create_infer_request(), compiled.output(0)
     shape, dtype = tuple(result.shape), NAMES[result.element_type.get_type_name()]
     types = {own: getattr(runtime.Type, name) for name, own in NAMES.items()}

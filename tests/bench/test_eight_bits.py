@@ -9,7 +9,7 @@ from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.suites import model
+from emanet_triton.bench.suites import model, model_problem
 from emanet_triton.kernels.conv.int8 import has_int8
 from emanet_triton.models.quantized import QuantizedBottleneck
 from emanet_triton.models.resnet import Bottleneck
@@ -80,7 +80,9 @@ def test_without_the_instructions_it_is_absent_and_nothing_is_built(monkeypatch)
     monkeypatch.setattr("emanet_triton.inference.quantize.has_int8", lambda: False)
     (row,) = (row for row in measure(case, Method(rounds=1), MACHINE) if "int8" in row.provider)
     assert row.gate.startswith("absent: int8 needs a CPU with AMX or AVX512-BF16, got ")
-    monkeypatch.setattr(model, "make_network", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr(
+        model_problem, "make_network", lambda *_: pytest.fail("a network was built")
+    )
     with pytest.raises(model.Absent):
         case.providers["fused-int8"]()
 

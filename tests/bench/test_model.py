@@ -13,6 +13,7 @@ from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import mmseg_network
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
+from emanet_triton.bench.suites.model_problem import Problem, make_image
 from emanet_triton.bench.walk import Recorder
 from emanet_triton.inference.segment import segment
 from emanet_triton.models.emanet import EMANet
@@ -24,7 +25,7 @@ OPERATORS = "conv_bias_act", "bottleneck"  # with a backend
 
 def problem(mode="slide", resident=False):
     protocol = make_protocol(mode, SIZE, tiny=True)
-    return model.Problem("r50", protocol, model.make_image(SIZE), "cpu", resident, tiny=True)
+    return Problem("r50", protocol, make_image(SIZE), "cpu", resident, tiny=True)
 
 
 def test_mmsegs_operations_are_the_networks():
@@ -112,7 +113,7 @@ def test_cases_by_device():
     ]
     assert list(cpu[2].providers) == ["plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16"]
     assert "compiled-bf16" not in cpu[0].providers
-    peers = {"openvino-fp32", "openvino-bf16"}
+    peers = {"openvino-fp32", "openvino-bf16", "openvino-int8"}
     assert peers < set(cpu[0].providers) == set(cpu[-1].providers)
     assert peers < set(cpu[0].own_threads)
     assert "fused-int8" in set(cpu[0].providers) - set(cpu[0].own_threads)

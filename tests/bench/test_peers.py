@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emanet_triton.bench.networks import architecture, make_protocol
 from emanet_triton.bench.peers import full_size_logits, mmseg_network
-from emanet_triton.bench.suites.model import Problem, make_image
+from emanet_triton.bench.suites.model_problem import Problem, make_image
 from emanet_triton.inference.reference import view_logits
 from emanet_triton.inference.views import logits_grid
 from emanet_triton.models.emanet import EMANet

@@ -13,7 +13,7 @@ from emanet_triton.bench.case import Absent
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import mmseg_network
-from emanet_triton.bench.suites import model
+from emanet_triton.bench.suites import model, model_problem
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_nothing_is_built_for_a_runtime_that_is_not_there(monkeypatch, provider,
 
     pretend(monkeypatch, "onnxruntime", get_available_providers=lambda: ["CPUExecutionProvider"])
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    monkeypatch.setattr(model, "make_network", build)
+    monkeypatch.setattr(model_problem, "make_network", build)
     monkeypatch.setattr(torch.onnx, "export", build)
     case = next(model.cases(Selection("cuda", tiny=True)))
     with pytest.raises(Absent) as absent:

@@ -13,6 +13,7 @@ from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.families import SIZE
 from emanet_triton.bench.networks import make_protocol
 from emanet_triton.bench.suites import model
+from emanet_triton.bench.suites.model_problem import Problem, make_image
 from emanet_triton.errors import describe
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.replay import Replay
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
 def _trace(network: str, mode: str, tiny: bool, folder: Path) -> None:
     size = TINY_SIZE if tiny else SIZE
     protocol = make_protocol(mode, size, tiny)
-    image = model.make_image(size)
-    problem = model.Problem(network, protocol, image, own.DEVICE, resident=True, tiny=tiny)
+    image = make_image(size)
+    problem = Problem(network, protocol, image, own.DEVICE, resident=True, tiny=tiny)
     eager = model.fused(problem, "bf16")
     eager()  # compiles, and chooses convolutions
     for way, call in (("replay", Replay(eager)), ("eager", eager)):

@@ -12,130 +12,46 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from emanet_triton.bench import runtimes
+from emanet_triton.bench import quantized_peer, runtimes
 from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.eight_bits import round_to_8_bits
-from emanet_triton.bench.networks import (
-    MODES,
-    NETWORKS,
-    make_network,
-    make_protocol,
-    published_figures,
-)
+from emanet_triton.bench.networks import MODES, NETWORKS, make_protocol, published_figures
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.peers import (
-    compiled,
-    full_size_logits,
-    mmseg_network,
-    without_gradients,
-)
+from emanet_triton.bench.peers import compiled, mmseg_network, without_gradients
 from emanet_triton.bench.rows import Row
 from emanet_triton.bench.suite import Suite
+from emanet_triton.bench.suites.model_problem import Problem, make_image
 from emanet_triton.bench.tables import NOT_MEASURED, on_gpu, table
 from emanet_triton.errors import InputError
 from emanet_triton.inference import reference
-from emanet_triton.inference.inputs import cut_windows, scaled_inputs
+from emanet_triton.inference.inputs import cut_windows
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.inference.taps import tap_tables
-from emanet_triton.inference.views import Size, view_sizes
+from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedBottleneck, FusedConv, fuse
 from emanet_triton.models.network import FusedNetwork
-from emanet_triton.models.protocol import Protocol
 
+OPENVINO_INT8 = "openvino-int8"
 LABELS_BOUND = 1e-3  # the share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
 ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; run only if named
 MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # the providers with ms+flip
-CPU_ONLY = ("fused-int8", "openvino-fp32", "openvino-bf16")
+CPU_ONLY = ("fused-int8", OPENVINO_INT8, "openvino-fp32", "openvino-bf16")
 ALONE = "network"  # in place of the mode where the network is timed alone
 SIZES_ALONE = [(512, 1024), (1024, 2048)]
 TINY_ALONE = [(80, 128)]  # its logits are not resized, so that smaller images have few labels
 RATES = ("plain-fp32", "fused-fp32", "fused-bf16")  # shown beside the published images a second
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An image, the network that segments it, and where the network runs.
-
-    Attributes:
-        network: "r50" or "r101".
-        protocol: how the image is resized and cut into windows.
-        image: uint8 RGB [H, W, 3].
-        device: "cpu" or "cuda".
-        resident: whether input and labels stay on the device.
-        tiny: whether the network has few channels.
-        ms_flip: whether six scales, plain and mirrored, are averaged.
-        alone: whether the network is timed alone: normalised input → logits.
-    """
-
-    network: str
-    protocol: Protocol
-    image: np.ndarray
-    device: str
-    resident: bool
-    tiny: bool
-    ms_flip: bool = False
-    alone: bool = False
-
-    @property
-    def size(self) -> Size:
-        """(height, width) of the image."""
-        return self.image.shape[0], self.image.shape[1]
-
-    def inputs(self) -> Tensor:
-        """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
-        (scale,) = view_sizes(self.protocol, self.size, ms_flip=False)
-        inputs = scaled_inputs([self.image], scale, torch.device("cpu")).contiguous()
-        if self.device == "cpu":
-            return inputs
-        return inputs.to(self.device) if self.resident else inputs.pin_memory()
-
-    def model(self) -> EMANet:
-        return make_network(self.network, self.protocol, self.tiny)
-
-    def finish(self, logits: Tensor, inputs: Tensor) -> Tensor:
-        """mmseg's labels [1, H, W] from the logits of all windows and the inputs."""
-        height, width = inputs.shape[2:]
-        full_size = full_size_logits(logits, (height, width), self.size, self.protocol)
-        return full_size.softmax(1).argmax(1)
-
-    def labels_by(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        finish: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> Callable[[Tensor], Tensor]:
-        """mmseg's ``simple_test`` around a network, window by window: inputs → labels [1, H, W].
-
-        It is the network itself, inputs → logits, if that is timed alone.
-        """
-        if self.alone:
-            return forward
-        finish = finish or self.finish
-
-        def labels(inputs: Tensor) -> Tensor:
-            windows = cut_windows(inputs, self.protocol, at_once=1)
-            return finish(torch.cat([forward(window) for window in windows]), inputs)
-
-        return labels
-
-    def timed(self, labels: Callable[[Tensor], Tensor]) -> Call:
-        """The labels of the input, left on the host if the input comes from there."""
-        inputs = self.inputs()
-        if self.resident or self.device == "cpu":
-            return without_gradients(labels, inputs)
-        return without_gradients(lambda: labels(inputs.to(self.device, non_blocking=True)).cpu())
 
 
 def cases(selection: Selection) -> Iterator[Case]:
@@ -203,13 +119,8 @@ def _case(
         peak=selection.cuda or not selection.short,
         wall=not problem.resident,
         graph=problem.resident,
-        own_threads=tuple(runtimes.RUNTIMES),
+        own_threads=(OPENVINO_INT8, *runtimes.RUNTIMES),
     )
-
-
-def make_image(size: Size) -> np.ndarray:
-    """uint8 noise [H, W, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def labels_of(result: Tensor) -> Tensor:
@@ -335,9 +246,19 @@ def resident_labels(model: FusedNetwork, inputs: Tensor, problem: Problem) -> Te
 def runtime(name: str, problem: Problem) -> Call:
     """mmseg's sequence around a network that another runtime runs, if it is installed."""
     make = runtimes.RUNTIMES[name](problem.device)  # before anything is built or exported
-    model = runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
-    window = next(cut_windows(problem.inputs(), problem.protocol, at_once=1)).to(problem.device)
-    return problem.timed(problem.labels_by(make(model, window)))
+    window = next(problem.windows(problem.inputs())).to(problem.device)
+    return problem.timed(problem.labels_by(make(_exportable(problem), window)))
+
+
+def quantized_runtime(problem: Problem) -> Call:
+    """As ``runtime``, by OpenVINO in 8 bits, whose ranges come from all windows of the image."""
+    make = quantized_peer.openvino_int8(problem.device)
+    windows = list(problem.windows(problem.inputs()))
+    return problem.timed(problem.labels_by(make(_exportable(problem), windows)))
+
+
+def _exportable(problem: Problem) -> nn.Module:
+    return runtimes.LogitsOnly(problem.model()).to(problem.device).eval()
 
 
 PROVIDERS: dict[str, Callable[[Problem], Call]] = {
@@ -350,6 +271,7 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
     "fused-bf16": lambda problem: fused(problem, "bf16"),
     "fused-int8": quantized,
+    OPENVINO_INT8: quantized_runtime,
     **{name: functools.partial(runtime, name) for name in runtimes.RUNTIMES},
 }
 GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
@@ -383,8 +305,11 @@ network with all convolutions by cuDNN or by our Triton kernels; they run only i
 names them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if
 they are installed: `pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX
 export for inputs of one shape, and PyTorch's number of threads. `openvino-fp32` computes in
-float32; without this setting OpenVINO would choose bf16 where the CPU has it. Between windows, and
-from logits to labels, all but `fused` run mmsegmentation's operations in PyTorch.
+float32; without this setting OpenVINO would choose bf16 where the CPU has it. `openvino-int8` runs
+the export after `quantize_static` of ONNX Runtime has quantized its convolutions: 8-bit inputs and
+outputs whose ranges come from the case's own image, and 8-bit weights with a scale for each output
+channel. The rest it computes in bf16 where the CPU has it. Between windows, and from logits to
+labels, all but `fused` run mmsegmentation's operations in PyTorch.
 
 Of a provider's labels one in a thousand may differ from `plain-fp32`'s. In bf16 twice the share
 that differs in `plain-bf16` is added. In int8 it is twice the share that differs if `plain-fp32`
