@@ -65,9 +65,12 @@ def named_calibration(named: str) -> Calibration:
     Raises:
         InputError: there is no picture, or one that is taken cannot be read.
     """
-    paths = evenly_spread(_pictures(named))
-    for path in paths:
-        read_picture(path)
+    try:
+        paths = evenly_spread(_pictures(named))
+        for path in paths:
+            read_picture(path)
+    except InputError as error:
+        raise InputError(f"--calibration {error}") from None
     return Calibration(tuple(paths), named)
 
 
@@ -97,17 +100,17 @@ def readable_calibration(paths: Sequence[Path], source: str) -> Calibration:
 def _pictures(named: str) -> list[Path]:
     path = Path(named)
     try:
-        if path.is_dir():
+        if named and path.is_dir():
             return pictures_among(list(files_below(path)), path)
-        if os.path.lexists(path):
+        if named and os.path.lexists(path):
             return [path]
         if is_pattern(named):
             if found := [path for path in files_like(named) if is_picture(path)]:
                 return found
-            raise InputError(f"--calibration {named}: the pattern matches no picture")
+            raise InputError(f"{named}: the pattern matches no picture")
     except OSError as error:
-        raise InputError(f"--calibration {named}: cannot be read ({error})") from None
+        raise InputError(f"{named}: cannot be read ({error})") from None
     raise InputError(
-        f"--calibration {named}: there is no such file or folder; expected a picture, a folder of "
+        f"{named or repr(named)}: there is no such file or folder; expected a picture, a folder of "
         "pictures or a pattern such as 'photos/*.jpg'"
     )

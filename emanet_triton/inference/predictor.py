@@ -58,6 +58,11 @@ class Predictor:
         compile: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
+        if (precision == "int8") != isinstance(model, QuantizedEMANet) and precision is not None:
+            raise ValueError(
+                f"precision {precision!r} does not fit a {type(model).__name__}; int8 is that of "
+                "the networks that quantize makes"
+            )
         self.model = model
         self.protocol = protocol
         self.ms_flip = ms_flip

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from emanet_triton.errors import InputError
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.conv.int8 import CAPABILITIES, has_int8
@@ -31,10 +33,11 @@ def quantize(
     """Make a copy of a model whose convolutions multiply 8-bit integers, for a CPU.
 
     The fused network in bfloat16 first segments the images, and the largest output of each
-    convolution is noted: the copy can represent values up to these. So the images should be of the
-    kind that it will segment; about eight are enough, and their labels are not needed. Weights have
-    a scale for each output channel. The first convolution, the EM attention and the layers after it
-    stay in bfloat16. Later changes of the model do not reach the copy.
+    convolution is noted: the copy can represent values up to these. One value that is far larger
+    than all others costs the others accuracy. So the images should be of the kind that the copy
+    will segment; about eight are enough, and their labels are not needed. Weights have a scale for
+    each output channel. The first convolution, the EM attention and the layers after it stay in
+    bfloat16. Later changes of the model do not reach the copy.
 
     Args:
         model: an EMANet in evaluation mode, on a CPU; it is not changed.
@@ -46,8 +49,8 @@ def quantize(
         logits.
 
     Raises:
-        InputError: the CPU lacks the instructions, an image cannot be read, or the weights or the
-            logits are not finite.
+        InputError: the CPU lacks the instructions, an image cannot be read, or the weights, the
+            outputs of a convolution or the logits are not finite.
         ValueError: there is no image, or it is none; the model is on a GPU; or ``fuse`` refuses
             the model for one of its reasons.
     """
@@ -61,4 +64,6 @@ def quantize(
         raise ValueError("quantize needs at least one image, from which it takes the ranges")
     with observed(fused) as ranges:
         segment(fused, pictures, protocol=protocol)
-    return QuantizedEMANet(model, ranges).eval()
+    del fused  # two fused networks at once would take more memory than the images
+    with torch.inference_mode(False):  # so that its tensors are always ordinary ones
+        return QuantizedEMANet(model, ranges).eval()

@@ -6,12 +6,14 @@ these values. The first convolution, the EM attention, and all that follows it s
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from emanet_triton.errors import InputError
 from emanet_triton.kernels.conv.int8 import (
     Scale,
     conv_int8,
@@ -32,12 +34,21 @@ Ranges = Mapping[str, float]  # name of a convolution of the backbone → its la
 
 @contextlib.contextmanager
 def observed(network: FusedEMANet) -> Iterator[dict[str, float]]:
-    """Note the largest absolute outputs of the backbone's convolutions in the calls inside."""
+    """Note the largest absolute outputs of the backbone's convolutions in the calls inside.
+
+    Raises:
+        InputError: in such a call, if an output is not finite.
+    """
     ranges: dict[str, float] = {}
 
     def observe(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def note(module: nn.Module, inputs: object, output: Tensor) -> None:
-            ranges[name] = max(ranges.get(name, 0.0), float(output.abs().max()))
+            largest = float(output.abs().max())
+            if not math.isfinite(largest):
+                raise InputError(
+                    f"the output of backbone.{name} of the fused network is not finite"
+                )
+            ranges[name] = max(ranges.get(name, 0.0), largest)
 
         return note
 
@@ -223,10 +234,10 @@ class QuantizedEMANet(FusedEMANet):
 
     def get_extra_state(self) -> dict[str, float]:
         """The ranges, for the state dict: its integers mean nothing without them."""
-        return self.ranges
+        return dict(self.ranges)
 
     def set_extra_state(self, state: object) -> None:
-        """Refuse integers of other ranges.
+        """Refuse integers of other ranges. ``load_state_dict(strict=False)`` may not ask.
 
         Raises:
             ValueError: the state dict is of a network with other ranges.

@@ -59,8 +59,9 @@ def test_a_folder_a_pattern_and_a_picture(folder):
     [
         ("none", "--calibration none: there is no such file or folder; expected a picture, a fol"),
         ("*.jpg", "--calibration *.jpg: the pattern matches no picture"),
-        ("empty", "empty: the folder has no picture; expected files that end with .bmp"),
-        ("notes.txt", "notes.txt: not a readable picture (it is of another kind)"),
+        ("empty", "--calibration empty: the folder has no picture; expected files that end "),
+        ("notes.txt", "--calibration notes.txt: not a readable picture (it is of another kind)"),
+        ("", "--calibration '': there is no such file or folder"),
         ("x" * 300, "--calibration xxx"),
     ],
     ids=lambda value: value[:10],

@@ -197,6 +197,33 @@ def test_segment_and_predictor_take_it(model, quantized):
 
 
 @needs_int8
+def test_made_in_inference_mode(model, quantized, images):
+    with torch.inference_mode():
+        made = quantize(small_model(), [picture(0), picture(1)])
+        inside = logits(made, images)
+    assert torch.equal(logits(made, images), logits(quantized, images))
+    assert torch.equal(inside, logits(quantized, images))
+
+
+@needs_int8
+def test_an_output_that_is_not_finite_is_named():
+    model = small_model()
+    with torch.no_grad():
+        model.backbone.layer2[0].conv2.weight.mul_(1e38)
+    with pytest.raises(InputError, match=r"output of backbone\.6\.conv2 .* is not finite"):
+        quantize(model, picture())
+
+
+@needs_int8
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precisions_that_do_not_fit(model, quantized, precision):
+    with pytest.raises(ValueError, match=f"'{precision}' does not fit a QuantizedEMANet"):
+        Predictor(quantized, model.protocol, precision=precision)
+    with pytest.raises(ValueError, match="'int8' does not fit a EMANet; int8 is that of"):
+        Predictor(model, model.protocol, precision="int8")
+
+
+@needs_int8
 def test_compiled(quantized, images):
     torch._dynamo.reset()
     compiled = torch.compile(quantized, backend="aot_eager", fullgraph=True)
@@ -214,13 +241,13 @@ def test_flops_are_those_of_the_model(model, quantized, images):
 
 
 @needs_int8
-@pytest.mark.parametrize("change", ["half", "double", "cuda", "bfloat16"])
-def test_it_stays_as_it_is(quantized, images, change, monkeypatch):
+@pytest.mark.parametrize("change", ["half", "double", "meta", "bfloat16"])
+def test_it_stays_as_it_is(quantized, images, change):
     wanted = logits(quantized, images)
     moves = {
         "half": lambda: quantized.half(),
         "double": lambda: quantized.double(),
-        "cuda": lambda: quantized.to("meta"),
+        "meta": lambda: quantized.to("meta"),
         "bfloat16": lambda: quantized.bfloat16(),
     }
     with pytest.raises(ValueError, match="a quantized network stays on the CPU"):

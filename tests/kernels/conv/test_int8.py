@@ -91,6 +91,14 @@ def test_residual_is_overwritten(residual_scale):
     assert_rounded(found, wanted, scale)
 
 
+def test_a_residual_of_another_layout_is_refused():
+    x, operands = uint8(1, 32, 6, 7), weights(16, 32, 1)
+    with pytest.raises(ValueError, match="residual must be channels-last"):
+        conv_int8_add_(
+            torch.zeros(1, 16, 6, 7, dtype=torch.uint8), x, *operands, *[Scale(STEP)] * 3
+        )
+
+
 @needs_int8
 def test_a_changed_weight_is_packed_again():
     x, (weight, scales, bias) = uint8(1, 32, 4, 4), weights(32, 32, 3)
