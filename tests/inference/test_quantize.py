@@ -197,6 +197,17 @@ def test_segment_and_predictor_take_it(model, quantized):
 
 
 @needs_int8
+def test_operators_are_registered_as_pytorch_wants():
+    x = torch.zeros(1, 32, 5, 6, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(32, 32, 1, 1, dtype=torch.int8)
+    operands = x, weight, torch.rand(32), torch.randn(32)
+    operators = torch.ops.emanet_triton
+    torch.library.opcheck(operators.conv_int8, (*operands, 0.03, 0.1, 128, 2, 1, False))
+    arguments = x.clone(memory_format=torch.preserve_format), *operands, 0.05, 0, 0.03, 0.1
+    torch.library.opcheck(operators.conv_int8_add_, arguments)
+
+
+@needs_int8
 def test_made_in_inference_mode(model, quantized, images):
     with torch.inference_mode():
         made = quantize(small_model(), [picture(0), picture(1)])

@@ -123,16 +123,6 @@ def test_same_bits_in_any_batch_and_with_any_number_of_threads():
     assert torch.equal(together, torch.cat(alone))
 
 
-@needs_int8
-def test_operators_are_registered_as_pytorch_wants():
-    x, operands = uint8(1, 32, 5, 6), weights(32, 32, 1)
-    torch.library.opcheck(
-        torch.ops.emanet_triton.conv_int8, (x, *operands, STEP, 0.1, 128, 2, 1, False)
-    )
-    arguments = uint8(1, 32, 5, 6), x, *operands, 0.05, 0, STEP, 0.1
-    torch.library.opcheck(torch.ops.emanet_triton.conv_int8_add_, arguments)
-
-
 def test_empty_batch():
     x, operands = uint8(0, 32, 5, 6), weights(16, 32, 1)
     assert conv_int8(x, *operands, Scale(STEP), None, stride=2).shape == (0, 16, 3, 3)
