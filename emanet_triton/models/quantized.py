@@ -110,7 +110,7 @@ class QuantizedConv(nn.Module):
         return f"{list(self.weight.shape)}, {options}"
 
 
-class Quantized(nn.Module):
+class QuantizedOutput(nn.Module):
     """A layer whose bfloat16 output becomes 8-bit integers."""
 
     def __init__(self, layer: nn.Module, scale: Scale) -> None:
@@ -218,10 +218,10 @@ class QuantizedEMANet(FusedEMANet):
         self.ranges = dict(ranges)
         _, *stem = convs_with_norms(model.backbone.stem)
         scale = Scale.of(ranges["0"])
-        layers: list[nn.Module] = [Quantized(self.backbone[0], scale)]
+        layers: list[nn.Module] = [QuantizedOutput(self.backbone[0], scale)]
         for i, (conv, bn) in enumerate(stem, start=1):
-            layers.append(_quantized(conv, bn, scale, Scale.of(ranges[str(i)])))
-            scale = Scale.of(ranges[str(i)])
+            x_scale, scale = scale, Scale.of(ranges[str(i)])
+            layers.append(_quantized(conv, bn, x_scale, scale))
         layers.append(QuantizedMaxPool())
         for block in model.backbone.modules():
             if isinstance(block, Bottleneck):

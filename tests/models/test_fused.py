@@ -21,6 +21,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.conv import cpu_choice, onednn, winograd
+from emanet_triton.kernels.conv.packed import COPIES
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedBottleneck, FusedConv
@@ -92,7 +93,7 @@ def test_golden_logits_in_bf16_by_onednn_alone(monkeypatch):
     products = [block.downsample for block in fused.modules() if isinstance(block, FusedBottleneck)]
     products = [conv for conv in products if conv is not None and conv.stride == 1]
     assert len(products) == 3  # to more channels; they take weights as they are
-    assert [conv for conv in convs if conv.weight not in onednn._PACKED] == products
+    assert [conv for conv in convs if conv.weight not in COPIES] == products
 
 
 def test_no_folded_weight_is_subnormal(images):

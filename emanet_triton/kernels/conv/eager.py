@@ -9,6 +9,12 @@ from torch.nn import functional as F
 from emanet_triton.kernels.precision import cuda_fp32
 
 
+def out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
+    """[B, O, height, width] of a convolution's output; its padding keeps the size at stride 1."""
+    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
+    return [x.shape[0], weight.shape[0], height, width]
+
+
 def torch_conv(
     x: Tensor,
     weight: Tensor,

@@ -9,14 +9,14 @@ PyTorch ships these operations for quantised networks that its compiler makes, a
 weights, as in ``onednn``.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from emanet_triton.kernels import flops
+from emanet_triton.kernels.conv.eager import out_shape
+from emanet_triton.kernels.conv.packed import kept
 from emanet_triton.kernels.device import cpu_capability
 from emanet_triton.kernels.registration import Operator, register
 
@@ -28,7 +28,6 @@ CAPABILITIES = ("amx", "avx512_bf16")
 # 1024 at 64 x 128 pixels. For some other sizes oneDNN wants the weights of 2048 in another layout,
 # into which it copies them at each call.
 CHANNELS = 1024
-_PACKED = WeakTensorKeyDictionary()  # weight → (version, copies in oneDNN's layout)
 
 
 class Scale(NamedTuple):
@@ -190,8 +189,7 @@ def _run_add_(
 
 def _packed_matrix(weight: Tensor) -> Tensor:
     """The weight [O, C, 1, 1] in oneDNN's layout for matrix products."""
-    (packed,) = _kept(weight, lambda: [torch.ops.onednn.qlinear_prepack(weight.flatten(1), None)])
-    return packed
+    return kept(weight, "matrix", lambda: torch.ops.onednn.qlinear_prepack(weight.flatten(1), None))
 
 
 def _packed_parts(
@@ -200,8 +198,9 @@ def _packed_parts(
     """The weight in oneDNN's layout, in parts of so many input channels."""
     scales = weight.new_ones(len(weight), dtype=torch.float32)
     prepack = torch.ops.onednn.qconv_prepack
-    return _kept(
+    return kept(
         weight,
+        (channels, geometry),
         lambda: [
             prepack(part.contiguous(), scales, 1.0, 0, *geometry, 1)
             for part in weight.split(channels, dim=1)
@@ -209,22 +208,11 @@ def _packed_parts(
     )
 
 
-def _kept(weight: Tensor, pack: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """What ``pack`` returned when the weight had its present values."""
-    state = weight.data_ptr(), weight._version
-    of_state, packed = _PACKED.get(weight, (None, []))
-    if of_state != state:
-        packed = pack()
-        _PACKED[weight] = state, packed
-    return packed
-
-
 def _fake(
     x, weight, weight_scales, bias, x_step, out_step, out_zero, stride, dilation, relu
 ) -> Tensor:
-    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
     return torch.empty(
-        (x.shape[0], weight.shape[0], height, width),
+        out_shape(x, weight, stride),
         dtype=torch.uint8 if out_step else torch.bfloat16,
         device=x.device,
         memory_format=torch.channels_last,

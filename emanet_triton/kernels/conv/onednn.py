@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_dtype
-from emanet_triton.kernels.conv.eager import torch_conv
+from emanet_triton.kernels.conv.eager import out_shape, torch_conv
+from emanet_triton.kernels.conv.packed import kept
 from emanet_triton.kernels.device import cpu_capability, has_onednn
 from emanet_triton.kernels.registration import Operator, register
 
@@ -31,7 +31,6 @@ BLOCK_ROWS = 32  # of outputs: the memory of a block is small, and the next bloc
 # From so many input channels on, oneDNN's layout for a 3x3 weight depends on the size of the image.
 # A product with another layout takes half a second longer, and a new copy 14 ms.
 CHANNELS_OF_MANY_LAYOUTS = 2048
-_PACKED = WeakTensorKeyDictionary()  # weight → (what the copy is of, copy in oneDNN's layout)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -92,14 +91,12 @@ def _packed(weight: Tensor, x: Tensor, geometry: tuple[list[int], ...]) -> Tenso
         return weight
     _, channels, size, _ = weight.shape
     varies = size > 1 and channels >= CHANNELS_OF_MANY_LAYOUTS
-    state = weight.data_ptr(), weight._version, x.shape if varies else None
-    of_state, packed = _PACKED.get(weight, (None, weight))
-    if of_state != state:
-        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
-            weight.to_mkldnn(), *geometry, 1, list(x.shape)
-        )
-        _PACKED[weight] = state, packed
-    return packed
+    reorder = torch.ops.aten.mkldnn_reorder_conv2d_weight
+    return kept(
+        weight,
+        x.shape if varies else None,
+        lambda: reorder(weight.to_mkldnn(), *geometry, 1, list(x.shape)),
+    )
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, relu: bool) -> Tensor:
@@ -179,8 +176,7 @@ def _run_add_(
 
 
 def _fake(x, weight, bias, stride, dilation, relu) -> Tensor:
-    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
-    shape = x.shape[0], weight.shape[0], height, width
+    shape = out_shape(x, weight, stride)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 

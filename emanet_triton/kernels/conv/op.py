@@ -23,7 +23,7 @@ from emanet_triton.kernels.conv.cudnn import (
     cudnn_conv,
     has_cudnn,
 )
-from emanet_triton.kernels.conv.eager import torch_conv
+from emanet_triton.kernels.conv.eager import out_shape, torch_conv
 from emanet_triton.kernels.conv.exact import Check, exact_conv
 from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
@@ -95,7 +95,7 @@ def conv_bias_act(
     check_at_least("dilation", dilation, 1)
     dtypes = x.dtype, torch.float32
     if residual is not None:
-        check_shape("residual", residual, _out_shape(x, weight, stride))
+        check_shape("residual", residual, out_shape(x, weight, stride))
         _check_like(x, "residual", residual, dtypes)
     check_dtype("out_dtype", out_dtype or x.dtype, dtypes)
     check_choice("backend", backend, CONV_BACKENDS)
@@ -147,7 +147,7 @@ def bottleneck(
         _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
         channels = weight.shape[0]
     residual = x if residual is None else residual
-    check_shape("residual", residual, _out_shape(x, weights[2], 1))
+    check_shape("residual", residual, out_shape(x, weights[2], 1))
     _check_like(x, "residual", residual, (x.dtype,))
     check_choice("backend", backend, BOTTLENECK_BACKENDS)
     check_choice("precision", precision, FP32_PRECISIONS)
@@ -172,11 +172,6 @@ def _check_parameters(
 def _check_like(x: Tensor, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     check_dtype(name, tensor.dtype, dtypes)
     check_device(name, tensor, "x", x)
-
-
-def _out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
-    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
-    return [x.shape[0], weight.shape[0], height, width]
 
 
 def _candidates(
@@ -241,7 +236,7 @@ def _run_conv_bias_act(
 
     def make_check() -> Check:
         return Check(
-            x, residual, _out_shape(x, weight, stride), out_dtype, stride,
+            x, residual, out_shape(x, weight, stride), out_dtype, stride,
             reach=dilation * (weight.shape[2] // 2),
             relu=relu,
             linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
@@ -333,12 +328,12 @@ def _run_bottleneck(
 
 
 def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:
-    shape = _out_shape(x, weight, stride)
+    shape = out_shape(x, weight, stride)
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=_NHWC)
 
 
 def _fake_bottleneck(x, weights, *_) -> Tensor:
-    shape = _out_shape(x, weights[2], 1)
+    shape = out_shape(x, weights[2], 1)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
 
 

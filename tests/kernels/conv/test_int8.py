@@ -91,6 +91,29 @@ def test_residual_is_overwritten(residual_scale):
     assert_rounded(found, wanted, scale)
 
 
+@needs_int8
+def test_one_weight_for_two_kinds_of_output():
+    """Copies of a weight in oneDNN's layout differ by the kind of output, and by the stride."""
+    torch.manual_seed(0)
+    x, operands = uint8(1, int8.CHANNELS + 96, 5, 6), weights(24, int8.CHANNELS + 96, 3)
+    scale = Scale.of(8.0, signed=True)
+    for stride in (1, 2, 1):
+        wanted = exact(x, operands, stride)
+        options = {"stride": stride, "relu": False}
+        found = conv_int8(x, *operands, Scale(STEP), None, **options)
+        assert (found.double() - wanted).abs().max() <= 2 * 2**-8 * wanted.abs().max()
+        assert_rounded(conv_int8(x, *operands, Scale(STEP), scale, **options), wanted, scale)
+
+
+@needs_int8
+def test_weights_of_inference_mode():
+    with torch.inference_mode():
+        x, operands = uint8(1, 32, 6, 7), weights(16, 32, 3)
+        scale = Scale.of(8.0, signed=True)
+        found = conv_int8(x, *operands, Scale(STEP), scale, relu=False)
+        assert_rounded(found, exact(x, operands), scale)
+
+
 def test_a_residual_of_another_layout_is_refused():
     x, operands = uint8(1, 32, 6, 7), weights(16, 32, 1)
     with pytest.raises(ValueError, match="residual must be channels-last"):

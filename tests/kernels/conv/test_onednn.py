@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from emanet_triton.kernels import device
 from emanet_triton.kernels.conv import onednn as conv_cpu
 from emanet_triton.kernels.conv.onednn import conv_bias_act_
+from emanet_triton.kernels.conv.packed import COPIES
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NHWC = torch.channels_last
@@ -97,10 +98,10 @@ def test_copies_of_weights_are_kept(name):
         got = conv_bias_act_(case.x, case.weight, case.bias, residual, **case.options)
         return relative_error(got, case.eager(torch.float64))
 
-    held = len(conv_cpu._PACKED)
+    held = len(COPIES)
     for _ in range(2):
         assert error() < 1e-6
-    assert len(conv_cpu._PACKED) == held + 1
+    assert len(COPIES) == held + 1
     with torch.no_grad():
         case.weight.mul_(2)  # a change of the weight reaches its copy
     assert error() < 1e-6
@@ -108,7 +109,7 @@ def test_copies_of_weights_are_kept(name):
     assert error() < 1e-6
     case.weight.data = case.weight.data.clone()
     error()
-    assert len(conv_cpu._PACKED) == held + 1
+    assert len(COPIES) == held + 1
 
 
 @pytest.mark.usefixtures("_keeps_copies")
@@ -124,7 +125,7 @@ def test_an_image_of_another_size_takes_a_layout_of_its_own(channels, copies, mo
             relative_error(found, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
             < 1e-6
         )
-        kept.append(conv_cpu._PACKED[weight][1])
+        kept.append(COPIES[weight][1])
     assert len({id(copy) for copy in kept}) == copies
 
 
