@@ -45,7 +45,7 @@ _LAYOUT = Layout("images/{split}/{name}.jpg", "annotations/{split}/{name}.png", 
 
 
 def _class(entry: str) -> Class:
-    color, name = entry.split(maxsplit=1)
+    color, name = entry.strip().split(maxsplit=1)
     red, green, blue = bytes.fromhex(color)
     return Class(name, (red, green, blue))
 
@@ -59,7 +59,7 @@ def find_files(root: Path, split: str) -> tuple[Files, Files, list[str]]:
     return _LAYOUT.find_files(root, _FOLDERS.get(split, split))
 
 
-CLASSES = tuple(_class(entry) for entry in _CLASSES.replace("\n", " ").split(";"))
+CLASSES = tuple(_class(entry) for entry in _CLASSES.split(";"))
 ADE20K = labelled_pictures(
     "ADE20K",
     CLASSES,
