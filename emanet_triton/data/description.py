@@ -10,25 +10,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from emanet_triton.data.cityscapes import CITYSCAPES
-from emanet_triton.data.dataset import IGNORE, Class, Color, Dataset, Sample
+from emanet_triton.data.dataset import IGNORE, Class, Color, Dataset
+from emanet_triton.data.labelled import LARGEST_ID, Ids, labelled_pictures
 from emanet_triton.data.layout import NAME, Layout, is_inside
-from emanet_triton.data.picture import picture_size, read_picture
-from emanet_triton.data.png import read_label_png
 from emanet_triton.data.reading import read_regular, refusing
+from emanet_triton.data.voc import voc_color
 from emanet_triton.errors import InputError, one_line
 
 SUFFIX = ".toml"
 _KEYS = ("name", "root", "images", "labels", "ignored", "classes", "splits")
 _CLASS_KEYS = ("name", "color", "ids")
 _MOST_CLASSES = 255  # a label has 8 bits, and one value is IGNORE
-_LARGEST_ID = 2**16 - 1
-_ILLEGAL = 2**8  # in the table from stored ids to train ids
 _MOST_BYTES = 2**20  # of a file
 _MOST_DOTS = 2000  # tomllib needs a gigabyte for a key such as a.a.a... of 20,000 parts
-_SHOWN = 8  # ids in a message
 _EXAMPLE = "'images/{split}/{name}.png'"
 
 
@@ -101,17 +96,12 @@ def dataset_from(description: Mapping[str, Any], name: str = "data set") -> Data
     _check_once(classes, ignored)
     lists = _lists(description.get("splits", {}))
     layout = Layout(images, labels, lists)
-    ids = _Ids(tuple(each.ids for each in classes), ignored)
-    return Dataset(
-        name=name,
-        classes=classes,
-        folders=layout.places(),
-        find_files=layout.find_files,
-        read_labels=ids.read,
-        prediction_name=_prediction_name,
-        to_stored_ids=ids.stored,
-        read_image=read_picture,
-        image_size=picture_size,
+    return labelled_pictures(
+        name,
+        classes,
+        layout.places(),
+        layout.find_files,
+        Ids(tuple(each.ids for each in classes), ignored),
         description={
             "name": name,
             "images": images,
@@ -124,61 +114,6 @@ def dataset_from(description: Mapping[str, Any], name: str = "data set") -> Data
             "splits": lists,
         },
     )
-
-
-def voc_color(index: int) -> Color:
-    """The colour of a class in PASCAL VOC, by the index of the class, 0 to 255."""
-    channels = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    red, green, blue = channels
-    return red, green, blue
-
-
-class _Ids:
-    """Turns the ids in label files into train ids, and back.
-
-    Args:
-        classes: for each class its ids.
-        ignored: the ids that are not scored.
-    """
-
-    def __init__(self, classes: tuple[tuple[int, ...], ...], ignored: tuple[int, ...]) -> None:
-        self._train_ids = np.full(_LARGEST_ID + 1, _ILLEGAL, np.uint16)
-        self._train_ids[list(ignored)] = IGNORE
-        self._stored = np.full(2**8, ignored[0] if ignored else IGNORE, np.uint16)
-        for index, ids in enumerate(classes):
-            self._train_ids[list(ids)] = index
-            self._stored[index] = ids[0]
-        if self._stored.max() < 2**8:
-            self._stored = self._stored.astype(np.uint8)
-        self._legal = _ranges(sorted({*ignored, *(each for ids in classes for each in ids)}))
-
-    def read(self, sample: Sample) -> np.ndarray:
-        """The label of a sample as train ids, uint8 [H, W].
-
-        Raises:
-            InputError: the label PNG is not readable or holds an illegal id.
-        """
-        ids = read_label_png(sample.label)
-        train_ids = np.take(self._train_ids, ids)
-        illegal = np.unique(ids[train_ids == _ILLEGAL]).tolist()
-        if not illegal:
-            return train_ids.astype(np.uint8)
-        shown = ", ".join(map(str, illegal[:_SHOWN])) + ", ..." * (len(illegal) > _SHOWN)
-        raise InputError(
-            f"{sample.label}: holds the ids {shown}, which no class has and which are not in "
-            f"ignored; expected {self._legal}"
-        )
-
-    def stored(self, train_ids: np.ndarray) -> np.ndarray:
-        """The ids of predicted train ids, uint8 [H, W]: uint8, or uint16 if an id needs it."""
-        return np.take(self._stored, train_ids)
-
-
-def _prediction_name(sample: Sample) -> str:
-    return f"{sample.name}.png"
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -283,11 +218,11 @@ def _color(name: str, value: object) -> Color:
 
 
 def _ids(key: str, value: object) -> tuple[int, ...]:
-    expected = f"a list of whole numbers, each 0 to {_LARGEST_ID}"
+    expected = f"a list of whole numbers, each 0 to {LARGEST_ID}"
     if not isinstance(value, list):
         _refuse(key, expected, value)
     for each in value:
-        if type(each) is not int or not 0 <= each <= _LARGEST_ID:
+        if type(each) is not int or not 0 <= each <= LARGEST_ID:
             _refuse(key, expected, value)
     return tuple(dict.fromkeys(value))
 
@@ -313,13 +248,3 @@ def _lists(value: object) -> dict[str, str]:
         _name("splits", split): _inside(f"splits: {split}", path, expected)
         for split, path in value.items()
     }
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers as a text: ``"0 to 33, 255"``."""
-    texts, start = [], numbers[0]
-    for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-        if following != number + 1:
-            texts.append(f"{start} to {number}" if start != number else str(number))
-            start = following if following is not None else number
-    return ", ".join(texts)

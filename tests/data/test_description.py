@@ -13,8 +13,9 @@ from png_files import encoded, palette_image
 from emanet_triton import Dataset, open_dataset
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import IGNORE, Sample
-from emanet_triton.data.description import dataset_from, voc_color
+from emanet_triton.data.description import dataset_from
 from emanet_triton.data.png import read_image, read_label_png, write_png
+from emanet_triton.data.voc import voc_color
 from emanet_triton.errors import InputError
 
 
@@ -121,7 +122,7 @@ def test_255_classes(tmp_path):
 def test_ids_that_no_class_has(tmp_path):
     dataset = described(classes=TABLES, ignored=[0, 1, 2, 255])
     assert _refused_label(dataset, tmp_path, [[3, 7], [5, 3]]) == (
-        "holds the ids 3, 5, which no class has and which are not in ignored; expected 0 to 2, 7, "
+        "holds the ids 3, 5, which no class has and which are not ignored; expected 0 to 2, 7, "
         "9, 255, 300"
     )
     many = _refused_label(dataset, tmp_path, [list(range(10, 30))])

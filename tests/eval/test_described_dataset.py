@@ -131,7 +131,7 @@ def test_problems_of_the_files(tmp_path, scenes, trained, fails):
     write_png(label, np.full((256, 512), 77, np.uint8))
     message = fails("--ckpt", trained, "--data", scenes)
     assert "1 problem in the data set:\n" in message
-    assert f"  {label}: holds the ids 77, which no class has and which are not in" in message
+    assert f"  {label}: holds the ids 77, which no class has and which are not ignored" in message
     assert "ignored; expected 0 to 33, 255\n" in message
     assert fails("--ckpt", trained, "--data", scenes, "--split", "train").endswith(
         "  it has no split 'train', it has: val\n"
