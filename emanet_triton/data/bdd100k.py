@@ -11,7 +11,12 @@ from emanet_triton.data.layout import Layout
 
 
 def _dataset(
-    name: str, classes: tuple[Class, ...], images: str, task: str, published_on: tuple[str, int]
+    name: str,
+    classes: tuple[Class, ...],
+    images: str,
+    task: str,
+    published_on: tuple[str, int],
+    unscored: int | None = None,
 ) -> Dataset:
     """``images``: the folder of images; ``task``: the folder of the task's labels."""
     layout = Layout(
@@ -24,6 +29,7 @@ def _dataset(
         layout.find_files,
         Ids.counted(len(classes)),
         published_on=published_on,
+        unscored=unscored,
     )
 
 
@@ -44,4 +50,5 @@ BDD100K_DRIVABLE = _dataset(
     images="100k",
     task="drivable",
     published_on=("val", 10_000),
+    unscored=2,  # the background: bdd100k.eval counts only pixels with another label
 )

@@ -56,6 +56,8 @@ class Dataset:
             or uint16 [H, W].
         published_on: the split, and the number of its images, on which the published figures of
             the models were measured; ``None`` if there are no such figures.
+        unscored: the train id of a class that the network predicts and the benchmark does not
+            score: pixels with this label do not count, and means leave the class out; or ``None``.
         read_image: reads an image as uint8 RGB [H, W, 3]. Raises InputError if it is damaged.
         image_size: reads (height, width) of an image, as ``read_image`` gives them, faster if it
             can. Raises InputError if the image is damaged.
@@ -71,6 +73,7 @@ class Dataset:
     prediction_name: Callable[[Sample], str]
     to_stored_ids: Callable[[np.ndarray], np.ndarray]
     published_on: tuple[str, int] | None = None
+    unscored: int | None = None
     read_image: Callable[[Path], np.ndarray] = png.read_image
     image_size: Callable[[Path], tuple[int, ...]] = png.png_size
     description: Mapping[str, Any] | None = field(default=None, compare=False)

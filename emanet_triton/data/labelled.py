@@ -72,6 +72,7 @@ def labelled_pictures(
     ids: Ids,
     *,
     published_on: tuple[str, int] | None = None,
+    unscored: int | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A data set of JPEG, PNG, WebP, BMP or TIFF pictures (``data.picture``) and label PNGs.
@@ -88,6 +89,7 @@ def labelled_pictures(
         prediction_name=_prediction_name,
         to_stored_ids=ids.stored,
         published_on=published_on,
+        unscored=unscored,
         read_image=read_picture,
         image_size=picture_size,
         description=description,

@@ -94,7 +94,7 @@ def _evaluate(plan: Plan, job: Job, partial: PartialResult, group: Ranks) -> rep
 
 def _print(plan: Plan, reports: list[report.Report]) -> None:
     if not plan.all:
-        say(f"{report.class_table(reports[0].classes, reports[0].confusion)}\n")
+        say(f"{report.class_table(reports[0].classes, reports[0].scores())}\n")
     say(report.summary_table(reports))
     if plan.compare:
         say(f"\n{report.comparison_table(reports)}")

@@ -57,8 +57,10 @@ class Scores:
     """Scores in percent, float64, unrounded (mmseg ``mIoU`` metric).
 
     Attributes:
-        iou: [C], intersection over union; NaN for a class in neither labels nor predictions.
-        acc: [C], the share of a class's pixels that were found; NaN for a class not in labels.
+        iou: [C], intersection over union; NaN for a class in neither labels nor predictions, and
+            for a class that is not scored.
+        acc: [C], the share of a class's pixels that were found; NaN for a class not in labels, and
+            for a class that is not scored.
         miou: mean of ``iou`` without the NaN.
         macc: mean of ``acc`` without the NaN.
         aacc: the share of all scored pixels that are right; NaN without any.
@@ -71,11 +73,21 @@ class Scores:
     aacc: float
 
 
-def scores(confusion: Tensor) -> Scores:
-    """The scores of a confusion matrix, int64 [C, C]."""
+def scores(confusion: Tensor, unscored: int | None = None) -> Scores:
+    """The scores of a confusion matrix.
+
+    Args:
+        confusion: int64 [C, C], rows = label.
+        unscored: a class whose labelled pixels do not count (``Dataset.unscored``).
+    """
     counts = confusion.cpu().numpy()
+    if unscored is not None:
+        counts = counts.copy()
+        counts[unscored] = 0
     hits, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     iou = _ratio(hits, labelled + predicted - hits)
+    if unscored is not None:
+        iou[unscored] = np.nan  # it may be predicted where another class is labelled
     acc = _ratio(hits, labelled)
     aacc = _ratio(hits.sum(), labelled.sum())
     # The factor 100 comes last, so that ratios and means are equal to mmseg's to the last bit.

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor
 
-from emanet_triton.eval.metric import scores
+from emanet_triton.eval.metric import Scores, scores
 from emanet_triton.eval.plan import Job, Plan
 from emanet_triton.eval.runner import Result
 from emanet_triton.files import write_output
@@ -53,6 +53,7 @@ class Report:
         data: root of the data set.
         split: of the data set.
         classes: the names of the C classes.
+        unscored: the class that is not scored (``Dataset.unscored``), or ``None``.
         images: the number of evaluated images.
         protocol: how images were resized and cut into windows.
         ms_flip: whether scales and mirroring were averaged.
@@ -73,6 +74,7 @@ class Report:
     data: str
     split: str
     classes: tuple[str, ...]
+    unscored: int | None
     images: int
     protocol: Protocol
     ms_flip: bool
@@ -86,9 +88,13 @@ class Report:
     compared: Compared | None
     published: float | None
 
+    def scores(self) -> Scores:
+        """The scores of the network."""
+        return scores(self.confusion, self.unscored)
+
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values: unrounded percentages, null for NaN."""
-        result = scores(self.confusion)
+        result = self.scores()
         return {
             "model": self.model,
             "checkpoint": self.checkpoint,
@@ -122,11 +128,11 @@ class Report:
     def _compared_as_json(self) -> dict[str, Any] | None:
         if self.compared is None:
             return None
-        other = scores(self.compared.confusion).miou
+        other = scores(self.compared.confusion, self.unscored).miou
         return {
             "precision": self.compared.precision,
             "mIoU": _number(other),
-            "difference": _number(scores(self.confusion).miou - other),
+            "difference": _number(self.scores().miou - other),
             "labels_agree": self.compared.labels_agree,
             "confusion": self.compared.confusion.tolist(),
             "agreement": self.compared.agreement.tolist(),
@@ -144,6 +150,7 @@ def make_report(plan: Plan, job: Job, predictor: Predictor, result: Result) -> R
         data=str(plan.data),
         split=plan.split,
         classes=tuple(c.name for c in plan.dataset.classes),
+        unscored=plan.dataset.unscored,
         images=len(plan.samples),
         protocol=job.protocol,
         ms_flip=job.ms_flip,
@@ -196,14 +203,8 @@ def speed(result: Result, images: int) -> str:
     )
 
 
-def class_table(classes: Sequence[str], confusion: Tensor) -> str:
-    """IoU and accuracy of every class, in percent.
-
-    Args:
-        classes: the names of the C classes.
-        confusion: int64 [C, C], rows = label.
-    """
-    result = scores(confusion)
+def class_table(classes: Sequence[str], result: Scores) -> str:
+    """IoU and accuracy of every class, in percent."""
     rows = [
         (name, _shown(iou), _shown(acc))
         for name, iou, acc in zip(classes, result.iou, result.acc, strict=True)
@@ -233,7 +234,7 @@ def comparison_table(reports: list[Report]) -> str:
     rows = []
     for report in reports:
         if (other := report.compared) is not None:
-            own, others = (scores(c).miou for c in (report.confusion, other.confusion))
+            own, others = report.scores().miou, scores(other.confusion, report.unscored).miou
             figures = f"{own:.4f}", other.precision, f"{others:.4f}", f"{own - others:+.4f}"
             agree = f"{other.labels_agree:.4f}%"
             rows.append((*_name_and_views(report), report.precision, *figures, agree))
@@ -258,14 +259,14 @@ def _name_and_views(report: Report) -> tuple[str, str]:
 
 
 def _measured(report: Report) -> tuple[str, str, str]:
-    result = scores(report.confusion)
+    result = report.scores()
     return _shown(result.aacc), _shown(result.macc), _shown(result.miou)
 
 
 def _comparison(report: Report) -> tuple[str, str, str]:
     if report.published is None:
         return "-", "-", "-"
-    difference = scores(report.confusion).miou - report.published
+    difference = report.scores().miou - report.published
     verdict = "yes" if abs(difference) <= TOLERANCE else "NO"
     return f"{report.published:.2f}", f"{difference:+.2f}", verdict
 

@@ -146,7 +146,7 @@ def evaluate(
                 picture.result()
             drawn = [stamp(*outputs.pictures(sample)) for sample in batch]
             partial.add(names, matrices, time.monotonic() - begun, drawn)
-            shown = scores(earlier.counts[0] + partial.counts[0]).miou
+            shown = scores(earlier.counts[0] + partial.counts[0], dataset.unscored).miou
             bar.set_postfix_str(f"mIoU {shown:.2f}", refresh=False)
             bar.update(len(batch))
             ranks.progress(f"{len(partial.names)} of {total} images")

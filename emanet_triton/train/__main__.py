@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from emanet_triton.command import FAILED, answer, complain, program, run, say
 from emanet_triton.errors import InputError, first_line, printable
+from emanet_triton.eval.metric import scores
 from emanet_triton.eval.report import class_table
 from emanet_triton.inference.build import open_device
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
@@ -80,7 +81,7 @@ def _print(plan: Plan, training: Run) -> None:
     best = LAST
     if training.confusion is not None and training.best is not None:
         names = [each.name for each in plan.dataset.classes]
-        say(f"\n{class_table(names, training.confusion)}\n")
+        say(f"\n{class_table(names, scores(training.confusion, plan.dataset.unscored))}\n")
         miou, iteration = training.best
         say(f"best mIoU {miou:.2f}, after iteration {iteration}: {plan.out / BEST}")
         best = BEST

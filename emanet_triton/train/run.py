@@ -186,7 +186,7 @@ class Run:
             self._after_sample,
         )
         self._validated = iteration
-        found = scores(self.confusion)
+        found = scores(self.confusion, plan.dataset.unscored)
         better = self.best is None or found.miou > self.best[0] or math.isnan(self.best[0])
         if better:
             self.best = found.miou, iteration

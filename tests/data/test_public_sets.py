@@ -13,6 +13,7 @@ from emanet_triton.data.ade20k import ADE20K
 from emanet_triton.data.bdd100k import BDD100K, BDD100K_DRIVABLE
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import IGNORE, Sample
+from emanet_triton.data.overlay import Text, draw_legend, legend_entries
 from emanet_triton.data.png import read_image, read_label_png, write_png
 from emanet_triton.data.voc import VOC2012
 from emanet_triton.errors import InputError
@@ -218,3 +219,10 @@ def test_a_jpeg_that_libjpeg_complains_about_may_be_written_anew_as_png(tmp_path
     assert VOC2012.check(sample) == []
     np.testing.assert_array_equal(VOC2012.read_image(sample.image), read_image(sample.image))
     np.testing.assert_array_equal(VOC2012.read_image(sample.image), pixels[:, :, ::-1])
+
+
+def test_a_legend_of_150_classes():
+    entries = legend_entries(ADE20K)
+    legend = draw_legend(entries, 400, Text.for_width(400))
+    there = Counter(map(tuple, legend.reshape(-1, 3).tolist()))
+    assert [name for name, color in entries if there[color] < 20 * 20] == []

@@ -180,3 +180,22 @@ def test_what_cannot_be_counted(labels, predictions, message):
 def test_an_unscored_pixel_may_hold_any_prediction():
     labels = torch.tensor([IGNORE, 3], dtype=torch.uint8)
     assert confusion_matrix(labels, torch.tensor([200, 3], dtype=torch.uint8)).sum() == 1
+
+
+def test_a_class_that_is_not_scored():
+    """As ``bdd100k.eval.seg`` scores drivable areas, whose last class is the background."""
+    rng = np.random.default_rng(0)
+    label, predicted = rng.integers(0, 3, (2, 40, 50))
+    hits = label == predicted
+    counted = label != 2
+    iou = [
+        (hits & (label == c)).sum() / (counted & ((label == c) | (predicted == c))).sum()
+        for c in (0, 1)
+    ]
+    confusion = torch.tensor(np.bincount(3 * label.ravel() + predicted.ravel()).reshape(3, 3))
+    result = scores(confusion, unscored=2)
+    np.testing.assert_allclose(result.iou, [100 * iou[0], 100 * iou[1], np.nan], rtol=1e-12)
+    assert result.miou == pytest.approx(50 * sum(iou), rel=1e-12)
+    assert result.aacc == pytest.approx(100 * hits[counted].mean(), rel=1e-12)
+    assert np.isnan(result.acc[2])
+    assert scores(confusion).miou != result.miou

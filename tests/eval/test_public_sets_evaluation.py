@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny_eval
+import torch
 from public_sets import SETS, legal_ids, write
 
 from emanet_triton import segment
+from emanet_triton.data.bdd100k import BDD100K_DRIVABLE
 from emanet_triton.data.dataset import IGNORE
 from emanet_triton.data.png import read_image, read_label_png
 from emanet_triton.eval.__main__ import main
+from emanet_triton.eval.metric import scores
 from emanet_triton.models.zoo import ZOO
 
 NAME = "emanet_public"
@@ -40,3 +43,6 @@ def test_scores_predictions_and_overlays(dataset, tmp_path, monkeypatch):
     assert got["confusion"] == want.tolist()
     assert got["images"] == 2
     assert list(got["IoU"]) == [each.name for each in dataset.classes]
+    assert got["mIoU"] == scores(torch.tensor(want), dataset.unscored).miou
+    if dataset is BDD100K_DRIVABLE:
+        assert got["IoU"]["background"] is None
