@@ -1,4 +1,4 @@
-"""From images to network inputs: the resize, the normalisation and the windows."""
+"""From images to network inputs: the resizes, the normalisation, the padding and the windows."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from emanet_triton.inference.views import Size, window_grid
+from emanet_triton.inference.views import Size, scales, window_grid
 from emanet_triton.models.network import input_form
 from emanet_triton.models.protocol import Protocol
 
@@ -35,11 +36,43 @@ def normalise(images: Tensor, network: object = None) -> Tensor:
 
 
 def scaled_inputs(
-    images: Sequence[np.ndarray], size: Size, device: torch.device, network: object = None
+    images: Sequence[np.ndarray],
+    protocol: Protocol,
+    ms_flip: bool,
+    device: torch.device,
+    network: object = None,
+) -> Iterator[Tensor]:
+    """Yield the network input of each scale of a protocol: float32 [B, 3, h, w], not mirrored.
+
+    The images have one size. The inputs have the order of ``views.scales``.
+    """
+    each = scales(protocol, images[0].shape[:2], ms_flip)
+    if protocol.scaling == "image":
+        for scale in each:
+            yield _padded_inputs(images, scale.resized, scale.padded, device, network)
+        return
+    single = inputs = _padded_inputs(images, each[0].resized, each[0].padded, device, network)
+    for scale, ratio in zip(each, protocol.ratios if ms_flip else (1.0,), strict=True):
+        if protocol.scaling == "previous":
+            inputs = F.interpolate(inputs, scale.size, mode="bilinear", align_corners=False)
+        elif ratio != 1:
+            # F.interpolate(single, scale_factor=ratio), but for sides that would vanish. With a
+            # factor, source pixels are 1 / ratio apart, and not in / out.
+            resize = torch.ops.aten.upsample_bilinear2d
+            inputs = resize(single, scale.size, protocol.align_corners, ratio, ratio)
+        else:
+            inputs = single
+        yield inputs
+
+
+def _padded_inputs(
+    images: Sequence[np.ndarray], size: Size, padded: Size, device: torch.device, network: object
 ) -> Tensor:
-    """Images of one size, resized to (height, width) and normalised: float32 [B, 3, h, w]."""
+    """Images resized to (height, width), normalised and padded with 0: float32 [B, 3, ...]."""
     resized = np.stack([resize_image(image, size) for image in images])
-    return normalise(to_device(resized, device), network)
+    inputs = normalise(to_device(resized, device), network)
+    bottom, right = padded[0] - size[0], padded[1] - size[1]
+    return F.pad(inputs, (0, right, 0, bottom)) if bottom or right else inputs
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from emanet_triton.command import Parser, count, size, thread_count
 from emanet_triton.cores import usable_cores
+from emanet_triton.errors import InputError
 from emanet_triton.inference.build import INT8, PRECISIONS
 from emanet_triton.inference.calibration import CALIBRATION_IMAGES
-from emanet_triton.models.protocol import VERSIONS, Protocol
+from emanet_triton.models.protocol import MMSEG_VERSIONS, Protocol
 
 _PROTOCOL, _NATIVE = "protocol", "native"  # sizes of the network's input that --scale names
 
@@ -16,13 +17,15 @@ _PROTOCOL, _NATIVE = "protocol", "native"  # sizes of the network's input that -
 def add_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that say how images go through the network, and by how many threads."""
     group.add_argument(
-        "--ms-flip", action="store_true", help="average over six scales, each also mirrored"
+        "--ms-flip",
+        action="store_true",
+        help="average over the scales of the model's protocol, each also mirrored",
     )
     group.add_argument(
         "--protocol",
-        choices=VERSIONS,
-        default=VERSIONS[0],
-        help="mmsegmentation's version, for the sizes of --ms-flip; default: %(default)s",
+        choices=MMSEG_VERSIONS,
+        help="mmsegmentation's version, for the sizes of --ms-flip; default: that of the model's "
+        "protocol",
     )
     group.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
     group.add_argument(
@@ -84,6 +87,26 @@ def check_int8(parser: Parser, args: argparse.Namespace, precisions: Sequence[st
         parser.error(f"{INT8} has no plain network: leave out --no-fuse")
     if args.calibration is not None and INT8 not in precisions:
         parser.error(f"--calibration names pictures for {INT8}, but no network runs in {INT8}")
+
+
+def with_version(protocol: Protocol, wanted: str | None) -> Protocol:
+    """The protocol with the version that ``--protocol`` names.
+
+    Args:
+        protocol: of the model.
+        wanted: one of ``MMSEG_VERSIONS``, or ``None``: the model's own.
+
+    Raises:
+        InputError: the protocol is another project's.
+    """
+    if wanted is None:
+        return protocol
+    if protocol.version not in MMSEG_VERSIONS:
+        raise InputError(
+            f"--protocol {wanted}: the model's protocol is {protocol.version}'s, and not "
+            "mmsegmentation's; expected no --protocol"
+        )
+    return replace(protocol, version=wanted)  # type: ignore[arg-type]  # one of the literals
 
 
 def add_scale(group: argparse._ArgumentGroup) -> None:

@@ -1,9 +1,10 @@
-"""From an image to labels as in mmsegmentation, without logits of the image's size.
+"""From an image to labels by a protocol, without logits of the image's size.
 
 The tests compare the results with those of ``reference``, the plain sequence of operations.
 """
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.graphs import GraphedNetwork
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
 from emanet_triton.inference.taps import tap_tables
-from emanet_triton.inference.views import Size, logits_grid, num_windows, view_sizes
+from emanet_triton.inference.views import logits_grid, num_windows, view_sizes, views
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
@@ -125,7 +126,9 @@ class Predictor:
             errors are those of a call.
         """
         with_both = _labels_and_probabilities if same_labels else resample_probabilities
-        resample = with_both if probabilities else _labels_only
+        resample = functools.partial(
+            with_both if probabilities else _labels_only, average=self.protocol.average
+        )
         images = images[: self.images_at_once]
         watch = MemoryWatch(self.device)
         while True:
@@ -174,11 +177,11 @@ class Predictor:
             the taps of the rows and of the columns.
         """
         image_size = images[0].shape[:2]
-        sizes = view_sizes(self.protocol, image_size, self.ms_flip)
+        sizes = [view.size for view in views(self.protocol, image_size, self.ms_flip)]
         grids = (logits_grid(self.protocol, size, self.stride) for size in sizes)
-        positions = sum(map(math.prod, grids)) * (2 if self.ms_flip else 1)
+        positions = sum(map(math.prod, grids))
         packed, begin = torch.empty(0), 0
-        for inputs in self._network_inputs(images, sizes):
+        for inputs in self._network_inputs(images):
             with self._arithmetic():
                 logits = self._network(inputs)
             windows = logits.unflatten(0, (-1, len(images))).permute(1, 2, 0, 3, 4)
@@ -193,13 +196,11 @@ class Predictor:
         tables = tap_tables(self.protocol, image_size, self.ms_flip, self.device, self.stride)
         return packed, *tables
 
-    def _network_inputs(
-        self, images: Sequence[np.ndarray], sizes: Sequence[Size]
-    ) -> Iterator[Tensor]:
+    def _network_inputs(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield windows of all images, [windows * B, 3, h, w], view after view, a few at a time."""
         windows_at_once = self.inputs_at_once // len(images)
-        for size in sizes:
-            inputs = scaled_inputs(images, size, self.device, self.model)
+        every = scaled_inputs(images, self.protocol, self.ms_flip, self.device, self.model)
+        for inputs in every:
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
                 view = view.to(self._dtype)  # first: windows overlap, and half the bytes are cut
@@ -208,8 +209,7 @@ class Predictor:
 
     def first_logits(self, image: np.ndarray) -> Tensor:
         """Logits of the first input of an image, from the model itself: not compiled, no graph."""
-        sizes = view_sizes(self.protocol, image.shape[:2], self.ms_flip)
-        inputs = next(self._network_inputs([image], sizes[:1]))
+        inputs = next(self._network_inputs([image]))
         with torch.no_grad(), self._arithmetic():
             return self.model(inputs[:1])
 
@@ -233,13 +233,15 @@ def are_finite(labels: Tensor) -> bool:
     return not bool((labels == NOT_FINITE).all())
 
 
-def _labels_only(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor]:
-    return (resample_labels(logits, rows, columns),)
+def _labels_only(logits: Tensor, rows: Taps, columns: Taps, average: str) -> tuple[Tensor]:
+    return (resample_labels(logits, rows, columns, average=average),)
 
 
-def _labels_and_probabilities(logits: Tensor, rows: Taps, columns: Taps) -> tuple[Tensor, Tensor]:
-    _, probabilities = resample_probabilities(logits, rows, columns)
-    return resample_labels(logits, rows, columns), probabilities
+def _labels_and_probabilities(
+    logits: Tensor, rows: Taps, columns: Taps, average: str
+) -> tuple[Tensor, Tensor]:
+    _, probabilities = resample_probabilities(logits, rows, columns, average=average)
+    return resample_labels(logits, rows, columns, average=average), probabilities
 
 
 def _resampled(

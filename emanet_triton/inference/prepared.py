@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from emanet_triton.errors import InputError
 from emanet_triton.inference.inputs import cut_windows
 from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE
-from emanet_triton.inference.taps import View, view_tables
-from emanet_triton.inference.views import Size
+from emanet_triton.inference.taps import view_tables
+from emanet_triton.inference.views import Size, View
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.network import input_form
 from emanet_triton.models.protocol import Protocol

@@ -1,4 +1,4 @@
-"""mmsegmentation's sequence from images to probabilities, in plain PyTorch and at full size.
+"""The sequence from images to probabilities, in plain PyTorch and at full size.
 
 It is the specification of ``predictor``, which computes the same with tap tables. Here the logits
 of every view are enlarged to the size of the network's input, and then to the size of the image.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
-from emanet_triton.inference.views import Size, cover_count, view_sizes, window_grid
+from emanet_triton.inference.views import Size, View, cover_count, views, window_grid
 from emanet_triton.models.protocol import Protocol
 
 
@@ -36,48 +36,83 @@ def probabilities(
     Returns:
         [B, C, H, W], in the dtype of the logits, at least float32.
     """
-    each = _view_probabilities(forward, images, protocol, ms_flip, torch.device(device))
+    each = _view_scores(forward, images, protocol, ms_flip, torch.device(device))
     total, views = next(each), 1
-    for probabilities_of_view in each:
-        total.add_(probabilities_of_view)
+    for scores in each:
+        total.add_(scores)
         views += 1
-    return total / views if views > 1 else total
+    mean = total / views if views > 1 else total
+    return mean.softmax(1) if protocol.average == "logits" else mean
 
 
-def _view_probabilities(
+def _view_scores(
     forward: Callable[[Tensor], Tensor],
     images: Sequence[np.ndarray],
     protocol: Protocol,
     ms_flip: bool,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yield the probabilities of each view at the size of the images, mirrored back."""
-    image_size = images[0].shape[:2]
-    for size in view_sizes(protocol, image_size, ms_flip):
-        inputs = scaled_inputs(images, size, device, forward).contiguous()
+    """Yield what is averaged of each view, at the size of the images, mirrored back."""
+    size = images[0].shape[:2]
+    each = iter(views(protocol, size, ms_flip))
+    for inputs in scaled_inputs(images, protocol, ms_flip, device, forward):
+        plain = inputs.contiguous()
         for mirrored in (False, True) if ms_flip else (False,):
-            view = inputs.flip(3) if mirrored else inputs
-            found = view_logits(forward, view, image_size, protocol).softmax(1)
-            yield found.flip(3) if mirrored else found
+            view = plain.flip(3) if mirrored else plain
+            scores = view_logits(forward, view, size, protocol, next(each))
+            if protocol.average == "probabilities":
+                scores = scores.softmax(1)
+            yield scores.flip(3) if mirrored else scores
 
 
 def view_logits(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, size: Size, protocol: Protocol
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    size: Size,
+    protocol: Protocol,
+    view: View | None = None,
 ) -> Tensor:
-    """Logits [B, C, H, W] at an image's size (height, width), from network inputs [B, 3, h, w]."""
+    """Logits at an image's size, not mirrored back.
+
+    Args:
+        forward: the network.
+        inputs: [B, 3, h, w].
+        size: (height, width) of the image.
+        protocol: how to place windows, and the convention of the resizes.
+        view: which part of the inputs shows the image; by default the whole inputs.
+
+    Returns:
+        [B, C, height, width].
+    """
+    if protocol.direct:
+        return _resize(forward(inputs), size, protocol.align_corners)
+    logits = input_logits(forward, inputs, protocol)
+    if view:
+        if view.enlarged:
+            logits = _resize(logits, view.enlarged, protocol.later_align_corners)
+        (top, left), (height, width) = view.first, view.shown
+        logits = logits[:, :, top : top + height, left : left + width]
+    return _resize(logits, size, protocol.later_align_corners)
+
+
+def input_logits(forward: Callable[[Tensor], Tensor], inputs: Tensor, protocol: Protocol) -> Tensor:
+    """Logits [B, C, h, w] at the size of network inputs [B, 3, h, w]."""
     height, width = inputs.shape[2:]
     rows, columns = window_grid(protocol, (height, width))
     logits = forward(*cut_windows(inputs, protocol))  # [windows * B, C, ...]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = logits.new_zeros(len(inputs), logits.shape[1], height, width)
+    total = inputs.new_zeros(
+        (len(inputs), logits.shape[1], height, width),
+        dtype=torch.promote_types(logits.dtype, torch.float32),
+    )
     window = (rows[0][1] - rows[0][0], columns[0][1] - columns[0][0])
     places = [(slice(*row), slice(*column)) for row in rows for column in columns]
     for (row, column), part in zip(places, logits.split(len(inputs)), strict=True):
-        total[:, :, row, column] += _resize(part, window, protocol)
+        total[:, :, row, column] += _resize(part, window, protocol.align_corners)
     count = np.outer(cover_count(height, rows), cover_count(width, columns))
-    return _resize(total.div_(torch.from_numpy(count).to(total)), size, protocol)
+    return total.div_(torch.from_numpy(count).to(total))
 
 
-def _resize(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
-    """Resize bilinearly to ``size`` (height, width), in the protocol's convention."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
+def _resize(logits: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Resize bilinearly to ``size`` (height, width), in float32 or better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)

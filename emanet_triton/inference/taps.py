@@ -2,19 +2,25 @@
 
 Every step from the network's logits to full-size logits is linear and acts on rows and columns
 separately: the resize of a window, its place, the average of overlapping windows, the resize to
-the image, and mirroring. So the steps of an axis are composed into one table, in float64, which is
-rounded once.
+the single view's input, the cut of the padding, the resize to the image, and mirroring. So the
+steps of an axis are composed into one table, in float64, which is rounded once.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from emanet_triton.inference.views import Size, cover_count, logits_grid, view_sizes, window_grid
+from emanet_triton.inference.views import (
+    Size,
+    View,
+    cover_count,
+    logits_grid,
+    views,
+    window_grid,
+)
 from emanet_triton.kernels.resample.op import Taps
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
@@ -38,19 +44,10 @@ class AxisMap:
         weight = first.weight[:, self.index] * self.weight  # [T of first, T, n]
         return _merged(first.index[:, self.index].reshape(-1, n), weight.reshape(-1, n))
 
-
-class View(NamedTuple):
-    """A network input that shows an image.
-
-    Attributes:
-        size: (height, width) of the input in pixels.
-        shown: (height, width) of its upper left part that shows the image; the rest is padding.
-        flipped: whether the image is flipped along (height, width).
-    """
-
-    size: Size
-    shown: Size
-    flipped: tuple[bool, bool] = (False, False)
+    def part(self, begin: int, length: int) -> "AxisMap":
+        """The map to ``length`` of the outputs, from ``begin`` on."""
+        kept = slice(begin, begin + length)
+        return AxisMap(self.index[:, kept], self.weight[:, kept])
 
 
 def resize_map(n_in: int, n_out: int, align_corners: bool) -> AxisMap:
@@ -86,31 +83,31 @@ def windows_map(n_low: int, spans: Sequence[tuple[int, int]], align_corners: boo
     return _merged(index.reshape(-1, length), weight.reshape(-1, length))
 
 
-@functools.lru_cache(maxsize=16)  # a flipped view has the maps of the plain one
+@functools.lru_cache(maxsize=16)  # a flipped view often has the maps of the plain one
 def view_maps(
-    protocol: Protocol,
-    scale: Size,
-    size: Size,
-    stride: int = Network.stride,
-    shown: Size | None = None,
+    protocol: Protocol, view: View, size: Size, stride: int = Network.stride
 ) -> tuple[AxisMap, AxisMap]:
     """Maps from the logits of a view's windows to the rows and columns of its full-size logits.
 
     Args:
         protocol: how the view is cut into windows, and the convention of the resizes.
-        scale: (height, width) of the network's input.
+        view: the network's input. The maps do not flip it back.
         size: (height, width) of the image.
         stride: of the network.
-        shown: (height, width) of the upper left part of the input that shows the image; by default
-            the whole input.
     """
 
     def along(axis: int, n_low: int, spans: Sequence[tuple[int, int]]) -> AxisMap:
-        windows = windows_map(n_low, spans, protocol.align_corners)
-        return resize_map((shown or scale)[axis], size[axis], protocol.align_corners).after(windows)
+        if protocol.direct:
+            return resize_map(n_low, size[axis], protocol.align_corners)
+        steps = windows_map(n_low, spans, protocol.align_corners)
+        later = protocol.later_align_corners
+        if view.enlarged:
+            steps = resize_map(view.size[axis], view.enlarged[axis], later).after(steps)
+        shown = steps.part(view.first[axis], view.shown[axis])
+        return resize_map(view.shown[axis], size[axis], later).after(shown)
 
-    _, low_height, low_width = logits_grid(protocol, scale, stride)
-    rows, columns = window_grid(protocol, scale)
+    _, low_height, low_width = logits_grid(protocol, view.size, stride)
+    rows, columns = window_grid(protocol, view.size)
     return along(0, low_height, rows), along(1, low_width, columns)
 
 
@@ -121,10 +118,7 @@ def tap_tables(
     device: torch.device,
     stride: int = Network.stride,
 ) -> tuple[Taps, Taps]:
-    """The taps of an image's rows and columns, for the views of a protocol.
-
-    The views follow one another in the order of ``view_sizes``, with ``ms_flip`` each plain, then
-    mirrored.
+    """The taps of an image's rows and columns, for the views of a protocol, see ``views.views``.
 
     Args:
         protocol: how the image is resized and cut into windows.
@@ -133,18 +127,13 @@ def tap_tables(
         device: where to put the tables.
         stride: of the network.
     """
-    views = tuple(
-        View(scale, scale, (False, mirrored))
-        for scale in view_sizes(protocol, size, ms_flip)
-        for mirrored in ((False, True) if ms_flip else (False,))
-    )
-    return view_tables(protocol, views, size, device, stride)
+    return view_tables(protocol, views(protocol, size, ms_flip), size, device, stride)
 
 
 @functools.lru_cache(maxsize=8)
 def view_tables(
     protocol: Protocol,
-    views: tuple[View, ...],
+    inputs: tuple[View, ...],
     size: Size,
     device: torch.device,
     stride: int = Network.stride,
@@ -156,17 +145,18 @@ def view_tables(
 
     Args:
         protocol: how the views are cut into windows, and the convention of the resizes.
-        views: the network's inputs.
+        inputs: the network's inputs.
         size: (height, width) in pixels of the image, and so of the output.
         device: where to put the tables.
         stride: of the network.
     """
     rows, columns, begin = [], [], 0
-    for view in views:
+    for view in inputs:
         windows, height, width = logits_grid(protocol, view.size, stride)
         windows_across = len(window_grid(protocol, view.size)[1])
         window = height * width
-        row, column = view_maps(protocol, view.size, size, stride, view.shown)
+        plain = view._replace(flipped=(False, False))
+        row, column = view_maps(protocol, plain, size, stride)
         row = _at_offsets(row, height, window * windows_across, width)
         column = _at_offsets(column, width, window, 1)
         down, across = (-1 if flipped else 1 for flipped in view.flipped)

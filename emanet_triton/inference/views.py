@@ -1,6 +1,7 @@
 """The size of an image in each view, and the places of the sliding windows."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,17 +27,83 @@ def rescaled(size: Size, target: Size) -> Size:
     return height, width
 
 
-def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
-    """The sizes of the network's inputs: an image is resized to each of them.
+class Scale(NamedTuple):
+    """The sizes of an image on its way to a network input, each (height, width) in pixels.
+
+    Attributes:
+        resized: of the image that OpenCV makes, and that is normalised.
+        padded: after zeros were added at the bottom and at the right.
+        size: of the network's input, to which the padded one is scaled.
+    """
+
+    resized: Size
+    padded: Size
+    size: Size
+
+
+class View(NamedTuple):
+    """A network input that shows an image.
+
+    Attributes:
+        size: (height, width) of the input in pixels.
+        shown: (height, width) of its part that shows the image; the rest is padding.
+        flipped: whether the image is flipped along (height, width).
+        first: (row, column) at which this part begins.
+        enlarged: (height, width) to which the input's logits are resized before the padding is cut
+            off. ``shown`` and ``first`` are in its pixels. ``None``: the input's own size.
+    """
+
+    size: Size
+    shown: Size
+    flipped: tuple[bool, bool] = (False, False)
+    first: tuple[int, int] = (0, 0)
+    enlarged: Size | None = None
+
+
+def scales(protocol: Protocol, size: Size, ms_flip: bool) -> list[Scale]:
+    """How an image becomes each network input, in the order of ``protocol.ratios``.
 
     Args:
-        protocol: base scale, ratios and version.
+        protocol: base scale, ratios, version, scaling and padding.
         size: (height, width) of the image in pixels.
         ms_flip: whether all ratios are used, instead of the base scale alone.
-
-    Returns:
-        (height, width) of each scale, in the order of ``protocol.ratios``.
     """
+    if protocol.scaling == "image":
+        resized = _resized_sizes(protocol, size, ms_flip)
+        padded = [_padded(protocol, each) for each in resized]
+        return list(map(Scale, resized, padded, padded))
+    (single,) = _resized_sizes(protocol, size, ms_flip=False)
+    padded_single = _padded(protocol, single)
+    half = 0.5 if protocol.scaling == "previous" else 0.0
+    inputs = [
+        (max(int(padded_single[0] * ratio + half), 1), max(int(padded_single[1] * ratio + half), 1))
+        for ratio in (protocol.ratios if ms_flip else (1.0,))
+    ]
+    return [Scale(single, padded_single, each) for each in inputs]
+
+
+def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
+    """(height, width) of the network's inputs in pixels; arguments as in ``scales``."""
+    return [scale.size for scale in scales(protocol, size, ms_flip)]
+
+
+def views(protocol: Protocol, size: Size, ms_flip: bool) -> tuple[View, ...]:
+    """The network's inputs: of each scale the plain one, with ``ms_flip`` then the mirrored one.
+
+    Arguments as in ``scales``.
+    """
+    found = []
+    for (height, width), padded, input_size in scales(protocol, size, ms_flip):
+        enlarged = padded if padded != input_size else None
+        for mirrored in (False, True) if ms_flip else (False,):
+            # The padded input is mirrored: its padding is at the left.
+            first = (0, padded[1] - width if mirrored else 0)
+            found.append(View(input_size, (height, width), (False, mirrored), first, enlarged))
+    return tuple(found)
+
+
+def _resized_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
+    """(height, width) to which OpenCV resizes an image."""
     width, height = protocol.base_scale or size[::-1]
     if not ms_flip:
         return [rescaled(size, (height, width))]
@@ -45,6 +112,13 @@ def view_sizes(protocol: Protocol, size: Size, ms_flip: bool) -> list[Size]:
     else:
         targets = [[int(side * ratio) for side in (height, width)] for ratio in protocol.ratios]
     return [rescaled(size, (max(height, 1), max(width, 1))) for height, width in targets]
+
+
+def _padded(protocol: Protocol, size: Size) -> Size:
+    """(height, width) of an input of ``size`` with its padding."""
+    height, width = map(max, size, protocol.pad_size or (1, 1))
+    step = protocol.pad_step or 1
+    return height + -(height - 1) % step, width + -(width - 1) % step
 
 
 def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.inference.prepared import Prepared
-from emanet_triton.inference.taps import View
+from emanet_triton.inference.views import View
 from emanet_triton.mmseg.fused import FusedEncoderDecoder
 
 Metas = Sequence[Mapping[str, Any]]  # mmsegmentation's "img_metas" of a batch

@@ -9,7 +9,7 @@ from mmseg.models.builder import MODELS
 from torch import Tensor
 
 from emanet_triton.inference.prepared import Prepared
-from emanet_triton.inference.taps import View
+from emanet_triton.inference.views import View
 from emanet_triton.mmseg.fused import FusedEncoderDecoder
 
 Meta = Mapping[str, Any]  # mmsegmentation's "metainfo" of an image

@@ -16,7 +16,9 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.models.checkpoint import DESCRIPTION, read_metadata
 from emanet_triton.models.protocol import Protocol
 
-_SIZES = ("base_scale", "crop", "stride")  # pairs of numbers in a protocol, or None
+_SIZES = ("base_scale", "crop", "stride", "pad_size")  # pairs of numbers in a protocol, or None
+# What files of earlier versions of this package lack.
+_LATER = {"direct": False, "pad_size": None, "pad_step": None, "final_align_corners": None}
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,19 @@ def _typed(value: Any, kind: type, expected: str) -> Any:
 
 def _protocol(values: dict[str, Any]) -> Protocol:
     """The protocol that ``asdict`` has turned into JSON values, its numbers checked."""
-    values = dict(values)
+    values = _LATER | values
     for key in _SIZES:
         if values[key] is not None:
             values[key] = _numbers(values[key], int)
             if len(values[key]) != 2:
                 raise ValueError(f"expected two numbers as {key}")
     values["ratios"] = _numbers(values["ratios"], int, float)
-    values["align_corners"] = _typed(values["align_corners"], bool, "true or false")
+    for key in ("align_corners", "direct"):
+        _typed(values[key], bool, "true or false")
+    if values["final_align_corners"] is not None:
+        _typed(values["final_align_corners"], bool, "true, false or null")
+    if type(values["pad_step"]) not in (int, type(None)):
+        raise TypeError("expected a whole number as pad_step")
     return Protocol(**values)
 
 

@@ -2,15 +2,24 @@
 
 import operator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-VERSIONS = ("mmseg-0.x", "mmseg-1.x")
+MMSEG_VERSIONS = ("mmseg-0.x", "mmseg-1.x")
+VERSIONS = (*MMSEG_VERSIONS, "sssegmentation", "official", "paddleseg")
+AVERAGES = ("probabilities", "logits")
+SCALINGS = ("image", "input", "previous")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The evaluation protocol of a checkpoint (mmsegmentation ``test_cfg`` and test pipeline).
+    """The evaluation protocol of a checkpoint, by default as in mmsegmentation.
+
+    An image is resized, normalised and padded: this is the input of a single view. The network's
+    logits are resized to its input's size, the padding is cut off, and the rest is resized to the
+    image's size. Multi-scale evaluation (ms+flip) averages over several scales, each also mirrored;
+    a mirrored view mirrors the padded input.
 
     Attributes:
         base_scale: (width, height) in pixels, in mmsegmentation's order. An image is resized to
@@ -22,12 +31,29 @@ class Protocol:
         stride: distance between windows in pixels, (down, across); ``None`` in whole mode.
         align_corners: as in ``torch.nn.functional.interpolate``, for every resize of logits.
         ratios: scales of the multi-scale evaluation (ms+flip), each also mirrored.
-        version: what ms+flip multiplies by a ratio. ``"mmseg-0.x"`` (default): ``base_scale``.
-            ``"mmseg-1.x"``: the size of the image.
+        version: the project that evaluates so, for reports. ``"mmseg-1.x"`` also says what ms+flip
+            multiplies by a ratio: the size of the image, and not ``base_scale``.
+        direct: resize logits once, from the network's own size to the image's (sssegmentation,
+            ``Tester.start``). Whole mode only, without padding.
+        average: what ms+flip averages over the views: ``"probabilities"``, or ``"logits"``
+            (sssegmentation, ``Tester.start``; PaddleSeg, ``aug_inference`` of
+            ``paddleseg/core/infer.py``).
+        scaling: what ms+flip resizes. ``"image"``: the image, by OpenCV. ``"input"``: the input of
+            the single view, bilinearly by a ratio (sssegmentation, ``Tester.auginference``).
+            ``"previous"``: the input of the ratio before, to the single view's size times a ratio,
+            with ``align_corners=False`` (PaddleSeg, ``aug_inference``). The last two resize logits
+            to the single view's input before its padding is cut off.
+        pad_size: (height, width): the normalised input is padded with 0 at the bottom and at the
+            right to at least this size (PaddleSeg on Pascal VOC).
+        pad_step: the sides of the normalised input are padded likewise, each to the next
+            ``k * pad_step + 1`` (the official EMANet: 8).
+        final_align_corners: ``align_corners`` of the resizes of logits that follow the one to the
+            network's input; ``None``: like ``align_corners`` (PaddleSeg: false).
 
     Raises:
-        ValueError: the mode or version is unknown, crop and stride do not belong to the mode,
-            a stride is larger than the crop, or a size or ratio is not positive.
+        ValueError: a mode, version, average or scaling is unknown; crop and stride do not belong
+            to the mode; a stride is larger than the crop; a size or ratio is not positive; or
+            ``direct`` has windows, padding or ``final_align_corners``.
     """
 
     base_scale: tuple[int, int] | None
@@ -36,20 +62,47 @@ class Protocol:
     stride: tuple[int, int] | None = None
     align_corners: bool = False
     ratios: tuple[float, ...] = RATIOS
-    version: Literal["mmseg-0.x", "mmseg-1.x"] = "mmseg-0.x"
+    version: Literal["mmseg-0.x", "mmseg-1.x", "sssegmentation", "official", "paddleseg"] = (
+        "mmseg-0.x"
+    )
+    direct: bool = False
+    average: Literal["probabilities", "logits"] = "probabilities"
+    scaling: Literal["image", "input", "previous"] = "image"
+    pad_size: tuple[int, int] | None = None
+    pad_step: int | None = None
+    final_align_corners: bool | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether inputs are padded."""
+        return self.pad_size is not None or self.pad_step is not None
+
+    @property
+    def later_align_corners(self) -> bool:
+        """``align_corners`` of the resizes of logits that follow the one to the input's size."""
+        given = self.final_align_corners
+        return self.align_corners if given is None else given
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "slide"):
             raise ValueError(f"mode must be 'whole' or 'slide', got {self.mode!r}")
-        if self.version not in VERSIONS:
-            raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {self.version!r}")
+        for name, known in (("version", VERSIONS), ("average", AVERAGES), ("scaling", SCALINGS)):
+            if (got := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {got!r}")
         windowed = self.crop is not None and self.stride is not None
         if self.mode == "slide" and not windowed:
             raise ValueError("mode 'slide' needs crop and stride")
         if self.mode == "whole" and (self.crop is not None or self.stride is not None):
             raise ValueError("mode 'whole' takes no crop and no stride")
-        sizes = (*(self.base_scale or ()), *(self.crop or ()), *(self.stride or ()), *self.ratios)
-        if not self.ratios or min(sizes) <= 0:
+        pairs = (self.base_scale, self.crop, self.stride, self.pad_size)
+        sizes = (*chain(*filter(None, pairs)), *self.ratios)
+        if not self.ratios or min(sizes) <= 0 or (self.pad_step is not None and self.pad_step < 1):
             raise ValueError(f"sizes and ratios must be positive, got {self}")
         if self.crop and self.stride and any(map(operator.gt, self.stride, self.crop)):
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.crop}")
+        later = self.final_align_corners is not None
+        if self.direct and (self.mode == "slide" or self.padded or later):
+            raise ValueError(
+                "direct resizes logits once: it takes no windows, no padding and no "
+                "final_align_corners"
+            )

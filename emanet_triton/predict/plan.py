@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from emanet_triton.inference.calibration import (
     named_calibration,
     readable_calibration,
 )
-from emanet_triton.inference.options import scaled
+from emanet_triton.inference.options import scaled, with_version
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.chosen import Chosen, choose, read_chosen
 from emanet_triton.predict.outputs import Outputs, check_places
@@ -101,7 +101,7 @@ def _predictor(
     left: Sequence[Source],
     calibration: Calibration | None,
 ) -> Predictor:
-    protocol = scaled(replace(chosen.protocol, version=args.protocol), args.scale)
+    protocol = scaled(with_version(chosen.protocol, args.protocol), args.scale)
     images = None if any(source.is_video for source in left) else len(left)
     network = ready_network(
         chosen.name,

@@ -110,10 +110,10 @@ def test_gates(rows):
 
 
 def test_every_use_of_the_resampling_kernels_compiles(rows):
-    # Three dtypes, two numbers of classes, five ways; and two confusion matrices. By default the
-    # other dtypes than bfloat16 have 19 classes alone, and two ways.
-    labels = 2 * 5 + 2 * 2 if EACH == "kernel" else 3 * 2 * 5
-    wanted = dict.fromkeys(compiled.TARGETS, labels + 2)
+    # Three dtypes, 25 uses of six numbers of classes; and three confusion matrices. By default the
+    # other dtypes than bfloat16 have 19 classes alone, and two uses.
+    labels = 25 + 2 * 2 if EACH == "kernel" else 3 * 25
+    wanted = dict.fromkeys(compiled.TARGETS, labels + 3)
     assert Counter(row["target"] for row in resampling(rows)) == wanted
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from emanet_triton.errors import InputError
 from emanet_triton.inference import reference
 from emanet_triton.inference.prepared import Prepared, prepared_labels
-from emanet_triton.inference.taps import View
+from emanet_triton.inference.views import View
 from emanet_triton.models.protocol import Protocol
 
 WHOLE = Protocol(None)

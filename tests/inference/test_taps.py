@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from emanet_triton.inference import reference
 from emanet_triton.inference.taps import AxisMap, resize_map, tap_tables, view_maps
-from emanet_triton.inference.views import window_grid
+from emanet_triton.inference.views import View, window_grid
 from emanet_triton.kernels.resample.op import resample_probabilities
 from emanet_triton.models.protocol import Protocol
 
@@ -74,7 +74,7 @@ def test_composed_view(name):
     height, width = given[0].shape[2:]
     mosaic = given[0].unflatten(0, (len(rows), len(columns))).permute(2, 0, 3, 1, 4)
     mosaic = mosaic.reshape(3, len(rows) * height, len(columns) * width)
-    row, column = view_maps(protocol, scale, size)
+    row, column = view_maps(protocol, View(scale, scale), size)
     got = dense(row, mosaic.shape[1]) @ mosaic @ dense(column, mosaic.shape[2]).T
     torch.testing.assert_close(got[None], want, rtol=0, atol=1e-12)
 

@@ -94,10 +94,10 @@ def test_out_of_memory_in_the_resampling_goes_on_in_blocks_of_rows(monkeypatch, 
     name = "resample_probabilities" if probabilities else "resample_labels"
     resample = getattr(inference, name)
 
-    def limited(logits, rows, columns):
+    def limited(logits, rows, columns, **how):
         if rows.index.shape[2] > 10:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return resample(logits, rows, columns)
+        return resample(logits, rows, columns, **how)
 
     monkeypatch.setattr(inference, name, limited)
     with pytest.warns(UserWarning, match="of 37 rows at once") as seen:

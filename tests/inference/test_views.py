@@ -86,12 +86,33 @@ def test_scales_of_a_cityscapes_image(version, base, want):
         ({"ratios": (0.5, -1.0)}, "must be positive"),
         ({"base_scale": (0, 32)}, "must be positive"),
         ({"version": "mmseg-2.x"}, "version must be one of mmseg-0.x, mmseg-1.x"),
+        ({"average": "labels"}, "average must be one of probabilities, logits, got 'labels'"),
+        ({"scaling": "output"}, "scaling must be one of image, input, previous, got 'output'"),
+        ({"pad_size": (0, 9)}, "must be positive"),
+        ({"pad_step": 0}, "must be positive"),
+        ({"direct": True, "pad_step": 8}, "direct resizes logits once"),
+        ({"direct": True, "final_align_corners": False}, "direct resizes logits once"),
+        ({"direct": True, "mode": "slide", "crop": (9, 9), "stride": (9, 9)}, "takes no windows"),
     ],
-    ids=["mode", "no-crop", "whole-crop", "gaps", "no-ratios", "ratio", "size", "version"],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_impossible_protocols(arguments, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**({"base_scale": (64, 32)} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("padding", "size", "want"),
+    [
+        ({"pad_step": 8}, (9, 16), (9, 17)),
+        ({"pad_step": 8}, (1, 2), (1, 9)),
+        ({"pad_size": (512, 512)}, (375, 500), (512, 512)),
+        ({"pad_size": (512, 256)}, (513, 255), (513, 256)),
+        ({"pad_size": (20, 20), "pad_step": 8}, (3, 30), (25, 33)),
+    ],
+)
+def test_padded_sizes(padding, size, want):
+    assert view_sizes(Protocol(None, **padding), size, False) == [want]
 
 
 @pytest.mark.parametrize("size", [(360, 480), (1, 1), (1023, 77)])

@@ -113,8 +113,9 @@ TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_
         f"winograd_conv({CONVOLUTION}, Tensor? residual, int dilation, bool relu, "
         "ScalarType out_dtype) -> Tensor",
         "max_pool(Tensor x, str backend) -> Tensor",
-        f"resample_labels(Tensor logits, {TAPS}, str backend) -> Tensor",
-        f"resample_probabilities(Tensor logits, {TAPS}, str backend) -> (Tensor, Tensor)",
+        f"resample_labels(Tensor logits, {TAPS}, str average, str backend) -> Tensor",
+        f"resample_probabilities(Tensor logits, {TAPS}, str average, str backend) "
+        "-> (Tensor, Tensor)",
         "confusion_counts(Tensor targets, Tensor labels, int num_classes, str backend) -> Tensor",
     ],
     ids=lambda schema: schema.partition("(")[0],

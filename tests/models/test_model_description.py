@@ -19,6 +19,18 @@ from emanet_triton.models.chosen import choose
 from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.protocol import Protocol
 
+DIRECT = Protocol(
+    (2048, 512), version="sssegmentation", direct=True, average="logits", scaling="input"
+)
+PADDED = Protocol(
+    None,
+    align_corners=True,
+    version="paddleseg",
+    scaling="previous",
+    pad_size=(512, 513),
+    pad_step=8,
+    final_align_corners=False,
+)
 OWN = Description("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((64, 32)), None, {})
 
 
@@ -29,6 +41,8 @@ OWN = Description("tiny", tuple(c.name for c in CITYSCAPES.classes), Protocol((6
         OWN,
         replace(OWN, protocol=Protocol(None, version="mmseg-1.x", ratios=(1, 2.5))),
         replace(OWN, protocol=Protocol((9, 9), "slide", (64, 64), (48, 32), True)),
+        replace(OWN, protocol=DIRECT),
+        replace(OWN, protocol=PADDED),
         replace(TRAINED, info={"versions": {"torch": "2"}, "mIoU": None, "seeds": [1, 2]}),
     ],
 )
@@ -42,6 +56,13 @@ def test_the_metadata_say_it_again(tmp_path, trained):
     link = tmp_path / "link"
     link.symlink_to(path)
     assert description_in(link) == trained
+
+
+def test_files_of_before_have_the_protocols_of_mmsegmentation():
+    content = json.loads(TRAINED.to_json())
+    for key in ("direct", "average", "scaling", "pad_size", "pad_step", "final_align_corners"):
+        del content["protocol"][key]
+    assert Description.from_json(json.dumps(content)) == TRAINED
 
 
 def test_odd_texts_survive(tmp_path):
@@ -101,6 +122,12 @@ PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
         (broken(protocol=PROTOCOL | {"mode": "x"}), "mode must be 'whole' or 'slide', got 'x'"),
         (broken(protocol=PROTOCOL | {"more": 1}), "Protocol.__init__() got an unexpected keyword"),
         (broken(protocol=PROTOCOL | {"align_corners": 1}), "expected true or false, got a int"),
+        (broken(protocol=PROTOCOL | {"direct": None}), "expected true or false, got a NoneType"),
+        (broken(protocol=PROTOCOL | {"final_align_corners": 0}), "expected true, false or null"),
+        (broken(protocol=PROTOCOL | {"pad_size": [1]}), "expected two numbers as pad_size"),
+        (broken(protocol=PROTOCOL | {"pad_step": True}), "expected a whole number as pad_step"),
+        (broken(protocol=PROTOCOL | {"average": "x"}), "average must be one of probabilities, l"),
+        (broken(protocol=PROTOCOL | {"scaling": ["x"]}), "scaling must be one of image, input, p"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )

@@ -67,14 +67,25 @@ CONVOLUTIONS = (
 BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
 POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
-CLASSES = (19, 64)
-# How many views, whether probabilities are wanted, positions of the logits.
+CONFUSIONS = (19, 64, 150)  # numbers of classes
+# How many views, what is averaged, whether probabilities are wanted, positions of the logits.
 RESAMPLINGS = {
-    "single": (1, False, 32768),
-    "views": (12, False, 32768),
-    "probabilities": (12, True, 32768),
-    "wide-views": (12, False, 2**27),  # offsets need 64 bits
-    "wide-probabilities": (12, True, 2**27),
+    "single": (1, "probabilities", False, 32768),
+    "views": (12, "probabilities", False, 32768),
+    "probabilities": (12, "probabilities", True, 32768),
+    "wide-views": (12, "probabilities", False, 2**27),  # offsets need 64 bits
+    "wide-probabilities": (12, "probabilities", True, 2**27),
+    "logits": (12, "logits", False, 32768),
+    "probabilities-of-logits": (12, "logits", True, 32768),
+}
+# Numbers of classes and their uses: all of 19 and of 150, and what differs for others.
+RESAMPLED = {
+    3: ("single",),
+    19: tuple(RESAMPLINGS),
+    21: ("single", "views", "logits"),
+    64: ("views", "probabilities", "wide-views", "wide-probabilities"),
+    150: tuple(RESAMPLINGS),
+    255: ("single", "views", "probabilities"),
 }
 
 
@@ -202,14 +213,14 @@ class ResampleLaunch:
         return self.classes == 19 and self.note in ("single", "views")
 
     def run(self) -> None:
-        views, probabilities, positions = RESAMPLINGS[self.note]
+        views, average, probabilities, positions = RESAMPLINGS[self.note]
         logits = torch.empty(1, self.classes, positions, dtype=DTYPES[self.dtype], device="meta")
         tables = [
             torch.empty(views, 3, n_out, dtype=kind, device="meta")
             for n_out in (1024, 2048)
             for kind in (torch.int32, torch.float32)
         ]
-        resample_triton.resample(logits, tables, probabilities=probabilities)
+        resample_triton.resample(logits, tables, average=average, probabilities=probabilities)
 
 
 @dataclass(frozen=True)
@@ -264,10 +275,14 @@ def groups(each: Each) -> list[Group]:
             wanted = Each.USE
         found.append(Group(tuple(launches), wanted))
     for arch in ARCHS:
-        labels = [ResampleLaunch(arch, *use) for use in product(DTYPES, CLASSES, RESAMPLINGS)]
+        labels = [
+            ResampleLaunch(arch, dtype, classes, note)
+            for dtype, (classes, notes) in product(DTYPES, RESAMPLED.items())
+            for note in notes
+        ]
         if each == Each.KERNEL:
             labels = [launch for launch in labels if launch.dtype == "bf16" or launch.is_common]
-        found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CLASSES))))
+        found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CONFUSIONS))))
         poolings = tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))
         found.append(Group(poolings, Each.USE if each > Each.KERNEL else Each.TILE))
     return found

@@ -233,10 +233,10 @@ LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
     "em_attention": lambda values, _: em_attention.run_attention(*_without_backend(values)),
     "em_attention_block": lambda values, _: em_block.run_block(*_without_backend(values)),
     "resample_labels": lambda values, _: resample_triton.resample(
-        values[0], values[1:5], probabilities=False
+        values[0], values[1:5], average=values[5], probabilities=False
     ),
     "resample_probabilities": lambda values, _: resample_triton.resample(
-        values[0], values[1:5], probabilities=True
+        values[0], values[1:5], average=values[5], probabilities=True
     ),
     "confusion_counts": lambda values, _: resample_triton.confusion(*values[:3]),
 }

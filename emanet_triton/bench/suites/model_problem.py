@@ -11,7 +11,7 @@ from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.networks import make_network
 from emanet_triton.bench.peers import full_size_logits, without_gradients
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
-from emanet_triton.inference.views import Size, view_sizes
+from emanet_triton.inference.views import Size
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.protocol import Protocol
 
@@ -47,8 +47,8 @@ class Problem:
 
     def inputs(self) -> Tensor:
         """The normalised input, float32 [1, 3, h, w], in pinned host memory unless resident."""
-        (scale,) = view_sizes(self.protocol, self.size, ms_flip=False)
-        inputs = scaled_inputs([self.image], scale, torch.device("cpu")).contiguous()
+        each = scaled_inputs([self.image], self.protocol, False, torch.device("cpu"))
+        inputs = next(each).contiguous()
         if self.device == "cpu":
             return inputs
         return inputs.to(self.device) if self.resident else inputs.pin_memory()

@@ -23,13 +23,14 @@ IGNORE = 255  # a target that is not counted
 
 
 def resample(
-    logits: Tensor, tables: Sequence[Tensor], *, probabilities: bool
+    logits: Tensor, tables: Sequence[Tensor], *, average: str, probabilities: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels, uint8 [B, H, W], and mean probabilities, float32 [B, C, H, W], or None.
+    """Labels, uint8 [B, H, W], and probabilities, float32 [B, C, H, W], or None.
 
     Args:
         logits: [B, C, P].
         tables: index and weight of the rows, then of the columns.
+        average: of the views' ``"probabilities"`` or ``"logits"``.
         probabilities: whether to return probabilities.
     """
     (B, C, _), (V, _, H), W = logits.shape, tables[0].shape, tables[2].shape[2]
@@ -56,14 +57,17 @@ def resample(
             for v, ((row_used, row_matrix), column) in enumerate(zip(rows, columns, strict=True)):
                 view = scores if v else total
                 _logits(logits[b], row_used[i], row_matrix[i], *column, out=view)
-                if probabilities or V > 1:
+                if average == "probabilities" and (probabilities or V > 1):
                     softmax_without_subnormals(view, 2, out=view, divisor=V)
                 if v:
                     total.add_(view)
-            summed = total[:, : end - begin]
-            labels[b, begin:end] = _side_by_side(_first_maximum(summed), W)
+            kept = slice(end - begin)
+            labels[b, begin:end] = _side_by_side(_first_maximum(total[:, kept]), W)
             if mean is not None:
-                mean[b, :, begin:end] = _side_by_side(summed.permute(2, 0, 1, 3) / V, W)
+                total.div_(V)
+                if average == "logits":
+                    softmax_without_subnormals(total, 2, out=total)
+                mean[b, :, begin:end] = _side_by_side(total[:, kept].permute(2, 0, 1, 3), W)
 
         return run
 

@@ -1,9 +1,9 @@
 """Labels, probabilities and confusion matrices from low-resolution logits, in Triton.
 
 A program takes a run of pixels of one output row, or of a few rows one after another. The taps
-along rows are scalars. One thread, or two for many classes, holds all classes of a pixel, so the
-softmax and the maximum hardly wait for other threads. ``op.Taps`` describes offsets and weights.
-All arithmetic is float32.
+along rows are scalars. A softmax needs all classes of a pixel at once: one thread holds them, or
+several for many classes, so that it hardly waits for other threads. A maximum alone takes blocks of
+classes one after another. ``op.Taps`` describes offsets and weights. All arithmetic is float32.
 """
 
 from collections.abc import Sequence
@@ -59,40 +59,50 @@ def resample_kernel(
     """Scores of all classes, summed over the views, and their first maximum.
 
     logits [B, C, P]; tables [num_views, taps, H or W]; labels uint8 [B, H, W]; with
-    PROBABILITIES float32 [B, C, H, W]. Without SOFTMAX, for a single view, scores are logits.
-    WIDE says that offsets of an image need 64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other
-    way round with CLASS_AXIS 1.
+    PROBABILITIES float32 [B, C, H, W]. With SOFTMAX scores are probabilities, else logits. Both
+    SOFTMAX and PROBABILITIES need all classes in one block. WIDE says that offsets of an image need
+    64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other way round with CLASS_AXIS 1.
     """
     i_b = tl.program_id(2).to(tl.int64)
     o_w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     o_w = tl.max_contiguous(o_w, 1)  # else wide stores would give a thread several pixels
     o_x = tl.expand_dims(o_w, CLASS_AXIS)
-    o_c = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
+    o_block = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
     if WIDE:
-        o_c = o_c.to(tl.int64)
-    b_zero = tl.zeros(tl.broadcast(o_c, o_x)[0].shape, tl.float32)
+        o_block = o_block.to(tl.int64)
+    b_zero = tl.zeros(tl.broadcast(o_block, o_x)[0].shape, tl.float32)
     logits_ptr += i_b * C * P
 
     begin = tl.program_id(1) * ROWS
     for i_row in range(begin, tl.minimum(begin + ROWS, H)):
-        b_scores = b_zero
-        for i_view in range(num_views):
-            b_logits = interpolate(
-                logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
-                b_zero, i_view, i_row, o_w, o_c, H, W, P, row_taps, column_taps, C, CLASS_AXIS,
-            )  # fmt: skip
-            if SOFTMAX:
-                b_exp = tl.exp(b_logits - tl.max(b_logits, CLASS_AXIS, keep_dims=True))
-                b_scores += b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
-            else:
-                b_scores += b_logits
+        b_best = tl.full([BLOCK_W], float("-inf"), tl.float32)
+        b_labels = tl.zeros([BLOCK_W], tl.int32)
+        for first in range(0, C, BLOCK_C):
+            o_c = first + o_block
+            b_scores = b_zero
+            for i_view in range(num_views):
+                b_logits = interpolate(
+                    logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr,
+                    column_weight_ptr, b_zero, i_view, i_row, o_w, o_c, H, W, P,
+                    row_taps, column_taps, C, CLASS_AXIS,
+                )  # fmt: skip
+                if SOFTMAX:
+                    b_exp = tl.exp(b_logits - tl.max(b_logits, CLASS_AXIS, keep_dims=True))
+                    b_scores += b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
+                else:
+                    b_scores += b_logits
 
-        b_labels = tl.argmax(b_scores, CLASS_AXIS)  # the first maximum
+            b_max, b_first = tl.max(b_scores, CLASS_AXIS, return_indices=True)  # the first maximum
+            b_labels = tl.where(b_max > b_best, first + b_first, b_labels)
+            b_best = tl.maximum(b_max, b_best)
+            if PROBABILITIES:
+                b_mean = b_scores * (1.0 / num_views)
+                if not SOFTMAX:
+                    b_exp = tl.exp(b_mean - tl.max(b_mean, CLASS_AXIS, keep_dims=True))
+                    b_mean = b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
+                p_row = probabilities_ptr + (i_b * C * H + i_row) * W
+                tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
         tl.store(labels_ptr + (i_b * H + i_row) * W + o_w, b_labels.to(tl.uint8), mask=o_w < W)
-        if PROBABILITIES:
-            p_row = probabilities_ptr + (i_b * C * H + i_row) * W
-            b_mean = b_scores * (1.0 / num_views)
-            tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
 
 
 @triton.jit
@@ -120,13 +130,14 @@ INTERPRETED = not isinstance(resample_kernel, triton.runtime.JITFunction)
 
 
 def resample(
-    logits: Tensor, tables: Sequence[Tensor], *, probabilities: bool
+    logits: Tensor, tables: Sequence[Tensor], *, average: str, probabilities: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels, uint8 [B, H, W], and mean probabilities, float32 [B, C, H, W], or None.
+    """Labels, uint8 [B, H, W], and probabilities, float32 [B, C, H, W], or None.
 
     Args:
         logits: [B, C, P].
         tables: index and weight of the rows, then of the columns.
+        average: of the views' ``"probabilities"`` or ``"logits"``.
         probabilities: whether to return probabilities.
     """
     (B, C, P), (V, T_r, H), (_, T_c, W) = logits.shape, tables[0].shape, tables[2].shape
@@ -135,16 +146,23 @@ def resample(
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     wide = C * max(P, H * W if probabilities else 0) >= MOST_OFFSETS
-    # A thread has all classes of its pixel, or half of them if all would not fit its registers.
-    threads = 2 if C > 32 and (probabilities or wide) else 1
+    softmax = average == "probabilities" and (probabilities or V > 1)
+    block_c = max(32, triton.next_power_of_2(C)) if softmax or probabilities else 32
+    # A thread has 32 classes of its pixel, or 64 where its registers suffice.
+    threads = block_c // 32 if block_c > 64 or probabilities or wide else 1
     block_w = (64 if torch.version.hip else 32) // threads
     rows = ROWS["probabilities" if probabilities else "labels"]
+    # NVIDIA's assembler spills registers of many tiles, so that more programs fit, unless it has a
+    # limit. Labels of few classes spill none, and need fewer registers without a limit.
+    limit = {}
+    if (probabilities or C > 19) and not torch.version.hip:
+        few = 19 if probabilities else 32
+        limit["maxnreg"] = 96 if few >= C else 255
     resample_kernel[cdiv(W, block_w), cdiv(H, rows), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
-        C=C, SOFTMAX=probabilities or V > 1, PROBABILITIES=probabilities, WIDE=wide,
-        CLASS_AXIS=CLASS_AXIS, BLOCK_C=32 if C <= 32 else 64, BLOCK_W=block_w, ROWS=rows,
-        num_warps=1, enable_fp_fusion=True,
+        C=C, SOFTMAX=softmax, PROBABILITIES=probabilities, WIDE=wide, CLASS_AXIS=CLASS_AXIS,
+        BLOCK_C=block_c, BLOCK_W=block_w, ROWS=rows, num_warps=1, enable_fp_fusion=True, **limit,
     )  # fmt: skip
     return labels, mean
 

@@ -26,7 +26,7 @@ from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.resample import eager
 from emanet_triton.kernels.resample.eager import IGNORE
 
-MAX_TRITON_CLASSES = 64
+AVERAGES = ("probabilities", "logits")
 
 
 class Taps(NamedTuple):
@@ -42,42 +42,58 @@ class Taps(NamedTuple):
     weight: Tensor
 
 
-def resample_labels(logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto") -> Tensor:
-    """Label every pixel with the class of the largest mean probability over the views.
+def resample_labels(
+    logits: Tensor,
+    rows: Taps,
+    columns: Taps,
+    *,
+    average: str = "probabilities",
+    backend: str = "auto",
+) -> Tensor:
+    """Label every pixel with the class of the largest mean over the views.
 
-    With a single view this is the class of the largest logit, which is the same but for rounding.
+    With a single view this is the class of the largest logit. The largest probability is the same
+    but for rounding.
 
     Args:
         logits: finite, [B, C, P]; C up to 255; float32, float16 or bfloat16.
         rows: taps of the H output rows, V views.
         columns: taps of the W output columns, V views.
-        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, for up to 64 classes;
-            ``"torch"`` runs anywhere; ``"auto"`` is ``"triton"`` where it runs on a GPU.
+        average: the mean is that of the views' ``"probabilities"``, or of their ``"logits"``.
+        backend: ``"triton"`` runs on a GPU and in Triton's interpreter; ``"torch"`` runs anywhere;
+            ``"auto"`` is ``"triton"`` where it runs on a GPU.
 
     Returns:
-        uint8 [B, H, W]; of equally probable classes the first.
+        uint8 [B, H, W]; of classes with equal means the first.
 
     Raises:
         ValueError: an argument is not as above.
     """
-    backend = _check(logits, rows, columns, backend)
-    return torch.ops.emanet_triton.resample_labels(logits, *rows, *columns, backend)
+    backend = _check(logits, rows, columns, average, backend)
+    return torch.ops.emanet_triton.resample_labels(logits, *rows, *columns, average, backend)
 
 
 def resample_probabilities(
-    logits: Tensor, rows: Taps, columns: Taps, *, backend: str = "auto"
+    logits: Tensor,
+    rows: Taps,
+    columns: Taps,
+    *,
+    average: str = "probabilities",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Average the class probabilities over the views; arguments as in ``resample_labels``.
+    """Class probabilities of every pixel; arguments as in ``resample_labels``.
 
     Returns:
-        The labels, uint8 [B, H, W], the first class of the largest probability, and the
-        probabilities, float32 [B, C, H, W].
+        The labels, uint8 [B, H, W], and the probabilities, float32 [B, C, H, W]. The probabilities
+        are the mean over the views, and the labels the first class of the largest. With
+        ``average="logits"`` the probabilities are the softmax of the mean logits, and the labels
+        those of ``resample_labels``.
 
     Raises:
         ValueError: as ``resample_labels``.
     """
-    backend = _check(logits, rows, columns, backend)
-    return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, backend)
+    backend = _check(logits, rows, columns, average, backend)
+    return torch.ops.emanet_triton.resample_probabilities(logits, *rows, *columns, average, backend)
 
 
 def confusion_counts(
@@ -107,8 +123,9 @@ def confusion_counts(
     return torch.ops.emanet_triton.confusion_counts(targets, labels, num_classes, backend)
 
 
-def _check(logits: Tensor, rows: Taps, columns: Taps, backend: str) -> str:
+def _check(logits: Tensor, rows: Taps, columns: Taps, average: str, backend: str) -> str:
     """Refuse bad arguments; return the backend to run."""
+    check_choice("average", average, AVERAGES)
     check_layout("logits", logits, "B, C, P")
     check_float("logits", logits.dtype)
     classes = logits.shape[1]
@@ -134,12 +151,7 @@ def _check_backend(backend: str, classes: int, tensor: Tensor) -> str:
     if classes > IGNORE:
         raise ValueError(f"there must be at most {IGNORE} classes, got {classes}")
     check_choice("backend", backend, BACKENDS)
-    if backend == "triton" and classes > MAX_TRITON_CLASSES:
-        limit = f"at most {MAX_TRITON_CLASSES} classes"
-        raise ValueError(f"backend 'triton' takes {limit}, got {classes}")
-    if backend != "auto":
-        return backend
-    return auto_backend(tensor.is_cuda and classes <= MAX_TRITON_CLASSES)
+    return auto_backend(tensor.is_cuda) if backend == "auto" else backend
 
 
 def _kernels(backend: str, tensor: Tensor) -> contextlib.AbstractContextManager[ModuleType]:
@@ -155,11 +167,12 @@ def _run_labels(
     row_weight: Tensor,
     column_index: Tensor,
     column_weight: Tensor,
+    average: str,
     backend: str,
 ) -> Tensor:
     tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
-        return kernels.resample(logits, tables, probabilities=False)[0]
+        return kernels.resample(logits, tables, average=average, probabilities=False)[0]
 
 
 def _run_probabilities(
@@ -168,11 +181,12 @@ def _run_probabilities(
     row_weight: Tensor,
     column_index: Tensor,
     column_weight: Tensor,
+    average: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     tables = row_index, row_weight, column_index, column_weight
     with _kernels(backend, logits) as kernels:
-        return kernels.resample(logits, tables, probabilities=True)
+        return kernels.resample(logits, tables, average=average, probabilities=True)
 
 
 def _run_counts(targets: Tensor, labels: Tensor, num_classes: int, backend: str) -> Tensor:
@@ -185,8 +199,8 @@ def _fake_labels(logits: Tensor, rows: Tensor, _row_weight, columns: Tensor, *_)
     return torch.empty(shape, dtype=torch.uint8, device=logits.device)
 
 
-def _fake_probabilities(logits: Tensor, *tables_and_backend) -> tuple[Tensor, Tensor]:
-    labels = _fake_labels(logits, *tables_and_backend)
+def _fake_probabilities(logits: Tensor, *tables_and_more) -> tuple[Tensor, Tensor]:
+    labels = _fake_labels(logits, *tables_and_more)
     B, H, W = labels.shape
     shape = B, logits.shape[1], H, W
     return labels, torch.empty(shape, dtype=torch.float32, device=logits.device)

@@ -25,11 +25,13 @@ CASES = {
     "views": (2, 19, 90, (3, 33), 3, (4, 6)),
     "33-classes": (1, 33, 20, (3, 31), 2, (2, 2)),
     "64-classes": (1, 64, 20, (9, 32), 1, (2, 2)),
+    "150-classes": (1, 150, 20, (2, 6), 2, (2, 2)),
 }
 TORCH_CASES = {  # more tiles than the interpreter has time for
     "several-tiles": (1, 19, 60, (67, 260), 1, (2, 2)),
     "several-tiles-of-views": (2, 19, 60, (33, 129), 3, (3, 3)),
     "255-classes": (1, 255, 20, (3, 40), 1, (2, 2)),
+    "150-classes-of-views": (1, 150, 60, (11, 140), 2, (3, 2)),
 }
 BACKENDS_AND_CASES = [
     *(("triton", name) for name in CASES),
@@ -85,6 +87,13 @@ def assert_labels(got: Tensor, want: Tensor) -> None:
         assert not got.any()
 
 
+def assert_probabilities(got: Tensor, want: Tensor, plain: Tensor) -> None:
+    """At most twice the error of plain PyTorch in float32."""
+    assert got.dtype == torch.float32
+    assert got.is_contiguous()
+    assert (got - want).abs().max() <= 2 * (plain - want).abs().max() + 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize(("backend", "name"), BACKENDS_AND_CASES)
 def test_against_float64(backend, name, dtype):
@@ -95,9 +104,40 @@ def test_against_float64(backend, name, dtype):
     labels, got = resample_probabilities(logits, rows, columns, backend=backend)
     assert_labels(labels, want)
     assert torch.equal(labels, got.argmax(1).to(torch.uint8))
-    assert got.dtype == torch.float32
-    assert got.is_contiguous()
-    assert (got - want).abs().max() <= 2 * (plain - want).abs().max() + 1e-6
+    assert_probabilities(got, want, plain)
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("triton", "column"),
+        ("triton", "150-classes"),
+        ("torch", "views"),
+        ("torch", "several-tiles-of-views"),
+        ("torch", "150-classes-of-views"),
+    ],
+)
+def test_the_average_of_logits(backend, name):
+    logits, rows, columns = make_problem(name)
+    want = spread(logits.double(), rows, columns).mean(0)
+    plain = spread(logits, rows, columns).mean(0)
+    how = {"average": "logits", "backend": backend}
+    alone = resample_labels(logits, rows, columns, **how)
+    assert_labels(alone, want)
+    labels, got = resample_probabilities(logits, rows, columns, **how)
+    assert_labels(labels, want)
+    assert_probabilities(got, want.softmax(1), plain.softmax(1))
+    other, _ = resample_probabilities(logits, rows, columns, backend=backend)
+    assert not torch.equal(labels, other)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_one_view_has_one_average(backend):
+    logits, rows, columns = make_problem("64-classes")
+    labels, got = resample_probabilities(logits, rows, columns, average="logits", backend=backend)
+    assert torch.equal(labels, resample_labels(logits, rows, columns, backend=backend))
+    _, want = resample_probabilities(logits, rows, columns, backend=backend)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -126,18 +166,20 @@ def test_confusion(backend):
     assert got[-1] == 0
 
 
-def test_confusion_of_more_pairs_than_a_histogram_has_bins():
+@pytest.mark.parametrize("classes", [64, 150])
+def test_confusion_of_more_pairs_than_a_histogram_has_bins(classes):
     generator = torch.Generator().manual_seed(3)
-    targets, labels = torch.randint(70, (2, 5000), generator=generator).to(DEVICE, torch.uint8)
-    targets[targets == 69] = 255
-    got = confusion_counts(targets, labels, 64, backend="triton")
-    assert torch.equal(got, confusion_counts(targets, labels, 64, backend="torch"))
+    shape = (2, 5000)
+    targets, labels = torch.randint(classes + 6, shape, generator=generator).to(DEVICE, torch.uint8)
+    targets[targets == classes + 5] = 255
+    got = confusion_counts(targets, labels, classes, backend="triton")
+    assert torch.equal(got, confusion_counts(targets, labels, classes, backend="torch"))
     assert (got > 0).sum() > 2000
 
 
 @pytest.mark.parametrize("class_axis", [0, 1], ids=["classes-first", "classes-last"])
 @pytest.mark.parametrize("most_offsets", [2**31, 1], ids=["32-bit", "64-bit"])
-@pytest.mark.parametrize("name", ["views", "64-classes"])
+@pytest.mark.parametrize("name", ["views", "64-classes", "150-classes"])
 def test_every_form_of_the_kernel_computes_the_same(name, most_offsets, class_axis, monkeypatch):
     arguments = make_problem(name)
     monkeypatch.setattr(resample_triton, "CLASS_AXIS", class_axis)
@@ -166,16 +208,28 @@ def test_what_is_no_class_is_counted_last(backend):
     assert counts.sum() == 4
 
 
+@pytest.mark.parametrize("classes", [19, 150])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("views", [1, 2], ids=["single", "two-views"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_first_of_equal_classes(backend, views):
-    logits = torch.zeros(1, 19, 6, device=DEVICE)
-    logits[:, [4, 7, 18], 2:] = 1
+def test_the_first_of_equal_classes(backend, views, average, classes):
+    logits = torch.zeros(1, classes, 6, device=DEVICE)
+    logits[:, [4, 7, 18, classes - 1], 2:] = 1
     rows = Taps(torch.tensor([[[0, 2]]] * views).int(), torch.ones(views, 1, 2))
     columns = Taps(torch.tensor([[[0, 1, 1]]] * views).int(), torch.ones(views, 1, 3))
     rows, columns = (Taps(*(t.to(DEVICE) for t in axis)) for axis in (rows, columns))
-    labels = resample_labels(logits, rows, columns, backend=backend)
+    labels = resample_labels(logits, rows, columns, average=average, backend=backend)
     assert labels.tolist() == [[[0, 0, 0], [4, 4, 4]]]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_the_last_of_many_classes(backend):
+    logits = torch.zeros(1, 255, 6, device=DEVICE)
+    logits[:, 254, 2:] = 1
+    rows, columns = make_taps(1, 1, 3, 3, 1), make_taps(1, 1, 2, 4, 2)
+    want = spread(logits, rows, columns)[0].argmax(1)
+    assert set(want.unique().tolist()) == {0, 254}
+    assert torch.equal(resample_labels(logits, rows, columns, backend=backend), want.byte())
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -191,7 +245,9 @@ def test_no_probability_is_subnormal_however_far_logits_spread(one_thread):
     logits *= 30
     assert count_subnormal(spread(logits, rows, columns).softmax(2)) > 10
     with SubnormalResults() as results:
-        resample_torch.resample(logits, [*rows, *columns], probabilities=True)
+        resample_torch.resample(
+            logits, [*rows, *columns], average="probabilities", probabilities=True
+        )
     assert results.seen > 20
     assert results.found == []
 
@@ -207,7 +263,9 @@ def test_no_mean_of_probabilities_is_subnormal(one_thread):
     tiny = torch.finfo(torch.float32).tiny
     assert faint / 12 < tiny < faint
     with SubnormalResults() as results:
-        resample_torch.resample(logits, [*rows, *columns], probabilities=True)
+        resample_torch.resample(
+            logits, [*rows, *columns], average="probabilities", probabilities=True
+        )
     assert results.found == []
 
 
@@ -247,14 +305,17 @@ def resizing_taps(views: int, height: int, width: int) -> tuple[Taps, Taps]:
     return tuple(axes)
 
 
-@pytest.mark.parametrize("views", [1, 2], ids=["single", "two-views"])
-def test_the_torch_backend_makes_nothing_large(views, monkeypatch):
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize(
+    ("classes", "views"), [(19, 1), (19, 2), (150, 2)], ids=["single", "two-views", "150-classes"]
+)
+def test_the_torch_backend_makes_nothing_large(classes, views, average, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a mode sees its own thread only
-    logits = torch.randn(1, 19, 32 * 48, generator=torch.manual_seed(0))
+    logits = torch.randn(1, classes, 32 * 48, generator=torch.manual_seed(0))
     rows, columns = resizing_taps(views, 1000, 900)
     with LargestTensor() as largest:
-        resample_torch.resample(logits, (*rows, *columns), probabilities=False)
-    assert 1000 * 900 <= largest.bytes <= 19 * 1000 * 900 * 4 / 20
+        resample_torch.resample(logits, (*rows, *columns), average=average, probabilities=False)
+    assert 1000 * 900 <= largest.bytes <= classes * 1000 * 900 * 4 / 20
 
 
 def test_threads_do_not_change_results(three_threads, monkeypatch):
@@ -275,7 +336,7 @@ def test_operators_are_registered_well(name, backend):
     if name == "confusion_counts":
         arguments = (*torch.zeros(2, 1, 18, 1, dtype=torch.uint8, device=DEVICE), 19)
     else:
-        arguments = logits, *rows, *columns
+        arguments = logits, *rows, *columns, "logits"
     operator = getattr(torch.ops.emanet_triton, name).default
     torch.library.opcheck(operator, (*arguments, backend))
 
@@ -322,8 +383,11 @@ def test_bad_arguments(name):
 def test_bad_backend():
     with pytest.raises(ValueError, match="backend must be one of auto, triton, torch, got 'gpu'"):
         resample_labels(*changed(), backend="gpu")
-    with pytest.raises(ValueError, match="backend 'triton' takes at most 64 classes, got 65"):
-        resample_labels(*changed(logits=torch.zeros(1, 65, 30)), backend="triton")
+
+
+def test_bad_average():
+    with pytest.raises(ValueError, match="average must be one of probabilities, logits, got 'sum"):
+        resample_labels(*changed(), average="sum")
 
 
 def test_bad_targets():
