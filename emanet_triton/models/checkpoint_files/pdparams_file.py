@@ -40,6 +40,7 @@ _DTYPES = {
 }
 _SPARE = 2  # bytes of opcode and length before each array, at least
 _LONGEST_NAME = 512  # bytes; a longer text is no name, but the bytes of an array
+_STEPS = 16  # a text, bytes or an array counts as so many opcodes, because it takes as long
 _CHUNK = 1 << 20  # bytes of a text that are decoded at once
 _NAMES = "StructuredToParameterName@@"  # Paddle's own names of the parameters, unused here
 _SPLIT = "UnpackBigParamInfor@@"  # Paddle's spelling
@@ -148,6 +149,7 @@ class _Unpickler(Unpickler):
         self.decoded: dict[int, _Bytes] = {}
 
     def text(self, part: memoryview, errors: str) -> object:
+        self.spend(_STEPS)
         start = self.position - len(part)
         if len(part) > _LONGEST_NAME:
             return _LongText(start, len(part))
@@ -156,6 +158,7 @@ class _Unpickler(Unpickler):
         return text
 
     def raw(self, part: memoryview) -> object:
+        self.spend(_STEPS)
         return _Bytes(self.position - len(part), len(part))
 
     def build(self, target: object, state: Any) -> None:
@@ -185,6 +188,7 @@ class _Unpickler(Unpickler):
     def _tensor(
         self, raw: object, dtype: object, shape: Any, is_fortran: bool
     ) -> StoredTensor | None:
+        self.spend(_STEPS)
         if not isinstance(dtype, _DType) or type(shape) is not tuple:
             raise TypeError("not the state of an array")
         if dtype.element is None:

@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert, named, put
-from emanet_triton.models.checkpoint_files.refusals import DamagedError, DangerousError
+from emanet_triton.models.checkpoint_files.refusals import (
+    DamagedError,
+    DangerousError,
+    UnsupportedError,
+)
 
 # Limits of a file
 _STEPS = 2_000_000  # opcodes; a training's checkpoint has some 100,000
@@ -86,7 +90,7 @@ class Unpickler:
                 operation(self)
             self.position += 1
             return self.stack.pop()
-        except (DamagedError, DangerousError):
+        except (DamagedError, DangerousError, UnsupportedError):
             raise
         except (LookupError, TypeError, ValueError, struct.error) as error:
             raise DamagedError(
