@@ -62,8 +62,8 @@ class Checkpoint:
             others for mmseg files, ``source_sha256`` for converted files. It may be empty.
         layout: the project whose networks the weights belong to: ``"mmsegmentation"``,
             ``"sssegmentation"``, ``"official"`` or ``"paddleseg"``. The names in the file say it,
-            or its metadata if ``convert`` wrote it. ``None`` if the file's description of
-            emanet-triton names the model.
+            or its metadata if ``convert`` wrote it. ``None`` if the file has a description of this
+            package, which names the model.
     """
 
     path: Path
