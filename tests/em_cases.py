@@ -83,25 +83,40 @@ def channels_first(x: Tensor) -> Tensor:
     return x.flatten(2) if x.dim() == 4 else x.mT
 
 
-def eager_em_attention(x: Tensor, mu: Tensor, num_stages: int) -> tuple[Tensor, Tensor]:
+def eager_em_attention(
+    x: Tensor, mu: Tensor, num_stages: int, norm_shift: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """mmseg's operations on [B, C, N], on the CPU, all in the dtype of the input.
 
-    On a GPU the sums of small problems may be several times as exact as the CPU's and the kernels'.
+    A shift is added to both norms in place of the guard, as in the official EMANet. On a GPU the
+    sums of small problems may be several times as exact as the CPU's and the kernels'.
     """
     x, mu = x.cpu(), mu.cpu()
     for _ in range(num_stages):
         z = torch.softmax(x.mT @ mu, dim=2)
-        mu = F.normalize(x @ F.normalize(z, p=1, dim=1), p=2, dim=1)
+        if norm_shift:
+            mu = x @ (z / (norm_shift + z.sum(1, keepdim=True)))
+            mu = mu / (norm_shift + mu.norm(dim=1, keepdim=True))
+        else:
+            mu = F.normalize(x @ F.normalize(z, p=1, dim=1), p=2, dim=1)
     return mu @ z.mT, mu
 
 
 def eager_block(
-    feats: Tensor, mu: Tensor, weights: tuple[Tensor, ...], num_stages: int
+    feats: Tensor,
+    mu: Tensor,
+    weights: tuple[Tensor, ...],
+    num_stages: int,
+    norm_shift: float = 0.0,
+    out_relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """mmseg's operations around the EM attention, on [B, C, N], on the CPU."""
     feats, *weights = (t.cpu() for t in (feats, *weights))
     mid_weight, mid_bias, out_weight, out_bias = weights
-    recon, mu = eager_em_attention(mid_weight @ feats + mid_bias[:, None], mu, num_stages)
+    x = mid_weight @ feats + mid_bias[:, None]
+    recon, mu = eager_em_attention(x, mu, num_stages, norm_shift)
+    if out_relu:
+        return F.relu(feats + F.relu(out_weight @ F.relu(recon) + out_bias[:, None])), mu
     return F.relu(feats + out_weight @ F.relu(recon) + out_bias[:, None]), mu
 
 

@@ -54,6 +54,7 @@ def mmseg_network(model: EMANet, images: Tensor) -> Tensor:
     recon, _ = mmseg_attention(head.ema_mid_conv(feats), attention.bases, attention.num_stages)
     recon = head.ema_out_conv(F.relu(recon, inplace=True))
     out = head.bottleneck(F.relu(feats + recon, inplace=True))
+    assert head.conv_cat is not None  # mmsegmentation's EMANets have it
     return head.conv_seg(head.conv_cat(torch.cat([x, out], dim=1)))
 
 

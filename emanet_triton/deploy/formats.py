@@ -19,7 +19,7 @@ from torch import Tensor
 from emanet_triton.deploy.parts import LOGITS
 from emanet_triton.deploy.program import OWN, Program, Request, make_program
 from emanet_triton.errors import InputError, describe
-from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint import layout_metadata, read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.loading import load_into
 
@@ -174,7 +174,9 @@ def _run_aoti(path: Path, request: Request) -> Runner:
 
 
 def _write_weights(request: Request, path: Path) -> None:
-    metadata = request.about.metadata() if request.about else {"format": "pt"}
+    layout = getattr(getattr(request.model, "architecture", None), "layout", None)
+    metadata = {"format": "pt"} | layout_metadata(layout)
+    metadata |= request.about.metadata() if request.about else {}
     path.write_bytes(write_safetensors(request.model.state_dict(), metadata))
 
 

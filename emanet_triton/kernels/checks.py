@@ -1,5 +1,6 @@
 """Checks of the operators' arguments: a ValueError names the expected and the given value."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -49,6 +50,14 @@ def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
 def check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_shift(name: str, value: object) -> None:
+    """A finite number of at least 0; a number that PyTorch's compiler stands in for passes."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -22,7 +22,7 @@ UNUSED = {"": (AUXILIARY,)}  # by module: its children that do nothing in evalua
 # Attributes that may differ: a fused form reads them, or they do nothing in evaluation mode.
 FREE_OF_NETWORKS = {"architecture", "protocol", "num_classes"}
 FREE = {
-    EMAttention: {"num_stages", "backend", "momentum"},
+    EMAttention: {"num_stages", "backend", "momentum", "norm_shift"},
     nn.BatchNorm2d: {"eps", "momentum"},
     nn.Dropout2d: {"p", "inplace"},
     nn.ReLU: {"inplace"},

@@ -17,6 +17,11 @@ from torch import Tensor
 
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
+from emanet_triton.models.checkpoint_files.layouts import (
+    LAYOUTS,
+    MMSEGMENTATION,
+    translated,
+)
 from emanet_triton.models.checkpoint_files.pdparams_file import read_pdparams_file
 from emanet_triton.models.checkpoint_files.refusals import (
     DamagedError,
@@ -44,6 +49,8 @@ _EXPECTED = "expected a PyTorch (.pth), PaddlePaddle (.pdparams) or safetensors 
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
 _POINTER = b"version https://git-lfs.github.com/"  # how Git LFS begins its stand-ins for files
 _HEAD = 512  # bytes that tell the format
+DESCRIPTION = "emanet_triton"  # metadata: the description of a file of this package
+_LAYOUT = "layout"  # metadata: the layout of a converted file's source
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,22 @@ class Checkpoint:
     Attributes:
         path: the file.
         sha256: of the whole file, 64 hex digits.
-        state_dict: tensors on the CPU in the dtypes of the file, by the network's own names; empty
-            after ``release``. The tensors share the memory that the file was read into, or are
-            copies if they are less than half of the file.
+        state_dict: tensors on the CPU in the dtypes of the file, by the network's own names, also
+            in a file of another project; empty after ``release``. The tensors share the memory that
+            the file was read into, or are copies if they are less than half of the file.
         meta: texts and numbers that describe the file: ``mmseg_version``, ``config``, ``iter`` and
             others for mmseg files, ``source_sha256`` for converted files. It may be empty.
+        layout: the project whose networks the weights belong to: ``"mmsegmentation"``,
+            ``"sssegmentation"``, ``"official"`` or ``"paddleseg"``. The names in the file say it,
+            or its metadata if ``convert`` wrote it. ``None`` if the file has a description of this
+            package, which names the model.
     """
 
     path: Path
     sha256: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+    layout: str | None = None
 
     def release(self) -> None:
         """Free the weights. ``load_into`` reads the file again and checks that it is the same."""
@@ -71,13 +83,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
-    """Read a checkpoint of mmseg 0.x or 1.x, of another training, or of ``convert``.
+    """Read a checkpoint of mmseg 0.x or 1.x, of another project or training, or of ``convert``.
 
     The file may be a PyTorch file (legacy or zip), a PaddlePaddle file (.pdparams) or a safetensors
     file; its content decides. The weights may be under ``state_dict``, under another name or at the
-    top level, and their names may have the prefixes of wrappers; see ``find_weights``. No code in
-    the file is executed. The file is read once, so the hash is the hash of these weights. Damage is
-    always noticed in zip files, which have CRCs, and in files whose hash is known.
+    top level, and their names may have the prefixes of wrappers; see ``find_weights``. Names of
+    sssegmentation, of the authors' EMANet and of PaddleSeg are translated. No code in the file is
+    executed. The file is read once, so the hash is the hash of these weights. Damage is always
+    noticed in zip files, which have CRCs, and in files whose hash is known.
 
     Args:
         path: the file, at most 4 GiB.
@@ -97,7 +110,7 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         content = read(data)
         stored, notes = find_weights(content.value)
         _check_sizes(stored, len(data))
-        weights = make(data, content, stored)
+        weights, layout = translated(make(data, content, stored))
         _check_values(weights)
         if 2 * sum(value.nbytes for value in weights.values()) < len(data):
             # Most of the file may be an optimizer's state: copies let its memory be freed.
@@ -118,7 +131,26 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         raise InputError(f"{path}: cannot be read: it does not fit into the memory") from error
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    return Checkpoint(path, sha256, weights, content.meta)
+    if read is read_safetensors_file:
+        layout = _noted_layout(content.meta, layout)
+    known = DESCRIPTION in content.meta
+    return Checkpoint(path, sha256, weights, content.meta, None if known else layout)
+
+
+def layout_metadata(layout: str | None) -> dict[str, str]:
+    """Metadata of a safetensors file from which ``read_checkpoint`` knows the layout again.
+
+    Args:
+        layout: of the weights' first file; for mmsegmentation nothing is noted, because the names
+            of the weights say it.
+    """
+    return {_LAYOUT: layout} if layout in LAYOUTS else {}
+
+
+def _noted_layout(meta: dict[str, Any], found: str) -> str:
+    """The layout in the metadata of a safetensors file with our names, or else the one found."""
+    noted = meta.get(_LAYOUT)
+    return noted if found == MMSEGMENTATION and noted in LAYOUTS else found
 
 
 def read_metadata(path: Path) -> dict[str, str]:

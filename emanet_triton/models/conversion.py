@@ -12,7 +12,13 @@ from emanet_triton.data.dataset import Dataset
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_whole
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
-from emanet_triton.models.checkpoint import Checkpoint, named_digits, read_checkpoint
+from emanet_triton.models.checkpoint import (
+    Checkpoint,
+    layout_metadata,
+    named_digits,
+    read_checkpoint,
+)
+from emanet_triton.models.checkpoint_files.layouts import MMSEGMENTATION, project_of
 from emanet_triton.models.checkpoint_files.refusals import shown
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.checkpoint_files.weights_in import COUNTER, PARTS
@@ -22,6 +28,7 @@ from emanet_triton.models.zoo import ZOO, create_model, name_of
 
 SAFETENSORS, MMSEG = "safetensors", "mmseg"
 SUFFIXES = {SAFETENSORS: ".safetensors", MMSEG: ".pth"}  # of the files of each kind
+_COMPUTED_BY_MMSEG = (MMSEGMENTATION, "sssegmentation")  # layouts whose networks it can build
 _VARIANCE = ".running_var"  # a batch norm has one, and a counter
 
 
@@ -33,8 +40,9 @@ def convert(
 ) -> Checkpoint:
     """Write the weights of a checkpoint, and nothing else from it but its description.
 
-    A safetensors file keeps the dtypes of the source. Its metadata name the source and its SHA-256,
-    and have the description of emanet-triton train if the source has one.
+    A safetensors file keeps the dtypes of the source. Its metadata name the source, its SHA-256 and
+    its layout if this is not mmsegmentation's, and have the description of emanet-triton train if
+    the source has one. The weights have this package's names.
 
     A file for mmsegmentation has the keys and dtypes of its networks: float32, and int64 for the
     counters of batch norms, which are 0 if the source lacks them. ``CLASSES`` and ``PALETTE`` in
@@ -108,13 +116,14 @@ def _safetensors(checkpoint: Checkpoint, description: Description | None) -> byt
         "source": shown(checkpoint.path.name),
         "source_sha256": checkpoint.sha256,
     }
-    metadata |= description.metadata() if description else {}
+    metadata |= description.metadata() if description else layout_metadata(checkpoint.layout)
     return write_safetensors(checkpoint.state_dict, metadata)
 
 
 def _mmseg(checkpoint: Checkpoint, description: Description | None) -> bytes:
     """The bytes of a PyTorch file whose state dict mmsegmentation loads strictly."""
     name = description.model if description else name_of(checkpoint)
+    _check_mmseg_computes(name, checkpoint)
     weights = _as_model_has_them(name, checkpoint) if name in ZOO else _with_counters(checkpoint)
     dataset = description.described() if description else None
     if dataset is None and name in ZOO:
@@ -130,6 +139,18 @@ def _mmseg(checkpoint: Checkpoint, description: Description | None) -> bytes:
     buffer = io.BytesIO()
     torch.save({"meta": meta, "state_dict": state_dict}, buffer)
     return buffer.getvalue()
+
+
+def _check_mmseg_computes(name: str | None, checkpoint: Checkpoint) -> None:
+    layout = checkpoint.layout
+    if layout is None and name in ZOO:  # the file's description names the model
+        layout = getattr(ZOO[name].architecture, "layout", MMSEGMENTATION)
+    if layout not in (None, *_COMPUTED_BY_MMSEG):
+        raise InputError(
+            f"{checkpoint.path}: is of a network of {project_of(layout)}, which mmsegmentation "
+            f"cannot build; expected one of {' or '.join(_COMPUTED_BY_MMSEG)}, or a safetensors "
+            "file as destination"
+        )
 
 
 def _as_model_has_them(name: str, checkpoint: Checkpoint) -> dict[str, Tensor]:

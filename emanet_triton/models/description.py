@@ -13,10 +13,9 @@ from typing import Any
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.description import dataset_from
 from emanet_triton.errors import InputError, first_line
-from emanet_triton.models.checkpoint import read_metadata
+from emanet_triton.models.checkpoint import DESCRIPTION, read_metadata
 from emanet_triton.models.protocol import Protocol
 
-_KEY = "emanet_triton"
 _SIZES = ("base_scale", "crop", "stride")  # pairs of numbers in a protocol, or None
 
 
@@ -41,7 +40,7 @@ class Description:
 
     def metadata(self) -> dict[str, str]:
         """Texts for ``write_safetensors``, from which ``of`` makes this description again."""
-        return {"format": "pt", _KEY: self.to_json()}
+        return {"format": "pt", DESCRIPTION: self.to_json()}
 
     def to_json(self, indent: int | None = None) -> str:
         """The text from which ``from_json`` makes this description again.
@@ -68,7 +67,7 @@ class Description:
         Raises:
             InputError: the description is broken. The message does not name the file.
         """
-        return cls.from_json(meta[_KEY]) if _KEY in meta else None
+        return cls.from_json(meta[DESCRIPTION]) if DESCRIPTION in meta else None
 
     @classmethod
     def from_json(cls, text: str) -> "Description":

@@ -15,7 +15,7 @@ from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.network import FusedNetwork, Network
-from emanet_triton.models.resnet import Bottleneck
+from emanet_triton.models.resnet import Bottleneck, average_pool
 
 # Folded weights below this become zero. Subnormal numbers, below 1.2e-38, would slow some CPUs down
 # ten times. An output of 2^15 such weights moves by less than 3e-26 times its largest input.
@@ -34,7 +34,7 @@ def fuse(
     - Batch norms are folded into convolutions, in float64. ReLU and residuals are part of the
       convolutions.
     - On a CPU ``ema_in_conv`` and a part of ``conv_cat``, which read the same input, become one
-      convolution.
+      convolution, if there is ``conv_cat``.
     - The EM attention and its 1x1 convolutions become one operator.
     - Dropout and the auxiliary head are left out.
     - On a CPU a 3x3 convolution becomes Winograd's if this is faster, with weights laid out for it.
@@ -215,6 +215,19 @@ class SharedConv(FusedConv):
         )
 
 
+class InputConv(FusedConv):
+    """The only convolution of an input, in the place of ``SharedConv``.
+
+    Shape:
+        [B, C, h, w] → [B, O, h, w], and ``None`` for the second convolution.
+    """
+
+    merged = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
+
+
 class FusedMaxPool(nn.Module):
     """The pooling of the stem: our operator on a GPU if activations are channels-last in memory."""
 
@@ -242,7 +255,7 @@ class FusedBottleneck(nn.Module):
         self.conv1 = fused_conv(block.conv1, block.bn1, dtype, channels_last)
         self.conv2 = fused_conv(block.conv2, block.bn2, dtype, channels_last)
         self.conv3 = fused_conv(block.conv3, block.bn3, dtype, channels_last)
-        self.downsample = None
+        self.downsample, self.pool = None, block.pool
         if block.downsample is not None:
             ((conv, bn),) = convs_with_norms(block.downsample)
             self.downsample = fused_conv(conv, bn, dtype, channels_last, relu=False)
@@ -261,7 +274,7 @@ class FusedBottleneck(nn.Module):
         return self.conv3(out, self._identity(x))
 
     def _identity(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample(x)
+        return x if self.downsample is None else self.downsample(average_pool(x, self.pool))
 
 
 def convs_with_norms(layers: nn.Sequential) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

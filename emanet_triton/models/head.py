@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emanet_triton.kernels.checks import BACKENDS, check_choice
+from emanet_triton.kernels.checks import BACKENDS, check_choice, check_shift
 from emanet_triton.kernels.em.op import em_attention
 
 
@@ -26,6 +26,7 @@ class EMAttention(nn.Module):
         momentum: weight of a training batch in the moving average of ``bases``, in [0, 1].
         backend: "triton", "torch" (PyTorch's operations), or "auto" to choose by the device; see
             ``em_attention``.
+        norm_shift: added to both norms of an M step, finite and at least 0; see ``em_attention``.
 
     Shape:
         features [B, C, H, W], float32, float16 or bfloat16 → reconstruction of the same shape,
@@ -43,6 +44,7 @@ class EMAttention(nn.Module):
         num_stages: int = 3,
         momentum: float = 0.1,
         backend: str = "auto",
+        norm_shift: float = 0.0,
     ) -> None:
         super().__init__()
         if min(channels, num_bases, num_stages) < 1:
@@ -53,7 +55,9 @@ class EMAttention(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
         check_choice("backend", backend, BACKENDS)
+        check_shift("norm_shift", norm_shift)
         self.num_stages = num_stages
+        self.norm_shift = norm_shift
         self.momentum = momentum
         self.backend = backend
         bases = torch.empty(1, channels, num_bases).normal_(0, math.sqrt(2 / num_bases))
@@ -62,7 +66,9 @@ class EMAttention(nn.Module):
 
     def forward(self, feats: Tensor) -> Tensor:
         _check_features(feats, self.bases.shape[1])
-        recon, bases = em_attention(feats, self.bases, self.num_stages, backend=self.backend)
+        recon, bases = em_attention(
+            feats, self.bases, self.num_stages, norm_shift=self.norm_shift, backend=self.backend
+        )
         if self.training:
             self._update_bases(bases)
         return recon
@@ -80,6 +86,8 @@ class EMAttention(nn.Module):
     def extra_repr(self) -> str:
         _, channels, num_bases = self.bases.shape
         options = f"num_stages={self.num_stages}, backend={self.backend!r}"
+        if self.norm_shift:
+            options += f", norm_shift={self.norm_shift}"
         return f"{channels}, num_bases={num_bases}, {options}"
 
 
@@ -130,9 +138,9 @@ def _mid_conv(channels: int) -> ConvModule:
     return conv
 
 
-def _out_conv(channels: int) -> ConvModule:
+def _out_conv(channels: int, relu: bool) -> ConvModule:
     """The 1x1 convolution after the EM attention, with its batch norm."""
-    return ConvModule(channels, channels, 1, act=False)
+    return ConvModule(channels, channels, 1, act=relu)
 
 
 def _residual_sum(feats: Tensor, reconstruction: Tensor, out_conv: nn.Module) -> Tensor:
@@ -159,6 +167,8 @@ class EMAUnit(nn.Module):
         num_stages: EM iterations, at least 1.
         relu: whether a ReLU follows the sum, as in the paper. Leave it out where features may be
             negative, for example in front of a normalisation.
+        out_relu: whether a ReLU also follows the norm, as in PaddleSeg's EMANet.
+        norm_shift: as in ``EMAttention``.
 
     Shape:
         features [B, C, H, W] → the same shape.
@@ -168,12 +178,18 @@ class EMAUnit(nn.Module):
     """
 
     def __init__(
-        self, channels: int, num_bases: int = 64, num_stages: int = 3, relu: bool = True
+        self,
+        channels: int,
+        num_bases: int = 64,
+        num_stages: int = 3,
+        relu: bool = True,
+        out_relu: bool = False,
+        norm_shift: float = 0.0,
     ) -> None:
         super().__init__()
-        self.ema_module = EMAttention(channels, num_bases, num_stages)
+        self.ema_module = EMAttention(channels, num_bases, num_stages, norm_shift=norm_shift)
         self.ema_mid_conv = _mid_conv(channels)
-        self.ema_out_conv = _out_conv(channels)
+        self.ema_out_conv = _out_conv(channels, out_relu)
         self.relu = relu
 
     def forward(self, feats: Tensor) -> Tensor:
@@ -210,12 +226,17 @@ class EMAHead(nn.Module):
         num_stages: EM iterations.
         channels: of the 3x3 convolutions after the attention.
         num_classes: channels of the logits.
+        concat_input: whether there is ``conv_cat``, a 3x3 convolution of the head's input and the
+            output of ``bottleneck`` (mmseg ``concat_input``).
+        out_relu: whether a ReLU follows the norm of ``ema_out_conv``, as in PaddleSeg's EMANet.
+        norm_shift: as in ``EMAttention``.
 
     Shape:
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
 
     Raises:
-        ValueError: ``ema_channels``, ``num_bases`` or ``num_stages`` is below 1.
+        ValueError: ``ema_channels``, ``num_bases`` or ``num_stages`` is below 1, or ``norm_shift``
+            is below 0 or not finite.
     """
 
     def __init__(
@@ -226,22 +247,27 @@ class EMAHead(nn.Module):
         num_stages: int = 3,
         channels: int = 256,
         num_classes: int = 19,
+        concat_input: bool = True,
+        out_relu: bool = False,
+        norm_shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.fixed_reconstruction: Tensor | None = None
         self.conv_seg = _classifier(channels, num_classes)
         self.dropout = nn.Dropout2d(0.1)
-        self.ema_module = EMAttention(ema_channels, num_bases, num_stages)
+        self.ema_module = EMAttention(ema_channels, num_bases, num_stages, norm_shift=norm_shift)
         self.ema_in_conv = ConvModule(in_channels, ema_channels, 3)
         self.ema_mid_conv = _mid_conv(ema_channels)
-        self.ema_out_conv = _out_conv(ema_channels)
+        self.ema_out_conv = _out_conv(ema_channels, out_relu)
         self.bottleneck = ConvModule(ema_channels, channels, 3)
-        self.conv_cat = ConvModule(in_channels + channels, channels, 3)
+        self.conv_cat = ConvModule(in_channels + channels, channels, 3) if concat_input else None
 
     def forward(self, x: Tensor) -> Tensor:
         feats = self.ema_in_conv(x)
         out = F.relu(_residual_sum(feats, self._reconstruction(feats), self.ema_out_conv))
-        out = self.conv_cat(torch.cat([x, self.bottleneck(out)], dim=1))
+        out = self.bottleneck(out)
+        if self.conv_cat is not None:
+            out = self.conv_cat(torch.cat([x, out], dim=1))
         return self.conv_seg(self.dropout(out))
 
     def _reconstruction(self, feats: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
+from emanet_triton.models.checkpoint_files.layouts import parts_of, project_of
 from emanet_triton.models.checkpoint_files.refusals import shown
 from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER, PARTS
 
@@ -47,7 +48,8 @@ def load_into(
 
     Raises:
         InputError: keys are missing, left over, or of another shape or kind of number; the
-            message lists them, and nothing is loaded.
+            message lists them. Or the weights belong to another project's networks than the model.
+            Nothing is loaded.
         ValueError: without ``share``, the model is on the meta device or has a tensor that cannot
             be written; nothing is loaded. Or ``share`` and ``new_classes`` are both given.
     """
@@ -55,6 +57,7 @@ def load_into(
         raise ValueError("give either share=True or new_classes=True, not both")
     if not checkpoint.state_dict:
         checkpoint = read_checkpoint(checkpoint.path, checkpoint.sha256)
+    _check_layout(model, checkpoint)
     ours = model.state_dict()
     theirs = checkpoint.state_dict
     stand_ins = _stand_ins(theirs, ours)
@@ -62,7 +65,7 @@ def load_into(
     old, new = (_classes(state) for state in (theirs, ours))
     theirs = {key: value for key, value in theirs.items() if key not in kept}
     needed = {key: value for key, value in ours.items() if key not in stand_ins | kept}
-    extras = _extras(theirs, needed)
+    extras = _extras(theirs, needed, {*PARTS, *parts_of(checkpoint.layout)})
     theirs = {key: value for key, value in theirs.items() if key not in extras}
     _check_fit(checkpoint.path, theirs, needed)
     if not share:
@@ -167,15 +170,30 @@ def _stand_ins(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, 
     return lacking
 
 
-def _extras(theirs: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:
+def _extras(
+    theirs: dict[str, Tensor], needed: dict[str, Tensor], parts: Collection[str]
+) -> dict[str, Tensor]:
     """Entries of a training that belong to no network; none if the file lacks needed ones."""
     if not needed.keys() <= theirs.keys():
         return {}
     return {
         key: value
         for key, value in theirs.items()
-        if key not in needed and (key.partition(".")[0] not in PARTS or _LOSS in key)
+        if key not in needed and (key.partition(".")[0] not in parts or _LOSS in key)
     }
+
+
+def _check_layout(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse weights of a network that computes something else with weights of the same shapes."""
+    expected = getattr(getattr(model, "architecture", None), "layout", None)
+    layout = checkpoint.layout
+    if layout is not None and expected is not None and layout != expected:
+        theirs, ours = project_of(layout), project_of(expected)
+        raise InputError(
+            f"{checkpoint.path}: is a checkpoint of {theirs}, but the model is one of {ours}: the "
+            f"same weights give other results there; expected a model of {theirs} "
+            "(--model NAME, or create_model(NAME, ...))"
+        )
 
 
 def _check_fit(

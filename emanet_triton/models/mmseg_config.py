@@ -7,7 +7,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
 from emanet_triton.kernels.resample.eager import IGNORE
 from emanet_triton.models.emanet import Architecture
-from emanet_triton.models.resnet import Bottleneck, ResNetV1c
+from emanet_triton.models.resnet import Bottleneck
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN")
@@ -17,8 +17,8 @@ POSITIVE = range(1, 2**31)
 BACKBONE = {
     "in_channels": (3, 3),
     "num_stages": (4, 4),
-    "strides": ((1, 2, 2, 2), ResNetV1c.strides),
-    "dilations": ((1, 1, 1, 1), ResNetV1c.dilations),
+    "strides": ((1, 2, 2, 2), Architecture.strides),
+    "dilations": ((1, 1, 1, 1), Architecture.dilations),
     "contract_dilation": (False, True),
     "out_indices": ((0, 1, 2, 3), (0, 1, 2, 3)),
     "style": ("pytorch", "pytorch"),

@@ -25,7 +25,7 @@ from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.emanet import EMANet, FusedEMANet, input_parts
 from emanet_triton.models.fused import FusedConv, convs_with_norms, folded
 from emanet_triton.models.head import EMAHead
-from emanet_triton.models.resnet import Bottleneck
+from emanet_triton.models.resnet import Bottleneck, average_pool
 
 DTYPE = torch.bfloat16  # of the layers that are not quantised
 
@@ -147,7 +147,7 @@ class QuantizedBottleneck(nn.Module):
         self.conv1 = _quantized(block.conv1, block.bn1, x_scale, first)
         self.conv2 = _quantized(block.conv2, block.bn2, first, second)
         self.conv3 = _quantized(block.conv3, block.bn3, second, self.scale)
-        self.downsample, self.identity_scale = None, x_scale
+        self.downsample, self.identity_scale, self.pool = None, x_scale, block.pool
         if block.downsample is not None:
             ((conv, bn),) = convs_with_norms(block.downsample)
             self.identity_scale = Scale.of(ranges[f"{name}downsample"], signed=True)
@@ -157,29 +157,36 @@ class QuantizedBottleneck(nn.Module):
         """``x`` may be overwritten."""
         out = self.conv2(self.conv1(x))
         # conv3 writes its output over the identity, which is computed last to save its memory.
-        identity = x if self.downsample is None else self.downsample(x)
+        identity = x if self.downsample is None else self.downsample(self._pooled(x))
         last = self.conv3
         operands = out, last.weight, last.weight_scales, last.bias
         return conv_int8_add_(identity, *operands, self.identity_scale, last.x_scale, self.scale)
 
+    def _pooled(self, x: Tensor) -> Tensor:
+        """The average pool of the identity, of 8-bit integers: means are rounded."""
+        if self.pool == 1:
+            return x
+        return average_pool(x.float(), self.pool).round_().to(torch.uint8)
+
 
 class QuantizedSharedConv(nn.Module):
-    """The two convolutions that read the head's input, see ``SharedConv``; not merged.
+    """The convolutions that read the head's input, see ``SharedConv``; not merged.
 
     Shape:
-        uint8 [B, C, h, w] → bfloat16 [B, O of the first, h, w] and [B, O of the second, h, w].
+        uint8 [B, C, h, w] → bfloat16 [B, O of the first, h, w] and [B, O of the second, h, w], or
+        ``None`` for a head without ``conv_cat``.
     """
 
     merged = False
 
     def __init__(self, head: EMAHead, x_scale: Scale) -> None:
         super().__init__()
-        first, second, _ = input_parts(head, torch.float32)
+        first, *rest = input_parts(head, torch.float32)
         self.first = QuantizedConv(first, x_scale, None)
-        self.second = QuantizedConv(second, x_scale, None, relu=False)
+        self.second = QuantizedConv(rest[0], x_scale, None, relu=False) if rest else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.first(x), self.second(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.first(x), None if self.second is None else self.second(x)
 
 
 def _quantized(
@@ -203,7 +210,7 @@ class QuantizedEMANet(FusedEMANet):
         ranges: of the layers of its fused form, see ``observed``.
 
     Shape:
-        float [B, 3, H, W] → bfloat16 logits [B, num_classes, ceil(H / 8), ceil(W / 8)].
+        float [B, 3, H, W] → bfloat16 logits [B, num_classes, ceil(H / stride), ceil(W / stride)].
 
     Attributes:
         ranges: as given.

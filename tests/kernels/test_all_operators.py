@@ -90,7 +90,8 @@ def test_of_an_empty_batch_nothing_is_computed_and_the_last_registration_holds()
         vars(torch.ops.emanet_triton)["libraries"].pop("a test")._destroy()
 
 
-ITERATION = "int num_stages, str backend, str precision"
+ITERATION = "int num_stages, float norm_shift"
+HOW = "str backend, str precision"
 WEIGHTS = "Tensor mid_weight, Tensor mid_bias, Tensor out_weight, Tensor out_bias"
 CONVOLUTION = "Tensor x, Tensor weight, Tensor bias"
 TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_weight"
@@ -99,9 +100,9 @@ TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_
 @pytest.mark.parametrize(
     "schema",
     [
-        f"em_attention(Tensor feats, Tensor bases, {ITERATION}) -> (Tensor, Tensor)",
+        f"em_attention(Tensor feats, Tensor bases, {ITERATION}, {HOW}) -> (Tensor, Tensor)",
         "em_attention_block(Tensor feats, Tensor bases, "
-        f"{WEIGHTS}, {ITERATION}) -> (Tensor, Tensor)",
+        f"{WEIGHTS}, {ITERATION}, bool out_relu, {HOW}) -> (Tensor, Tensor)",
         f"conv_bias_act({CONVOLUTION}, Tensor? residual, int stride, int dilation, bool relu, "
         "ScalarType out_dtype, str backend, str precision) -> Tensor",
         "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, "

@@ -10,14 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import call, named, refusal_of
+from checkpoint_files import (
+    OTHER_FOLDER,
+    call,
+    filled,
+    listed_in_paddleseg,
+    named,
+    refusal_of,
+    small,
+)
+from golden_data import make_tensor
 
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files import pdparams_file
+from emanet_triton.models.checkpoint_files.layouts import translated
 from emanet_triton.models.checkpoint_files.pdparams_file import read_pdparams_file
 from emanet_triton.models.checkpoint_files.stored import make
 from emanet_triton.models.checkpoint_files.weights_in import find_weights
-from tests.paddleseg_golden import FOLDER, paddleseg_array
 
 PROTOCOLS = (2, 3, 4, 5)
 RANDOM = np.random.RandomState(0)
@@ -82,14 +91,28 @@ def test_reads_arrays(tmp_path, protocol, core):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_reads_files_of_paddle_save(protocol):
-    state_dict = read_checkpoint(FOLDER / f"paddle_protocol{protocol}.pdparams").state_dict
+    """PaddlePaddle 3.3.1 wrote a convolution and a batch norm, filled by ``make_tensor``."""
+    state_dict = read_checkpoint(OTHER_FOLDER / f"paddle_protocol{protocol}.pdparams").state_dict
     assert {key: tuple(value.shape) for key, value in state_dict.items()} == {
         "conv.weight": (4, 3, 3, 3),
         "conv.bias": (4,),
         **{f"bn.{name}": (4,) for name in ("weight", "bias", "_mean", "_variance")},
     }
     for key, value in state_dict.items():
-        assert np.array_equal(value.numpy(), paddleseg_array(key, list(value.shape))), key
+        kind = key.replace("_mean", "running_mean").replace("_variance", "running_var")
+        assert torch.equal(value, make_tensor(kind, list(value.shape), seed=0)), key
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_reads_a_network_of_paddleseg(tmp_path, protocol):
+    weights = filled(small(listed_in_paddleseg((1, 1, 1, 1))))
+    content = {key: value.numpy() for key, value in weights.items()}
+    content["StructuredToParameterName@@"] = dict.fromkeys(weights, "conv2d_0.w_0")
+    checkpoint = read_checkpoint(saved(tmp_path, content, protocol))
+    want, layout = translated(weights)
+    assert checkpoint.layout == layout == "paddleseg"
+    assert list(checkpoint.state_dict) == list(want)
+    assert all(torch.equal(checkpoint.state_dict[key], value) for key, value in want.items())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

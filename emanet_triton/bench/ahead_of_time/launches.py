@@ -24,12 +24,13 @@ from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 # that read features.
 BY_CHANNELS = ("em_reduce", "em_normalise")
 BY_BASES = ("em_e_step", "em_m_step")
-OF_FEATURES = (*BY_BASES, "em_epilogue")
+EPILOGUE = ("em_epilogue",)
+OF_FEATURES = (*BY_BASES, *EPILOGUE)
 
 HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
 # Batch, C, H, W, O, kernel, stride, dilation, whether there is a residual, its dtype, the output's
-# dtype. They are layers of the network, also at odd sizes and in part in float32, and use every
+# dtype. They are layers of the networks, also at odd sizes and in part in float32, and use every
 # tile.
 CONVOLUTIONS = (
     (1, 512, 128, 256, 512, 3, 1, 4, True, HALF, HALF),
@@ -51,6 +52,15 @@ CONVOLUTIONS = (
     (1, 64, 193, 193, 64, 3, 1, 1, True, HALF, HALF),
     (1, 3, 1024, 2048, 32, 3, 2, 1, False, HALF, HALF),  # stem
     (1, 32, 512, 1024, 64, 3, 1, 1, False, HALF, HALF),  # stem
+    (1, 64, 257, 257, 128, 3, 1, 1, False, HALF, HALF),  # the official EMANet's stem
+    (1, 512, 65, 65, 512, 3, 1, 16, False, HALF, HALF),  # the official EMANet's last block
+    (1, 256, 128, 256, 256, 3, 2, 1, False, HALF, HALF),  # output stride 16
+    (1, 512, 128, 256, 1024, 1, 2, 1, False, HALF, HALF),  # output stride 16
+    (1, 2048, 64, 128, 512, 3, 1, 1, False, HALF, SINGLE),  # head of 512 channels
+    (1, 512, 64, 128, 512, 3, 1, 1, True, SINGLE, HALF),  # head of 512 channels
+    (1, 512, 64, 128, 150, 1, 1, 1, False, HALF, HALF),  # logits
+    (1, 512, 65, 65, 21, 1, 1, 1, False, HALF, HALF),  # logits
+    (1, 256, 97, 97, 3, 1, 1, 1, False, HALF, HALF),  # logits
     (1, 7, 97, 97, 32, 3, 1, 1, True, SINGLE, HALF),  # with the most taps of ``conv_taps``
     (1, 7, 97, 97, 72, 3, 1, 1, True, HALF, SINGLE),  # the same, in the wider tile
 )
@@ -84,6 +94,7 @@ class EMLaunch:
     channels: int
     bases: int
     channels_last: bool = True
+    out_relu: bool = False
     kernels: tuple[str, ...] = tuple(dict.fromkeys(t.kernel for t in tiles.SHIPPED))
 
     @property
@@ -98,11 +109,12 @@ class EMLaunch:
         bases = empty(1, self.channels, self.bases)
         with mock.patch.object(em_attention, "gpu_arch", lambda device: self.arch):
             if self.operator == "em_attention":
-                em_attention.run_attention(feats, bases, 2, self.precision)
+                em_attention.run_attention(feats, bases, 2, 0.0, self.precision)
             else:
                 weight, bias = empty(self.channels, self.channels), feats[0, 0]
                 convolutions = weight, bias, weight, bias
-                em_block.run_block(feats, bases, *convolutions, 2, self.precision)
+                options = 2, 0.0, self.out_relu, self.precision
+                em_block.run_block(feats, bases, *convolutions, *options)
 
 
 @dataclass(frozen=True)
@@ -277,19 +289,24 @@ def _em(each: Each) -> list[EMLaunch]:
                 ]
                 if all_tiles:
                     found += [
+                        EMLaunch(*products, block, 512, 64, out_relu=True, kernels=EPILOGUE),
                         EMLaunch(*products, block, 512, 128, kernels=OF_FEATURES),
                         EMLaunch(*products, block, 512, 256, kernels=BY_BASES),
                     ]
                 if each == Each.USE:
                     found += [
                         EMLaunch(*products, attention, 512, 64, kernels=("em_e_step", "em_reduce")),
-                        EMLaunch(*products, block, 512, 64, False, OF_FEATURES),
-                        EMLaunch(*products, block, 512, 128, False, BY_BASES),
-                        EMLaunch(*products, attention, 512, 256, False, ("em_reconstruct",)),
-                        EMLaunch(*products, block, 512, 256, False, OF_FEATURES),
+                        EMLaunch(*products, block, 512, 64, False, kernels=OF_FEATURES),
+                        EMLaunch(*products, block, 512, 128, False, kernels=BY_BASES),
+                        EMLaunch(
+                            *products, attention, 512, 256, False, kernels=("em_reconstruct",)
+                        ),
+                        EMLaunch(*products, block, 512, 256, False, kernels=OF_FEATURES),
                     ]
             for channels in (64, 128, 256, 1024, 2048) if all_tiles else ():
-                found.append(EMLaunch(arch, dtype, "ieee", block, channels, 64, True, BY_CHANNELS))
+                found.append(
+                    EMLaunch(arch, dtype, "ieee", block, channels, 64, kernels=BY_CHANNELS)
+                )
     return found
 
 

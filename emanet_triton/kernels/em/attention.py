@@ -120,14 +120,15 @@ def em_m_step(
 @triton.jit
 def em_reduce(
     partial_ptr, colsum_ptr, bases_ptr, mass_ptr,
-    num_splits, num_tiles,
+    num_splits, num_tiles, norm_shift,
     C: tl.constexpr, K: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One base from its partial sums: the L1 norm over positions, then the L2 norm over channels.
 
-    bases [B, K, C]. Without NORMALISE the L2 norm is left out, and mass, float32 [B, K], receives
-    the sum of the L1-normalised responsibilities: 1, or less for a base that is nearly dead.
+    ``norm_shift`` is added to both norms. bases [B, K, C]. Without NORMALISE the L2 norm is left
+    out, and mass, float32 [B, K], receives the sum of the L1-normalised responsibilities: 1 without
+    a shift, or less for a base that is nearly dead.
     """
     pid = tl.program_id(0).to(tl.int64)
     i_b, i_k = pid // K, pid % K
@@ -147,10 +148,11 @@ def em_reduce(
         p_sum = partial_ptr + ((i_b * num_splits + s + o_s) * K + i_k)[:, None] * C + o_c[None, :]
         b_sum += tl.load(p_sum, mask=(s + o_s < num_splits)[:, None] & m_c[None, :], other=0.0)
     # A NaN must stay NaN, so the guards are comparisons and not tl.maximum.
-    guarded = tl.where(mass < EPS, EPS, mass)
+    shifted = mass + norm_shift
+    guarded = tl.where(shifted < EPS, EPS, shifted)
     b_mu = tl.sum(b_sum, axis=0) / guarded  # [BLOCK_C]
     if NORMALISE:
-        norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0))
+        norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift
         b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
     else:
         tl.store(mass_ptr + pid, mass / guarded)
@@ -211,10 +213,12 @@ class Stages:
         feats: [B, N, C], any strides.
         num_bases: K.
         precision: how float32 features are multiplied.
+        norm_shift: added to both norms of an M step.
     """
 
-    def __init__(self, feats: Tensor, num_bases: int, precision: str) -> None:
+    def __init__(self, feats: Tensor, num_bases: int, precision: str, norm_shift: float) -> None:
         self.feats = feats
+        self.norm_shift = float(norm_shift)  # an integer would make another kernel
         self.shape = {"C": feats.shape[2], "K": num_bases}
         self.z_scale = {"Z_SCALE": Z_SCALES[feats.dtype]}
         self.channels_last = {"CHANNELS_LAST": feats.stride(2) == 1}
@@ -268,7 +272,8 @@ class Stages:
         )  # fmt: skip
         self.launch(
             em_reduce, batch * self.shape["K"],
-            self.partial, self.colsum, bases, mass, num_splits, self.colsum.shape[2],
+            self.partial, self.colsum, bases, mass,
+            num_splits, self.colsum.shape[2], self.norm_shift,
             **self.shape, NORMALISE=mass is None,
         )  # fmt: skip
 
@@ -288,10 +293,10 @@ class Stages:
 
 @with_fitting_tiles
 def run_attention(
-    feats: Tensor, bases: Tensor, num_stages: int, precision: str
+    feats: Tensor, bases: Tensor, num_stages: int, norm_shift: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     """feats [B, N, C], bases [1 or B, C, K] → reconstruction [B, N, C], new bases [B, C, K]."""
-    stages = Stages(feats, bases.shape[2], precision)
+    stages = Stages(feats, bases.shape[2], precision, norm_shift)
     old = bases.transpose(1, 2).to(feats.dtype).contiguous()
     new = feats.new_empty(feats.shape[0], *old.shape[1:])
     for _ in range(num_stages):

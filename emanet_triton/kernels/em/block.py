@@ -2,8 +2,8 @@
 
 The mid convolution's output X = W₁F + b₁ is never formed: a stage runs on F with the folded bases
 ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both divided by the L1
-norm of Z, give the next bases μ = W₁S + r·b₁, normalised. r keeps a dead base at zero. The epilogue
-reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
+norm of Z plus the shift, give the next bases μ = W₁S + r·b₁, normalised. r keeps a dead base at
+zero. The epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
 
 Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
 """
@@ -50,11 +50,11 @@ def em_project(
 @triton.jit
 def em_fold(
     bases_ptr, weight_ptr, bias_ptr, folded_ptr, logit_bias_ptr,
-    num_rows,
+    num_rows, norm_shift,
     C: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """W₁ᵀμ and b₁ᵀμ; with NORMALISE the bases are first divided by their L2 norms.
+    """W₁ᵀμ and b₁ᵀμ; with NORMALISE the bases are first divided by their L2 norms plus the shift.
 
     bases float32 [rows, C]; weight [C, C] and bias [C] of any dtype; folded [rows, C] in the
     features' dtype; logit_bias float32 [rows].
@@ -82,7 +82,7 @@ def em_fold(
         b_square += b_mu * b_mu
     b_logit = tl.sum(b_along, axis=1)
     if NORMALISE:
-        norm = tl.sqrt(tl.sum(b_square, axis=1))
+        norm = tl.sqrt(tl.sum(b_square, axis=1)) + norm_shift
         norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays NaN
         b_folded = b_folded / norm[:, None]
         b_logit = b_logit / norm
@@ -94,12 +94,12 @@ def em_fold(
 
 
 @triton.jit
-def em_normalise(bases_ptr, out_ptr, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Float32 bases [rows, C], each divided by its L2 norm, in the dtype of out [rows, C]."""
+def em_normalise(bases_ptr, out_ptr, norm_shift, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Float32 bases [rows, C], divided by their L2 norms plus the shift, in the dtype of out."""
     i_m = tl.program_id(0).to(tl.int64)
     o_c = tl.arange(0, BLOCK_C)
     b_mu = tl.load(bases_ptr + i_m * C + o_c, mask=o_c < C, other=0.0)
-    norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0))
+    norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift
     b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
     tl.store(out_ptr + i_m * C + o_c, b_mu.to(out_ptr.dtype.element_ty), mask=o_c < C)
 
@@ -109,12 +109,13 @@ def em_epilogue(
     x_ptr, z_ptr, bases_ptr, weight_ptr, bias_ptr, out_ptr,
     N, num_tiles,
     stride_x_b, stride_x_n, stride_x_c, stride_out_b, stride_out_n, stride_out_c,
-    C: tl.constexpr, K: tl.constexpr, PADDED_K: tl.constexpr, Z_SCALE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, PADDED_K: tl.constexpr, OUT_RELU: tl.constexpr,
+    Z_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """ReLU(F + W₂·ReLU(Zμᵀ) + b₂) for one tile of positions and BLOCK_O channels.
 
+    With OUT_RELU another ReLU precedes the addition of F.
     bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ [C] of any dtype.
     """
     pid = tl.program_id(0)
@@ -149,6 +150,8 @@ def em_epilogue(
         b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
         b_out = tl.dot(b_recon, b_weight, b_out, input_precision=PRECISION)
     b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
+    if OUT_RELU:
+        b_out = tl.where(b_out < 0.0, 0.0, b_out)
     x_ptr += i_b * stride_x_b
     b_x = load_features(x_ptr, o_n, o_o, N, stride_x_n, stride_x_c, C, BLOCK_O, CHANNELS_LAST)
     b_out += b_x.to(tl.float32)
@@ -182,18 +185,19 @@ class BlockStages(Stages):
         rows = logit_bias.numel()
         self.launch(
             em_fold, self._row_programs("em_fold", rows),
-            bases, weight, bias, folded, logit_bias, rows,
+            bases, weight, bias, folded, logit_bias, rows, self.norm_shift,
             C=self.shape["C"], NORMALISE=normalise,
         )  # fmt: skip
         return folded, logit_bias
 
     def normalise(self, bases: Tensor) -> Tensor:
-        """bases, float32 [B, K, C] → divided by their norms, in the features' dtype."""
+        """bases, float32 [B, K, C] → divided by their shifted norms, in the features' dtype."""
         out = torch.empty_like(bases, dtype=self.feats.dtype)
-        self.launch(em_normalise, bases[..., 0].numel(), bases, out, C=self.shape["C"])
+        rows = bases[..., 0].numel()
+        self.launch(em_normalise, rows, bases, out, self.norm_shift, C=self.shape["C"])
         return out
 
-    def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor, out_relu: bool) -> Tensor:
         batch, positions, channels = self.feats.shape
         meta = self.tile("em_epilogue").meta
         num_tiles = cdiv(positions, meta["BLOCK_N"])
@@ -203,7 +207,8 @@ class BlockStages(Stages):
             em_epilogue, batch * num_tiles * num_blocks,
             self.feats, self.z, bases, weight, bias, out,
             positions, num_tiles, *self.feats.stride(), *out.stride(),
-            **self.shape, PADDED_K=self.z.shape[2], **self.z_scale, **self.channels_last,
+            **self.shape, PADDED_K=self.z.shape[2], OUT_RELU=out_relu,
+            **self.z_scale, **self.channels_last,
         )  # fmt: skip
         return out
 
@@ -222,10 +227,12 @@ def run_block(
     out_weight: Tensor,
     out_bias: Tensor,
     num_stages: int,
+    norm_shift: float,
+    out_relu: bool,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """feats [B, N, C], bases [1 or B, C, K] → block output [B, N, C], new bases [B, C, K]."""
-    stages = BlockStages(feats, bases.shape[2], precision)
+    stages = BlockStages(feats, bases.shape[2], precision, norm_shift)
     mid = mid_weight.contiguous(), mid_bias.contiguous()
     # One copy if the dtype changes; ``to`` alone returns float32 bases as they are.
     mu = bases.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -238,4 +245,5 @@ def run_block(
         mu = stages.project(sums, mass, *mid)
     mu = stages.normalise(mu)
     weight = out_weight.to(feats.dtype).contiguous()
-    return stages.epilogue(mu, weight, out_bias.contiguous()), mu.transpose(1, 2)
+    out = stages.epilogue(mu, weight, out_bias.contiguous(), out_relu)
+    return out, mu.transpose(1, 2)

@@ -4,8 +4,9 @@ The block folds ``ema_mid_conv`` into the bases. That convolution is linear, X =
 EM steps run on F itself with the bases nu = W1' mu and a logit bias b1' mu for each base, and X is
 never formed. Let S and r be the sums of F and of 1, each weighted by the normalised
 responsibilities. Then the M step's bases are W1 S + b1 r. r is 1, or 0 for a dead base, to which no
-position belongs; without r a dead base would become b1. Two products with W1 in each step replace
-the Gram matrix W1'W1, which would square the condition number and need memory beside the weights.
+position belongs; without r a dead base would become b1. A shift of the norms makes r a little less
+than 1. Two products with W1 in each step replace the Gram matrix W1'W1, which would square the
+condition number and need memory beside the weights.
 
 On a CPU the threads share the positions, and the bases in the block's M step. Threads wait for one
 another only between steps, so one slow thread delays the others little. The shape alone decides the
@@ -36,10 +37,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.kernels.device import has_onednn
+from emanet_triton.kernels.em.reference import EPS, normalised
 from emanet_triton.kernels.softmax import softmax_without_subnormals
 from emanet_triton.kernels.threads import for_each
 
-EPS = 1e-12  # the guard of both norms, as in torch.nn.functional.normalize
 SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds nothing
 SMALLEST = 2.0**-64  # component of a base; divided by SCALE it is normal
 SHARE = 2048  # positions of an item of work on a CPU, about; fewer cost more calls of PyTorch
@@ -51,13 +52,16 @@ CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not av
 
 
 @torch.no_grad()
-def run_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:
+def run_attention(
+    feats: Tensor, bases: Tensor, num_stages: int = 3, norm_shift: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Run the EM iterations of ``reference.em_attention``.
 
     Args:
         feats: features X, [B, N, C], any strides, floating point.
         bases: initial bases, [1 or B, C, K].
         num_stages: number of E and M steps, at least 1.
+        norm_shift: added to both norms of an M step.
 
     Returns:
         The reconstruction, [B, N, C] with the strides of ``empty_like(feats)``, and the bases
@@ -69,7 +73,7 @@ def run_attention(feats: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Te
     with torch.autocast(feats.device.type, enabled=False):
         images = zip(feats, bases.expand_as(new_bases), recons, new_bases, strict=True)
         for x, initial, recon, final in images:
-            steps = _Steps(x, initial)
+            steps = _Steps(x, initial, norm_shift=norm_shift)
             steps.run(num_stages)
             steps.reconstruct(recon)
             final.copy_(steps.bases.T)
@@ -85,6 +89,8 @@ def run_block(
     out_weight: Tensor,
     out_bias: Tensor,
     num_stages: int = 3,
+    norm_shift: float = 0.0,
+    out_relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the block of ``reference.em_attention_block`` with the mid convolution folded away.
 
@@ -93,7 +99,8 @@ def run_block(
         bases: initial bases, [1 or B, C, K].
         mid_weight, mid_bias: ``ema_mid_conv``, [C, C] and [C].
         out_weight, out_bias: ``ema_out_conv`` with its batch norm folded in, [C, C] and [C].
-        num_stages: number of E and M steps, at least 1.
+        num_stages, norm_shift: as in ``run_attention``.
+        out_relu: whether a ReLU follows the out convolution.
 
     Returns:
         The block's output and the bases, in the layout and dtype of ``run_attention``'s results.
@@ -104,9 +111,9 @@ def run_block(
     with torch.autocast(feats.device.type, enabled=False):
         images = zip(feats, bases.expand_as(new_bases), out, new_bases, strict=True)
         for f, initial, y, final in images:
-            steps = _Steps(f, initial, (mid_weight, mid_bias))
+            steps = _Steps(f, initial, (mid_weight, mid_bias), norm_shift)
             steps.run(num_stages)
-            steps.epilogue(out_weight, out_bias, y)
+            steps.epilogue(out_weight, out_bias, out_relu, y)
             final.copy_(steps.bases.T)
     return out, new_bases
 
@@ -118,14 +125,21 @@ class _Steps:
         f: features, [N, C].
         bases: initial bases, [C, K].
         mid: weight and bias of the convolution that makes X from F; without it X is F.
+        norm_shift: added to both norms of an M step.
     """
 
-    def __init__(self, f: Tensor, bases: Tensor, mid: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        f: Tensor,
+        bases: Tensor,
+        mid: tuple[Tensor, Tensor] | None = None,
+        norm_shift: float = 0.0,
+    ) -> None:
         cpu, self._dtype = f.device.type == "cpu", torch.promote_types(f.dtype, torch.float32)
         bases = bases.T.to(self._dtype, copy=True, memory_format=torch.contiguous_format)
         self.bases = bases  # [K, C]
         self._f = f
-        self._mid = mid
+        self._mid, self._norm_shift = mid, norm_shift
         self._weight = bases if mid is None else torch.empty_like(bases)  # nu, [K, C]
         self._bias = None if mid is None else bases.new_empty(len(bases))  # of the logits
         self._z = bases.new_empty(len(f), len(bases))  # responsibilities times SCALE
@@ -168,15 +182,18 @@ class _Steps:
 
         self._share(make_run, self._shares)
 
-    def epilogue(self, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-        """Write relu(F + relu(z mu') weight' + bias) to ``out``, [N, C]."""
+    def epilogue(self, weight: Tensor, bias: Tensor, out_relu: bool, out: Tensor) -> None:
+        """Write relu(F + relu(z mu') weight' + bias) to ``out``, [N, C].
+
+        With ``out_relu`` another ReLU precedes the addition of F.
+        """
         # oneDNN's product of float32 rows is faster, but cannot add in place.
         in_bfloat16 = _multiplies_bfloat16(out, weight, bias)
         in_place = in_bfloat16 or (self._by_columns and out.dtype == self._dtype)
         make_run = self._add_in_place if in_place else self._add
-        self._share(lambda: make_run(weight, bias, out), self._shares)
+        self._share(lambda: make_run(weight, bias, out_relu, out), self._shares)
 
-    def _add(self, weight: Tensor, bias: Tensor, out: Tensor) -> Callable:
+    def _add(self, weight: Tensor, bias: Tensor, out_relu: bool, out: Tensor) -> Callable:
         """Make a function that computes the epilogue of a share."""
         bases, weight, bias = self.bases / SCALE, weight.to(self._dtype), bias.to(self._dtype)
 
@@ -184,12 +201,17 @@ class _Steps:
             for piece in self._pieces(share):
                 recon = _linear(self._responsibilities(piece), bases.T).relu_()
                 product = _linear(recon, weight, bias)
+                if out_relu:
+                    product.relu_()
                 torch.add(product, self._f[piece], out=out[piece]).relu_()
 
         return run
 
-    def _add_in_place(self, weight: Tensor, bias: Tensor, out: Tensor) -> Callable:
-        """Like ``_add``, but add in place; the final sum is rounded once."""
+    def _add_in_place(self, weight: Tensor, bias: Tensor, out_relu: bool, out: Tensor) -> Callable:
+        """Like ``_add``, but add in place; the final sum is rounded once, with ``out_relu`` twice.
+
+        ``out_relu`` needs the product by itself, which ``out`` then holds in its own dtype.
+        """
         bases, weight, bias = (t.to(out.dtype) for t in (self.bases / SCALE, weight, bias))
         weight = torch.cat([weight, bias[:, None]], 1)
         memory = out.new_ones(self._positions, weight.shape[1])  # a column of ones for the bias
@@ -199,7 +221,11 @@ class _Steps:
                 z = self._responsibilities(piece).to(out.dtype)
                 recon = memory[: len(z)]
                 torch.mm(z, bases, out=recon[:, :-1]).relu_()
-                out[piece].copy_(self._f[piece]).addmm_(recon, weight.T).relu_()
+                if out_relu:
+                    product = torch.mm(recon, weight.T, out=out[piece]).relu_()
+                    product.add_(self._f[piece]).relu_()
+                else:
+                    out[piece].copy_(self._f[piece]).addmm_(recon, weight.T).relu_()
 
         return run
 
@@ -243,12 +269,12 @@ class _Steps:
     def _m_step(self, k: slice) -> None:
         """Compute bases k from the sums of all shares, and the weight and bias of their logits."""
         sums, mass = self._sums[:, k].sum(0), self._masses[:, k].sum(0)
-        guarded = mass.clamp_min(SCALE * EPS)
+        guarded = (mass + SCALE * self._norm_shift).clamp_min(SCALE * EPS)
         new = sums / guarded[:, None]
         if self._mid is not None:
             weight, bias = self._mid
             new = new @ weight.T + torch.outer(mass / guarded, bias)
-        self.bases[k] = F.hardshrink(F.normalize(new, dim=1), SMALLEST)
+        self.bases[k] = F.hardshrink(normalised(new, 2, self._norm_shift), SMALLEST)
         if not self._is_last:
             self._fold(k)
 

@@ -13,6 +13,7 @@ from emanet_triton.kernels.checks import (
     check_dtype,
     check_float,
     check_shape,
+    check_shift,
     check_tensor,
 )
 from emanet_triton.kernels.device import auto_backend, triton_kernels
@@ -29,6 +30,7 @@ def em_attention(
     bases: Tensor,
     num_stages: int = 3,
     *,
+    norm_shift: float = 0.0,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:
@@ -39,6 +41,8 @@ def em_attention(
             bfloat16. Channels-last memory is the fastest. B may be 0.
         bases: initial bases, [1 or B, C, K], K up to 256; in the dtype of ``feats`` or float32.
         num_stages: number of E and M steps, at least 1.
+        norm_shift: added to both norms of an M step, at least 0. The authors' EMANet adds 1e-6,
+            mmsegmentation's none.
         backend: ``"triton"`` runs on a GPU and in Triton's interpreter, ``"torch"`` anywhere;
             ``"auto"`` is ``"triton"`` on a GPU, otherwise ``"torch"``.
         precision: how the Triton kernels multiply float32 features: ``"ieee"``, ``"tf32x3"``
@@ -51,9 +55,9 @@ def em_attention(
     Raises:
         ValueError: an argument is not as above.
     """
-    _check(feats, bases, num_stages, backend, precision)
+    _check(feats, bases, num_stages, norm_shift, backend, precision)
     recon, new_bases = torch.ops.emanet_triton.em_attention(
-        _as_positions(feats), bases, num_stages, backend, precision
+        _as_positions(feats), bases, num_stages, norm_shift, backend, precision
     )
     return _as_feats(recon, feats), new_bases
 
@@ -68,6 +72,8 @@ def em_attention_block(
     out_bias: Tensor,
     num_stages: int = 3,
     *,
+    norm_shift: float = 0.0,
+    out_relu: bool = False,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:
@@ -81,7 +87,9 @@ def em_attention_block(
         bases: initial bases, as in ``em_attention``.
         mid_weight, mid_bias: ``ema_mid_conv``, [C, C] and [C], floating point.
         out_weight, out_bias: ``ema_out_conv`` with its batch norm folded in, [C, C] and [C].
-        num_stages, backend, precision: as in ``em_attention``.
+        num_stages, norm_shift, backend, precision: as in ``em_attention``.
+        out_relu: whether a ReLU follows the out convolution, before F is added, as in PaddleSeg's
+            EMANet.
 
     Returns:
         The block's output, with the shape, dtype and memory format of ``feats``, and the bases
@@ -90,7 +98,7 @@ def em_attention_block(
     Raises:
         ValueError: an argument is not as above.
     """
-    _check(feats, bases, num_stages, backend, precision)
+    _check(feats, bases, num_stages, norm_shift, backend, precision)
     channels = bases.shape[1]
     weights = {
         "mid_weight": mid_weight,
@@ -106,12 +114,14 @@ def em_attention_block(
         check_device(name, weight, "feats", feats)
     out, new_bases = torch.ops.emanet_triton.em_attention_block(
         _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
-        num_stages, backend, precision,
+        num_stages, norm_shift, out_relu, backend, precision,
     )  # fmt: skip
     return _as_feats(out, feats), new_bases
 
 
-def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str) -> None:
+def _check(
+    feats: Tensor, bases: Tensor, num_stages: int, norm_shift: float, backend: str, precision: str
+) -> None:
     check_tensor("feats", feats)
     check_tensor("bases", bases)
     if feats.dim() not in (3, 4):
@@ -132,6 +142,7 @@ def _check(feats: Tensor, bases: Tensor, num_stages: int, backend: str, precisio
     if isinstance(num_stages, bool) or not isinstance(num_stages, (int, torch.SymInt)):
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
     check_at_least("num_stages", num_stages, 1)
+    check_shift("norm_shift", norm_shift)
     check_choice("backend", backend, BACKENDS)
     check_choice("precision", precision, FP32_PRECISIONS)
 
@@ -152,12 +163,12 @@ def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
 
 
 def _run_em_attention(
-    feats: Tensor, bases: Tensor, num_stages: int, backend: str, precision: str
+    feats: Tensor, bases: Tensor, num_stages: int, norm_shift: float, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     if _choose(backend, feats) == "triton":
         with triton_kernels("em.attention", feats) as kernels:
-            return kernels.run_attention(feats, bases, num_stages, precision)
-    recon, new_bases = eager.run_attention(feats, bases, num_stages)
+            return kernels.run_attention(feats, bases, num_stages, norm_shift, precision)
+    recon, new_bases = eager.run_attention(feats, bases, num_stages, norm_shift)
     return recon, new_bases.mT.contiguous().mT
 
 
@@ -169,14 +180,17 @@ def _run_em_attention_block(
     out_weight: Tensor,
     out_bias: Tensor,
     num_stages: int,
+    norm_shift: float,
+    out_relu: bool,
     backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     weights = mid_weight, mid_bias, out_weight, out_bias
+    options = num_stages, norm_shift, out_relu
     if _choose(backend, feats) == "triton":
         with triton_kernels("em.block", feats) as kernels:
-            return kernels.run_block(feats, bases, *weights, num_stages, precision)
-    out, new_bases = eager.run_block(feats, bases, *weights, num_stages)
+            return kernels.run_block(feats, bases, *weights, *options, precision)
+    out, new_bases = eager.run_block(feats, bases, *weights, *options)
     return out, new_bases.mT.contiguous().mT
 
 

@@ -13,7 +13,7 @@ _NHWC = torch.channels_last
 
 @torch.no_grad()
 def max_pool(x: Tensor, *, backend: str = "auto") -> Tensor:
-    """Take the maximum of 3x3 pixels at stride 2 and padding 1 (mmseg ``ResNetV1c.maxpool``).
+    """Take the maximum of 3x3 pixels at stride 2 and padding 1 (mmseg ``ResNet.maxpool``).
 
     All backends return what ``torch.nn.functional.max_pool2d`` returns: a window with a NaN gives
     NaN, and the padding is never the maximum. Only of +0 and -0 may they return different ones,

@@ -42,7 +42,6 @@ _SPARE = 2  # bytes of opcode and length before each array, at least
 _LONGEST_NAME = 512  # bytes; a longer text is no name, but the bytes of an array
 _STEPS = 16  # a text, bytes or an array counts as so many opcodes, because it takes as long
 _CHUNK = 1 << 20  # bytes of a text that are decoded at once
-_NAMES = "StructuredToParameterName@@"  # Paddle's own names of the parameters, unused here
 _SPLIT = "UnpackBigParamInfor@@"  # Paddle's spelling
 _SCHEDULE = "LR_Scheduler"
 _ACCUMULATOR = re.compile(r".+\.[wb]_\d+_\w+_\d+")  # an optimizer's, such as conv2d_0.w_0_moment1_0
@@ -259,7 +258,6 @@ def _set_tensors(value: object) -> None:
         entries = dicts.pop()
         if not isinstance(entries, dict):
             continue
-        entries.pop(_NAMES, None)
         for key, entry in entries.items():
             if type(entry) is tuple and len(entry) == 2:  # name and array
                 entry = entry[1]

@@ -1,9 +1,10 @@
 """Finding the weights of a network among the entries of a file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from emanet_triton.models.checkpoint_files.inert import Inert
+from emanet_triton.models.checkpoint_files.layouts import BACKBONES, PADDLE_NAMES
 from emanet_triton.models.checkpoint_files.refusals import UnsupportedError, shown
 from emanet_triton.models.checkpoint_files.stored import StoredTensor
 
@@ -25,13 +26,13 @@ _Dict = dict[Any, Any]
 
 
 def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Find the state dict and give its entries the network's own names.
+    """Find the state dict and remove from its names all that wrappers inserted.
 
     ``state_dict`` is preferred to other containers, because mmcv and mmengine store averaged
-    weights there. A file may also have one dict for each part of the network. Parts of names that
-    wrappers inserted are removed. This function leaves out ``ema_*`` copies, ``n_averaged``, and
-    counters ``num_batches_tracked`` that are no single integer. ``load_into`` leaves out all other
-    entries that no network uses.
+    weights there. A file may also have one dict for each part of the network. The network may be
+    one of another project, see ``layouts``. This function leaves out ``ema_*`` copies,
+    ``n_averaged``, the dict of Paddle's names, and counters ``num_batches_tracked`` that are no
+    single integer. ``load_into`` leaves out all other entries that no network uses.
 
     Returns:
         The weights in the order of the file, and notes on the choice of the container.
@@ -42,6 +43,7 @@ def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
     """
     state_dict, notes = _container(value)
     state_dict = _joined(state_dict)
+    state_dict = {key: entry for key, entry in state_dict.items() if not _is_names(key, entry)}
     others = [key for key, entry in state_dict.items() if not _is_weight(key, entry)]
     if others:
         raise UnsupportedError(
@@ -55,9 +57,14 @@ def find_weights(value: object) -> tuple[dict[str, StoredTensor], list[str]]:
 
 
 class _Search:
-    """Searches nested dicts for networks. It looks at each dict and each name once."""
+    """Searches nested dicts for networks. It looks at each dict and each name once.
 
-    def __init__(self) -> None:
+    Args:
+        parts: a network has one of them in the names of its weights.
+    """
+
+    def __init__(self, parts: Collection[str] = PARTS) -> None:
+        self.parts = parts
         self.holding: dict[int, bool] = {}
         self.naming: dict[str, bool] = {}
 
@@ -92,7 +99,7 @@ class _Search:
         if not isinstance(key, str):
             return False
         if key not in self.naming:
-            self.naming[key] = _prefix(key) is not None
+            self.naming[key] = _prefix(key, self.parts) is not None
         return self.naming[key]
 
 
@@ -114,7 +121,7 @@ def _container(value: object) -> tuple[_Dict, list[str]]:
         notes = [f"uses '{_USUAL}', not {_listed(beside)}"] if beside else []
         value = value[_USUAL]
     value = _checked_dict(value)
-    networks = search.networks(value)
+    networks = search.networks(value) or _Search(BACKBONES).networks(value)
     modules = [entry for entry in value.values() if isinstance(entry, Inert) and entry.is_module]
     if not networks and modules:
         raise UnsupportedError(_object_problem(modules[0]))
@@ -158,6 +165,10 @@ def _object_problem(found: Inert) -> str:
     )
 
 
+def _is_names(key: object, entry: object) -> bool:
+    return key == PADDLE_NAMES and isinstance(entry, dict)
+
+
 def _is_weight(key: object, entry: object) -> bool:
     """Whether an entry is a tensor under a name that can be written as UTF-8."""
     if not isinstance(key, str) or not isinstance(entry, StoredTensor):
@@ -172,8 +183,7 @@ def _is_weight(key: object, entry: object) -> bool:
 def _stripped(state_dict: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The weights that a network uses, by its own names."""
     names = {key: _unwrapped(key) for key in state_dict if key.rpartition(".")[2] != _COUNT}
-    prefixes = list(dict.fromkeys(_prefix(name) for name in names.values()))
-    known = [prefix for prefix in prefixes if prefix is not None]
+    known = _prefixes(names.values(), PARTS) or _prefixes(names.values(), BACKBONES)
     if len(known) > 1:
         raise UnsupportedError(
             f"holds several networks, under {_listed([_quoted(p) for p in known])}; expected one: "
@@ -197,10 +207,16 @@ def _unwrapped(key: str) -> str:
     return ".".join([*(name for name in holders if name not in _WRAPPERS), last])
 
 
-def _prefix(key: str) -> str | None:
+def _prefixes(keys: Iterable[str], parts: Collection[str]) -> list[str]:
+    """The different texts before parts of networks."""
+    prefixes = dict.fromkeys(_prefix(key, parts) for key in keys)
+    return [prefix for prefix in prefixes if prefix is not None]
+
+
+def _prefix(key: str, parts: Collection[str]) -> str | None:
     """The text of a key before a part of the network, or ``None`` if the key names no part."""
     names = key.split(".")
-    places = [names.index(part) for part in PARTS if part in names]
+    places = [names.index(part) for part in parts if part in names]
     return "".join(f"{name}." for name in names[: min(places)]) if places else None
 
 

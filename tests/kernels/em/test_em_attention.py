@@ -31,9 +31,10 @@ CASES = (
 )
 
 
-def check(case: Case, dtype: torch.dtype, precision: str = "ieee") -> None:
+def check(case: Case, dtype: torch.dtype, precision: str = "ieee", norm_shift: float = 0.0) -> None:
     x, mu = case.feats(dtype), case.initial_bases(dtype)
-    got = em_attention(x, mu, case.stages, backend="triton", precision=precision)
+    how = {"norm_shift": norm_shift, "backend": "triton", "precision": precision}
+    got = em_attention(x, mu, case.stages, **how)
     assert got[0].shape == x.shape
     if case.layout == "nchw":
         assert got[0].is_contiguous()
@@ -41,8 +42,8 @@ def check(case: Case, dtype: torch.dtype, precision: str = "ieee") -> None:
         assert got[0].is_contiguous(memory_format=torch.channels_last)
     x = channels_first(x)
     with plain_products(precision):
-        plain = eager_em_attention(x, mu, case.stages)
-    exact = reference.em_attention(x.double(), mu.double(), case.stages)
+        plain = eager_em_attention(x, mu, case.stages, norm_shift)
+    exact = reference.em_attention(x.double(), mu.double(), case.stages, norm_shift)
     assert_as_exact(channels_first(got[0]), plain[0], exact[0])
     assert_as_exact(got[1], plain[1], exact[1])
 
@@ -70,6 +71,12 @@ def test_precisions_reach_their_tiles(precision):
     check(common_case(), torch.float32, precision)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("norm_shift", [1e-6, 0.5, 1])
+def test_a_shift_of_the_norms(norm_shift, dtype):
+    check(common_case(2), dtype, norm_shift=norm_shift)
+
+
 def test_float32_bases_of_half_features():
     case = common_case()
     x, mu = case.feats(torch.float16), case.initial_bases(torch.float32)
@@ -79,15 +86,16 @@ def test_float32_bases_of_half_features():
     assert got[1].dtype == torch.float16
 
 
+@pytest.mark.parametrize("norm_shift", [0.0, 1e-6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_base_that_no_position_takes_becomes_zero(dtype):
+def test_a_base_that_no_position_takes_becomes_zero(dtype, norm_shift):
     case = common_case(2)
     x = case.feats(dtype).abs() + 1
     mu = torch.full_like(case.initial_bases(dtype), 10)
     mu[..., 2] = -100
-    recon, bases = em_attention(x, mu, 1, backend="triton")
+    recon, bases = em_attention(x, mu, 1, norm_shift=norm_shift, backend="triton")
     assert bases[..., 2].count_nonzero() == 0
-    want_recon, want_bases = reference.em_attention(x.mT.double(), mu.double(), 1)
+    want_recon, want_bases = reference.em_attention(x.mT.double(), mu.double(), 1, norm_shift)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(bases.double(), want_bases, rtol=8 * eps, atol=eps)
     torch.testing.assert_close(recon.mT.double(), want_recon, rtol=8 * eps, atol=eps)

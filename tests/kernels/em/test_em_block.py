@@ -27,20 +27,21 @@ CASES = (
 )
 
 
-def exact_block(x, mu, weights, num_stages):
+def exact_block(x, mu, weights, num_stages, **variant):
     weights = (w.double() for w in weights)
     return reference.em_attention_block(
-        channels_first(x).double(), mu.double(), *weights, num_stages
+        channels_first(x).double(), mu.double(), *weights, num_stages, **variant
     )
 
 
-def check(case: Case, dtype: torch.dtype, precision: str = "ieee") -> None:
+def check(case: Case, dtype: torch.dtype, precision: str = "ieee", **variant) -> None:
     x, mu, weights = case.feats(dtype).relu(), case.initial_bases(dtype), case.weights(dtype)
-    got = em_attention_block(x, mu, *weights, case.stages, backend="triton", precision=precision)
+    how = {"backend": "triton", "precision": precision} | variant
+    got = em_attention_block(x, mu, *weights, case.stages, **how)
     assert got[0].shape == x.shape
     with plain_products(precision):
-        plain = eager_block(channels_first(x), mu, weights, case.stages)
-    exact = exact_block(x, mu, weights, case.stages)
+        plain = eager_block(channels_first(x), mu, weights, case.stages, **variant)
+    exact = exact_block(x, mu, weights, case.stages, **variant)
     assert_as_exact(channels_first(got[0]), plain[0], exact[0])
     assert_as_exact(got[1], plain[1], exact[1])
 
@@ -68,6 +69,26 @@ def test_precisions_reach_their_tiles(precision):
     check(common_case(), torch.float32, precision)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize(
+    "variant",
+    [{"norm_shift": 1e-6}, {"norm_shift": 0.5}, {"out_relu": True}],
+    ids=["tiny shift", "shift", "relu"],
+)
+def test_variants(variant, dtype):
+    check(common_case(2), dtype, **variant)
+
+
+def test_the_relu_of_the_out_convolution_counts_for_negative_features():
+    case = common_case()
+    x, mu, weights = (f(torch.float32) for f in (case.feats, case.initial_bases, case.weights))
+    got, _ = em_attention_block(x, mu, *weights, out_relu=True, backend="triton")
+    want, _ = exact_block(x, mu, weights, 3, out_relu=True)
+    torch.testing.assert_close(got.mT.double(), want, rtol=1e-5, atol=1e-5)
+    other, _ = em_attention_block(x, mu, *weights, backend="triton")
+    assert (other < got - 0.1).any()
+
+
 def test_half_features_with_float32_weights():
     case = common_case()
     x, mu = case.feats(torch.float16), case.initial_bases(torch.float32)
@@ -78,18 +99,19 @@ def test_half_features_with_float32_weights():
     torch.testing.assert_close(bases.double(), want_bases, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("norm_shift", [0.0, 1e-6])
 @pytest.mark.parametrize(
     ("dtype", "stages"), [*((dtype, 1) for dtype in DTYPES), (torch.float32, 2)], ids=str
 )
-def test_a_dead_base_stays_zero_although_the_mid_convolution_has_a_bias(dtype, stages):
+def test_a_dead_base_stays_zero_although_the_mid_convolution_has_a_bias(dtype, stages, norm_shift):
     case = common_case(2)
     x, (mid_weight, mid_bias, *out) = case.feats(dtype).abs() + 1, case.weights(dtype)
     identity = torch.eye(case.channels).to(mid_weight)
     weights = identity + mid_weight.abs(), mid_bias.abs() + 1, *out
     mu = torch.ones_like(case.initial_bases(dtype))
     mu[..., 2] = -20
-    got = em_attention_block(x, mu, *weights, stages, backend="triton")
-    want = exact_block(x, mu, weights, stages)
+    got = em_attention_block(x, mu, *weights, stages, norm_shift=norm_shift, backend="triton")
+    want = exact_block(x, mu, weights, stages, norm_shift=norm_shift)
     if stages == 1:
         assert got[1][..., 2].count_nonzero() == 0
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]

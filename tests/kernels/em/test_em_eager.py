@@ -48,8 +48,9 @@ def attention(feats, bases, *_):
     return em_torch.run_attention(feats, bases)
 
 
-def attention_specification(feats, bases, *_):
-    recon, new_bases = reference.em_attention(feats.mT, bases)
+def attention_specification(feats, bases, *rest):
+    options = rest[-2:] if rest and not isinstance(rest[-1], torch.Tensor) else ()
+    recon, new_bases = reference.em_attention(feats.mT, bases, *options)
     return recon.mT, new_bases
 
 
@@ -99,6 +100,52 @@ def test_the_largest_logits_exceed_400():
     want = specification(*cast(arguments, torch.float64))
     got = em_torch.run_block(*arguments)
     assert_three_way(got, specification(*arguments), want, atol=2e-6)
+
+
+VARIANTS = {"tiny shift": (1e-6, False), "shift": (0.5, False), "relu": (0.0, True)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_variants(layout, dtype, variant):
+    """Both ways to add the residual, also of negative features."""
+    feats, *rest = cast(inputs(2, 80, 7, 129), dtype)
+    exact = cast([feats, *rest], torch.float64)
+    feats = LAYOUTS[layout](feats)
+    norm_shift, _ = variant
+    for got, plain, want in (
+        (
+            em_torch.run_block(feats, *rest, 2, *variant),
+            specification(feats, *rest, 2, *variant),
+            specification(*exact, 2, *variant),
+        ),
+        (
+            em_torch.run_attention(feats, rest[0], 2, norm_shift),
+            attention_specification(feats, rest[0], 2, norm_shift),
+            attention_specification(*exact[:2], 2, norm_shift),
+        ),
+    ):
+        if dtype == torch.float64:
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+        else:
+            assert_three_way(got, plain, want, atol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("norm_shift", "bias"), [(1e-6, 18), (1e-3, 12)])
+def test_a_fading_base_with_a_shift(norm_shift, bias):
+    """A base whose responsibilities are below the shift becomes short, but keeps its direction."""
+    feats, bases, *weights = inputs(2, 8, 3, 30)
+    direction = F.normalize(weights[1], dim=0)
+    weights[1] = bias * direction
+    bases = torch.stack([direction, -direction, -direction], dim=1)[None]
+    arguments = (feats, bases, *weights)
+    got = em_torch.run_block(*arguments, 1, norm_shift)
+    want = specification(*cast(arguments, torch.float64), 1, norm_shift)
+    lengths = want[1][:, :, 1:].norm(dim=1)
+    assert 0 < lengths.max() < 0.9  # 1 without a shift
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=1e-4, atol=1e-6)
 
 
 def test_dead_bases_become_zero():

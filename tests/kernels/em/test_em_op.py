@@ -41,8 +41,9 @@ class Block(nn.Module):
 def test_opcheck(backend, layout):
     feats, bases, *weights = arguments(common_case(2, layout))
     ops = torch.ops.emanet_triton
-    torch.library.opcheck(ops.em_attention, (feats, bases, 2, backend, "ieee"))
-    torch.library.opcheck(ops.em_attention_block, (feats, bases, *weights, 2, backend, "ieee"))
+    torch.library.opcheck(ops.em_attention, (feats, bases, 2, 1e-6, backend, "ieee"))
+    options = 2, 1e-6, True, backend, "ieee"
+    torch.library.opcheck(ops.em_attention_block, (feats, bases, *weights, *options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -161,6 +162,16 @@ BAD = {
         "bases must be on cpu like feats, got meta",
     ),
     "stages": ({"num_stages": 0}, "num_stages must be at least 1, got 0"),
+    "shift": ({"norm_shift": "1"}, "^norm_shift must be a number, got '1'$"),
+    "true as shift": ({"norm_shift": True}, "^norm_shift must be a number, got True$"),
+    "negative shift": (
+        {"norm_shift": -1e-6},
+        "^norm_shift must be finite and at least 0, got -1e-06$",
+    ),
+    "shift of nan": (
+        {"norm_shift": float("nan")},
+        "^norm_shift must be finite and at least 0, got nan$",
+    ),
     "backend": ({"backend": "cuda"}, "backend must be one of auto, triton, torch, got 'cuda'"),
     "precision": (
         {"precision": "high"},

@@ -9,15 +9,17 @@ from emanet_triton import EMAttention
 from emanet_triton.kernels.em import reference
 
 
-def test_block_is_the_heads_sequence_of_modules():
+@pytest.mark.parametrize("out_relu", [False, True])
+def test_block_is_the_heads_sequence_of_modules(out_relu):
     torch.manual_seed(0)
     mid, attention = nn.Conv2d(12, 12, 1), EMAttention(12, 5).eval()
     out, norm = nn.Conv2d(12, 12, 1, bias=False), nn.BatchNorm2d(12).eval()
     for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
         t.data.uniform_(0.5, 2)
     feats = torch.randn(2, 12, 3, 7)
+    act = nn.ReLU() if out_relu else nn.Identity()
     with torch.no_grad():
-        want = F.relu(feats + norm(out(F.relu(attention(mid(feats))))))
+        want = F.relu(feats + act(norm(out(F.relu(attention(mid(feats)))))))
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         got, bases = reference.em_attention_block(
             feats.flatten(2),
@@ -26,6 +28,7 @@ def test_block_is_the_heads_sequence_of_modules():
             mid.bias,
             out.weight[:, :, 0, 0] * scale[:, None],
             norm.bias - norm.running_mean * scale,
+            out_relu=out_relu,
         )
     torch.testing.assert_close(got.view_as(want), want, rtol=1e-4, atol=1e-5)
     x = mid(feats).flatten(2)
