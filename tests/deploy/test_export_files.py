@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from emanet_triton import export
 from emanet_triton.deploy import formats, verify
 from emanet_triton.deploy.program import METADATA, Request, default_size, make_program
 from emanet_triton.errors import InputError
+from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import Description
 from emanet_triton.models.zoo import ZOO
 
@@ -146,6 +148,13 @@ def test_weights(tmp_path):
     again = emanet_triton.create_model(name, checkpoint=file)
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
+
+
+def test_weights_of_another_project_without_a_description(tmp_path):
+    model, file = tiny(), tmp_path / "weights.safetensors"
+    model.architecture = SimpleNamespace(**vars(model.architecture) | {"layout": "paddleseg"})
+    assert is_fine(export(model, file, to="safetensors", size=(32, 64)))
+    assert read_checkpoint(file).layout == "paddleseg"
 
 
 def test_a_package_of_aotinductor(tmp_path):

@@ -1,5 +1,6 @@
 """Reading the files of ``torch.save``, zip and legacy, without running any code in them."""
 
+import pickle  # for the opcodes' names
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from emanet_triton.models.checkpoint_files.stored import (
 from emanet_triton.models.checkpoint_files.zip_file import entries_of, intact_parts
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
+_MAGIC_LONG = pickle.LONG1 + b"\x0a" + _MAGIC.to_bytes(10, "little")
 _PROTOCOL = 1001  # second pickle
 _NUMEL = struct.Struct("<q")  # before each storage of a legacy file
 _SPARE = 8  # bytes of a header before each storage, in both formats
@@ -96,17 +98,22 @@ def _check_names(names: Iterable[str]) -> None:
         )
 
 
+def is_legacy_file(head: bytes) -> bool:
+    """Whether a pickle with these first bytes is the first pickle of a legacy file."""
+    return _MAGIC_LONG in head[:32]
+
+
 def read_legacy_file(data: memoryview) -> Content:
     """Read the format before PyTorch 1.6: pickles, then the storages one after the other.
 
     Raises:
         DamagedError, DangerousError: the file is damaged, or names a dangerous function.
-        UnsupportedError: the file is a pickle that ``torch.save`` has not written.
+        UnsupportedError: the file is of a big-endian machine.
     """
     storages: dict[str, Storage] = {}
     unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages))
     if unpickler.load() != _MAGIC:
-        raise UnsupportedError(f"is a pickle, but not one of torch.save: {_SAVE_WEIGHTS}")
+        raise DamagedError("it does not begin like a file of torch.save")
     version, machine = unpickler.load(), unpickler.load()
     if version != _PROTOCOL or not isinstance(machine, dict):
         raise DamagedError("it has an unknown version")
