@@ -30,7 +30,8 @@ from emanet_triton.files import require_writable
 from emanet_triton.inference.inputs import normalise
 from emanet_triton.models.conversion import MMSEG, SUFFIXES, convert
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.zoo import DEMO, ZOO
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import ZOO
 from emanet_triton.train.folder import LAST
 from emanet_triton.train.group import ALONE
 from emanet_triton.train.options import parse

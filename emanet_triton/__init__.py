@@ -19,7 +19,7 @@ from emanet_triton.models.fused import fuse
 from emanet_triton.models.head import EMAHead, EMAttention, EMAUnit
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import create_model, list_models
+from emanet_triton.models.zoo import create_model, list_models, model_info
 
 MEAN, STD = Network.mean, Network.std
 
@@ -42,6 +42,7 @@ __all__ = [
     "export",
     "fuse",
     "list_models",
+    "model_info",
     "open_dataset",
     "overlay",
     "palette",

@@ -25,6 +25,7 @@ from emanet_triton.models.checkpoint_files.safetensors_file import write_safeten
 from emanet_triton.models.chosen import choose, read_chosen
 from emanet_triton.models.description import Description
 from emanet_triton.models.emanet import EMANet, FusedEMANet
+from emanet_triton.models.entries import SOURCES
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.zoo import find_entry
 
@@ -175,11 +176,11 @@ class HubEMANet(
 
         Args:
             repo_id: the repository's name, for the example.
-            license: of the weights. The default is Apache-2.0 for the checkpoints of the zoo, and
+            license: of the weights. The default is what their project says, for the zoo's, and
                 none for others.
         """
         data = copy.deepcopy(self._hub_mixin_info.model_card_data)
-        data.license = license or ("apache-2.0" if _is_of_the_zoo(self.description) else None)
+        data.license = license or _license(self.description)
         text = _card(self.description, repo_id)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -230,6 +231,14 @@ def _is_of_the_zoo(description: Description) -> bool:
     return expected is not None and str(description.info.get("sha256")).startswith(expected)
 
 
+def _license(description: Description) -> str | None:
+    """The licence of weights of the zoo, as the Hub spells it, if their project states it."""
+    source = SOURCES.get(find_entry(description.model).source or "")
+    if source is None or source.weights_license is None or not _is_of_the_zoo(description):
+        return None
+    return source.weights_license.lower()
+
+
 _TEXT = """\
 # {model}
 
@@ -266,8 +275,9 @@ def _card(description: Description, repo_id: str) -> str:
     if entry.published and _is_of_the_zoo(description):
         published = entry.published
         more.append(
-            f"| mIoU of this file, as mmsegmentation published it | {published.miou} on "
-            f"{dataset.name} val, {published.miou_ms_flip} with six scales and mirroring |\n"
+            f"| mIoU of this file, as {SOURCES[str(entry.source)].project} published it | "
+            f"{published.miou} on {dataset.name} val, {published.miou_ms_flip} with "
+            f"{len(entry.protocol.ratios)} scales and mirroring |\n"
         )
     elif isinstance(info.get("mIoU"), float):
         more.append(

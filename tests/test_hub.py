@@ -19,6 +19,7 @@ from emanet_triton import create_model, fuse, segment
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.errors import InputError
 from emanet_triton.models import zoo
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.protocol import Protocol
@@ -81,10 +82,10 @@ def test_config_json_says_all_that_the_network_needs(folder):
 
 
 def test_the_shipped_model(tmp_path):
-    model = HubEMANet.from_checkpoint(zoo.DEMO)
+    model = HubEMANet.from_checkpoint(DEMO)
     model.save_pretrained(tmp_path / "demo")
     again = HubEMANet.from_pretrained(tmp_path / "demo")
-    plain = create_model(zoo.DEMO, pretrained=True)
+    plain = create_model(DEMO, pretrained=True)
     assert same(again, plain)
     assert same(fuse(again), fuse(plain))
     assert again.description.classes == tuple(each.name for each in CITYSCAPES.classes)
@@ -137,14 +138,12 @@ def test_the_card_of_published_weights(tmp_path, monkeypatch):
     path = tiny_eval.write_checkpoint(tmp_path)
     digits = read_checkpoint(path).sha256[:8]
     slide = Protocol((64, 32), "slide", (32, 48), (16, 24))
-    entry = replace(zoo.ZOO[tiny_eval.NAME], sha256=digits, protocol=slide)
+    entry = replace(zoo.ZOO[tiny_eval.NAME], source="mmseg", sha256=digits, protocol=slide)
     monkeypatch.setitem(zoo.ZOO, tiny_eval.NAME, entry)
     card = HubEMANet.from_checkpoint(path).generate_model_card("you/streets")
     assert card.data.license == "apache-2.0"
     assert "| 19 classes of Cityscapes | road, sidewalk, " in card.text
-    assert (
-        "published it | 50.0 on Cityscapes val, 60.0 with six scales and mirroring |" in card.text
-    )
+    assert "published it | 50.0 on Cityscapes val, 60.0 with 6 scales and mirroring |" in card.text
     assert "; the network sees overlapping windows of 48x32 pixels |" in card.text
     assert f"`tiny.pth`, SHA-256 `{digits}" in card.text
     assert 'HubEMANet.from_pretrained("you/streets")' in card.text
@@ -273,7 +272,7 @@ def test_damaged_folders(tmp_path, folder):
     assert refusal(folder).startswith(f"{config}: 'utf-8' codec can't decode byte")
     config.write_text(text.replace(f'"{tiny_eval.NAME}"', '"unknown"'))
     write_trained(weights, {})  # weights that say nothing of themselves
-    assert refusal(folder).startswith(f"{config}: unknown model 'unknown'; expected one of: eman")
+    assert refusal(folder).startswith(f"{config}: unknown model 'unknown'; expected a model such")
     config.write_text(text)
     assert HubEMANet.from_pretrained(folder).num_classes == len(CLASSES)
     write_trained(weights, {"emanet_triton": "{"})

@@ -17,8 +17,9 @@ from emanet_triton.data.png import read_image, write_png
 from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.entries import Published, ZooEntry
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import ZOO, Published, ZooEntry
+from emanet_triton.models.zoo import ZOO
 
 NAME = "tiny"
 FILE = "tiny.pth"

@@ -8,8 +8,9 @@ from torch import nn
 
 from emanet_triton.inference.views import Size
 from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.entries import DEMO, Published
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import DEMO, ZOO, Published
+from emanet_triton.models.zoo import ZOO
 
 MODES = ("whole", "slide")  # of inference
 

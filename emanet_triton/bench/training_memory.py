@@ -20,7 +20,7 @@ from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.files import write_output
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.resnet import Bottleneck
-from emanet_triton.models.zoo import ZOO, create_model
+from emanet_triton.models.zoo import ZOO, create_model, list_models
 from emanet_triton.train.loss import losses
 from emanet_triton.train.memory import SavedTensors, step_memory
 from emanet_triton.train.recipe import Recipe
@@ -48,7 +48,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--tiny", action="store_true", help="count for the first network only")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
-    names = [name for name, entry in ZOO.items() if entry.url]
+    names = list_models(source="mmseg")
     rows = [
         _row(name, way, *settings)
         for name in (names[:1] if args.tiny else names)

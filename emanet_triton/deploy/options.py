@@ -7,7 +7,6 @@ from emanet_triton.deploy.formats import FORMATS
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import DTYPES, OPERATORS, STANDARD
 from emanet_triton.inference.options import add_scale
-from emanet_triton.models.zoo import list_models
 
 
 def make_parser() -> Parser:
@@ -16,7 +15,7 @@ def make_parser() -> Parser:
         prog=program("export", "deploy"),
         description="Write a network as a file that other programs run, and compare its results "
         "with this package's.",
-        epilog=f"models: {', '.join(list_models())}",
+        epilog=f"models: {program('eval')} --list",
     )
     parser.add_argument(
         "ckpt",

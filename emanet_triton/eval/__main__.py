@@ -12,6 +12,7 @@ from emanet_triton.command import FAILED, answer, complain, program, run, say
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.finite import check_network
+from emanet_triton.eval.listing import models_table, sources_table
 from emanet_triton.eval.options import parse
 from emanet_triton.eval.partial import PartialResult
 from emanet_triton.eval.plan import Job, Plan, make_plan
@@ -27,7 +28,15 @@ figures say nothing about Cityscapes. For a published model (the file is downloa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return answer(lambda: _joined(parse(arguments)))
+    return answer(lambda: _answered(parse(arguments)))
+
+
+def _answered(args: Namespace) -> int:
+    """List the models, or evaluate."""
+    if args.list:
+        say(f"{models_table()}\n\n{sources_table()}")
+        return 0
+    return _joined(args)
 
 
 def _joined(args: Namespace) -> int:

@@ -7,24 +7,28 @@ from pathlib import Path
 from emanet_triton.command import Parser, count, program
 from emanet_triton.inference.build import INT8, PRECISIONS
 from emanet_triton.inference.options import add_options, check_int8
-from emanet_triton.models.zoo import find_entry, list_models
+from emanet_triton.models.entries import DATASETS, PACKAGE, SOURCES
+
+PROJECTS = tuple(source for source in SOURCES if source != PACKAGE)  # that --all takes
 
 
 def make_parser() -> Parser:
     """The parser of all options; ``parse`` also checks what fits together."""
-    datasets = " or ".join(dict.fromkeys(find_entry(name).dataset.name for name in list_models()))
+    datasets = ", ".join(dataset.name for dataset in DATASETS.values())
     parser = Parser(
         prog=program("eval"),
-        description=f"Evaluate EMANet checkpoints on {datasets}. Without arguments: evaluate a "
-        "small model that comes with this package, on generated street scenes.",
-        epilog=f"models: {', '.join(list_models())}",
+        description=f"Evaluate EMANet checkpoints on {datasets}, or a data set of your own. "
+        "Without arguments: evaluate a small model that comes with this package, on generated "
+        "street scenes.",
+        epilog=f"models: {program('eval')} --list",
     )
+    parser.add_argument("--list", action="store_true", help="print a table of all models, and end")
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--ckpt",
         metavar="PATH_OR_MODEL",
         help="a checkpoint file, or the name of a model, whose published file is downloaded once; "
-        "with --all a folder that contains the four published files",
+        "with --all a folder that contains the published files",
     )
     what.add_argument(
         "--model",
@@ -33,15 +37,25 @@ def make_parser() -> Parser:
     )
     what.add_argument(
         "--all",
-        action="store_true",
-        help="evaluate the four published models, with one view and with ms+flip, in one table",
+        nargs="?",
+        const="mmseg",
+        choices=PROJECTS,
+        metavar="SOURCE",
+        help="evaluate all models of a project on one data set, with one view and with ms+flip, in "
+        f"one table: {', '.join(PROJECTS)}; default: %(const)s",
+    )
+    what.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        help="with --all: the data set, if the project has models of several and --data does not "
+        "show which one is meant",
     )
     what.add_argument(
         "--data",
         type=Path,
         metavar="ROOT_OR_TOML",
-        help=f"root folder of the data set ({datasets}), or a file .toml that describes another "
-        "data set",
+        help=f"root folder of the model's data set ({datasets}), or a file .toml that describes "
+        "another data set",
     )
     what.add_argument("--split", default="val", help="default: %(default)s")
     what.add_argument("--limit", type=count, metavar="N", help="evaluate only the first N images")
@@ -98,6 +112,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.compare == args.precision:
         parser.error(f"--compare {args.compare}: --precision is the same")
     check_int8(parser, args, (args.precision, args.compare))
+    if args.dataset and not args.all:
+        parser.error("--dataset chooses models of --all: give --all too")
     if args.model and not args.ckpt:
         parser.error("--model names the model of the file --ckpt: give --ckpt too")
     return args

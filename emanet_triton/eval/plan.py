@@ -2,14 +2,13 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emanet_triton.cores import usable_cores
-from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.scenes.generate import demo_dataset
@@ -21,12 +20,21 @@ from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import require_writable
 from emanet_triton.inference.build import INT8, load_network, open_device, ready_network
 from emanet_triton.inference.calibration import Calibration, evenly_spread, named_calibration
+from emanet_triton.inference.options import with_version
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.checkpoint import Checkpoint
 from emanet_triton.models.chosen import Chosen, choose, chosen_path, read_chosen
+from emanet_triton.models.entries import DATASETS, DEMO
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import DEMO, ZOO, list_models, published_path, read_published
+from emanet_triton.models.zoo import (
+    ZOO,
+    list_models,
+    models_like,
+    name_of_path,
+    published_path,
+    read_published,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Plan:
         resume: go on where an interrupted run stopped.
         outputs: folders for pictures.
         json: the file that gets all figures, or ``None``.
-        all: whether the jobs are the published models, and ``json`` gets a list.
+        all: whether the jobs are all models of a project, and ``json`` gets a list.
         demo: whether this is the demonstration.
     """
 
@@ -162,9 +170,13 @@ class Plan:
     def published(self, job: Job) -> float | None:
         """The published mIoU in percent that a job should reproduce, if there is one."""
         entry = ZOO[job.name]
+        file = job.checkpoint
+        if entry.sha256 is None:  # the name is all that tells the published file
+            is_published = name_of_path(file.path) == job.name
+        else:
+            is_published = file.sha256.startswith(entry.sha256)
         same = (
-            entry.sha256 is not None
-            and job.checkpoint.sha256.startswith(entry.sha256)
+            is_published
             and (self.split, len(self.samples)) == self.dataset.published_on
             and job.reconstruct
         )
@@ -251,7 +263,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         resume=args.resume,
         outputs=outputs,
         json=args.json,
-        all=args.all,
+        all=args.all is not None,
         demo=demo,
     )
 
@@ -259,17 +271,36 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
 def _chosen(args: Namespace) -> list[Chosen]:
     """The models to evaluate, all on the same data set."""
     if args.all:
-        dataset, root = open_dataset(args.data) if args.data else (CITYSCAPES, None)
-        entries = ((name, ZOO[name]) for name in list_models())
-        published = [(name, e) for name, e in entries if e.published and e.dataset is CITYSCAPES]
-        return [Chosen(name, dataset, entry.protocol, root) for name, entry in published]
+        return _all_of(args.all, args.dataset, args.data)
     if args.ckpt:
         return [choose(args.ckpt, args.model, args.data)]
     if args.data is None:
         return [choose(DEMO)]
-    raise InputError(
-        "--ckpt is missing; expected a checkpoint file or one of: " + ", ".join(list_models())
-    )
+    raise InputError(f"--ckpt is missing; expected a checkpoint file or {models_like()}")
+
+
+def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
+    """The models of a project that share a data set.
+
+    Raises:
+        InputError: the project has no model of the data set, or it is not clear which is meant.
+    """
+    names = list_models(source=source, dataset=wanted)
+    own = {key: d for key, d in DATASETS.items() if any(ZOO[n].dataset is d for n in names)}
+    if not own:
+        has = [key for key, d in DATASETS.items() if list_models(source=source, dataset=key)]
+        raise InputError(f"--all {source}: has no model of {wanted}; expected {' or '.join(has)}")
+    if len(own) > 1 and data is not None:  # the folders of the data sets tell which one it is
+        own = {k: d for k, d in own.items() if all((data / f).is_dir() for f in d.folders)} or own
+    if len(own) > 1:
+        raise InputError(
+            f"--all {source}: has models of several data sets; expected --data with the root of "
+            f"one of them, or --dataset {' or '.join(own)}"
+        )
+    (default,) = own.values()
+    dataset, root = open_dataset(data, default) if data else (default, None)
+    entries = [(name, ZOO[name]) for name in names if ZOO[name].dataset is default]
+    return [Chosen(name, dataset, entry.protocol, root) for name, entry in entries]
 
 
 def _calibration(
@@ -293,7 +324,7 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
         Job(
             each.name,
             checkpoint,
-            replace(each.protocol, version=args.protocol),
+            with_version(each.protocol, args.protocol),
             ms,
             reconstruct,
             each.num_classes,
@@ -304,7 +335,7 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
     ]
     for job in jobs[: len(chosen)]:
         job.load(torch.device("meta"))
-        if args.all:  # four networks at once would take a gigabyte
+        if args.all:  # so many networks at once would take gigabytes
             job.checkpoint.release()
     return jobs
 

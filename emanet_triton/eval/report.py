@@ -255,7 +255,7 @@ def write_json(path: Path, reports: list[Report], as_list: bool) -> None:
 def _name_and_views(report: Report) -> tuple[str, str]:
     name = report.model if report.reconstruct else f"{report.model} (no reconstruction)"
     views = report.protocol.mode + (" ms+flip" if report.ms_flip else "")
-    return name, views if report.protocol.version == "mmseg-0.x" else f"{views} (1.x)"
+    return name, f"{views} (1.x)" if report.protocol.version == "mmseg-1.x" else views
 
 
 def _measured(report: Report) -> tuple[str, str, str]:

@@ -10,12 +10,14 @@ from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
+from emanet_triton.models.emanet import Architecture
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
     find_entry,
-    list_models,
+    models_like,
     name_of,
+    name_of_path,
     published_path,
     read_published,
 )
@@ -65,8 +67,8 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
         name = description.model
         if name not in ZOO:
             raise InputError(
-                f"{ckpt}: is of the model '{name}', which is unknown here; expected one of: "
-                + ", ".join(ZOO)
+                f"{ckpt}: is of the model '{name}', which is unknown here; expected "
+                + models_like(name)
             )
         if model not in (None, name):
             raise InputError(f"{ckpt} is a checkpoint of {name}, not of --model {model}")
@@ -113,10 +115,10 @@ def known_model(ckpt: str, model: str | None) -> str | None:
         return ckpt
     if not exists and path.suffix == "":
         raise InputError(
-            f"{ckpt}: no such file and no such model; expected a checkpoint file or one of: "
-            + ", ".join(list_models())
+            f"{ckpt}: no such file and no such model; expected a checkpoint file or "
+            + models_like(ckpt)
         )
-    known = model or next((n for n, entry in ZOO.items() if entry.file == path.name), None)
+    known = model or name_of_path(path)
     return known if exists else None
 
 
@@ -126,13 +128,22 @@ def model_of_file(ckpt: str) -> str:
     Raises:
         InputError: the file cannot be read, or is no published one.
     """
-    name = name_of(read_checkpoint(Path(ckpt)))
+    checkpoint = read_checkpoint(Path(ckpt))
+    name = name_of(checkpoint)
     if name is None:
         raise InputError(
             f"{ckpt}: neither its name nor its hash belongs to a published file; expected --model "
-            "with one of: " + ", ".join(list_models())
+            f"with {_models_of(checkpoint)}"
         )
     return name
+
+
+def _models_of(checkpoint: Checkpoint) -> str:
+    """For messages: the models whose files are like this one, if few are."""
+    layouts = {name: getattr(entry.architecture, "layout", None) for name, entry in ZOO.items()}
+    names = [name for name, layout in layouts.items() if layout == checkpoint.layout]
+    usual = checkpoint.layout in (None, Architecture.layout)
+    return models_like() if usual else f"one of: {', '.join(names)}"
 
 
 def read_chosen(ckpt: str | None, name: str) -> Checkpoint:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -29,6 +30,8 @@ _MOST_BYTES = 1 << 30  # largest download; the largest published file has a quar
 _STUCK = 180.0  # seconds without growth after which another process's download counts as stuck
 _LOOK = 0.1  # seconds between two looks at another process's download
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+_MOST_TEXT = 4096  # bytes of a text with a hash
+_MD5 = re.compile(r"\s*[0-9a-f]{32}\b")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -44,7 +47,14 @@ def hub_file(name: str) -> Path:
     return found if found.exists() else writable_or_private(folder) / "checkpoints" / name
 
 
-def download(url: str, destination: Path, sha256_prefix: str, progress: bool = True) -> Path:
+def download(
+    url: str,
+    destination: Path,
+    sha256_prefix: str | None = None,
+    progress: bool = True,
+    *,
+    md5_url: str | None = None,
+) -> Path:
     """Download a file unless it exists already.
 
     The data are written to ``<destination>.part``. The part is renamed when its length and hash
@@ -59,8 +69,11 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
         destination: where to save the file; the folder is made. An existing file that is not
             empty is neither downloaded nor checked: ``read_checkpoint`` checks it whenever it
             opens it.
-        sha256_prefix: first hex digits, in lower case, of the file's SHA-256.
+        sha256_prefix: first hex digits, in lower case, of the file's SHA-256; ``None`` if nobody
+            has published it.
         progress: show a progress bar on stderr.
+        md5_url: of a text that begins with the file's MD5, for a file without a published SHA-256.
+            If the text cannot be fetched, a warning says that the file is unchecked.
 
     Returns:
         ``destination``.
@@ -68,7 +81,7 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
     Raises:
         InputError: the network or the disk failed, less than 64 KiB came in a minute, another
             process's download did not grow for three minutes, the file is larger than a gigabyte,
-            or the hash is wrong (the part is removed).
+            or a hash is wrong (the part is removed).
     """
     if _is_there(destination):
         return destination
@@ -81,7 +94,7 @@ def download(url: str, destination: Path, sha256_prefix: str, progress: bool = T
             if not _is_there(destination):  # or another process has fetched it meanwhile
                 own = part if has_locks else temporary_beside(destination)
                 try:
-                    _complete(url, own, destination, sha256_prefix, progress)
+                    _complete(url, own, destination, sha256_prefix, progress, md5_url)
                 finally:
                     if not has_locks:
                         own.unlink(missing_ok=True)
@@ -187,19 +200,47 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _complete(url: str, part: Path, destination: Path, sha256_prefix: str, progress: bool) -> None:
+def _complete(
+    url: str,
+    part: Path,
+    destination: Path,
+    sha256_prefix: str | None,
+    progress: bool,
+    md5_url: str | None,
+) -> None:
     """Complete ``part``, check its hash and give it its final name."""
     with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
-        if not _sha256(file).startswith(sha256_prefix):
+        if sha256_prefix is None or not _digest(file, "sha256").startswith(sha256_prefix):
             _fetch(url, file, destination.name, progress)
-        found = _sha256(file)
-    if not found.startswith(sha256_prefix):
+        kind, expected = "sha256", sha256_prefix
+        if expected is None and md5_url is not None:
+            kind, expected = "md5", _published_md5(md5_url)
+        found = _digest(file, kind)
+    if expected is not None and not found.startswith(expected):
         part.unlink(missing_ok=True)
+        name = {"sha256": "SHA-256", "md5": "MD5"}[kind]
         raise InputError(
-            f"{without_secrets(url)}: the SHA-256 of the received data begins with "
-            f"{found[: len(sha256_prefix)]}, expected {sha256_prefix}: the data were thrown away"
+            f"{without_secrets(url)}: the {name} of the received data begins with "
+            f"{found[: len(expected)]}, expected {expected}: the data were thrown away"
         )
     part.replace(destination)
+
+
+def _published_md5(url: str) -> str | None:
+    """The MD5 at the beginning of a published text; ``None``, with a warning, without one."""
+    try:
+        with open_url(url) as response:
+            text = response.read(_MOST_TEXT).decode("ascii", errors="replace").lower()
+        if found := _MD5.match(text):
+            return found[0].strip()
+        reason = "it holds no MD5"
+    except (OSError, HTTPException) as error:
+        reason = _reason(url, error)
+    warnings.warn(
+        f"{without_secrets(url)}: cannot be used ({reason}); the downloaded file is not checked",
+        stacklevel=2,
+    )
+    return None
 
 
 def _fetch(url: str, file: BufferedRandom, name: str, progress: bool) -> None:
@@ -263,6 +304,6 @@ def _check_size(file: BufferedRandom, size: int) -> None:
         raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES} bytes")
 
 
-def _sha256(file: BufferedRandom) -> str:
+def _digest(file: BufferedRandom, kind: str) -> str:
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(file, kind).hexdigest()

@@ -1,136 +1,127 @@
-"""The model zoo: a literal table of all models, and ``create_model``."""
+"""The model zoo: ``list_models``, ``model_info`` and ``create_model``, and the published files."""
 
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from emanet_triton.data.cityscapes import CITYSCAPES
-from emanet_triton.data.dataset import Dataset
+from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
+from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.download import download, hub_file
-from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.entries import (
+    DATASETS,
+    OFFICIAL,
+    SOURCES,
+    ZOO,
+    Published,
+    Source,
+    ZooEntry,
+)
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
+from emanet_triton.models.pins import check_pin, pinned
 from emanet_triton.models.protocol import Protocol
 
 
 @dataclass(frozen=True)
-class Published:
-    """What mmsegmentation's model zoo reports for a checkpoint on Cityscapes val.
+class ModelInfo:
+    """What is known about a model.
 
     Attributes:
-        miou: mIoU in percent with one view.
-        miou_ms_flip: mIoU in percent with six scales, each also mirrored.
-        memory_gb: training memory in GB per GPU, for 2 images of the crop size.
-        fps: images of 2048x1024 pixels per second on a V100, batch size 1, float32.
+        name: of the model.
+        source: the project that published it; ``None`` if none did.
+        depth: layers of the ResNet, such as 50; ``None`` for another backbone.
+        stride: pixels of the input per logit, in each direction.
+        dataset: the name of the data set on which it was trained.
+        classes: the names of its classes, in the order of the logits' channels.
+        protocol: of its published evaluation.
+        published: the figures of its project; ``None`` if it published none.
+        url: of its checkpoint file; ``None`` if the file has no address.
+        path: where the file lies, or where it is to be saved; ``None`` without a file.
+        sha256: hex digits with which the file's SHA-256 begins: those that its project published,
+            or all 64 that were noted when the file was first opened here; ``None`` before.
     """
 
-    miou: float
-    miou_ms_flip: float
-    memory_gb: float
-    fps: float
-
-
-@dataclass(frozen=True)
-class ZooEntry:
-    """One model: its network, its protocol and its checkpoint file.
-
-    Attributes:
-        architecture: sizes of the network.
-        protocol: how the checkpoint is evaluated.
-        file: the checkpoint's file name; ``None`` if the zoo has no checkpoint of the model.
-        sha256: the first eight hex digits of the file's SHA-256.
-        url: where the file is published; ``None`` for a file inside this package.
-        published: the reported figures; ``None`` if nothing was published.
-        network: the class of the network. It is called with the architecture, the protocol and a
-            number of classes, and its method ``fused_form`` makes the fused network.
-        dataset: the data set whose classes the model has.
-        crop: (height, width) of training samples in pixels (mmseg ``crop_size``).
-    """
-
-    architecture: Any
+    name: str
+    source: Source | None
+    depth: int | None
+    stride: int
+    dataset: str
+    classes: tuple[str, ...]
     protocol: Protocol
-    file: str | None = None
-    sha256: str | None = None
-    url: str | None = None
-    published: Published | None = None
-    network: type[Network] = EMANet
-    dataset: Dataset = CITYSCAPES
-    crop: tuple[int, int] = (512, 1024)
+    published: Published | None
+    url: str | None
+    path: Path | None
+    sha256: str | None
 
 
-_R50 = Architecture(blocks=(3, 4, 6, 3))
-_R101 = Architecture(blocks=(3, 4, 23, 3))
-_TINY = Architecture(
-    blocks=(1, 1, 1, 1), base_channels=12, ema_channels=64, num_bases=32, head_channels=48
-)
-_WHOLE = Protocol(base_scale=(2048, 1024))
-_SLIDE = Protocol(
-    base_scale=(2049, 1025), mode="slide", crop=(769, 769), stride=(513, 513), align_corners=True
-)
-_WEIGHTS = Path(__file__).parent / "weights"
-_URL = "https://download.openmmlab.com/mmsegmentation/v0.5/emanet"
+def list_models(
+    *, dataset: str | None = None, source: str | None = None, depth: int | None = None
+) -> list[str]:
+    """The names of the models, published ones first; all of them without arguments.
 
-DEMO = "emanet_demo"  # a small model, trained by demo/train.py on generated street scenes
+    Args:
+        dataset: of these classes only: "cityscapes", "voc2012", "ade20k", "bdd100k" or
+            "bdd100k-drivable".
+        source: of this project only: "mmseg", "bdd100k", "sssegmentation", "official", "paddleseg"
+            or "emanet_triton".
+        depth: with a ResNet of so many layers only, such as 50 or 101.
 
-ZOO: dict[str, ZooEntry] = {
-    "emanet_r50-d8_512x1024_80k_cityscapes": ZooEntry(
-        architecture=_R50,
-        protocol=_WHOLE,
-        file="emanet_r50-d8_512x1024_80k_cityscapes_20200901_100301-c43fcef1.pth",
-        sha256="c43fcef1",
-        url=f"{_URL}/emanet_r50-d8_512x1024_80k_cityscapes/"
-        "emanet_r50-d8_512x1024_80k_cityscapes_20200901_100301-c43fcef1.pth",
-        published=Published(miou=77.59, miou_ms_flip=79.44, memory_gb=5.4, fps=4.58),
-    ),
-    "emanet_r101-d8_512x1024_80k_cityscapes": ZooEntry(
-        architecture=_R101,
-        protocol=_WHOLE,
-        file="emanet_r101-d8_512x1024_80k_cityscapes_20200901_100301-2d970745.pth",
-        sha256="2d970745",
-        url=f"{_URL}/emanet_r101-d8_512x1024_80k_cityscapes/"
-        "emanet_r101-d8_512x1024_80k_cityscapes_20200901_100301-2d970745.pth",
-        published=Published(miou=79.10, miou_ms_flip=81.21, memory_gb=6.2, fps=2.87),
-    ),
-    "emanet_r50-d8_769x769_80k_cityscapes": ZooEntry(
-        architecture=_R50,
-        protocol=_SLIDE,
-        file="emanet_r50-d8_769x769_80k_cityscapes_20200901_100301-16f8de52.pth",
-        sha256="16f8de52",
-        url=f"{_URL}/emanet_r50-d8_769x769_80k_cityscapes/"
-        "emanet_r50-d8_769x769_80k_cityscapes_20200901_100301-16f8de52.pth",
-        published=Published(miou=79.33, miou_ms_flip=80.49, memory_gb=8.9, fps=1.97),
-        crop=(769, 769),
-    ),
-    "emanet_r101-d8_769x769_80k_cityscapes": ZooEntry(
-        architecture=_R101,
-        protocol=_SLIDE,
-        file="emanet_r101-d8_769x769_80k_cityscapes_20200901_100301-47a324ce.pth",
-        sha256="47a324ce",
-        url=f"{_URL}/emanet_r101-d8_769x769_80k_cityscapes/"
-        "emanet_r101-d8_769x769_80k_cityscapes_20200901_100301-47a324ce.pth",
-        published=Published(miou=79.62, miou_ms_flip=81.00, memory_gb=10.1, fps=1.22),
-        crop=(769, 769),
-    ),
-    DEMO: ZooEntry(
-        architecture=_TINY,
-        protocol=Protocol(base_scale=(512, 256)),
-        file="emanet_demo.pth",
-        sha256="6bb262a4",
-        url=None,
-        published=None,
-        crop=(192, 384),
-    ),
-}
+    Raises:
+        InputError: there is no such data set or project, or no network of this depth.
+    """
+    depths = {_depth(entry) for entry in ZOO.values()} - {None}
+    _require("data set", dataset, DATASETS)
+    _require("source", source, SOURCES)
+    _require("depth", depth, sorted(filter(None, depths)))
+    return [
+        name
+        for name, entry in ZOO.items()
+        if (dataset is None or entry.dataset is DATASETS[dataset])
+        and (source is None or entry.source == source)
+        and (depth is None or _depth(entry) == depth)
+    ]
 
 
-def list_models() -> list[str]:
-    """The names of all models: the published ones, then the demonstration."""
-    return list(ZOO)
+def model_info(name: str) -> ModelInfo:
+    """What is known about a model: its project, licences, file, protocol and published figures.
+
+    Nothing is downloaded.
+
+    Raises:
+        InputError: the name is unknown, or the note of a file's hash is damaged.
+    """
+    entry = find_entry(name)
+    path = published_path(name) if entry.file else None
+    return ModelInfo(
+        name=name,
+        source=SOURCES[entry.source] if entry.source else None,
+        depth=_depth(entry),
+        stride=on_meta(entry.network, entry.architecture, entry.protocol, 1).stride,
+        dataset=entry.dataset.name,
+        classes=class_names(entry.dataset),
+        protocol=entry.protocol,
+        published=entry.published,
+        url=entry.url,
+        path=path,
+        sha256=entry.sha256 or (pinned(path) if path else None),
+    )
+
+
+def _require(kind: str, value: object, known: Collection) -> None:
+    if value is not None and value not in known:
+        raise InputError(f"unknown {kind} '{value}'; expected one of: {', '.join(map(str, known))}")
+
+
+def _depth(entry: ZooEntry) -> int | None:
+    """The layers of a ResNet: three convolutions a block, the first convolution, the classifier."""
+    blocks = getattr(entry.architecture, "blocks", None)
+    return 3 * sum(blocks) + 2 if blocks else None
 
 
 def create_model(
@@ -169,8 +160,8 @@ def create_model(
     if name is None:
         if description is None:
             raise InputError(
-                f"{checkpoint or 'create_model'}: expected the name of the model, one of: "
-                f"{', '.join(ZOO)}; only a file of emanet-triton train needs none"
+                f"{checkpoint or 'create_model'}: expected the name of its model, "
+                f"{models_like()}; only a file of emanet-triton train needs none"
             )
         name = description.model
     entry = find_entry(name)
@@ -200,8 +191,14 @@ def find_entry(name: str) -> ZooEntry:
         InputError: the name is unknown. The message lists all names.
     """
     if name not in ZOO:
-        raise InputError(f"unknown model '{name}'; expected one of: {', '.join(ZOO)}")
+        raise InputError(f"unknown model '{name}'; expected {models_like(name)}")
     return ZOO[name]
+
+
+def models_like(text: str = "") -> str:
+    """For messages: the names that resemble a text, or else the first, and how to see all."""
+    near = difflib.get_close_matches(text, ZOO, n=3) or [next(iter(ZOO))]
+    return f"a model such as {' or '.join(near)} (`emanet-triton eval --list` prints all)"
 
 
 def published_path(name: str, folder: str | Path | None = None) -> Path:
@@ -213,13 +210,16 @@ def published_path(name: str, folder: str | Path | None = None) -> Path:
     entry = find_entry(name)
     if entry.file is None:
         raise InputError(f"{name}: the zoo has no checkpoint of this model; expected a file")
-    if entry.url is None:
-        return _WEIGHTS / entry.file
+    if entry.packaged is not None:
+        return entry.packaged
     return hub_file(entry.file) if folder is None else Path(folder) / entry.file
 
 
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
     """Read the published checkpoint of a model, with its hash checked.
+
+    Where nobody has published a hash, the hash is noted when the file is first opened, and checked
+    from then on.
 
     Args:
         name: one of ``list_models()``.
@@ -228,20 +228,40 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
 
     Raises:
         InputError: the name is unknown, the model has no checkpoint in the zoo, or the file is
-            missing, damaged or not the published one.
+            missing, damaged, not the published one or another one than before.
     """
     entry = find_entry(name)
     path = published_path(name, folder)
     if entry.url is not None and folder is None:
-        assert entry.sha256 is not None  # as of every file that is published
-        download(entry.url, path, entry.sha256)
-    return read_checkpoint(path, entry.sha256)
+        download(entry.url, path, entry.sha256, md5_url=entry.md5_url)
+    elif not path.exists() and entry.source is not None:
+        address = entry.url or SOURCES[entry.source].url
+        raise InputError(f"{path}: no such file; expected the checkpoint of {name} from {address}")
+    checkpoint = read_checkpoint(path, entry.sha256)
+    if entry.sha256 is None:
+        check_pin(checkpoint)
+    return checkpoint
 
 
 def name_of(checkpoint: Checkpoint) -> str | None:
-    """The model whose published file this is, by file name or by hash, or ``None``."""
+    """The model whose published file this is, or ``None``.
+
+    The hash decides, or the name of the file, or the end of its path if it is that of the address,
+    such as ``MODEL/model.pdparams``. A file of the authors' code needs no name, because the zoo has
+    one model of theirs.
+    """
     for name, entry in ZOO.items():
-        has_hash = entry.sha256 is not None and checkpoint.sha256.startswith(entry.sha256)
-        if has_hash or checkpoint.path.name == entry.file:
+        if entry.sha256 is not None and checkpoint.sha256.startswith(entry.sha256):
+            return name
+    return name_of_path(checkpoint.path) or (
+        OFFICIAL if checkpoint.layout == ZOO[OFFICIAL].architecture.layout else None
+    )
+
+
+def name_of_path(path: Path) -> str | None:
+    """The model whose published file has this name, or this end of its address, or ``None``."""
+    end = "/".join(path.absolute().parts[-2:])
+    for name, entry in ZOO.items():
+        if path.name == entry.file or (entry.url or "").endswith(f"/{end}"):
             return name
     return None

@@ -7,7 +7,6 @@ from pathlib import Path
 from emanet_triton.command import Parser, below_one, count, program, share
 from emanet_triton.data.overlay import ALPHA
 from emanet_triton.inference.options import add_options, add_scale, check_int8
-from emanet_triton.models.zoo import list_models
 from emanet_triton.predict.outputs import KINDS
 
 DEFAULT_MODEL = "emanet_r50-d8_512x1024_80k_cityscapes"
@@ -30,7 +29,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog=program("predict"),
         description="Segment pictures, folders of pictures, videos and webcams.",
-        epilog=f"models: {', '.join(list_models())}",
+        epilog=f"models: {program('eval')} --list",
     )
     parser.add_argument(
         "sources",

@@ -16,7 +16,7 @@ from emanet_triton.command import (
     whole,
 )
 from emanet_triton.cores import usable_cores
-from emanet_triton.models.zoo import list_models
+from emanet_triton.models.zoo import models_like
 from emanet_triton.train.recipe import OPTIMIZERS, PRECISIONS, Recipe
 
 NONE, NATIVE = "none", "native"
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
         prog=program("train"),
         description="Train an EMANet, by default with mmsegmentation's published schedule. Under "
         "torchrun the ranks share the images of each iteration.",
-        epilog=f"models: {', '.join(list_models())}",
+        epilog=f"models: {program('eval')} --list",
     )
     _add_what(parser.add_argument_group("what to train"))
     _add_schedule(parser.add_argument_group("schedule"))
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"ResNet weights, or --init {NONE} for random weights"
         )
     if not args.model and args.init in (None, NONE):
-        parser.error(f"--model is missing; expected one of: {', '.join(list_models())}")
+        parser.error(f"--model is missing; expected {models_like()}")
     return args
 
 

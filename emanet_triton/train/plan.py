@@ -14,10 +14,11 @@ from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
 from emanet_triton.models.chosen import choose, read_chosen
 from emanet_triton.models.description import Description
+from emanet_triton.models.entries import ZooEntry
 from emanet_triton.models.loading import load_backbone, load_into
 from emanet_triton.models.network import Network, logits_size
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import ZooEntry, create_model, find_entry
+from emanet_triton.models.zoo import create_model, find_entry
 from emanet_triton.train.augment import Augmentation
 from emanet_triton.train.folder import refuse_training
 from emanet_triton.train.group import Group

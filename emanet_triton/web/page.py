@@ -13,7 +13,8 @@ from emanet_triton.data.overlay import ALPHA, overlay
 from emanet_triton.data.picture import read_picture
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError, describe
-from emanet_triton.models.zoo import DEMO, list_models
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import list_models
 from emanet_triton.web import texts
 from emanet_triton.web.desk import Desk
 from emanet_triton.web.segmenter import Choice, Result, Segmenter, precisions
@@ -190,7 +191,7 @@ def _page(segmenter: Segmenter, overlays: Overlays, desk: Desk, examples: list[P
         return gradio.skip() if result is None else overlays.draw(result, alpha)
 
     with gradio.Blocks(title="EMANet", analytics_enabled=False) as page:
-        gradio.Markdown("## EMANet: a class for every pixel of a street picture")
+        gradio.Markdown("## EMANet: a class for every pixel of a picture")
         result = gradio.State(time_to_live=_FORGET)
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
@@ -204,7 +205,7 @@ def _page(segmenter: Segmenter, overlays: Overlays, desk: Desk, examples: list[P
                     [SINGLE, MS_FLIP],
                     value=SINGLE,
                     label="Views",
-                    info="ms+flip averages six scales, each also mirrored. It takes longer.",
+                    info="ms+flip averages several scales, each also mirrored. It takes longer.",
                 )
                 size = gradio.Radio([PROTOCOL, OWN], value=PROTOCOL, label="Size for the network")
             with gradio.Column(scale=3, min_width=300):

@@ -6,7 +6,8 @@ from html import escape
 import numpy as np
 
 from emanet_triton.data.dataset import Color, Dataset
-from emanet_triton.models.zoo import DEMO, find_entry
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import model_info
 from emanet_triton.web.segmenter import Result
 
 DEMO_NOTE = "emanet_demo was trained on drawn street scenes and is useless on photos."
@@ -71,6 +72,10 @@ def model_note(name: str) -> str:
     """One sentence about a model of the zoo."""
     if name == DEMO:
         return DEMO_NOTE
-    if find_entry(name).url is None:
+    info = model_info(name)
+    if info.source is None or info.path is None:
         return ""
-    return "The published checkpoint is downloaded when the model is first used."
+    text = f"The classes of {info.dataset}; published by {info.source.project}. "
+    if info.url is None:
+        return text + f"The file has no address: save it as {info.path.name} in torch's hub cache."
+    return text + "The checkpoint is downloaded when the model is first used."

@@ -7,7 +7,8 @@ from emanet_triton.bench.networks import (
     make_protocol,
     published_figures,
 )
-from emanet_triton.models.zoo import DEMO, ZOO
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import ZOO
 
 
 def test_sizes_come_from_the_zoo():

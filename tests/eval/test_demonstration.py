@@ -18,7 +18,8 @@ from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.eval.__main__ import main
 from emanet_triton.eval.plan import Job
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.zoo import DEMO, ZOO
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import ZOO
 
 
 def test_it_segments_and_the_attention_is_worth_it(capsys, tmp_path):

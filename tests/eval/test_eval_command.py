@@ -175,7 +175,7 @@ def test_all_gives_one_table(tmp_path, city, capsys, monkeypatch):
         weights = tiny_eval.write_checkpoint(tmp_path, f"published{i}.pth")
         sha256 = run(tmp_path, city, weights, "--model", "tiny", "--limit", "1")["sha256"]
         published[f"tiny{i}"] = replace(
-            ZOO["tiny"], file=weights.name, sha256=sha256[:8], url="http://"
+            ZOO["tiny"], source="mmseg", file=weights.name, sha256=sha256[:8], url="http://"
         )
     monkeypatch.setattr("emanet_triton.models.zoo.ZOO", published)
     monkeypatch.setattr("emanet_triton.eval.plan.ZOO", published)

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import save, weights
-from download_server import BODY, HALF, SHA256, assert_whole, fetch, part_of, refusal
+from download_server import (
+    BODY,
+    HALF,
+    SHA256,
+    assert_whole,
+    fetch,
+    part_of,
+    refusal,
+    serving,
+)
 
 import emanet_triton.models.download as module
 from emanet_triton import cache_folder
@@ -270,3 +279,37 @@ def test_a_file_in_a_hub_cache_that_is_read_only(tmp_path, monkeypatch):
     found.write_text("weights")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert hub_file("x.pth") == found
+
+
+def test_a_file_is_checked_by_its_md5(server, destination):
+    digits = hashlib.md5(BODY).hexdigest()
+    with serving() as text:
+        text.body = f"{digits}  file.pth\n".encode()
+        download(server.url, destination, progress=False, md5_url=text.url)
+    assert_whole(destination)
+
+
+def test_a_wrong_md5_is_refused(server, destination):
+    with serving() as text:
+        text.body = b"0" * 32
+        with pytest.raises(InputError, match="the MD5 of the received data begins with") as error:
+            download(server.url, destination, progress=False, md5_url=text.url)
+    assert f"{hashlib.md5(BODY).hexdigest()}, expected {'0' * 32}" in str(error.value)
+    assert not destination.exists() and not part_of(destination).exists()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"0" * 40])
+def test_without_an_md5_a_warning_says_so(server, destination, body):
+    with serving() as text, pytest.warns(UserWarning, match="the downloaded file is not checked"):
+        text.body = body
+        download(server.url, destination, progress=False, md5_url=text.url)
+    assert_whole(destination)
+
+
+def test_without_any_hash_an_interrupted_download_goes_on(server, destination):
+    server.close_after = HALF
+    with pytest.raises(InputError, match="the connection closed"):
+        download(server.url, destination, progress=False)
+    server.close_after = None
+    download(server.url, destination, progress=False)
+    assert_whole(destination)

@@ -15,7 +15,8 @@ from checkpoint_files import assert_weights, call, named, refusal_of, rewrite_zi
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files.refusals import DamagedError
 from emanet_triton.models.checkpoint_files.stored import Storage, StoredTensor, stored_tensor
-from emanet_triton.models.zoo import DEMO, read_published
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import read_published
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 FLOAT8 = torch.float8_e4m3fn  # PyTorch itself does not read it from a legacy file

@@ -19,12 +19,13 @@ from emanet_triton.errors import InputError
 from emanet_triton.eval import metric
 from emanet_triton.inference import reference
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.entries import ZooEntry
 from emanet_triton.models.fused import fused_conv
 from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.trial import Trial, Verdict, attempt
 from emanet_triton.models.verified import verified_fuse
-from emanet_triton.models.zoo import ZOO, ZooEntry, name_of
+from emanet_triton.models.zoo import ZOO, name_of
 
 WHOLE = Protocol((64, 32), ratios=(0.5, 1.0))
 SLIDE = Protocol((64, 32), "slide", (21, 25), (15, 15), ratios=(0.75, 1.0))

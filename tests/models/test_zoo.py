@@ -12,7 +12,8 @@ import torch
 
 from emanet_triton import create_model, list_models
 from emanet_triton.errors import InputError
-from emanet_triton.models.zoo import DEMO, ZOO, name_of, read_published
+from emanet_triton.models.entries import DATASETS, DEMO, OFFICIAL, SOURCES
+from emanet_triton.models.zoo import ZOO, model_info, name_of, read_published
 
 PUBLISHED = {
     "emanet_r50-d8_512x1024_80k_cityscapes": (77.59, 79.44, 5.4, 4.58),
@@ -21,9 +22,74 @@ PUBLISHED = {
     "emanet_r101-d8_769x769_80k_cityscapes": (79.62, 81.00, 10.1, 1.22),
 }
 
+COUNTS = {"mmseg": 4, "bdd100k": 5, "sssegmentation": 12, "official": 1, "paddleseg": 4}
+
 
 def test_names():
-    assert list_models()[:5] == [*PUBLISHED, DEMO]
+    assert list_models(source="mmseg") == list(PUBLISHED) == list_models()[:4]
+    assert list_models(source="emanet_triton") == [DEMO]
+
+
+@pytest.mark.parametrize(("source", "count"), COUNTS.items())
+def test_models_of_each_source(source, count):
+    names = list_models(source=source)
+    assert len(names) == count
+    project = SOURCES[source]
+    for name in names:
+        info = model_info(name)
+        assert (info.name, info.source) == (name, project)
+        assert info.url is None or info.url.startswith("https://")
+        assert info.path is not None and info.path.name.startswith(name)
+        assert list_models(source=source, depth=info.depth).count(name) == 1
+        assert len(info.classes) == len(ZOO[name].dataset.classes)
+
+
+def test_filters():
+    of_sets = [list_models(dataset=key) for key in DATASETS]
+    assert sorted(name for names in of_sets for name in names) == sorted(list_models())
+    assert list_models(dataset="voc2012", source="sssegmentation", depth=101) == [
+        "emanet_resnet101os8_voc",
+        "emanet_resnet101os16_voc",
+    ]
+    assert model_info("emanet_resnet50os16_ade20k").stride == 16
+    for filters in ({"dataset": "pascal"}, {"source": "timm"}, {"depth": 18}):
+        (value,) = filters.values()
+        with pytest.raises(InputError, match=f"unknown .* '{value}'; expected one of: "):
+            list_models(**filters)
+
+
+def test_published_figures_of_the_other_projects():
+    """As their own pages say; BDD100K: val and test, PaddleSeg: one view, flip, ms+flip."""
+    figures = {name: ZOO[name].published for name in list_models() if ZOO[name].published}
+    bdd = [(p.miou, p.miou_test) for n, p in figures.items() if ZOO[n].source == "bdd100k"]
+    assert bdd == [
+        (62.05, 54.52),
+        (62.30, 55.46),
+        (81.64, 81.16),
+        (82.18, 81.36),
+        (83.14, 82.55),
+    ]
+    paddle = {
+        n: (p.miou, p.miou_flip, p.miou_ms_flip)
+        for n, p in figures.items()
+        if ZOO[n].source == "paddleseg"
+    }
+    assert paddle == {
+        "emanet_resnet50_os8_cityscapes_1024x512_80k": (79.05, 79.34, 80.82),
+        "emanet_resnet101_os8_cityscapes_1024x512_80k": (80.00, 80.23, 80.76),
+        "emanet_resnet50_os8_voc12aug_512x512_40k": (78.60, 78.90, 79.55),
+        "emanet_resnet101_os8_voc12aug_512x512_40k": (79.47, 79.97, 80.51),
+    }
+    table = {
+        "voc": [75.29, 74.86, 76.43, 76.19],
+        "ade20k": [41.77, 41.46, 44.39, 43.97],
+        "cityscapes": [77.96, 76.73, 79.54, 77.54],
+    }
+    for dataset, row in table.items():
+        backbones = ("resnet50os8", "resnet50os16", "resnet101os8", "resnet101os16")
+        names = [f"emanet_{backbone}_{dataset}" for backbone in backbones]
+        assert [figures[name].miou for name in names] == row
+    assert figures[OFFICIAL].miou == 80.51
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -84,8 +150,10 @@ def test_under_inference_mode_a_model_is_made_of_ordinary_tensors(tmp_path, give
 
 
 def test_unknown_name():
-    with pytest.raises(InputError, match="unknown model 'emanet'; expected one of: emanet_r50"):
-        create_model("emanet")
+    with pytest.raises(InputError, match="unknown model 'emanet_dem'; expected a model such as"):
+        create_model("emanet_dem")
+    with pytest.raises(InputError, match=f"such as {DEMO} .*--list` prints all"):
+        create_model("emanet_dem")
 
 
 IMPOSSIBLE = {

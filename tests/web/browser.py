@@ -20,7 +20,8 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.overlay import ALPHA, overlay
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
-from emanet_triton.models.zoo import DEMO, list_models
+from emanet_triton.models.entries import DEMO
+from emanet_triton.models.zoo import list_models
 from emanet_triton.web import texts
 from emanet_triton.web.page import MS_FLIP, OWN, SINGLE
 from emanet_triton.web.segmenter import Choice, Segmenter

@@ -19,8 +19,9 @@ from emanet_triton.data.picture import read_picture
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
 from emanet_triton.errors import InputError
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.verified import verified_fuse
-from emanet_triton.models.zoo import DEMO, list_models
+from emanet_triton.models.zoo import list_models
 from emanet_triton.web import __main__ as command
 from emanet_triton.web import page, texts
 from emanet_triton.web.desk import Desk

@@ -17,8 +17,9 @@ from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.tile import FP32_PRECISIONS
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.network import logits_size
-from emanet_triton.models.zoo import DEMO, ZOO
+from emanet_triton.models.zoo import ZOO
 
 SIZE: Size = (1024, 2048)
 WINDOW: Size = (769, 769)

@@ -24,13 +24,14 @@ from emanet_triton.bench.tables import NOT_MEASURED, on_gpu, table
 from emanet_triton.data.dataset import IGNORE
 from emanet_triton.inference.views import Size
 from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.head import EMAttention
-from emanet_triton.models.zoo import DEMO, ZOO, create_model
+from emanet_triton.models.zoo import ZOO, create_model
 from emanet_triton.train.loss import losses
 from emanet_triton.train.recipe import Recipe
 
 CROPS: dict[str, Size] = {
-    entry.protocol.mode: entry.crop for entry in ZOO.values() if entry.published
+    entry.protocol.mode: entry.crop for entry in ZOO.values() if entry.source == "mmseg"
 }
 BOUND = 1e-3  # a reconstruction set to zero, or two EM iterations instead of three, makes 2e-3
 

@@ -1,0 +1,63 @@
+"""The table of all models, as ``python -m emanet_triton.eval --list`` prints it."""
+
+from tabulate import tabulate
+
+from emanet_triton.models.entries import SOURCES
+from emanet_triton.models.zoo import find_entry, list_models, model_info
+
+_HEADERS = (
+    "model",
+    "source",
+    "data set",
+    "backbone",
+    "inference",
+    "mIoU",
+    "flip",
+    "ms+flip",
+    "test",
+)
+
+
+def models_table() -> str:
+    """One row for each model, with its published mIoU in percent.
+
+    *flip* averages an image and its mirror image, *ms+flip* several scales of both; *test* is on
+    the test images.
+    """
+    return tabulate(
+        [_row(name) for name in list_models()],
+        _HEADERS,
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=(*("left",) * 5, *("right",) * 4),
+    )
+
+
+def sources_table() -> str:
+    """One row for each project: its address and its licences."""
+    rows = [
+        (key, source.url, source.code_license, source.weights_license or "not stated")
+        for key, source in SOURCES.items()
+    ]
+    return tabulate(rows, ("source", "project", "code", "weights"), tablefmt="github")
+
+
+def _row(name: str) -> tuple[str, ...]:
+    info, entry = model_info(name), find_entry(name)
+    found = info.published
+    figures: tuple[float | None, ...] = (None,) * 4
+    if found:
+        figures = found.miou, found.miou_flip, found.miou_ms_flip, found.miou_test
+    backbone = f"R{info.depth}-D{info.stride}" if info.depth else "-"
+    return (
+        name,
+        entry.source or "-",
+        info.dataset,
+        backbone,
+        info.protocol.mode,
+        *(_shown(figure) for figure in figures),
+    )
+
+
+def _shown(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.2f}"
