@@ -32,7 +32,7 @@ _DTYPES = {
     "f8": torch.float64,
     "f4": torch.float32,
     "f2": torch.float16,
-    "u2": torch.bfloat16,  # NumPy lacks bfloat16, and Paddle lacks uint16
+    "u2": torch.bfloat16,  # NumPy lacks bfloat16: Paddle writes and reads it as uint16
     "i8": torch.int64,
     "i4": torch.int32,
     "i2": torch.int16,
