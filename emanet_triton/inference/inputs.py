@@ -53,15 +53,16 @@ def scaled_inputs(
         return
     single = inputs = _padded_inputs(images, each[0].resized, each[0].padded, device, network)
     for scale, ratio in zip(each, protocol.ratios if ms_flip else (1.0,), strict=True):
-        if protocol.scaling == "previous":
-            inputs = F.interpolate(inputs, scale.size, mode="bilinear", align_corners=False)
+        source = inputs if protocol.scaling == "previous" else single
+        if protocol.scaling != "input":
+            inputs = F.interpolate(source, scale.size, mode="bilinear", align_corners=False)
         elif ratio != 1:
-            # F.interpolate(single, scale_factor=ratio), but for sides that would vanish. With a
+            # F.interpolate(source, scale_factor=ratio), but for sides that would vanish. With a
             # factor, source pixels are 1 / ratio apart, and not in / out.
             resize = torch.ops.aten.upsample_bilinear2d
-            inputs = resize(single, scale.size, protocol.align_corners, ratio, ratio)
+            inputs = resize(source, scale.size, protocol.align_corners, ratio, ratio)
         else:
-            inputs = single
+            inputs = source
         yield inputs
 
 

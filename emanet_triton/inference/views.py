@@ -74,11 +74,10 @@ def scales(protocol: Protocol, size: Size, ms_flip: bool) -> list[Scale]:
         return list(map(Scale, resized, padded, padded))
     (single,) = _resized_sizes(protocol, size, ms_flip=False)
     padded_single = _padded(protocol, single)
-    half = 0.5 if protocol.scaling == "previous" else 0.0
-    inputs = [
-        (max(int(padded_single[0] * ratio + half), 1), max(int(padded_single[1] * ratio + half), 1))
-        for ratio in (protocol.ratios if ms_flip else (1.0,))
-    ]
+    half = 0.0 if protocol.scaling == "input" else 0.5
+    ratios = protocol.ratios if ms_flip else (1.0,)
+    height, width = padded_single
+    inputs = [(max(int(height * r + half), 1), max(int(width * r + half), 1)) for r in ratios]
     return [Scale(single, padded_single, each) for each in inputs]
 
 

@@ -9,7 +9,7 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MMSEG_VERSIONS = ("mmseg-0.x", "mmseg-1.x")
 VERSIONS = (*MMSEG_VERSIONS, "sssegmentation", "official", "paddleseg")
 AVERAGES = ("probabilities", "logits")
-SCALINGS = ("image", "input", "previous")
+SCALINGS = ("image", "input", "rounded", "previous")
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class Protocol:
             (sssegmentation, ``Tester.start``; PaddleSeg, ``aug_inference`` of
             ``paddleseg/core/infer.py``).
         scaling: what ms+flip resizes. ``"image"``: the image, by OpenCV. ``"input"``: the input of
-            the single view, bilinearly by a ratio (sssegmentation, ``Tester.auginference``).
-            ``"previous"``: the input of the ratio before, to the single view's size times a ratio,
-            with ``align_corners=False`` (PaddleSeg, ``aug_inference``). The last two resize logits
-            to the single view's input before its padding is cut off.
+            the single view, bilinearly by a factor (sssegmentation, ``Tester.auginference``).
+            ``"rounded"``: the same input to its size times a ratio, rounded, with
+            ``align_corners=False`` (PaddleSeg from 2.8, ``aug_inference``). ``"previous"``: the
+            input of the ratio before, to the same sizes (PaddleSeg before 2.8). The last three
+            resize logits to the single view's input before its padding is cut off.
         pad_size: (height, width): the normalised input is padded with 0 at the bottom and at the
             right to at least this size (PaddleSeg on Pascal VOC).
         pad_step: the sides of the normalised input are padded likewise, each to the next
@@ -67,7 +68,7 @@ class Protocol:
     )
     direct: bool = False
     average: Literal["probabilities", "logits"] = "probabilities"
-    scaling: Literal["image", "input", "previous"] = "image"
+    scaling: Literal["image", "input", "rounded", "previous"] = "image"
     pad_size: tuple[int, int] | None = None
     pad_step: int | None = None
     final_align_corners: bool | None = None

@@ -1,6 +1,8 @@
 """The protocols of other projects, each against its own sequence of operations at full size."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 
 CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parents[1] / "golden"
 RATIOS = (0.5, 0.75, 1.0, 1.25)
 SSSEGMENTATION = Protocol(
     (96, 40),
@@ -36,10 +39,11 @@ PADDLESEG = Protocol(
     ratios=(0.75, 1.0, 1.25),
     version="paddleseg",
     average="logits",
-    scaling="previous",
+    scaling="rounded",
     final_align_corners=False,
 )
 PADDLESEG_VOC = replace(PADDLESEG, pad_size=(48, 72))
+CHAIN = {"average": "probabilities", "scaling": "previous"}  # PaddleSeg before 2.8
 SIZES = [(37, 53), (40, 72), (61, 34), (1, 9)]
 
 
@@ -48,15 +52,15 @@ class Stub(Network):
 
     mean, std = (127.5,) * 3, (127.5,) * 3
 
-    def __init__(self, stride: int, classes: int = 5) -> None:
+    def __init__(self, stride: int, classes: int = 5, scale: float = 4) -> None:
         super().__init__(None, Protocol(None), classes)
         torch.manual_seed(stride)
-        self.stride = stride
+        self.stride, self.scale = stride, scale
         self.conv = nn.Conv2d(3, classes, 3, stride, 1)
         self.eval().requires_grad_(False)
 
     def forward(self, images):
-        return 4 * self.conv(images)
+        return self.scale * self.conv(images)
 
 
 def bilinear(x, size, align_corners):
@@ -111,35 +115,31 @@ def official(network, image, ms_flip):
     return sum(views) / len(views)
 
 
-def paddleseg(network, image, ms_flip, pad=(1, 1), base=None):
+def paddleseg(network, image, ms_flip, pad=(1, 1), base=None, chain=False):
     height, width = fitted(image.shape[:2], *base) if base else image.shape[:2]
     x = normalised(image, (height, width))
-    x = F.pad(x, (0, max(pad[1] - width, 0), 0, max(pad[0] - height, 0)))
+    x = single = F.pad(x, (0, max(pad[1] - width, 0), 0, max(pad[0] - height, 0)))
     whole, views = x.shape[2:], []
     for ratio in (0.75, 1.0, 1.25) if ms_flip else (1,):
-        x = bilinear(x, [int(side * ratio + 0.5) for side in whole], False)
+        x = bilinear(x if chain else single, [int(side * ratio + 0.5) for side in whole], False)
         for mirrored in mirrors(ms_flip):
             logits = bilinear(network(x.flip(3) if mirrored else x), x.shape[2:], True)
             logits = logits.flip(3) if mirrored else logits
-            views.append(bilinear(logits, whole, False))
+            logits = bilinear(logits, whole, False)
+            views.append(logits.softmax(1) if chain else logits)
     mean = sum(views) / len(views)
-    return bilinear(mean[:, :, :height, :width], image.shape[:2], False).softmax(1)
+    mean = bilinear(mean[:, :, :height, :width], image.shape[:2], False)
+    return mean if chain else mean.softmax(1)
 
 
-def voc(network, image, ms_flip):
-    return paddleseg(network, image, ms_flip, pad=(48, 72))
-
-
-def voc_fitted(network, image, ms_flip):
-    return paddleseg(network, image, ms_flip, pad=(48, 72), base=(80, 30))
-
-
+VOC = {"pad": (48, 72)}
 PROJECTS = {
     "sssegmentation": (SSSEGMENTATION, sssegmentation),
     "official": (OFFICIAL, official),
     "paddleseg": (PADDLESEG, paddleseg),
-    "paddleseg-voc": (PADDLESEG_VOC, voc),
-    "paddleseg-voc-fitted": (scaled(PADDLESEG_VOC, (80, 30)), voc_fitted),
+    "paddleseg-voc": (PADDLESEG_VOC, partial(paddleseg, **VOC)),
+    "paddleseg-fitted": (scaled(PADDLESEG_VOC, (80, 30)), partial(paddleseg, **VOC, base=(80, 30))),
+    "paddleseg-2.7": (replace(PADDLESEG_VOC, **CHAIN), partial(paddleseg, **VOC, chain=True)),
 }
 
 
@@ -163,6 +163,44 @@ def test_the_sequence_of_the_project(name, stride, ms_flip):
         (alone,) = predictor.results([image])
         for each in (labels, alone):
             assert torch.equal(each[clear], want.argmax(1)[clear].byte())
+
+
+def assert_golden(golden, image, name, predictor):
+    """The labels of PaddleSeg, and its scores in every 32nd row."""
+    labels, found = predictor.results([golden[f"{image}_image"]], probabilities=True)
+    best = found.topk(2, dim=1).values
+    clear = (best[:, 0] - best[:, 1] > 1e-4)[0].numpy()
+    assert clear.mean() > 0.95
+    want = golden[f"{image}_label_{name}"]
+    np.testing.assert_array_equal(labels[0].numpy()[clear], want[clear])
+    for kind in ("logit", "probability"):
+        if (rows := golden.get(f"{image}_{kind}_rows_{name}")) is not None:
+            rows = torch.from_numpy(rows)
+            rows = rows.softmax(0) if kind == "logit" else rows
+            torch.testing.assert_close(found[0, :, ::32], rows, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images", "changes"),
+    [
+        ("cityscapes", 2, {"align_corners": False}),
+        ("voc", 3, {"pad_size": (64, 64)}),
+    ],
+)
+def test_the_results_of_paddleseg(dataset, images, changes):
+    golden = dict(np.load(GOLDEN / f"paddleseg_{dataset}.npz"))
+    network = Stub(8, len(golden["weight"]), scale=1)
+    for name in ("weight", "bias"):
+        setattr(network.conv, name, nn.Parameter(torch.from_numpy(golden[name])))
+    network.requires_grad_(False)
+    protocol = replace(PADDLESEG, **changes)
+    for image in range(images):
+        assert_golden(golden, image, "single", Predictor(network, protocol))
+        one = Predictor(network, replace(protocol, ratios=(1.0,)), ms_flip=True)
+        assert_golden(golden, image, "flip", one)
+        assert_golden(golden, image, "ms_flip", Predictor(network, protocol, ms_flip=True))
+        chain = Predictor(network, replace(protocol, **CHAIN), ms_flip=True)
+        assert_golden(golden, image, "ms_flip_v2.7", chain)
 
 
 @pytest.mark.parametrize("name", PROJECTS)

@@ -87,7 +87,10 @@ def test_scales_of_a_cityscapes_image(version, base, want):
         ({"base_scale": (0, 32)}, "must be positive"),
         ({"version": "mmseg-2.x"}, "version must be one of mmseg-0.x, mmseg-1.x"),
         ({"average": "labels"}, "average must be one of probabilities, logits, got 'labels'"),
-        ({"scaling": "output"}, "scaling must be one of image, input, previous, got 'output'"),
+        (
+            {"scaling": "output"},
+            "scaling must be one of image, input, rounded, previous, got 'output'",
+        ),
         ({"pad_size": (0, 9)}, "must be positive"),
         ({"pad_step": 0}, "must be positive"),
         ({"direct": True, "pad_step": 8}, "direct resizes logits once"),

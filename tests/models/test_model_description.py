@@ -127,7 +127,7 @@ PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
         (broken(protocol=PROTOCOL | {"pad_size": [1]}), "expected two numbers as pad_size"),
         (broken(protocol=PROTOCOL | {"pad_step": True}), "expected a whole number as pad_step"),
         (broken(protocol=PROTOCOL | {"average": "x"}), "average must be one of probabilities, l"),
-        (broken(protocol=PROTOCOL | {"scaling": ["x"]}), "scaling must be one of image, input, p"),
+        (broken(protocol=PROTOCOL | {"scaling": ["x"]}), "scaling must be one of image, input, r"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )

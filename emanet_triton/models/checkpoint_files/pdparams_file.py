@@ -14,7 +14,11 @@ import torch
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert
 from emanet_triton.models.checkpoint_files.pickled import Unpickler
-from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError
+from emanet_triton.models.checkpoint_files.refusals import (
+    SAVE_WEIGHTS,
+    DamagedError,
+    UnsupportedError,
+)
 from emanet_triton.models.checkpoint_files.stored import (
     DIMENSIONS,
     Content,
@@ -28,7 +32,7 @@ _DTYPES = {
     "f8": torch.float64,
     "f4": torch.float32,
     "f2": torch.float16,
-    "u2": torch.bfloat16,  # NumPy lacks bfloat16, and Paddle lacks uint16
+    "u2": torch.bfloat16,  # NumPy lacks bfloat16: Paddle writes and reads it as uint16
     "i8": torch.int64,
     "i4": torch.int32,
     "i2": torch.int16,
@@ -45,7 +49,6 @@ _CHUNK = 1 << 20  # bytes of a text that are decoded at once
 _SPLIT = "UnpackBigParamInfor@@"  # Paddle's spelling
 _SCHEDULE = "LR_Scheduler"
 _ACCUMULATOR = re.compile(r".+\.[wb]_\d+_\w+_\d+")  # an optimizer's, such as conv2d_0.w_0_moment1_0
-_SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
 
 
 def read_pdparams_file(data: memoryview) -> Content:
@@ -63,7 +66,7 @@ def read_pdparams_file(data: memoryview) -> Content:
     value = unpickler.load()
     if not unpickler.begins:
         raise UnsupportedError(
-            f"is a pickle, but not one of torch.save or paddle.save: {_SAVE_WEIGHTS}"
+            f"is a pickle, but not one of torch.save or paddle.save: {SAVE_WEIGHTS}"
         )
     if unpickler.position != len(data):
         raise DamagedError(f"{len(data) - unpickler.position} bytes follow its pickle")
@@ -193,7 +196,7 @@ class _Unpickler(Unpickler):
         if dtype.element is None:
             return None
         if dtype.order not in ("<", "|"):
-            raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+            raise UnsupportedError(f"is of a big-endian machine: {SAVE_WEIGHTS}")
         if type(raw) is not _Bytes or len(shape) > DIMENSIONS:
             raise TypeError("not the state of an array")
         if not all(type(n) is int for n in shape):

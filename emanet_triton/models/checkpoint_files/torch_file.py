@@ -9,7 +9,12 @@ import torch
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert
 from emanet_triton.models.checkpoint_files.pickled import Unpickler, apply
-from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.refusals import (
+    SAVE_WEIGHTS,
+    DamagedError,
+    UnsupportedError,
+    shown,
+)
 from emanet_triton.models.checkpoint_files.stored import (
     DTYPES_BY_NAME,
     LARGEST,
@@ -42,7 +47,6 @@ _STORAGES = {
 }
 _EXPORTED = ("/models/model.json", "serialized_exported_program.json")
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
-_SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
 
 
 def read_zip_file(data: memoryview) -> Content:
@@ -63,7 +67,7 @@ def read_zip_file(data: memoryview) -> Content:
     (folder,) = folders
     order = parts.get(f"{folder}/byteorder")
     if order is not None and bytes(data[order.start : order.stop]) != b"little":
-        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+        raise UnsupportedError(f"is of a big-endian machine: {SAVE_WEIGHTS}")
     storages: dict[str, Storage] = {}
     pickled = parts[f"{folder}/data.pkl"]
     persistent = _persistent(storages)
@@ -118,7 +122,7 @@ def read_legacy_file(data: memoryview) -> Content:
     if version != _PROTOCOL or not isinstance(machine, dict):
         raise DamagedError("it has an unknown version")
     if machine.get("little_endian") is not True:
-        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+        raise UnsupportedError(f"is of a big-endian machine: {SAVE_WEIGHTS}")
     value = unpickler.load()
     begins = _legacy_storages(unpickler, storages)
     return Content(value, begins, _meta(value), _SPARE)
