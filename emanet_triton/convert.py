@@ -21,7 +21,7 @@ def make_parser() -> Parser:
         description="Write the weights of a checkpoint as a safetensors file, or as a file for "
         "mmsegmentation.",
     )
-    parser.add_argument("source", help="a PyTorch or safetensors checkpoint")
+    parser.add_argument("source", help="a PyTorch, PaddlePaddle or safetensors checkpoint")
     parser.add_argument("destination", help="the file to write, *.safetensors or *.pth")
     parser.add_argument(
         "--to",

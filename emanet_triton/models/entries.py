@@ -241,10 +241,10 @@ def _paddleseg(
             ),
             protocol=Protocol(
                 base_scale=None,
-                align_corners=True,
+                align_corners=voc,
                 final_align_corners=False,
                 average="logits",
-                scaling="previous",
+                scaling="rounded",
                 ratios=(0.75, 1.0, 1.25),
                 pad_size=(512, 512) if voc else None,
                 version="paddleseg",
