@@ -1,6 +1,7 @@
 """Makers of small checkpoint files, as mmseg and other projects write them."""
 
 import json
+import re
 import sys
 import zipfile
 from collections import OrderedDict
@@ -21,10 +22,13 @@ from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.protocol import Protocol
 
 FORMATS = ("zip", "legacy", "safetensors")
-_STAGES = (("backbone_net.layer", 1), ("extractor.", 4))
 OTHER_FOLDER = Path(__file__).parent / "golden" / "other"
-# Other projects' names of stages, whose blocks are numbered, and of classifiers.
-STAGES = {f"{start}{first + i}": i for start, first in _STAGES for i in range(4)}
+# Other projects' names of blocks, with the numbers of stage and block, and of classifiers.
+BLOCKS = (
+    (r"backbone_net\.layer(\d)\.(\d+)\.", 1),  # the number of the first stage
+    (r"extractor\.([4-7])\.(\d+)\.", 4),
+    (r"backbone\.bb_(\d)_(\d+)\.", 0),
+)
 CLASSIFIERS = ("decoder.4.", "auxiliary_decoder.4.", "fc2.", "head.cls.1.", "head.aux.2.")
 
 
@@ -197,52 +201,12 @@ def listed_in_others(name: str) -> Listed:
     return [(key, shape, dtype) for key, shape, dtype in entries]
 
 
-def listed_in_paddleseg(blocks: tuple[int, ...] = (3, 4, 6, 3), num_classes: int = 19) -> Listed:
-    """The state dict of PaddleSeg's EMANet, in the order of its modules."""
-    shapes: dict[str, list[int]] = {}
-
-    def conv(name: str, channels: int, inputs: int, size: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = [channels, inputs, size, size]
-        if bias:
-            shapes[f"{name}.bias"] = [channels]
-
-    def conv_norm(name: str, channels: int, inputs: int, size: int, bias: bool = True) -> None:
-        conv(f"{name}._conv", channels, inputs, size, bias)
-        for entry in ("weight", "bias", "_mean", "_variance"):
-            shapes[f"{name}._batch_norm.{entry}"] = [channels]
-
-    for i, (channels, inputs) in enumerate([(32, 3), (32, 32), (64, 32)], 1):
-        conv_norm(f"backbone.conv1_{i}", channels, inputs, 3, bias=False)
-    inputs = 64
-    for stage, depth in enumerate(blocks):
-        planes = 64 * 2**stage
-        for i in range(depth):
-            block = f"backbone.bb_{stage}_{i}"
-            conv_norm(f"{block}.conv0", planes, inputs, 1, bias=False)
-            conv_norm(f"{block}.conv1", planes, planes, 3, bias=False)
-            conv_norm(f"{block}.conv2", 4 * planes, planes, 1, bias=False)
-            if i == 0:
-                conv_norm(f"{block}.short", 4 * planes, inputs, 1, bias=False)
-            inputs = 4 * planes
-    shapes["head.emau.mu"] = [1, 512, 64]
-    conv_norm("head.ema_in_conv", 512, 2048, 3)
-    conv("head.ema_mid_conv", 512, 512, 1)
-    conv_norm("head.ema_out_conv", 512, 512, 1)
-    conv_norm("head.bottleneck", 256, 512, 3)
-    conv("head.cls.1", num_classes, 256, 1)
-    conv_norm("head.aux.0", 256, 1024, 3)
-    conv("head.aux.2", num_classes, 256, 1)
-    conv_norm("head.conv_cat", 256, 2304, 3)
-    return [(key, shape, "float32") for key, shape in shapes.items()]
-
-
 def with_blocks(listed: Listed, blocks: tuple[int, ...]) -> Listed:
     """A shallower network of another project: without the last blocks of each stage."""
 
     def keeps(key: str) -> bool:
-        holder, name, block, *_ = [*key.split("."), ""]
-        stage = STAGES.get(f"{holder}.{name}")
-        return stage is None or int(block) < blocks[stage]
+        found = [(match, first) for name, first in BLOCKS if (match := re.match(name, key))]
+        return all(int(match[2]) < blocks[int(match[1]) - first] for match, first in found)
 
     return [entry for entry in listed if keeps(entry[0])]
 
@@ -287,3 +251,11 @@ def file_of_another(layout: str, state_dict: dict[str, Any]) -> dict[str, Any]:
         prefixed = {f"module.{key}": value for key, value in state_dict.items()}
         return {"net": prefixed, "step": 30000}
     return {**state_dict, "StructuredToParameterName@@": {key: f"p_{key}" for key in state_dict}}
+
+
+# A small network of each project.
+SMALL_OTHERS = {
+    "sssegmentation": small(listed_in_others("sssegmentation_r50os8")),
+    "official": small(listed_in_others("official_r101")),
+    "paddleseg": small(listed_in_others("paddleseg_r50")),
+}

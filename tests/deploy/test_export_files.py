@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,7 +151,7 @@ def test_weights(tmp_path):
 
 def test_weights_of_another_project_without_a_description(tmp_path):
     model, file = tiny(), tmp_path / "weights.safetensors"
-    model.architecture = SimpleNamespace(**vars(model.architecture) | {"layout": "paddleseg"})
+    model.architecture = replace(model.architecture, layout="paddleseg")
     assert is_fine(export(model, file, to="safetensors", size=(32, 64)))
     assert read_checkpoint(file).layout == "paddleseg"
 
