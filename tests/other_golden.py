@@ -14,36 +14,19 @@ from torch import Tensor
 
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint_files.layouts import translated
-from emanet_triton.models.emanet import Architecture, EMANet
+from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.entries import ZOO
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 
-R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
-SSSEG = {"head_channels": 512, "layout": "sssegmentation"}
-PADDLE = {
-    "contract_dilation": False,
-    "avg_down": True,
-    "out_relu": True,
-    "mean": (127.5, 127.5, 127.5),
-    "std": (127.5, 127.5, 127.5),
-    "layout": "paddleseg",
-}
+R50 = (3, 4, 6, 3)
 ARCHITECTURES = {
-    "sssegmentation_r50os8": Architecture(R50, **SSSEG),
-    "sssegmentation_r50os16": Architecture(
-        R50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SSSEG
-    ),
-    "sssegmentation_r101os8": Architecture(R101, **SSSEG),
-    "official_r101": Architecture(
-        R101,
-        stem_channels=(64, 64, 128),
-        multi_grid=(1, 2, 4),
-        concat_input=False,
-        norm_shift=1e-6,
-        layout="official",
-    ),
-    "paddleseg_r50": Architecture(R50, **PADDLE),
-    "paddleseg_r101": Architecture(R101, **PADDLE),
+    "sssegmentation_r50os8": ZOO["emanet_resnet50os8_ade20k"].architecture,
+    "sssegmentation_r50os16": ZOO["emanet_resnet50os16_voc"].architecture,
+    "sssegmentation_r101os8": ZOO["emanet_resnet101os8_cityscapes"].architecture,
+    "official_r101": ZOO["emanet_r101_voc_official"].architecture,
+    "paddleseg_r50": ZOO["emanet_resnet50_os8_cityscapes_1024x512_80k"].architecture,
+    "paddleseg_r101": ZOO["emanet_resnet101_os8_voc12aug_512x512_40k"].architecture,
 }
 # Parts of PaddleSeg's names, and the names by which ``make_tensor`` knows the kind of a weight.
 PADDLE_KINDS = {
@@ -58,11 +41,16 @@ PADDLE_KINDS = {
 def other_state_dict(name: str) -> dict[str, Tensor]:
     """The weights behind ``golden/other/<name>.npz``, by the names of their project."""
     listed = json.loads((FOLDER / "other" / f"{name}.json").read_text())
-    return {key: make_tensor(_kind(name, key), shape, seed=0) for key, shape, _ in listed}
+    return weights_of(ARCHITECTURES[name].layout, listed)
 
 
-def _kind(name: str, key: str) -> str:
-    for theirs, ours in PADDLE_KINDS.items() if name.startswith("paddleseg") else ():
+def weights_of(layout: str, listed: list) -> dict[str, Tensor]:
+    """Weights for a list of (key, shape, dtype), by the rule of ``golden_data``."""
+    return {key: make_tensor(_kind(layout, key), shape, seed=0) for key, shape, _ in listed}
+
+
+def _kind(layout: str, key: str) -> str:
+    for theirs, ours in PADDLE_KINDS.items() if layout == "paddleseg" else ():
         key = key.replace(theirs, ours)
     return key
 

@@ -19,9 +19,9 @@ from emanet_triton import create_model, fuse, segment
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.errors import InputError
 from emanet_triton.models import zoo
-from emanet_triton.models.entries import DEMO
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import description_in
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.protocol import Protocol
 
 huggingface_hub = pytest.importorskip(
