@@ -2,7 +2,8 @@
 
 Attributes:
     MEAN: (123.675, 116.28, 103.53), of the RGB values 0 to 255 (mmseg ``img_norm_cfg``).
-    STD: (58.395, 57.12, 57.375), likewise. A network gets (image - MEAN) / STD.
+    STD: (58.395, 57.12, 57.375), likewise. They are mmsegmentation's. A network gets
+        (image - model.mean) / model.std.
 """
 
 from emanet_triton import old_paths

@@ -1,5 +1,7 @@
 """Small networks, with batch norms that are no identity, and their outputs."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -9,6 +11,24 @@ from emanet_triton.models.protocol import Protocol
 # With Winograd's convolutions in the last stages and the head, and without any.
 SMALL = Architecture((2, 1, 2, 1), 32, ema_channels=128, num_bases=8, head_channels=128)
 TINY = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
+
+# The features of other projects' EMANets, and mixtures of them.
+OFFICIAL = {"stem_channels": (16, 16, 24), "multi_grid": (1, 2, 4), "norm_shift": 1e-2}
+PADDLE = {
+    "contract_dilation": False,
+    "avg_down": True,
+    "out_relu": True,
+    "mean": (127.5, 127.5, 127.5),
+    "std": (127.5, 127.5, 127.5),
+}
+OS16 = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2)}
+VARIANTS = {
+    "stride 16": replace(SMALL, **OS16),
+    "official": replace(SMALL, blocks=(1, 1, 1, 3), concat_input=False, **OFFICIAL),
+    "paddleseg": replace(SMALL, **PADDLE),
+    "tiny mixture": replace(TINY, concat_input=False, **OS16, **OFFICIAL, **PADDLE),
+    "stride 32": replace(TINY, avg_down=True, strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)),
+}
 
 
 def small_model(architecture=SMALL):

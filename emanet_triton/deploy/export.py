@@ -12,11 +12,11 @@ from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, notes, refusa
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import (
     DTYPES,
-    LEAST,
     OPERATORS,
     STANDARD,
     Request,
     default_size,
+    least_side,
 )
 from emanet_triton.deploy.verify import Check, checks
 from emanet_triton.errors import InputError, describe
@@ -70,10 +70,10 @@ def export(
             of ``torch.export``; ``"aoti"``: a package that AOTInductor has compiled for this kind
             of device; ``"safetensors"``: the weights alone, for this package.
         part: ``"logits"``: normalised images, float32 [B, 3, H, W] → logits, float32
-            [B, classes, H / 8, W / 8]; ``"labels"``: normalised images → labels, uint8 [B, H, W];
-            ``"image-to-labels"``: RGB images, uint8 [B, H, W, 3] → labels, uint8 [B, H, W], with
-            all resizes. Without ``batch`` and ``dynamic`` the last takes one image [H, W, 3] and
-            returns [H, W].
+            [B, classes, H / stride, W / stride]; ``"labels"``: normalised images → labels, uint8
+            [B, H, W]; ``"image-to-labels"``: RGB images, uint8 [B, H, W, 3] → labels, uint8
+            [B, H, W], with all resizes. Without ``batch`` and ``dynamic`` the last takes one image
+            [H, W, 3] and returns [H, W].
         precision: of weights and activations: ``"fp32"``, ``"fp16"`` or ``"bf16"``. Inputs and
             logits are float32 all the same, and so is the EM attention.
         size: (height, width) of the input in pixels; by default the size into which the protocol
@@ -109,7 +109,7 @@ def export(
         raise ValueError("the model is in training mode; call model.eval() first")
     _check_batch(batch, dynamic)
     protocol = protocol or model.protocol
-    size = _checked_size(default_size(protocol, part) if size is None else size)
+    size = _checked_size(default_size(protocol, part) if size is None else size, least_side(model))
     request = Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
     if refused := refusal(to, request):
         raise InputError(refused)
@@ -136,12 +136,12 @@ def _check_batch(batch: object, dynamic: bool) -> None:
         raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
 
 
-def _checked_size(size: object) -> Size:
+def _checked_size(size: object, least: int) -> Size:
     if not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
         raise ValueError(f"size must be (height, width), two ints, got {size!r}")
-    if min(size) < LEAST:
+    if min(size) < least:
         sides = "x".join(map(str, size))
-        raise InputError(f"a size of {sides} pixels is too small; expected at least {LEAST}")
+        raise InputError(f"a size of {sides} pixels is too small; expected at least {least}")
     return size
 
 

@@ -28,7 +28,6 @@ STANDARD, OWN = "standard", "own"
 OPERATORS = STANDARD, OWN
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 METADATA = "emanet_triton_export"  # the key of a file's description in its metadata
-LEAST = 16  # pixels of a side in a program for all sizes
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,11 @@ def make_program(request: Request) -> Program:
         exported = torch.export.export(part, (example,), dynamic_shapes=_free_axes(request))
         exported = exported.run_decompositions()
     return Program(exported, example, request, {METADATA: json.dumps(request.description())})
+
+
+def least_side(model: Network) -> int:
+    """Pixels of a side, at least, in a program for all sizes: one logit takes other branches."""
+    return 2 * model.stride
 
 
 def example_input(request: Request) -> Tensor:

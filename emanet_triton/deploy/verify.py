@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emanet_triton.deploy.formats import Format, Runner
 from emanet_triton.deploy.parts import IMAGE_TO_LABELS, LOGITS
-from emanet_triton.deploy.program import LEAST, Request
+from emanet_triton.deploy.program import Request, least_side
 from emanet_triton.errors import InputError, describe
 from emanet_triton.inference.inputs import normalise
 from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
@@ -142,8 +142,9 @@ def _inputs(request: Request) -> list[tuple[int, Size]]:
     if not request.dynamic:
         return [(request.batch or 1, request.size)]
     height, width = request.size
-    half = max(height // 2 + 1, LEAST), max(width // 2 - 1, LEAST)
-    return [(1, request.size), (2, half), (3, (max(width // 3, LEAST), LEAST))]
+    least = least_side(request.model)
+    half = max(height // 2 + 1, least), max(width // 2 - 1, least)
+    return [(1, request.size), (2, half), (3, (max(width // 3, least), least))]
 
 
 def logits_check(got: Tensor, wanted: Tensor, batch: int, size: Size, precision: str) -> Check:

@@ -175,7 +175,8 @@ def _recipe(
             f"{group.count} ranks and --accumulate {args.accumulate}"
         )
     images = args.batch_size // (args.accumulate if args.sync_bn else parts)
-    if images * math.prod(logits_size(*crop)) < 2:
+    stride = getattr(entry.architecture, "stride", entry.network.stride)
+    if images * math.prod(logits_size(crop[0], crop[1], stride)) < 2:
         raise InputError(
             f"--crop {crop[0]}x{crop[1]}: gives one value a channel; expected a larger crop or "
             "more images"
