@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emanet_triton.deploy.parts import LOGITS
+from emanet_triton.deploy.parts import IMAGE_TO_LABELS, LOGITS
 from emanet_triton.deploy.program import OWN, Program, Request, make_program
 from emanet_triton.errors import InputError, describe
 from emanet_triton.models.checkpoint import layout_metadata, read_checkpoint
@@ -224,6 +224,13 @@ def refusal(to: str, request: Request) -> str:
         )
     if request.part != LOGITS and request.model.num_classes > 255:
         return f"labels are uint8: expected at most 255 classes, got {request.model.num_classes}"
+    resized_and_padded = request.protocol.base_scale and request.protocol.pad_size
+    if request.part == IMAGE_TO_LABELS and request.dynamic and resized_and_padded:
+        # torch.export would fix on which side of the padding's size the resized image is.
+        return (
+            f"{IMAGE_TO_LABELS} for all sizes does not both resize images and pad them to a size; "
+            f"expected --scale native, no --dynamic, or --part {LOGITS}"
+        )
     if request.operators == OWN and to != "torch":
         return f"a file of {to} has standard operators only; expected --operators standard"
     if to == "onnx" and request.precision == "bf16":

@@ -6,7 +6,14 @@
 import torch
 from torch import Tensor, nn
 
-from emanet_triton.deploy.resize import Length, fitted, resize_images, resize_logits
+from emanet_triton.deploy.resize import (
+    Length,
+    Lengths,
+    fitted,
+    pad_inputs,
+    resize_images,
+    resize_logits,
+)
 from emanet_triton.deploy.windows import slide
 from emanet_triton.inference.inputs import normalise
 from emanet_triton.models.network import Network
@@ -43,14 +50,27 @@ class Labels(nn.Module):
         self.network, self.protocol = network, protocol
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.full_logits(images).argmax(1).to(torch.uint8)
+        return self.full_logits(images, None).argmax(1).to(torch.uint8)
 
-    def full_logits(self, images: Tensor) -> Tensor:
-        """Logits of the images' size, float32 [B, classes, H, W]."""
-        if self.protocol.mode == "slide":
-            return slide(self.network, images, self.protocol)
-        size = images.shape[2], images.shape[3]
-        return resize_logits(self.network(images).float(), size, self.protocol)
+    def full_logits(self, images: Tensor, size: Lengths | None) -> Tensor:
+        """Logits float32 [B, classes, height, width].
+
+        Args:
+            images: normalised images [B, 3, H, W].
+            size: (height, width); ``None``: those of the images.
+        """
+        protocol, own = self.protocol, (images.shape[2], images.shape[3])
+        if protocol.direct:
+            return resize_logits(self.network(images).float(), size or own, protocol.align_corners)
+        inputs = pad_inputs(images, protocol) if protocol.padded else images
+        if protocol.mode == "slide":
+            logits = slide(self.network, inputs, protocol)
+        else:
+            padded = inputs.shape[2], inputs.shape[3]
+            logits = resize_logits(self.network(inputs).float(), padded, protocol.align_corners)
+        if protocol.padded:
+            logits = logits[:, :, : own[0], : own[1]]
+        return resize_logits(logits, size, protocol.later_align_corners) if size else logits
 
 
 class ImageToLabels(Labels):
@@ -75,9 +95,7 @@ class ImageToLabels(Labels):
         target = self._input_size(size)
         resized = target is not size
         inputs = normalise(resize_images(images, target) if resized else images, self.network)
-        logits = self.full_logits(inputs)
-        if resized:
-            logits = resize_logits(logits, size, self.protocol)
+        logits = self.full_logits(inputs, size if resized else None)
         labels = logits.argmax(1).to(torch.uint8)
         return labels[0] if self.single else labels
 

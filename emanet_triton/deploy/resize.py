@@ -64,9 +64,22 @@ def resize_images(images: Tensor, size: Lengths) -> Tensor:
     return ((upper + lower + 2) >> 2).to(torch.uint8)
 
 
-def resize_logits(logits: Tensor, size: Lengths, protocol: Protocol) -> Tensor:
-    """Resize logits [B, C, h, w] to (height, width) as mmsegmentation does."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=protocol.align_corners)
+def pad_inputs(inputs: Tensor, protocol: Protocol) -> Tensor:
+    """Inputs [B, 3, H, W], padded with 0 at the bottom and at the right as the protocol says."""
+    for axis, side in enumerate(inputs.shape[2:]):
+        step = protocol.pad_step or 1
+        wanted = torch.sym_max(side, protocol.pad_size[axis] if protocol.pad_size else 1)
+        wanted = (wanted + step - 2) // step * step + 1
+        places = torch.arange(wanted, device=inputs.device)
+        inputs = inputs.index_select(2 + axis, _within(places, side))
+        inside = places < torch.full((), side, dtype=torch.int64, device=inputs.device)
+        inputs = inputs * (inside if axis else inside[:, None]).to(inputs.dtype)
+    return inputs
+
+
+def resize_logits(logits: Tensor, size: Lengths, align_corners: bool) -> Tensor:
+    """Resize logits [B, C, h, w] bilinearly to (height, width)."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
 
 
 def resize_matrix(n_in: Length, n_out: Length, align_corners: bool, like: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What the tests of exports share: networks, protocols, and pictures with their labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from small_networks import TINY, small_model
@@ -11,6 +13,18 @@ from emanet_triton.models.protocol import Protocol
 WHOLE = Protocol((128, 64))
 SLIDE = Protocol((129, 65), mode="slide", crop=(49, 49), stride=(33, 33), align_corners=True)
 PROTOCOLS = {"whole": WHOLE, "slide": SLIDE}
+# The protocols of other projects, with small sizes.
+DIRECT = Protocol((128, 64), version="sssegmentation", direct=True)
+PADDED = Protocol(
+    (100, 60),
+    align_corners=True,
+    version="paddleseg",
+    pad_size=(72, 50),
+    pad_step=8,
+    final_align_corners=False,
+)
+PADDED_SLIDE = replace(SLIDE, pad_size=(70, 60))
+OTHERS = {"direct": DIRECT, "padded": PADDED, "padded-slide": PADDED_SLIDE}
 
 
 def tiny(protocol=WHOLE):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exports import PROTOCOLS, WHOLE, check_labels, pictures, tiny, wrong_labels
+from exports import PADDED, PROTOCOLS, WHOLE, check_labels, pictures, tiny, wrong_labels
 
 import emanet_triton
 from emanet_triton import export
@@ -175,6 +175,10 @@ def test_a_package_of_aotinductor(tmp_path):
         ({"to": "safetensors", "protocol": replace(WHOLE, base_scale=(64, 32))}, "no batch"),
         ({"to": "torch", "size": (8, 64)}, "size of 8x64 pixels is too small"),
         ({"to": "torch", "part": "labels", "protocol": replace(WHOLE, base_scale=None)}, "--size"),
+        (
+            {"to": "torch", "part": "image-to-labels", "dynamic": True, "protocol": PADDED},
+            "does not both resize images and pad them to a size; expected --scale native",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path, options, message):
@@ -228,6 +232,14 @@ def test_names_of_files(tmp_path):
     assert is_fine(export(tiny(), file, to="torch", size=(32, 32), overwrite=True))
     with pytest.raises(InputError, match=r"file\.pt2: expected a folder that can be written"):
         export(tiny(), file / "inside.pt2", to="torch")
+
+
+def test_padding_of_all_sizes(tmp_path):
+    native = replace(PADDED, base_scale=None)
+    options = {"part": "labels", "dynamic": True, "size": (43, 60)}
+    exported = export(tiny(native), tmp_path / "labels.pt2", to="torch", **options)
+    assert [check.size for check in exported.checks] == [(43, 60), (22, 29), (20, 16)]
+    assert is_fine(exported)
 
 
 def test_a_file_with_wrong_results_is_not_kept(tmp_path, monkeypatch):

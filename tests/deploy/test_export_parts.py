@@ -1,8 +1,10 @@
 """The parts that are exported compute what the evaluation computes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from exports import PROTOCOLS, SLIDE, pictures, tiny, wrong_labels
+from exports import OTHERS, PROTOCOLS, SLIDE, pictures, tiny, wrong_labels
 
 from emanet_triton.deploy.parts import ImageToLabels, Labels, Logits
 from emanet_triton.deploy.windows import slide
@@ -35,9 +37,9 @@ def test_the_standard_form_of_half_precision_has_logits_in_float32():
 
 
 @pytest.mark.parametrize(("batch", "size"), SIZES)
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS | OTHERS)
 def test_image_to_labels(name, batch, size):
-    protocol = PROTOCOLS[name]
+    protocol = (PROTOCOLS | OTHERS)[name]
     model, images = tiny(protocol), pictures(batch, size)
     part = ImageToLabels(model.standard_form(torch.float32), protocol, single=False)
     labels = part(images)
@@ -55,12 +57,12 @@ def test_an_image_may_keep_its_size():
     assert wrong_labels(model, protocol, images, labels[None]) == 0
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS | OTHERS)
 def test_labels_of_normalised_images(name):
-    protocol = PROTOCOLS[name]
+    protocol = (PROTOCOLS | OTHERS)[name]
     model, images = tiny(protocol), pictures(2, (65, 129))
     labels = Labels(model.standard_form(torch.float32), protocol)(normalise(images, model))
-    native = Protocol(None, protocol.mode, protocol.crop, protocol.stride, protocol.align_corners)
+    native = replace(protocol, base_scale=None)
     assert wrong_labels(model, native, images, labels) == 0
 
 
