@@ -2,7 +2,8 @@
 
 ``golden/other/NAME.json`` lists (key, shape, dtype) of every entry of the project's state dict.
 ``NAME.npz`` has a normalised input ``x`` [1, 3, 65, 97] and the project's ``logits`` before they
-are resized. Its own network computed them, with the weights of ``golden_data.make_tensor``.
+are resized. Its own network computed them, with the weights of ``golden_data.make_tensor``;
+PaddleSeg's is the one of paddleseg 2.8.0 in PaddlePaddle 3.3.1, on a CPU.
 """
 
 import json

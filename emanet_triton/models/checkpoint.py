@@ -22,6 +22,7 @@ from emanet_triton.models.checkpoint_files.layouts import (
     MMSEGMENTATION,
     translated,
 )
+from emanet_triton.models.checkpoint_files.pdparams_file import read_pdparams_file
 from emanet_triton.models.checkpoint_files.refusals import (
     DamagedError,
     DangerousError,
@@ -35,12 +36,16 @@ from emanet_triton.models.checkpoint_files.safetensors_file import (
     read_safetensors_file,
 )
 from emanet_triton.models.checkpoint_files.stored import Content, StoredTensor, make
-from emanet_triton.models.checkpoint_files.torch_file import read_legacy_file, read_zip_file
+from emanet_triton.models.checkpoint_files.torch_file import (
+    is_legacy_file,
+    read_legacy_file,
+    read_zip_file,
+)
 from emanet_triton.models.checkpoint_files.weights_in import find_weights
 
 _PUBLISHED_NAME = re.compile(r".+-([0-9a-f]{8})\.pth")  # as mmcv's publish_model names files
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
-_EXPECTED = "expected a PyTorch (.pth) or safetensors checkpoint"
+_EXPECTED = "expected a PyTorch (.pth), PaddlePaddle (.pdparams) or safetensors checkpoint"
 _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB at most
 _POINTER = b"version https://git-lfs.github.com/"  # how Git LFS begins its stand-ins for files
 _HEAD = 512  # bytes that tell the format
@@ -80,12 +85,12 @@ class Checkpoint:
 def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Checkpoint:
     """Read a checkpoint of mmseg 0.x or 1.x, of another project or training, or of ``convert``.
 
-    The file may be a PyTorch file (legacy or zip) or a safetensors file; its content decides. The
-    weights may be under ``state_dict``, under another name or at the top level, and their names
-    may have the prefixes of wrappers; see ``find_weights``. Names of sssegmentation, of the
-    authors' EMANet and of PaddleSeg are translated. No code in the file is executed. The file is
-    read once, so the hash is the hash of these weights. Damage is always noticed in zip files,
-    which have CRCs, and in files whose hash is known.
+    The file may be a PyTorch file (legacy or zip), a PaddlePaddle file (.pdparams) or a safetensors
+    file; its content decides. The weights may be under ``state_dict``, under another name or at the
+    top level, and their names may have the prefixes of wrappers; see ``find_weights``. Names of
+    sssegmentation, of the authors' EMANet and of PaddleSeg are translated. No code in the file is
+    executed. The file is read once, so the hash is the hash of these weights. Damage is always
+    noticed in zip files, which have CRCs, and in files whose hash is known.
 
     Args:
         path: the file, at most 4 GiB.
@@ -206,7 +211,7 @@ def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
     if head.startswith(b"PK\x03\x04"):
         return read_zip_file
     if head.startswith(b"\x80"):  # a pickle
-        return read_legacy_file
+        return read_legacy_file if is_legacy_file(head) else read_pdparams_file
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise UnsupportedError(f"is a web page; {_EXPECTED}: download the file again")
     if head.startswith(_POINTER):

@@ -311,5 +311,6 @@ def test_the_module_itself_exits_with_code_2():
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "error: x.pth: no such file; expected a PyTorch (.pth) or safetensors checkpoint\n"
+        "error: x.pth: no such file; "
+        "expected a PyTorch (.pth), PaddlePaddle (.pdparams) or safetensors checkpoint\n"
     )

@@ -133,15 +133,15 @@ def _damaged(rng: Random, path: Path) -> bool:
     """Damage a file; returns whether torch might need too much memory to read it."""
     data = path.read_bytes()
     if rng.random() < 0.1:
-        path.write_bytes(_scratched(rng, data))
+        path.write_bytes(scratched(rng, data))
         return False
-    change, hostile = (_mutated, False) if rng.random() < 0.7 else (_with_attack, True)
+    change, hostile = (mutated, False) if rng.random() < 0.7 else (with_attack, True)
     if data.startswith(b"PK"):
         entries = _entries(data)
         if hostile or rng.random() < 0.6:
             entries = [(n, change(rng, d) if n.endswith("data.pkl") else d) for n, d in entries]
         else:
-            entries = _records_mutated(rng, entries)
+            entries = _recordsmutated(rng, entries)
         path.write_bytes(_zipped(rng, entries))
         return hostile
     ends = _pickle_ends(data)
@@ -151,7 +151,7 @@ def _damaged(rng: Random, path: Path) -> bool:
     if chosen < 5:
         parts[chosen] = change(rng, parts[chosen])
     else:
-        tail = _scratched(rng, tail)
+        tail = scratched(rng, tail)
     path.write_bytes(b"".join(parts) + tail)
     return hostile
 
@@ -171,14 +171,14 @@ def _zipped(rng: Random, entries: list[tuple[str, bytes]]) -> bytes:
     return stream.getvalue()
 
 
-def _records_mutated(rng: Random, entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+def _recordsmutated(rng: Random, entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """Drop, double, rename, resize or exchange records."""
     i, j = rng.randrange(len(entries)), rng.randrange(len(entries))
     (name, data), kind = entries[i], rng.randrange(6)
     if kind == 0:
         return entries[:i] + entries[i + 1 :]
     if kind == 1:
-        return [*entries, (name, _scratched(rng, data))]
+        return [*entries, (name, scratched(rng, data))]
     changed = list(entries)
     if kind == 2:
         changed[i] = rng.choice((name + "0", name[1:], "y/" + name, "file/code/a.py")), data
@@ -191,7 +191,7 @@ def _records_mutated(rng: Random, entries: list[tuple[str, bytes]]) -> list[tupl
     return changed
 
 
-def _scratched(rng: Random, data: bytes) -> bytes:
+def scratched(rng: Random, data: bytes) -> bytes:
     """Change, cut out or add a few bytes."""
     if not data:
         return b"\0"
@@ -215,7 +215,7 @@ def _opcodes(data: bytes) -> Pickle:
     return [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
 
 
-def _mutated(rng: Random, data: bytes) -> bytes:
+def mutated(rng: Random, data: bytes) -> bytes:
     """Drop, double, exchange opcodes, or change their numbers, names and texts."""
     codes = _opcodes(data)
     for _ in range(rng.randint(1, 3)):
@@ -229,7 +229,7 @@ def _mutated(rng: Random, data: bytes) -> bytes:
         elif kind == 2:
             codes[i], codes[j] = codes[j], codes[i]
         elif kind == 3:
-            codes[i] = _scratched(rng, codes[i])
+            codes[i] = scratched(rng, codes[i])
         else:
             numbers = [k for k, code in enumerate(codes) if code[:1] in (b"K", b"M", b"J")]
             if numbers:
@@ -237,7 +237,7 @@ def _mutated(rng: Random, data: bytes) -> bytes:
     return b"".join(codes)
 
 
-def _with_attack(rng: Random, data: bytes) -> bytes:
+def with_attack(rng: Random, data: bytes) -> bytes:
     """Put opcodes that are expensive for torch before the first item of the outermost dict."""
     codes = _opcodes(data)
     marks = [i for i, code in enumerate(codes) if code == b"("]

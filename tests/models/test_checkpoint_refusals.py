@@ -68,15 +68,17 @@ def bad_file(kind: str, folder: Path) -> Path:
 def test_refuses_what_is_no_checkpoint(tmp_path, kind, expected):
     message = refusal_of(bad_file(kind, tmp_path))
     assert message.startswith(expected)
-    assert "expected a PyTorch (.pth) or safetensors checkpoint" in message
+    assert (
+        "expected a PyTorch (.pth), PaddlePaddle (.pdparams) or safetensors checkpoint" in message
+    )
 
 
 def test_names_a_pickle_of_another_kind(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(pickle.dumps([1, 2], protocol=2))
     assert refusal_of(path) == (
-        "is a pickle, but not one of torch.save: load it where it was made, and "
-        "torch.save(model.state_dict(), ...)"
+        "is a pickle, but not one of torch.save or paddle.save: load it where it was made, "
+        "and torch.save(model.state_dict(), ...)"
     )
 
 
@@ -232,7 +234,7 @@ def with_last_value(folder: Path, opcodes: bytes) -> Path:
 def test_names_what_could_harm(tmp_path, opcodes, name):
     assert refusal_of(with_last_value(tmp_path, opcodes)) == (
         f"asks to run {name}, which no checkpoint needs: refused; "
-        "expected a PyTorch (.pth) or safetensors checkpoint"
+        "expected a PyTorch (.pth), PaddlePaddle (.pdparams) or safetensors checkpoint"
     )
 
 

@@ -267,7 +267,7 @@ WRONG_IDS = [
     *("offset", "size", "negative-stride", "negative-offset", "negative-size", "rank"),
     *("99-dimensions", "storage-shorter", "storage-longer"),
 ]
-DAMAGED = "cannot be read ({}): damaged or not a checkpoint; expected a PyTorch (.pth) or "
+DAMAGED = "cannot be read ({}): damaged or not a checkpoint; expected a PyTorch (.pth)"
 
 
 @pytest.mark.parametrize(("tensor", "reason"), WRONG, ids=WRONG_IDS)

@@ -114,7 +114,10 @@ def put(target: object, key: object, value: object) -> None:
     Only texts and small integers are hashed, because the hash of nested tuples can take for ever.
     """
     if type(target) is dict:
-        plain = type(key) is str or (type(key) is int and -_KEY < key < _KEY)
-        target[key if plain else Inert("key")] = value
+        if isinstance(key, str):
+            key = str(key)  # not one of a subclass
+        elif type(key) is not int or not -_KEY < key < _KEY:
+            key = Inert("key")
+        target[key] = value
     elif not isinstance(target, Inert):
         raise TypeError("not a dict")

@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert, named, put
-from emanet_triton.models.checkpoint_files.refusals import DamagedError, DangerousError
+from emanet_triton.models.checkpoint_files.refusals import (
+    DamagedError,
+    DangerousError,
+    UnsupportedError,
+)
 
 # Limits of a file
 _STEPS = 2_000_000  # opcodes; a training's checkpoint has some 100,000
@@ -86,7 +90,7 @@ class Unpickler:
                 operation(self)
             self.position += 1
             return self.stack.pop()
-        except (DamagedError, DangerousError):
+        except (DamagedError, DangerousError, UnsupportedError):
             raise
         except (LookupError, TypeError, ValueError, struct.error) as error:
             raise DamagedError(
@@ -121,6 +125,24 @@ class Unpickler:
             self.fail("has an endless name")
         self.position += len(line) + 1
         return line.decode()
+
+    def text(self, part: memoryview, errors: str) -> object:
+        """The object for a text, which ends at ``position``."""
+        if len(part) > _LONG_TEXT:
+            return Inert("str")
+        self.texts += len(part)
+        if self.texts > _TEXTS:
+            self.fail(f"has more than {_TEXTS} bytes of texts")
+        return str(part, "utf-8", errors)
+
+    def raw(self, part: memoryview) -> object:
+        """The object for bytes, which end at ``position``."""
+        return Inert("bytes")
+
+    def build(self, target: object, state: object) -> None:
+        """Set the state of an object. Only whether the object is an nn.Module is kept."""
+        if isinstance(target, Inert) and isinstance(state, dict):
+            target.is_module = "_parameters" in state and "_modules" in state
 
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -170,22 +192,16 @@ def _skipping(form: struct.Struct) -> _Operation:
 
 def _text(form: struct.Struct, errors: str) -> _Operation:
     def push(machine: Unpickler) -> None:
-        data = machine.take(machine.number(form))
-        if len(data) > _LONG_TEXT:
-            machine.stack.append(Inert("str"))
-            return
-        machine.texts += len(data)
-        if machine.texts > _TEXTS:
-            machine.fail(f"has more than {_TEXTS} bytes of texts")
-        machine.stack.append(str(data, "utf-8", errors))
+        part = machine.take(machine.number(form))
+        machine.stack.append(machine.text(part, errors))
 
     return push
 
 
 def _bytes(form: struct.Struct) -> _Operation:
     def push(machine: Unpickler) -> None:
-        machine.take(machine.number(form))
-        machine.stack.append(Inert("bytes"))
+        part = machine.take(machine.number(form))
+        machine.stack.append(machine.raw(part))
 
     return push
 
@@ -297,10 +313,8 @@ def _new_with_keywords(machine: Unpickler) -> None:
 
 
 def _build(machine: Unpickler) -> None:
-    """Set the state of an object. Nothing is kept, except whether the object is an nn.Module."""
-    state, target = machine.stack.pop(), machine.stack[-1]
-    if isinstance(target, Inert) and isinstance(state, dict):
-        target.is_module = "_parameters" in state and "_modules" in state
+    state = machine.stack.pop()
+    machine.build(machine.stack[-1], state)
 
 
 def _persistent(machine: Unpickler) -> None:

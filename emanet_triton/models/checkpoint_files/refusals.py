@@ -2,6 +2,7 @@
 
 from emanet_triton.errors import one_line
 
+SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
 _SHOWN = 100  # characters of a name
 
 

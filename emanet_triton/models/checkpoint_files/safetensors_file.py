@@ -4,8 +4,6 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from emanet_triton.models.checkpoint_files.stored import (
     Content,
     Storage,
     stored_tensor,
+    strides_of,
 )
 
 _LENGTH = struct.Struct("<Q")  # the length of the header, which follows
@@ -64,7 +63,7 @@ def read_safetensors_file(data: memoryview) -> Content:
     tensors, begins, parts = {}, {}, []
     for key, entry in header.items():
         storage, shape, begin = _entry(key, entry)
-        tensors[key] = stored_tensor(storage, storage.dtype, 0, shape, _strides(shape))
+        tensors[key] = stored_tensor(storage, storage.dtype, 0, shape, strides_of(shape))
         begins[key] = start + begin
         parts.append((begin, begin + storage.nbytes))
     end = 0
@@ -153,11 +152,6 @@ def _entry(key: str, entry: object) -> tuple[Storage, tuple[int, ...], int]:
     if storage.nbytes != offsets[1] - offsets[0]:
         raise DamagedError(f"{shown(key)} has another size than it claims")
     return storage, tuple(shape), offsets[0]
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    steps = accumulate(reversed(shape), mul, initial=1)
-    return tuple(steps)[-2::-1]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

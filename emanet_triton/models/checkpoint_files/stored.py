@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -88,6 +90,12 @@ class Content:
     begins: Mapping[str, int]
     meta: dict[str, Any]
     spare: int
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    steps = accumulate(reversed(shape), mul, initial=1)
+    return tuple(steps)[-2::-1]
 
 
 def stored_tensor(

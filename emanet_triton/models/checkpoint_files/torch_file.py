@@ -1,5 +1,6 @@
 """Reading the files of ``torch.save``, zip and legacy, without running any code in them."""
 
+import pickle  # for the opcodes' names
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,7 +9,12 @@ import torch
 
 from emanet_triton.models.checkpoint_files.inert import Global, Inert
 from emanet_triton.models.checkpoint_files.pickled import Unpickler, apply
-from emanet_triton.models.checkpoint_files.refusals import DamagedError, UnsupportedError, shown
+from emanet_triton.models.checkpoint_files.refusals import (
+    SAVE_WEIGHTS,
+    DamagedError,
+    UnsupportedError,
+    shown,
+)
 from emanet_triton.models.checkpoint_files.stored import (
     DTYPES_BY_NAME,
     LARGEST,
@@ -20,6 +26,7 @@ from emanet_triton.models.checkpoint_files.stored import (
 from emanet_triton.models.checkpoint_files.zip_file import entries_of, intact_parts
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy file
+_MAGIC_LONG = pickle.LONG1 + b"\x0a" + _MAGIC.to_bytes(10, "little")
 _PROTOCOL = 1001  # second pickle
 _NUMEL = struct.Struct("<q")  # before each storage of a legacy file
 _SPARE = 8  # bytes of a header before each storage, in both formats
@@ -40,7 +47,6 @@ _STORAGES = {
 }
 _EXPORTED = ("/models/model.json", "serialized_exported_program.json")
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
-_SAVE_WEIGHTS = "load it where it was made, and torch.save(model.state_dict(), ...)"
 
 
 def read_zip_file(data: memoryview) -> Content:
@@ -61,7 +67,7 @@ def read_zip_file(data: memoryview) -> Content:
     (folder,) = folders
     order = parts.get(f"{folder}/byteorder")
     if order is not None and bytes(data[order.start : order.stop]) != b"little":
-        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+        raise UnsupportedError(f"is of a big-endian machine: {SAVE_WEIGHTS}")
     storages: dict[str, Storage] = {}
     pickled = parts[f"{folder}/data.pkl"]
     persistent = _persistent(storages)
@@ -96,22 +102,27 @@ def _check_names(names: Iterable[str]) -> None:
         )
 
 
+def is_legacy_file(head: bytes) -> bool:
+    """Whether a pickle with these first bytes is the first pickle of a legacy file."""
+    return _MAGIC_LONG in head[:32]
+
+
 def read_legacy_file(data: memoryview) -> Content:
     """Read the format before PyTorch 1.6: pickles, then the storages one after the other.
 
     Raises:
         DamagedError, DangerousError: the file is damaged, or names a dangerous function.
-        UnsupportedError: the file is a pickle that ``torch.save`` has not written.
+        UnsupportedError: the file is of a big-endian machine.
     """
     storages: dict[str, Storage] = {}
     unpickler = Unpickler(data, 0, _BUILDERS, _persistent(storages))
     if unpickler.load() != _MAGIC:
-        raise UnsupportedError(f"is a pickle, but not one of torch.save: {_SAVE_WEIGHTS}")
+        raise DamagedError("it does not begin like a file of torch.save")
     version, machine = unpickler.load(), unpickler.load()
     if version != _PROTOCOL or not isinstance(machine, dict):
         raise DamagedError("it has an unknown version")
     if machine.get("little_endian") is not True:
-        raise UnsupportedError(f"is of a big-endian machine: {_SAVE_WEIGHTS}")
+        raise UnsupportedError(f"is of a big-endian machine: {SAVE_WEIGHTS}")
     value = unpickler.load()
     begins = _legacy_storages(unpickler, storages)
     return Content(value, begins, _meta(value), _SPARE)
