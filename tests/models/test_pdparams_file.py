@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import (
-    SMALL_OTHERS,
     OTHER_FOLDER,
+    SMALL_OTHERS,
     call,
     filled,
     named,
