@@ -12,12 +12,11 @@ import pytest
 import torch
 from checkpoint_files import (
     OTHER_FOLDER,
+    SMALL_OTHERS,
     call,
     filled,
-    listed_in_paddleseg,
     named,
     refusal_of,
-    small,
 )
 from golden_data import make_tensor
 
@@ -105,7 +104,7 @@ def test_reads_files_of_paddle_save(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_reads_a_network_of_paddleseg(tmp_path, protocol):
-    weights = filled(small(listed_in_paddleseg((1, 1, 1, 1))))
+    weights = filled(SMALL_OTHERS["paddleseg"])
     content = {key: value.numpy() for key, value in weights.items()}
     content["StructuredToParameterName@@"] = dict.fromkeys(weights, "conv2d_0.w_0")
     checkpoint = read_checkpoint(saved(tmp_path, content, protocol))
