@@ -54,6 +54,7 @@ def test_writes_the_weights_alone(tmp_path, capsys, kind):
         assert torch.equal(written[key], value), key
     assert read_checkpoint(destination).meta == {
         "format": "pt",
+        "layout": "mmsegmentation",
         "source": "x.pth",
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_eval
 
-from emanet_triton.models import zoo
+from emanet_triton.models import entries
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -248,8 +248,8 @@ def paths(tmp_path_factory):
     return {
         "root": ROOT,
         "results": RESULTS,
-        "r50": next(iter(zoo.ZOO)),
-        "weights": zoo._WEIGHTS / zoo.ZOO[zoo.DEMO].file,
+        "r50": next(iter(entries.ZOO)),
+        "weights": entries.ZOO[entries.DEMO].packaged,
         "city": tiny_eval.write_cityscapes(folder / "city", count=2),
         "image": tiny_eval.image_of(folder / "city", "leftImg8bit"),
         "tiny": tiny_eval.write_checkpoint(folder),

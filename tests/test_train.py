@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from emanet_triton import create_model
-from emanet_triton.models import zoo
+from emanet_triton.models import entries
 
 SCRIPT = Path(__file__).parents[1] / "demo" / "train.py"
-SHIPPED = zoo._WEIGHTS / zoo.ZOO[zoo.DEMO].file
+SHIPPED = entries.ZOO[entries.DEMO].packaged
 TRIAL = ("--iterations", "2", "--scenes", "8", "--held-out", "2")
 
 
@@ -50,8 +50,8 @@ def test_two_iterations_write_a_checkpoint_and_tell_its_figures(tmp_path):
     )
     assert written == f"trial.pth: {path.stat().st_size} bytes"
     assert any(line.startswith("iteration 2/2  loss") for line in lines)
-    new = create_model(zoo.DEMO, checkpoint=path).state_dict()
-    shipped = create_model(zoo.DEMO, pretrained=True).state_dict()
+    new = create_model(entries.DEMO, checkpoint=path).state_dict()
+    shipped = create_model(entries.DEMO, pretrained=True).state_dict()
     assert new.keys() == shipped.keys()
     assert all(value.isfinite().all() for value in new.values())
     assert left(tmp_path) == ["new"]  # and no scenes

@@ -51,6 +51,7 @@ _POINTER = b"version https://git-lfs.github.com/"  # how Git LFS begins its stan
 _HEAD = 512  # bytes that tell the format
 DESCRIPTION = "emanet_triton"  # metadata: the description of a file of this package
 _LAYOUT = "layout"  # metadata: the layout of a converted file's source
+_OF_MMSEG = ("mmseg_version", "mmengine_version", "config", "cfg")  # metadata of its trainings
 
 
 @dataclass(frozen=True)
@@ -131,26 +132,32 @@ def read_checkpoint(path: str | Path, sha256_prefix: str | None = None) -> Check
         raise InputError(f"{path}: cannot be read: it does not fit into the memory") from error
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    if read is read_safetensors_file:
-        layout = _noted_layout(content.meta, layout)
-    known = DESCRIPTION in content.meta
-    return Checkpoint(path, sha256, weights, content.meta, None if known else layout)
+    noted = content.meta.get(_LAYOUT) if read is read_safetensors_file else None
+    return Checkpoint(
+        path, sha256, weights, content.meta, _known_layout(content.meta, layout, noted)
+    )
 
 
 def layout_metadata(layout: str | None) -> dict[str, str]:
-    """Metadata of a safetensors file from which ``read_checkpoint`` knows the layout again.
+    """Metadata of a safetensors file from which ``read_checkpoint`` knows the layout again."""
+    return {} if layout is None else {_LAYOUT: layout}
+
+
+def _known_layout(meta: dict[str, Any], found: str, noted: object) -> str | None:
+    """The project whose networks the weights belong to, if the file says it.
 
     Args:
-        layout: of the weights' first file; for mmsegmentation nothing is noted, because the names
-            of the weights say it.
+        meta: of the file.
+        found: the layout of the names of the weights. Ours are mmsegmentation's.
+        noted: the layout in the metadata of a safetensors file.
     """
-    return {_LAYOUT: layout} if layout in LAYOUTS else {}
-
-
-def _noted_layout(meta: dict[str, Any], found: str) -> str:
-    """The layout in the metadata of a safetensors file with our names, or else the one found."""
-    noted = meta.get(_LAYOUT)
-    return noted if found == MMSEGMENTATION and noted in LAYOUTS else found
+    if DESCRIPTION in meta:
+        return None
+    if found != MMSEGMENTATION:
+        return found
+    if noted in LAYOUTS or noted == MMSEGMENTATION:
+        return str(noted)
+    return MMSEGMENTATION if any(key in meta for key in _OF_MMSEG) else None
 
 
 def read_metadata(path: Path) -> dict[str, str]:

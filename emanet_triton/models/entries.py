@@ -88,7 +88,7 @@ class ZooEntry:
     @property
     def packaged(self) -> Path | None:
         """The file inside this package; ``None`` if it is not in the package."""
-        path = _WEIGHTS / self.file if self.file else None
+        path = WEIGHTS / self.file if self.file else None
         return path if path is not None and path.exists() else None
 
 
@@ -137,7 +137,7 @@ DATASETS = {
     "bdd100k-drivable": BDD100K_DRIVABLE,
 }
 
-_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"  # files of models inside this package
 _R50, _R101 = (3, 4, 6, 3), (3, 4, 23, 3)
 _HALF: RGB = (127.5, 127.5, 127.5)
 

@@ -165,6 +165,8 @@ def create_model(
             )
         name = description.model
     entry = find_entry(name)
+    if description is not None and _layout(description.model) != _layout(name):
+        raise InputError(f"{checkpoint}: is a checkpoint of {description.model}, not of {name}")
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     classes = num_classes
@@ -182,6 +184,11 @@ def create_model(
         elif checkpoint is not None:
             load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
     return model.eval()
+
+
+def _layout(name: str) -> str | None:
+    """The project whose files fit a model, if it is an EMANet that the zoo knows."""
+    return getattr(ZOO[name].architecture, "layout", None) if name in ZOO else None
 
 
 def find_entry(name: str) -> ZooEntry:

@@ -168,9 +168,9 @@ def test_other_files_need_a_name(tmp_path):
     path = tiny_eval.write_checkpoint(tmp_path)
     with pytest.raises(InputError) as raised:
         create_model(checkpoint=path)
-    assert str(raised.value).startswith(f"{path}: expected the name of the model, one of: emanet_r")
+    assert str(raised.value).startswith(f"{path}: expected the name of its model, a model such")
     with pytest.raises(
-        InputError, match=r"^create_model: expected the name of the model, one of: "
+        InputError, match=r"^create_model: expected the name of its model, a model such"
     ):
         create_model()
 

@@ -127,7 +127,7 @@ def test_create_model(tmp_path, monkeypatch):
     assert create_model("tiny", checkpoint=five, num_classes=5).num_classes == 5
     entry = replace(ZOO["tiny"], sha256=None)
     monkeypatch.setitem(ZOO, "tiny", entry)
-    monkeypatch.setattr("emanet_triton.models.zoo._WEIGHTS", tmp_path)
+    monkeypatch.setattr("emanet_triton.models.entries.WEIGHTS", tmp_path)
     with pytest.warns(UserWarning, match="for 19 classes, the model for 2;"):
         create_model("tiny", pretrained=True, num_classes=2)
 

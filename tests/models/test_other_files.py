@@ -13,6 +13,7 @@ from checkpoint_files import (
     file_of_another,
     filled,
     listed_in_others,
+    published,
     refusal_of,
     save,
     small,
@@ -194,7 +195,8 @@ AUTHORS = "the authors' EMANet (XiaLiPKU/EMANet)"
 )
 def test_a_file_of_another_project_than_the_model(tmp_path, file, model, theirs, ours):
     state = filled(SMALL_OTHERS[file]) if file in SMALL_OTHERS else tiny_emanet().state_dict()
-    checkpoint = read_checkpoint(save(state, tmp_path / "x.pth"))
+    content = state if file in SMALL_OTHERS else published(state)
+    checkpoint = read_checkpoint(save(content, tmp_path / "x.pth"))
     network = network_for(model) if model in SMALL_OTHERS else tiny_emanet()
     assert refused(network, checkpoint) == (
         f"{checkpoint.path}: is a checkpoint of {theirs}, but the model is one of {ours}: the same "
@@ -286,14 +288,27 @@ def test_a_project_that_metadata_name(tmp_path, noted):
     path = tmp_path / "x.safetensors"
     state = tiny_emanet().state_dict()
     path.write_bytes(write_safetensors(state, {"layout": noted}))
-    assert read_checkpoint(path).layout == ("official" if noted == "official" else "mmsegmentation")
+    known = noted if noted in ("official", "mmsegmentation") else None
+    assert read_checkpoint(path).layout == known
     path.write_bytes(write_safetensors(filled(SMALL_OTHERS["paddleseg"]), {"layout": noted}))
     assert read_checkpoint(path).layout == "paddleseg"
     described = {"layout": noted, "emanet_triton": json.dumps({})}
     path.write_bytes(write_safetensors(state, described))
     assert read_checkpoint(path).layout is None
     torch.save({"state_dict": state, "meta": {"layout": noted}}, path)
+    assert read_checkpoint(path).layout is None
+    torch.save({"state_dict": state, "meta": {"mmseg_version": "0.30.0"}}, path)
     assert read_checkpoint(path).layout == "mmsegmentation"
+
+
+@pytest.mark.parametrize("layout", SMALL_OTHERS)
+def test_a_state_dict_of_our_own_model_loads_again(tmp_path, layout):
+    """It has mmsegmentation's names, whatever the network is."""
+    network = network_for(layout)
+    path = save(network.state_dict(), tmp_path / "x.pth")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.layout is None
+    load_into(network_for(layout), checkpoint)
 
 
 def test_files_for_mmsegmentation(tmp_path):
