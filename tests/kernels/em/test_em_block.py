@@ -70,21 +70,22 @@ def test_precisions_reach_their_tiles(precision):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-@pytest.mark.parametrize(
-    "variant",
-    [{"norm_shift": 1e-6}, {"norm_shift": 0.5}, {"out_relu": True}],
-    ids=["tiny shift", "shift", "relu"],
-)
-def test_variants(variant, dtype):
-    check(common_case(2), dtype, **variant)
+@pytest.mark.parametrize("norm_shift", [1e-6, 0.5])
+def test_a_shift_of_the_norms(norm_shift, dtype):
+    check(common_case(2), dtype, norm_shift=norm_shift)
+
+
+def test_a_relu_after_the_out_convolution():
+    """In half precision; tests/models/test_variants.py has float32. A GPU compiles it once here."""
+    check(common_case(2), HALF, out_relu=True)
 
 
 def test_the_relu_of_the_out_convolution_counts_for_negative_features():
-    case = common_case()
-    x, mu, weights = (f(torch.float32) for f in (case.feats, case.initial_bases, case.weights))
+    case = common_case(2)
+    x, mu, weights = (f(HALF) for f in (case.feats, case.initial_bases, case.weights))
     got, _ = em_attention_block(x, mu, *weights, out_relu=True, backend="triton")
     want, _ = exact_block(x, mu, weights, 3, out_relu=True)
-    torch.testing.assert_close(got.mT.double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.mT.double(), want, rtol=2e-2, atol=2e-2)
     other, _ = em_attention_block(x, mu, *weights, backend="triton")
     assert (other < got - 0.1).any()
 
