@@ -204,7 +204,7 @@ def _page(segmenter: Segmenter, overlays: Overlays, desk: Desk, examples: list[P
                     [SINGLE, MS_FLIP],
                     value=SINGLE,
                     label="Views",
-                    info="ms+flip averages six scales, each also mirrored. It takes longer.",
+                    info="ms+flip averages several scales, each also mirrored. It takes longer.",
                 )
                 size = gradio.Radio([PROTOCOL, OWN], value=PROTOCOL, label="Size for the network")
             with gradio.Column(scale=3, min_width=300):
