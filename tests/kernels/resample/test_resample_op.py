@@ -21,10 +21,9 @@ CASES = {
     "one-pixel": (1, 19, 1, (1, 1), 1, (1, 1)),
     "one-class": (2, 1, 7, (3, 5), 1, (2, 2)),
     "row": (1, 19, 30, (1, 70), 1, (2, 3)),
-    "column": (1, 19, 30, (18, 1), 2, (3, 1)),
+    "column": (1, 150, 30, (18, 1), 2, (3, 1)),
     "views": (2, 19, 90, (3, 33), 3, (4, 6)),
     "64-classes": (1, 64, 20, (9, 32), 1, (2, 2)),
-    "150-classes": (1, 150, 20, (2, 6), 2, (2, 2)),
 }
 TORCH_CASES = {  # more tiles than the interpreter has time for
     "several-tiles": (1, 19, 60, (67, 260), 1, (2, 2)),
@@ -109,7 +108,7 @@ def test_against_float64(backend, name, dtype):
 @pytest.mark.parametrize(
     ("backend", "name"),
     [
-        ("triton", "150-classes"),
+        ("triton", "column"),
         ("torch", "views"),
         ("torch", "several-tiles-of-views"),
         ("torch", "150-classes-of-views"),
@@ -164,8 +163,8 @@ def test_confusion(backend):
     assert got[-1] == 0
 
 
-@pytest.mark.parametrize("classes", [64, 150])
-def test_confusion_of_more_pairs_than_a_histogram_has_bins(classes):
+def test_confusion_of_more_pairs_than_a_histogram_has_bins():
+    classes = 150
     generator = torch.Generator().manual_seed(3)
     shape = (2, 5000)
     targets, labels = torch.randint(classes + 6, shape, generator=generator).to(DEVICE, torch.uint8)
@@ -206,29 +205,16 @@ def test_what_is_no_class_is_counted_last(backend):
     assert counts.sum() == 4
 
 
-@pytest.mark.parametrize(
-    ("views", "average"), [(1, "probabilities"), (2, "probabilities"), (2, "logits")]
-)
+@pytest.mark.parametrize("views", [1, 2], ids=["single", "two-views"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_first_of_equal_classes(backend, views, average):
+def test_the_first_of_equal_classes(backend, views):
     logits = torch.zeros(1, 19, 6, device=DEVICE)
     logits[:, [4, 7, 18], 2:] = 1
     rows = Taps(torch.tensor([[[0, 2]]] * views).int(), torch.ones(views, 1, 2))
     columns = Taps(torch.tensor([[[0, 1, 1]]] * views).int(), torch.ones(views, 1, 3))
     rows, columns = (Taps(*(t.to(DEVICE) for t in axis)) for axis in (rows, columns))
-    labels = resample_labels(logits, rows, columns, average=average, backend=backend)
+    labels = resample_labels(logits, rows, columns, backend=backend)
     assert labels.tolist() == [[[0, 0, 0], [4, 4, 4]]]
-
-
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_last_of_many_classes(backend):
-    logits = torch.zeros(1, 255, 6, device=DEVICE)
-    logits[:, 254, 2:] = 1
-    rows, columns = make_taps(1, 1, 3, 3, 1), make_taps(1, 1, 2, 4, 2)
-    got = resample_labels(logits, rows, columns, backend=backend)
-    want = spread(logits, rows, columns)[0].argmax(1)
-    assert torch.equal(got, want.byte())
-    assert set(got.unique().tolist()) == {0, 254}
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
