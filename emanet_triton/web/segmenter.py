@@ -23,7 +23,7 @@ class Choice:
     Attributes:
         model: one of ``list_models()``.
         precision: one of ``precisions(device)``.
-        ms_flip: average over several scales, each also mirrored.
+        ms_flip: average over the scales of the protocol, each also mirrored.
         own_size: the network sees the picture in its own size, and not in the protocol's.
     """
 

@@ -21,11 +21,9 @@ CASES = {
     "one-pixel": (1, 19, 1, (1, 1), 1, (1, 1)),
     "one-class": (2, 1, 7, (3, 5), 1, (2, 2)),
     "row": (1, 19, 30, (1, 70), 1, (2, 3)),
-    "column": (1, 19, 30, (18, 1), 2, (3, 1)),
+    "column": (1, 150, 30, (18, 1), 2, (3, 1)),
     "views": (2, 19, 90, (3, 33), 3, (4, 6)),
-    "33-classes": (1, 33, 20, (3, 31), 2, (2, 2)),
     "64-classes": (1, 64, 20, (9, 32), 1, (2, 2)),
-    "150-classes": (1, 150, 20, (2, 6), 2, (2, 2)),
 }
 TORCH_CASES = {  # more tiles than the interpreter has time for
     "several-tiles": (1, 19, 60, (67, 260), 1, (2, 2)),
@@ -111,7 +109,6 @@ def test_against_float64(backend, name, dtype):
     ("backend", "name"),
     [
         ("triton", "column"),
-        ("triton", "150-classes"),
         ("torch", "views"),
         ("torch", "several-tiles-of-views"),
         ("torch", "150-classes-of-views"),
@@ -127,17 +124,17 @@ def test_the_average_of_logits(backend, name):
     labels, got = resample_probabilities(logits, rows, columns, **how)
     assert_labels(labels, want)
     assert_probabilities(got, want.softmax(1), plain.softmax(1))
-    other, _ = resample_probabilities(logits, rows, columns, backend=backend)
-    assert not torch.equal(labels, other)
+    other = spread(logits.double(), rows, columns).softmax(2).mean(0)
+    assert not torch.equal(labels, other.argmax(1).byte())
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_one_view_has_one_average(backend):
+def test_one_view_has_one_average():
     logits, rows, columns = make_problem("64-classes")
-    labels, got = resample_probabilities(logits, rows, columns, average="logits", backend=backend)
-    assert torch.equal(labels, resample_labels(logits, rows, columns, backend=backend))
-    _, want = resample_probabilities(logits, rows, columns, backend=backend)
+    how = {"backend": "torch"}
+    labels, got = resample_probabilities(logits, rows, columns, average="logits", **how)
+    want_labels, want = resample_probabilities(logits, rows, columns, **how)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    assert torch.equal(labels, want_labels)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -166,8 +163,8 @@ def test_confusion(backend):
     assert got[-1] == 0
 
 
-@pytest.mark.parametrize("classes", [64, 150])
-def test_confusion_of_more_pairs_than_a_histogram_has_bins(classes):
+def test_confusion_of_more_pairs_than_a_histogram_has_bins():
+    classes = 150
     generator = torch.Generator().manual_seed(3)
     shape = (2, 5000)
     targets, labels = torch.randint(classes + 6, shape, generator=generator).to(DEVICE, torch.uint8)
@@ -179,7 +176,7 @@ def test_confusion_of_more_pairs_than_a_histogram_has_bins(classes):
 
 @pytest.mark.parametrize("class_axis", [0, 1], ids=["classes-first", "classes-last"])
 @pytest.mark.parametrize("most_offsets", [2**31, 1], ids=["32-bit", "64-bit"])
-@pytest.mark.parametrize("name", ["views", "64-classes", "150-classes"])
+@pytest.mark.parametrize("name", ["views", "64-classes"])
 def test_every_form_of_the_kernel_computes_the_same(name, most_offsets, class_axis, monkeypatch):
     arguments = make_problem(name)
     monkeypatch.setattr(resample_triton, "CLASS_AXIS", class_axis)
@@ -208,28 +205,16 @@ def test_what_is_no_class_is_counted_last(backend):
     assert counts.sum() == 4
 
 
-@pytest.mark.parametrize("classes", [19, 150])
-@pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("views", [1, 2], ids=["single", "two-views"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_first_of_equal_classes(backend, views, average, classes):
-    logits = torch.zeros(1, classes, 6, device=DEVICE)
-    logits[:, [4, 7, 18, classes - 1], 2:] = 1
+def test_the_first_of_equal_classes(backend, views):
+    logits = torch.zeros(1, 19, 6, device=DEVICE)
+    logits[:, [4, 7, 18], 2:] = 1
     rows = Taps(torch.tensor([[[0, 2]]] * views).int(), torch.ones(views, 1, 2))
     columns = Taps(torch.tensor([[[0, 1, 1]]] * views).int(), torch.ones(views, 1, 3))
     rows, columns = (Taps(*(t.to(DEVICE) for t in axis)) for axis in (rows, columns))
-    labels = resample_labels(logits, rows, columns, average=average, backend=backend)
+    labels = resample_labels(logits, rows, columns, backend=backend)
     assert labels.tolist() == [[[0, 0, 0], [4, 4, 4]]]
-
-
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_last_of_many_classes(backend):
-    logits = torch.zeros(1, 255, 6, device=DEVICE)
-    logits[:, 254, 2:] = 1
-    rows, columns = make_taps(1, 1, 3, 3, 1), make_taps(1, 1, 2, 4, 2)
-    want = spread(logits, rows, columns)[0].argmax(1)
-    assert set(want.unique().tolist()) == {0, 254}
-    assert torch.equal(resample_labels(logits, rows, columns, backend=backend), want.byte())
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
