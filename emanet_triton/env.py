@@ -114,7 +114,8 @@ def _memory() -> str:
 
 def _checkpoints() -> str:
     """Which published files lie in torch's hub cache; they are not read."""
-    published = {name: published_path(name) for name, entry in ZOO.items() if entry.url}
+    entries = ((name, entry) for name, entry in ZOO.items() if entry.file and not entry.packaged)
+    published = {name: published_path(name) for name, _ in entries}
     there = [name for name, path in published.items() if path.exists()]
     folders = dict.fromkeys(_short(str(path.parent)) for path in published.values())
     return f"{', '.join(there) or 'none'} in {' and '.join(folders)}"

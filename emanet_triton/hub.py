@@ -272,12 +272,13 @@ def _card(description: Description, repo_id: str) -> str:
     more = []
     if "file" in info:
         more.append(f"| weights from | `{info['file']}`, SHA-256 `{info['sha256']}` |\n")
-    if entry.published and _is_of_the_zoo(description):
-        published = entry.published
+    published = entry.published
+    if published and _is_of_the_zoo(description):
+        views = f"{len(entry.protocol.ratios)} scales and mirroring"
+        averaged = f", {published.miou_ms_flip} with {views}" if published.miou_ms_flip else ""
         more.append(
             f"| mIoU of this file, as {SOURCES[str(entry.source)].project} published it | "
-            f"{published.miou} on {dataset.name} val, {published.miou_ms_flip} with "
-            f"{len(entry.protocol.ratios)} scales and mirroring |\n"
+            f"{published.miou} on {dataset.name} val{averaged} |\n"
         )
     elif isinstance(info.get("mIoU"), float):
         more.append(

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from emanet_triton import Dataset, Predictor, class_names, command, list_models, overlay
+from emanet_triton import Dataset, Predictor, class_names, command, overlay
 from emanet_triton.cores import usable_cores
 from emanet_triton.data.picture import decode_picture
 from emanet_triton.data.png import encode_png
@@ -384,7 +384,7 @@ def make_parser() -> command.Parser:
     parser = command.Parser(
         prog="python examples/serve.py",
         description="Segment pictures over HTTP: POST a JPEG or PNG file to /segment.",
-        epilog=f"models: {', '.join(list_models())}",
+        epilog="models: emanet-triton eval --list",
     )
     parser.add_argument("--ckpt", required=True, help="a checkpoint, or the name of a model")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")

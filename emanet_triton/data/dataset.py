@@ -35,7 +35,7 @@ class Sample:
     label: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """All that an evaluation needs to know about a data set.
 
@@ -77,6 +77,9 @@ class Dataset:
     read_image: Callable[[Path], np.ndarray] = png.read_image
     image_size: Callable[[Path], tuple[int, ...]] = png.png_size
     description: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name!r}: {len(self.classes)} classes>"
 
     def find(
         self, root: Path, split: str, limit: int | None = None

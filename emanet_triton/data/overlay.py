@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from emanet_triton.data.cityscapes import CITYSCAPES
-from emanet_triton.data.dataset import Color, Dataset
+from emanet_triton.data.dataset import IGNORE, Color, Dataset
+from emanet_triton.data.public import find_dataset
 
 ALPHA = 0.65  # default opacity of the class colours over the image
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -38,14 +39,20 @@ class Text:
         return cls(line, scale=line / 42, thickness=max(1, line // 20))
 
 
-def class_names(dataset: Dataset = CITYSCAPES) -> tuple[str, ...]:
-    """The names of a data set's classes, in the order of the labels."""
-    return tuple(each.name for each in dataset.classes)
+def class_names(dataset: Dataset | str = CITYSCAPES) -> tuple[str, ...]:
+    """The names of a data set's classes, in the order of the labels.
+
+    ``dataset`` may be a name of ``list_models``, such as "ade20k"; another name is an InputError.
+    """
+    return tuple(each.name for each in find_dataset(dataset).classes)
 
 
-def palette(dataset: Dataset = CITYSCAPES) -> np.ndarray:
-    """The colours of a data set's classes, uint8 RGB [classes, 3], in the order of the labels."""
-    return np.array([each.color for each in dataset.classes], np.uint8)
+def palette(dataset: Dataset | str = CITYSCAPES) -> np.ndarray:
+    """The colours of a data set's classes, uint8 RGB [classes, 3], in the order of the labels.
+
+    ``dataset`` may be a name of ``list_models``, such as "ade20k"; another name is an InputError.
+    """
+    return np.array([each.color for each in find_dataset(dataset).classes], np.uint8)
 
 
 def colored(
@@ -78,7 +85,7 @@ def paint(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
 def overlay(
     image: np.ndarray,
     labels: np.ndarray,
-    dataset: Dataset = CITYSCAPES,
+    dataset: Dataset | str = CITYSCAPES,
     *,
     alpha: float = ALPHA,
     legend: bool = True,
@@ -92,7 +99,7 @@ def overlay(
     Args:
         image: uint8 RGB [H, W, 3].
         labels: uint8 class indices [H, W], as ``segment`` returns them.
-        dataset: whose classes the labels are.
+        dataset: whose classes the labels are: a data set, or its name such as "ade20k".
         alpha: opacity of the colours, 0 to 1.
         legend: name the classes that are in the picture below it.
         classes: the names of the classes to paint; by default all.
@@ -101,13 +108,20 @@ def overlay(
         uint8 RGB: [H, W, 3], and with a legend higher and perhaps enlarged.
 
     Raises:
+        InputError: there is no data set of this name.
         ValueError: an array has another shape or dtype, the sizes differ, ``alpha`` is out of
-            range, or a name is no class.
+            range, a name is no class, or a label below 255 is none.
     """
+    dataset = find_dataset(dataset)
     _check(image, "image", (3,))
     _check(labels, "labels", ())
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels {labels.shape} differ in size from the image {image.shape}")
+    if (largest := labels[labels != IGNORE].max(initial=0)) >= len(dataset.classes):
+        raise ValueError(
+            f"labels hold {largest}, but {dataset.name} has {len(dataset.classes)} classes; give "
+            "the data set of the labels: overlay(image, labels, dataset)"
+        )
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0 to 1, got {alpha}")
     table = np.zeros(2**8, np.uint8)

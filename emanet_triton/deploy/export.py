@@ -8,7 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
-from emanet_triton.deploy.formats import FORMATS, INSTALL, Format, notes, refusal, require
+from emanet_triton.deploy.formats import (
+    FORMATS,
+    INSTALL,
+    SAFETENSORS,
+    Format,
+    notes,
+    refusal,
+    require,
+)
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import (
     DTYPES,
@@ -109,7 +117,9 @@ def export(
         raise ValueError("the model is in training mode; call model.eval() first")
     _check_batch(batch, dynamic)
     protocol = protocol or model.protocol
-    size = _checked_size(default_size(protocol, part) if size is None else size, least_side(model))
+    if size is None:
+        size = default_size(protocol, part, any_size=dynamic or to == SAFETENSORS)
+    size = _checked_size(size, least_side(model))
     request = Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
     if refused := refusal(to, request):
         raise InputError(refused)

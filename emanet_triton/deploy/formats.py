@@ -201,6 +201,7 @@ def _quiet() -> Iterator[None]:
 
 
 _ONNX = ("onnx", "onnxscript")
+SAFETENSORS = "safetensors"  # the kind of file without a program
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _run_onnx, _ONNX, "onnxruntime"),
     "openvino": Format(
@@ -208,14 +209,14 @@ FORMATS = {
     ),
     "torch": Format(".pt2", _write_torch, _run_torch),
     "aoti": Format(".pt2", _write_aoti, _run_aoti),
-    "safetensors": Format(".safetensors", _write_weights, _run_weights),
+    SAFETENSORS: Format(".safetensors", _write_weights, _run_weights),
 }
 
 
 def refusal(to: str, request: Request) -> str:
     """Why a kind of file cannot be written; empty if it can."""
     plain = replace(request, batch=None, dynamic=False, protocol=request.model.protocol)
-    if to == "safetensors" and (
+    if to == SAFETENSORS and (
         request != plain or (request.part, request.precision) != (LOGITS, "fp32")
     ):
         return (

@@ -28,6 +28,7 @@ STANDARD, OWN = "standard", "own"
 OPERATORS = STANDARD, OWN
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 METADATA = "emanet_triton_export"  # the key of a file's description in its metadata
+_SIZE_TO_COMPARE = (512, 512)  # of a file for all sizes, where the protocol has none
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,23 @@ def _free_axes(request: Request) -> dict[str, dict[int, Any]] | None:
     return {"images": dict.fromkeys((0, first, first + 1), Dim.DYNAMIC)}
 
 
-def default_size(protocol: Protocol, part: str) -> Size:
+def default_size(protocol: Protocol, part: str, any_size: bool = False) -> Size:
     """(height, width) of a part's input, if nobody says it.
+
+    Args:
+        protocol: how images are resized, padded and cut into windows.
+        part: of the evaluation.
+        any_size: whether the file has no size, so that only its comparison needs one.
 
     Raises:
         InputError: an image keeps its own size, so there is no such size.
     """
     if part == LOGITS and protocol.crop is not None:
         return protocol.crop
+    if protocol.pad_size is not None:
+        return protocol.pad_size
+    if protocol.base_scale is None and any_size:
+        return _SIZE_TO_COMPARE
     if protocol.base_scale is None:
         raise InputError("the protocol has no size of images; expected one (--size)")
     width, height = protocol.base_scale

@@ -12,12 +12,13 @@ from emanet_triton.command import FAILED, answer, complain, program, run, say
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.eval import report
 from emanet_triton.eval.finite import check_network
-from emanet_triton.eval.listing import models_table, sources_table
+from emanet_triton.eval.listing import models_table, notes, sources_table
 from emanet_triton.eval.options import parse
 from emanet_triton.eval.partial import PartialResult
 from emanet_triton.eval.plan import Job, Plan, make_plan
 from emanet_triton.eval.ranks import Ranks, ranks
 from emanet_triton.eval.runner import evaluate
+from emanet_triton.models.zoo import list_models
 
 DEMONSTRATION = """
 This was a demonstration: a small model, trained and evaluated on generated street scenes. Its
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answered(args: Namespace) -> int:
     """List the models, or evaluate."""
     if args.list:
-        say(f"{models_table()}\n\n{sources_table()}")
+        names = list_models(dataset=args.dataset, source=args.all)
+        parts = models_table(names), notes(names), sources_table(args.all)
+        say("\n\n".join(filter(None, parts)))
         return 0
     return _joined(args)
 

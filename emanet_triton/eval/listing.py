@@ -1,9 +1,11 @@
 """The table of all models, as ``python -m emanet_triton.eval --list`` prints it."""
 
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
 from emanet_triton.models.entries import SOURCES
-from emanet_triton.models.zoo import find_entry, list_models, model_info
+from emanet_triton.models.zoo import ZOO, find_entry, model_info
 
 _HEADERS = (
     "model",
@@ -18,14 +20,14 @@ _HEADERS = (
 )
 
 
-def models_table() -> str:
-    """One row for each model, with its published mIoU in percent.
+def models_table(names: Sequence[str]) -> str:
+    """One row for each of these models, with its published mIoU in percent.
 
     *flip* averages an image and its mirror image, *ms+flip* several scales of both; *test* is on
     the test images.
     """
     return tabulate(
-        [_row(name) for name in list_models()],
+        [_row(name) for name in names],
         _HEADERS,
         tablefmt="github",
         disable_numparse=True,
@@ -33,11 +35,18 @@ def models_table() -> str:
     )
 
 
-def sources_table() -> str:
-    """One row for each project: its address and its licences."""
+def notes(names: Sequence[str]) -> str:
+    """A line for each of these models whose published figures have a note."""
+    published = ((name, ZOO[name].published) for name in names)
+    return "\n".join(f"{name}: {p.note}" for name, p in published if p and p.note)
+
+
+def sources_table(only: str | None = None) -> str:
+    """One row for each project, or for one: its address and its licences."""
     rows = [
         (key, source.url, source.code_license, source.weights_license or "not stated")
         for key, source in SOURCES.items()
+        if only in (None, key)
     ]
     return tabulate(rows, ("source", "project", "code", "weights"), tablefmt="github")
 
@@ -52,7 +61,7 @@ def _row(name: str) -> tuple[str, ...]:
     return (
         name,
         entry.source or "-",
-        info.dataset,
+        entry.dataset.name,
         backbone,
         info.protocol.mode,
         *(_shown(figure) for figure in figures),

@@ -1,4 +1,4 @@
-"""The metric of Cityscapes: one integer confusion matrix, and the scores computed from it."""
+"""One integer confusion matrix, as in Cityscapes, and the scores computed from it."""
 
 import math
 from dataclasses import dataclass

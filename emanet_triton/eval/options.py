@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emanet_triton.command import Parser, count, program
+from emanet_triton.data.public import DATASETS
 from emanet_triton.inference.build import INT8, PRECISIONS
 from emanet_triton.inference.options import add_options, check_int8
-from emanet_triton.models.entries import DATASETS, PACKAGE, SOURCES
+from emanet_triton.models.entries import (
+    PACKAGE,
+    SOURCES,
+)
 
 PROJECTS = tuple(source for source in SOURCES if source != PACKAGE)  # that --all takes
 
@@ -22,7 +26,11 @@ def make_parser() -> Parser:
         "street scenes.",
         epilog=f"models: {program('eval')} --list",
     )
-    parser.add_argument("--list", action="store_true", help="print a table of all models, and end")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print a table of all models, or of those of --all and --dataset, and end",
+    )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--ckpt",
@@ -47,8 +55,8 @@ def make_parser() -> Parser:
     what.add_argument(
         "--dataset",
         choices=DATASETS,
-        help="with --all: the data set, if the project has models of several and --data does not "
-        "show which one is meant",
+        help="the data set in the folder --data, if it is not the model's own; with --all also "
+        "which models of the project",
     )
     what.add_argument(
         "--data",
@@ -112,8 +120,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.compare == args.precision:
         parser.error(f"--compare {args.compare}: --precision is the same")
     check_int8(parser, args, (args.precision, args.compare))
-    if args.dataset and not args.all:
-        parser.error("--dataset chooses models of --all: give --all too")
+    if args.dataset and not (args.all or args.list or args.ckpt):
+        parser.error("--dataset names the data set of a model: give --ckpt or --all too")
     if args.model and not args.ckpt:
         parser.error("--model names the model of the file --ckpt: give --ckpt too")
     return args

@@ -1,5 +1,6 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from emanet_triton.cores import usable_cores
-from emanet_triton.data.dataset import Dataset, Sample
+from emanet_triton.data.dataset import Dataset, Sample, problems_error
 from emanet_triton.data.description import is_description, open_dataset
+from emanet_triton.data.public import DATASETS, in_folder
 from emanet_triton.data.scenes.generate import demo_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
@@ -24,14 +26,16 @@ from emanet_triton.inference.options import with_version
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.checkpoint import Checkpoint
 from emanet_triton.models.chosen import Chosen, choose, chosen_path, read_chosen
-from emanet_triton.models.entries import DATASETS, DEMO
+from emanet_triton.models.entries import (
+    DEMO,
+)
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
     list_models,
     models_like,
-    name_of_path,
+    name_of,
     published_path,
     read_published,
 )
@@ -170,19 +174,13 @@ class Plan:
     def published(self, job: Job) -> float | None:
         """The published mIoU in percent that a job should reproduce, if there is one."""
         entry = ZOO[job.name]
-        file = job.checkpoint
-        if entry.sha256 is None:  # the name is all that tells the published file
-            is_published = name_of_path(file.path) == job.name
-        else:
-            is_published = file.sha256.startswith(entry.sha256)
         same = (
-            is_published
+            name_of(job.checkpoint) == job.name
+            and self.dataset is entry.dataset
             and (self.split, len(self.samples)) == self.dataset.published_on
             and job.reconstruct
         )
-        if entry.published is None or not same:
-            return None
-        return entry.published.miou_ms_flip if job.ms_flip else entry.published.miou
+        return published_figure(job) if same else None
 
     def _settings(self, job: Job) -> dict[str, Any]:
         """Everything that determines the result and the pictures of a job, as JSON values."""
@@ -195,7 +193,7 @@ class Plan:
             "ms_flip": job.ms_flip,
             "reconstruct": job.reconstruct,
             "data": str(self.data.resolve()),
-            "dataset": self.dataset.description,
+            "dataset": self.dataset.description or self.dataset.name,
             "split": self.split,
             "samples": [sample.name for sample in self.samples],
             "precision": self.precision,
@@ -209,6 +207,14 @@ class Plan:
             "device": self.device.type,
             "outputs": [folder and str(folder.resolve()) for folder in folders],
         }
+
+
+def published_figure(job: Job) -> float | None:
+    """The published mIoU in percent of a job's model and views, if there is one."""
+    published = ZOO[job.name].published
+    if published is None:
+        return None
+    return published.miou_ms_flip if job.ms_flip else published.miou
 
 
 def make_plan(args: Namespace, ranks: Ranks) -> Plan:
@@ -273,7 +279,7 @@ def _chosen(args: Namespace) -> list[Chosen]:
     if args.all:
         return _all_of(args.all, args.dataset, args.data)
     if args.ckpt:
-        return [choose(args.ckpt, args.model, args.data)]
+        return [choose(args.ckpt, args.model, args.data, args.dataset)]
     if args.data is None:
         return [choose(DEMO)]
     raise InputError(f"--ckpt is missing; expected a checkpoint file or {models_like()}")
@@ -285,22 +291,31 @@ def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
     Raises:
         InputError: the project has no model of the data set, or it is not clear which is meant.
     """
-    names = list_models(source=source, dataset=wanted)
-    own = {key: d for key, d in DATASETS.items() if any(ZOO[n].dataset is d for n in names)}
-    if not own:
-        has = [key for key, d in DATASETS.items() if list_models(source=source, dataset=key)]
-        raise InputError(f"--all {source}: has no model of {wanted}; expected {' or '.join(has)}")
-    if len(own) > 1 and data is not None:  # the folders of the data sets tell which one it is
-        own = {k: d for k, d in own.items() if all((data / f).is_dir() for f in d.folders)} or own
-    if len(own) > 1:
-        raise InputError(
-            f"--all {source}: has models of several data sets; expected --data with the root of "
-            f"one of them, or --dataset {' or '.join(own)}"
-        )
-    (default,) = own.values()
+    key = _shared_set(source, wanted, data)
+    default = DATASETS[key]
     dataset, root = open_dataset(data, default) if data else (default, None)
-    entries = [(name, ZOO[name]) for name in names if ZOO[name].dataset is default]
-    return [Chosen(name, dataset, entry.protocol, root) for name, entry in entries]
+    names = list_models(source=source, dataset=key)
+    return [Chosen(name, dataset, ZOO[name].protocol, root) for name in names]
+
+
+def _shared_set(source: str, wanted: str | None, data: Path | None) -> str:
+    """The name of the data set: the wanted one, the project's only one, or that of the folder."""
+    own = [key for key in DATASETS if list_models(source=source, dataset=key)]
+    if wanted is not None and wanted not in own:
+        raise InputError(f"--all {source}: has no model of {wanted}; expected {' or '.join(own)}")
+    if wanted is not None or len(own) == 1:
+        return wanted or own[0]
+    expected = f"expected the root of one of {', '.join(own)}, or --dataset with its name"
+    if data is None:
+        raise InputError(f"--all {source}: --data is missing; {expected}")
+    if not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+        raise InputError(f"--data {data}: there is no such folder; {expected}")
+    found = list(in_folder(data))
+    fitting = [key for key in found if key in own]
+    if len(fitting) != 1:
+        has = " and ".join(found) or "no data set"
+        raise InputError(f"--data {data}: has the folders of {has}; {expected}")
+    return fitting[0]
 
 
 def _calibration(
@@ -317,6 +332,7 @@ def _calibration(
 
 def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
     """Read the checkpoints, which may download them, and check that their weights fit."""
+    _require_files(args, chosen)
     checkpoints = [(each, _read(args, each.name)) for each in chosen]
     demo = args.ckpt is None and not args.all
     ablation = demo and INT8 not in (args.precision, args.compare)  # which has no int8 form
@@ -338,6 +354,14 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
         if args.all:  # so many networks at once would take gigabytes
             job.checkpoint.release()
     return jobs
+
+
+def _require_files(args: Namespace, chosen: Sequence[Chosen]) -> None:
+    """Name all files of ``--all --ckpt FOLDER`` that are missing, before one is read."""
+    paths = [published_path(each.name, args.ckpt) for each in chosen] if args.all else []
+    missing = [f"{path}: no such file" for path in paths if args.ckpt and not path.exists()]
+    if missing:
+        raise problems_error(f"--ckpt {args.ckpt}: expected the published files:", missing)
 
 
 def _read(args: Namespace, name: str) -> Checkpoint:

@@ -11,11 +11,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from emanet_triton.eval.metric import Scores, scores
-from emanet_triton.eval.plan import Job, Plan
+from emanet_triton.eval.plan import Job, Plan, published_figure
 from emanet_triton.eval.runner import Result
 from emanet_triton.files import write_output
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.zoo import ZOO
 from emanet_triton.versions import versions
 
 TOLERANCE = 0.05  # points of mIoU within which a published figure counts as reproduced
@@ -171,11 +172,24 @@ def title(plan: Plan, job: Job) -> str:
     protocol = job.protocol
     views = f"{len(protocol.ratios)} scales, plain and mirrored" if job.ms_flip else "one view"
     without = "" if job.reconstruct else ", without the EM attention's reconstruction"
+    images = len(plan.samples)
     return (
         f"{job.name}{without}\n"
         f"  weights   {job.checkpoint.path} (sha256 {job.checkpoint.sha256[:8]})\n"
-        f"  data      {plan.data}, split {plan.split}, {len(plan.samples)} images\n"
-        f"  protocol  {protocol.version}, {protocol.mode}, {views}"
+        f"  data      {plan.data}, split {plan.split}, {images} image{'s' * (images != 1)}\n"
+        f"  protocol  {protocol.version}, {protocol.mode}, {views}{_published(plan, job)}"
+    )
+
+
+def _published(plan: Plan, job: Job) -> str:
+    """A line on the published figure, if this evaluation does not compare with it."""
+    figure, dataset = published_figure(job), ZOO[job.name].dataset
+    if figure is None or plan.published(job) is not None or dataset.published_on is None:
+        return ""
+    split, images = dataset.published_on
+    return (
+        f"\n  published mIoU {figure:.2f}, of the published file on the {images} images of "
+        f"{dataset.name} {split}: not compared"
     )
 
 

@@ -1,16 +1,19 @@
 """What the options ``--ckpt``, ``--model`` and ``--data`` of a command line choose together."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.overlay import class_names
+from emanet_triton.data.public import find_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.emanet import Architecture
+from emanet_triton.models.pins import check_pin
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
@@ -45,7 +48,9 @@ class Chosen:
         return len(self.dataset.classes)
 
 
-def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Chosen:
+def choose(
+    ckpt: str, model: str | None = None, data: Path | None = None, dataset: str | None = None
+) -> Chosen:
     """Find out what the options mean. A large file is read only if nothing else names its model.
 
     A file of emanet-triton train says its model, its protocol and its data set. For other
@@ -56,6 +61,7 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
         model: the name of the model as the user gave it, or ``None``.
         data: the root of the data set, or a file ``*.toml`` that describes another data set; or
             ``None``.
+        dataset: the name of the public data set in ``data``, if it is not the model's own.
 
     Raises:
         InputError: an option names nothing that can be used, or two options contradict each other.
@@ -79,18 +85,18 @@ def choose(ckpt: str, model: str | None = None, data: Path | None = None) -> Cho
             raise InputError(f"--data {data}: there is no such folder")
         name = model_of_file(ckpt)
     entry = find_entry(name)
-    dataset = (description and description.described()) or entry.dataset
-    if description is not None and description.classes != class_names(dataset):
+    own = (description and description.described()) or entry.dataset
+    if description is not None and description.classes != class_names(own):
         raise InputError(
-            f"{ckpt}: says that it has the classes of {dataset.name}, but its own are "
+            f"{ckpt}: says that it has the classes of {own.name}, but its own are "
             + ", ".join(description.classes)
         )
-    root = None
+    chosen, root = own if dataset is None else find_dataset(dataset), None
     if described is not None:
-        dataset, root = described
+        chosen, root = described
     elif data is not None:
-        dataset, root = open_dataset(data, dataset)
-    return Chosen(name, dataset, description.protocol if description else entry.protocol, root)
+        chosen, root = open_dataset(data, chosen)
+    return Chosen(name, chosen, description.protocol if description else entry.protocol, root)
 
 
 def known_model(ckpt: str, model: str | None) -> str | None:
@@ -118,8 +124,12 @@ def known_model(ckpt: str, model: str | None) -> str | None:
             f"{ckpt}: no such file and no such model; expected a checkpoint file or "
             + models_like(ckpt)
         )
-    known = model or name_of_path(path)
-    return known if exists else None
+    named = name_of_path(path)
+    if exists and model is not None and named not in (None, model):
+        if find_entry(str(named)).architecture != find_entry(model).architecture:
+            raise InputError(f"{ckpt} is a checkpoint of {named}, not of --model {model}")
+        warnings.warn(f"{ckpt}: is named like the file of {named}, not of {model}", stacklevel=2)
+    return (model or named) if exists else None
 
 
 def model_of_file(ckpt: str) -> str:
@@ -143,7 +153,7 @@ def _models_of(checkpoint: Checkpoint) -> str:
     layouts = {name: getattr(entry.architecture, "layout", None) for name, entry in ZOO.items()}
     names = [name for name, layout in layouts.items() if layout == checkpoint.layout]
     usual = checkpoint.layout in (None, Architecture.layout)
-    return models_like() if usual else f"one of: {', '.join(names)}"
+    return models_like(checkpoint.path.stem) if usual else f"one of: {', '.join(names)}"
 
 
 def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
@@ -152,9 +162,12 @@ def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
     Raises:
         InputError: the file is missing, damaged or, if published, not the right one.
     """
-    if ckpt and _exists(ckpt):
-        return read_checkpoint(Path(ckpt))
-    return read_published(name)
+    if not (ckpt and _exists(ckpt)):
+        return read_published(name)
+    checkpoint = read_checkpoint(Path(ckpt))
+    if name_of_path(checkpoint.path) == name and find_entry(name).sha256 is None:
+        check_pin(checkpoint, note=False)
+    return checkpoint
 
 
 def chosen_path(ckpt: str | None, name: str) -> Path:

@@ -58,9 +58,9 @@ def download(
     """Download a file unless it exists already.
 
     The data are written to ``<destination>.part``. The part is renamed when its length and hash
-    are right. If the download is interrupted, the part stays, and the next call continues it. A
-    second process waits for the first one while the part grows. On a file system without locks
-    each process has a part of its own, which is removed in the end.
+    are right. If the download is interrupted, the part stays, and the next call continues it; if no
+    hash is known, it begins again. A second process waits for the first one while the part grows.
+    On a file system without locks each process has a part of its own, which is removed in the end.
 
     Proxies are taken from the environment (``https_proxy`` and others, as in ``urllib``).
 
@@ -210,6 +210,8 @@ def _complete(
 ) -> None:
     """Complete ``part``, check its hash and give it its final name."""
     with os.fdopen(open_plain(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        if sha256_prefix is None and md5_url is None:
+            file.truncate(0)  # nothing would show that an older part is of another file
         if sha256_prefix is None or not _digest(file, "sha256").startswith(sha256_prefix):
             _fetch(url, file, destination.name, progress)
         kind, expected = "sha256", sha256_prefix

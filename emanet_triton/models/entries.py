@@ -9,6 +9,7 @@ from emanet_triton.data.bdd100k import BDD100K, BDD100K_DRIVABLE
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.voc import VOC2012
+from emanet_triton.models.checkpoint_files.layouts import MMSEGMENTATION, project_of
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.network import RGB, Network
 from emanet_triton.models.protocol import Protocol
@@ -96,7 +97,7 @@ PACKAGE = "emanet_triton"  # the source of the models that come with this packag
 
 SOURCES = {
     "mmseg": Source(
-        "mmsegmentation",
+        project_of(MMSEGMENTATION),
         "https://github.com/open-mmlab/mmsegmentation",
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
@@ -107,17 +108,17 @@ SOURCES = {
         code_license="Apache-2.0",
     ),
     "sssegmentation": Source(
-        "SSSegmentation",
+        project_of("sssegmentation"),
         "https://github.com/SegmentationBLWX/sssegmentation",
         code_license="Apache-2.0",
     ),
     "official": Source(
-        "EMANet of its authors",
+        project_of("official"),
         "https://github.com/XiaLiPKU/EMANet",
         code_license="GPL-3.0-only",
     ),
     "paddleseg": Source(
-        "PaddleSeg",
+        project_of("paddleseg"),
         "https://github.com/PaddlePaddle/PaddleSeg",
         code_license="Apache-2.0",
     ),
@@ -127,14 +128,6 @@ SOURCES = {
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
     ),
-}
-
-DATASETS = {
-    "cityscapes": CITYSCAPES,
-    "voc2012": VOC2012,
-    "ade20k": ADE20K,
-    "bdd100k": BDD100K,
-    "bdd100k-drivable": BDD100K_DRIVABLE,
 }
 
 WEIGHTS = Path(__file__).parent / "weights"  # files of models inside this package

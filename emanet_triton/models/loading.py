@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
-from emanet_triton.models.checkpoint_files.layouts import parts_of, project_of
+from emanet_triton.models.checkpoint_files.layouts import has_auxiliary_head, parts_of, project_of
 from emanet_triton.models.checkpoint_files.refusals import shown
 from emanet_triton.models.checkpoint_files.weights_in import AUXILIARY, COUNTER, PARTS
 
@@ -33,7 +33,8 @@ def load_into(
 
     - Counters ``num_batches_tracked``, which no network uses, become 0.
     - The whole auxiliary head, which only training uses. With a warning the model keeps its own,
-      or gets zeros if it is on the meta device.
+      or gets zeros if it is on the meta device. No warning is needed for the authors' EMANet, which
+      never has one.
 
     Entries that belong to no part of the network, and entries of mmseg's losses, are left out with
     a warning if all others fit.
@@ -74,8 +75,8 @@ def load_into(
     if kept:
         names = dict.fromkeys(key.rpartition(".")[0] for key in kept)
         warnings.warn(
-            f"{checkpoint.path}: is for {old} classes, the model for {new}; not loaded are "
-            f"{' and '.join(names)}, which must be trained",
+            f"{checkpoint.path}: is for {old} classes, the model for {new}; not loaded, to be "
+            f"trained: {' and '.join(names)}",
             stacklevel=2,
         )
     if extras:
@@ -84,7 +85,8 @@ def load_into(
             f"first {shown(next(iter(extras)))}",
             stacklevel=2,
         )
-    if any(key.startswith(_AUXILIARY) and not key.endswith(COUNTER) for key in stand_ins):
+    lacks = any(key.startswith(_AUXILIARY) and not key.endswith(COUNTER) for key in stand_ins)
+    if lacks and has_auxiliary_head(checkpoint.layout):
         warnings.warn(
             f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
             stacklevel=2,
@@ -268,8 +270,8 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}; create_model takes num_classes=, a command "
-            "--data FILE.toml with the classes."
+            f"the model for {expected.shape[0]}: perhaps the file is another model's. "
+            "create_model takes num_classes=, a command --data FILE.toml with the classes."
         )
     return hints
 

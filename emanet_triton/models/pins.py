@@ -11,7 +11,7 @@ from emanet_triton.errors import InputError
 from emanet_triton.files import read_plain, write_whole
 from emanet_triton.models.checkpoint import Checkpoint
 
-_NOTE = re.compile(r"([0-9a-f]{64})  [^\n]+\n?")
+_NOTE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\n]+)\n?")
 _MOST_BYTES = 4096
 
 
@@ -34,33 +34,39 @@ def pinned(path: Path) -> str | None:
     except OSError as error:
         raise InputError(f"{note}: cannot be read ({error.strerror or error})") from error
     found = _NOTE.fullmatch(text)
-    if found is None:
+    if found is None or found[2] != path.name:
         raise InputError(
             f"{note}: is damaged; expected the SHA-256 of {path.name}, as sha256sum writes it. "
             "Delete the note if the file is the right one"
         )
-    return found[1]
+    return found[1].lower()
 
 
-def check_pin(checkpoint: Checkpoint) -> None:
+def check_pin(checkpoint: Checkpoint, note: bool = True) -> None:
     """Compare a file with the hash that was noted for it, or note its hash now.
 
     If the note cannot be written, a warning says so.
 
+    Args:
+        checkpoint: the file.
+        note: whether to note the hash if there is no note.
+
     Raises:
         InputError: the file is another one than before, or the note cannot be read.
     """
-    path, note = checkpoint.path, pin_path(checkpoint.path)
+    path, place = checkpoint.path, pin_path(checkpoint.path)
     expected = pinned(path)
     if expected is None:
+        if not note:
+            return
         try:
-            write_whole(note, f"{checkpoint.sha256}  {path.name}\n".encode())
+            write_whole(place, f"{checkpoint.sha256}  {path.name}\n".encode())
         except OSError as error:
             reason = error.strerror or error
-            warnings.warn(f"{note}: cannot be written ({reason}); no hash is noted", stacklevel=2)
+            warnings.warn(f"{place}: cannot be written ({reason}); no hash is noted", stacklevel=2)
     elif checkpoint.sha256 != expected:
         raise InputError(
             f"{path}: its SHA-256 begins with {checkpoint.sha256[:8]}, expected {expected[:8]} as "
-            f"noted in {note.name} when it was first opened: the file is damaged or another one. "
+            f"noted in {place.name} when it was first opened: the file is damaged or another one. "
             "Delete the note if you replaced the file on purpose"
         )

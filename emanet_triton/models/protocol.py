@@ -9,6 +9,8 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MMSEG_VERSIONS = ("mmseg-0.x", "mmseg-1.x")
 VERSIONS = (*MMSEG_VERSIONS, "sssegmentation", "official", "paddleseg")
 AVERAGES = ("probabilities", "logits")
+LARGEST = 2**16  # pixels of a side
+LARGEST_RATIO = 16
 SCALINGS = ("image", "input", "rounded", "previous")
 
 
@@ -53,8 +55,8 @@ class Protocol:
 
     Raises:
         ValueError: a mode, version, average or scaling is unknown; crop and stride do not belong
-            to the mode; a stride is larger than the crop; a size or ratio is not positive; or
-            ``direct`` has windows, padding or ``final_align_corners``.
+            to the mode; a stride is larger than the crop; a size is not 1 to 65536, or a ratio not
+            above 0 and at most 16; or ``direct`` has windows, padding or ``final_align_corners``.
     """
 
     base_scale: tuple[int, int] | None
@@ -96,9 +98,11 @@ class Protocol:
         if self.mode == "whole" and (self.crop is not None or self.stride is not None):
             raise ValueError("mode 'whole' takes no crop and no stride")
         pairs = (self.base_scale, self.crop, self.stride, self.pad_size)
-        sizes = (*chain(*filter(None, pairs)), *self.ratios)
-        if not self.ratios or min(sizes) <= 0 or (self.pad_step is not None and self.pad_step < 1):
-            raise ValueError(f"sizes and ratios must be positive, got {self}")
+        sizes = (*chain(*filter(None, pairs)), *(() if self.pad_step is None else (self.pad_step,)))
+        if not all(0 < size <= LARGEST for size in sizes):
+            raise ValueError(f"sizes must be 1 to {LARGEST} pixels, got {self}")
+        if not self.ratios or not all(0 < ratio <= LARGEST_RATIO for ratio in self.ratios):
+            raise ValueError(f"ratios must be above 0 and at most {LARGEST_RATIO}, got {self}")
         if self.crop and self.stride and any(map(operator.gt, self.stride, self.crop)):
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.crop}")
         later = self.final_align_corners is not None

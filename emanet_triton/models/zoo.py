@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from emanet_triton.data.overlay import class_names
+from emanet_triton.data.public import DATASETS
 from emanet_triton.errors import InputError
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.entries import (
-    DATASETS,
     OFFICIAL,
     SOURCES,
     ZOO,
@@ -34,10 +34,11 @@ class ModelInfo:
 
     Attributes:
         name: of the model.
-        source: the project that published it; ``None`` if none did.
+        source: the project that published it, as ``list_models`` calls it; ``None``: none did.
+        project: the project's name, page and licences.
         depth: layers of the ResNet, such as 50; ``None`` for another backbone.
         stride: pixels of the input per logit, in each direction.
-        dataset: the name of the data set on which it was trained.
+        dataset: on which it was trained, as ``list_models`` calls it; ``None``: on another one.
         classes: the names of its classes, in the order of the logits' channels.
         protocol: of its published evaluation.
         published: the figures of its project; ``None`` if it published none.
@@ -48,10 +49,11 @@ class ModelInfo:
     """
 
     name: str
-    source: Source | None
+    source: str | None
+    project: Source | None
     depth: int | None
     stride: int
-    dataset: str
+    dataset: str | None
     classes: tuple[str, ...]
     protocol: Protocol
     published: Published | None
@@ -100,10 +102,11 @@ def model_info(name: str) -> ModelInfo:
     path = published_path(name) if entry.file else None
     return ModelInfo(
         name=name,
-        source=SOURCES[entry.source] if entry.source else None,
+        source=entry.source,
+        project=SOURCES[entry.source] if entry.source else None,
         depth=_depth(entry),
         stride=on_meta(entry.network, entry.architecture, entry.protocol, 1).stride,
-        dataset=entry.dataset.name,
+        dataset=next((key for key, d in DATASETS.items() if d is entry.dataset), None),
         classes=class_names(entry.dataset),
         protocol=entry.protocol,
         published=entry.published,
@@ -165,8 +168,9 @@ def create_model(
             )
         name = description.model
     entry = find_entry(name)
-    if description is not None and _layout(description.model) != _layout(name):
-        raise InputError(f"{checkpoint}: is a checkpoint of {description.model}, not of {name}")
+    known = description.model if description else checkpoint and name_of_path(Path(checkpoint))
+    if known in ZOO and ZOO[known].architecture != entry.architecture:
+        raise InputError(f"{checkpoint}: is a checkpoint of {known}, not of {name}")
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     classes = num_classes
@@ -184,11 +188,6 @@ def create_model(
         elif checkpoint is not None:
             load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
     return model.eval()
-
-
-def _layout(name: str) -> str | None:
-    """The project whose files fit a model, if it is an EMANet that the zoo knows."""
-    return getattr(ZOO[name].architecture, "layout", None) if name in ZOO else None
 
 
 def find_entry(name: str) -> ZooEntry:
@@ -219,7 +218,11 @@ def published_path(name: str, folder: str | Path | None = None) -> Path:
         raise InputError(f"{name}: the zoo has no checkpoint of this model; expected a file")
     if entry.packaged is not None:
         return entry.packaged
-    return hub_file(entry.file) if folder is None else Path(folder) / entry.file
+    if folder is None:
+        return hub_file(entry.file)
+    path = Path(folder) / entry.file
+    as_published = Path(folder, name, (entry.url or entry.file).rpartition("/")[2])
+    return as_published if as_published.exists() and not path.exists() else path
 
 
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:

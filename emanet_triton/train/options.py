@@ -65,8 +65,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         type=Path,
         required=True,
         metavar="ROOT_OR_TOML",
-        help="root folder of the data set in Cityscapes layout, or a .toml file that describes a "
-        "data set",
+        help="root folder of the model's data set, or a .toml file that describes a data set",
     )
     group.add_argument(
         "--train-split", default="train", metavar="SPLIT", help="default: %(default)s"

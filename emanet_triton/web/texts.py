@@ -7,7 +7,7 @@ import numpy as np
 
 from emanet_triton.data.dataset import Color, Dataset
 from emanet_triton.models.entries import DEMO
-from emanet_triton.models.zoo import model_info
+from emanet_triton.models.zoo import find_entry, model_info
 from emanet_triton.web.segmenter import Result
 
 DEMO_NOTE = "emanet_demo was trained on drawn street scenes and is useless on photos."
@@ -69,13 +69,13 @@ def problem(message: str) -> str:
 
 
 def model_note(name: str) -> str:
-    """One sentence about a model of the zoo."""
+    """What the page says about a model of the zoo."""
     if name == DEMO:
         return DEMO_NOTE
     info = model_info(name)
-    if info.source is None or info.path is None:
+    if info.project is None or info.path is None:
         return ""
-    text = f"The classes of {info.dataset}; published by {info.source.project}. "
+    text = f"The classes of {find_entry(name).dataset.name}; published by {info.project.project}. "
     if info.url is None:
         return text + f"The file has no address: save it as {info.path.name} in torch's hub cache."
     return text + "The checkpoint is downloaded when the model is first used."

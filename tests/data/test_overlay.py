@@ -6,6 +6,7 @@ import torch
 
 from emanet_triton.data.cityscapes import CLASSES
 from emanet_triton.data.overlay import class_names, colored, overlay, palette, with_legend
+from emanet_triton.errors import InputError
 
 NOT_FINITE = 255
 
@@ -115,3 +116,19 @@ def test_wrong_arguments_are_named():
         overlay(image, labels, classes=["roads", "car", "cars"])
     with pytest.raises(ValueError, match="no class of Cityscapes: cars"):
         colored(labels, classes=["cars"])
+
+
+def test_labels_of_another_data_set_are_not_drawn_in_the_wrong_colours():
+    image, labels = scene()
+    labels[:8] = 144
+    with pytest.raises(
+        ValueError, match="labels hold 144, but Cityscapes has 19 classes; give the"
+    ):
+        overlay(image, labels)
+    drawn = overlay(image, labels, "ade20k", legend=False, alpha=1)
+    np.testing.assert_array_equal(drawn, palette("ade20k")[labels])
+    assert class_names("ade20k")[144] == "bulletin board"
+    with pytest.raises(
+        InputError, match="unknown data set 'ade'; expected one of: cityscapes, voc"
+    ):
+        palette("ade")

@@ -344,3 +344,11 @@ def test_default_sizes():
     slide = PROTOCOLS["slide"]
     assert default_size(slide, "logits") == slide.crop
     assert default_size(slide, "labels") == (65, 129)
+
+
+def test_default_sizes_where_images_keep_their_own():
+    own = replace(WHOLE, base_scale=None)
+    assert default_size(replace(own, pad_size=(48, 64)), "logits") == (48, 64)
+    assert default_size(own, "logits", any_size=True) == (512, 512)
+    with pytest.raises(InputError, match="expected one \\(--size\\)"):
+        default_size(own, "logits")

@@ -70,8 +70,8 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
             ["--all", "bdd100k", "--dataset", "voc2012"],
             "has no model of voc2012; expected bdd100k or",
         ),
-        (["--all", "bdd100k", "--data", "x"], "or --dataset bdd100k or bdd100k-drivable"),
-        (["--dataset", "voc2012"], "--dataset chooses models of --all: give --all too"),
+        (["--all", "bdd100k", "--data", "x"], "--data x: there is no such folder; expected the"),
+        (["--dataset", "voc2012"], "--dataset names the data set of a model: give --ckpt or"),
         (["--all", "--ms-flip"], "--all evaluates every published model both ways"),
         (["--all", "--save-overlays", "x"], "--all writes no pictures"),
         (["--compare", "fp32"], "--compare fp32: --precision is the same"),
@@ -273,7 +273,10 @@ def test_published_name_with_other_content(fails, city, tmp_path):
 def test_other_architecture(fails, city, ckpt):
     name = next(iter(ZOO))
     err = fails("--ckpt", ckpt, "--data", city, "--model", name)
-    assert f"{ckpt}: does not fit the model" in err
+    assert f"{ckpt} is a checkpoint of tiny, not of --model {name}" in err
+    mine = ckpt.rename(ckpt.with_name("mine.pth"))
+    err = fails("--ckpt", mine, "--data", city, "--model", name)
+    assert f"{mine}: does not fit the model" in err
     assert "missing from the file" in err
     assert "of another shape" in err
 

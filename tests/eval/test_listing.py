@@ -24,7 +24,7 @@ def test_the_page_has_the_printed_table(listed):
 
 
 def test_every_model_and_every_project_has_a_row(listed):
-    models, sources = listed.split("\n\n")
+    models, notes, sources = listed.split("\n\n")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in models.splitlines()[2:]]
     assert [row[0] for row in rows] == list(ZOO)
     found = {row[0]: row[1:] for row in rows}
@@ -37,6 +37,7 @@ def test_every_model_and_every_project_has_a_row(listed):
     assert found["emanet_resnet50_os8_cityscapes_1024x512_80k"] == [
         *("paddleseg", "Cityscapes", "R50-D8", "whole", "79.05", "79.34", "80.82", "-")
     ]
+    assert notes.startswith("emanet_r101_voc_official: mIoU by the author's word")
     assert "GPL-3.0-only" in sources
     assert sources.count("not stated") == 4
 
@@ -45,3 +46,11 @@ def test_a_model_of_nobody_has_a_row(monkeypatch, capsys):
     assert "tiny" in ZOO
     assert main(["--list"]) == 0
     assert "| tiny " in capsys.readouterr().out
+
+
+def test_the_list_can_be_filtered(capsys):
+    assert main(["--list", "--all", "sssegmentation", "--dataset", "ade20k"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("_ade20k") == 4
+    assert "_voc " not in out
+    assert "paddleseg" not in out

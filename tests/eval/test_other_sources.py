@@ -18,14 +18,14 @@ from checkpoint_files import Listed, listed_in_others, small, with_blocks, with_
 from other_golden import weights_of
 from public_sets import label, places, write
 
-from emanet_triton import Dataset, create_model
+from emanet_triton import Dataset, create_model, list_models
 from emanet_triton.data.bdd100k import BDD100K, BDD100K_DRIVABLE
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.png import write_png
+from emanet_triton.data.public import DATASETS
 from emanet_triton.data.voc import VOC2012
 from emanet_triton.eval.__main__ import main
 from emanet_triton.inference import reference
-from emanet_triton.models.entries import DATASETS
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import ZOO
 
@@ -175,10 +175,13 @@ def test_drivable_areas_need_their_name_where_both_lie(tmp_path, capsys):
         write(dataset, tmp_path, "a")
     command = ["--all", "bdd100k", "--data", str(tmp_path)]
     assert main(command) == 2
-    assert "expected --data with the root of one of them, or --dataset" in capsys.readouterr().err
+    assert "has the folders of bdd100k and bdd100k-drivable; expected the root of one of" in (
+        capsys.readouterr().err
+    )
     assert main([*command, "--dataset", "bdd100k-drivable", "--ckpt", str(tmp_path)]) == 2
-    missing = tmp_path / "emanet_r50-d8_512x1024_40k_drivable_bdd100k.pth"
-    assert f"{missing}: no such file; expected the checkpoint of" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for name in list_models(dataset="bdd100k-drivable"):
+        assert f"{tmp_path / name}.pth: no such file" in error
 
 
 def test_a_file_of_one_project_for_the_model_of_another(tmp_path, capsys):

@@ -306,10 +306,11 @@ def test_without_an_md5_a_warning_says_so(server, destination, body):
     assert_whole(destination)
 
 
-def test_without_any_hash_an_interrupted_download_goes_on(server, destination):
+def test_without_any_hash_an_interrupted_download_begins_again(server, destination):
     server.close_after = HALF
     with pytest.raises(InputError, match="the connection closed"):
         download(server.url, destination, progress=False)
     server.close_after = None
     download(server.url, destination, progress=False)
     assert_whole(destination)
+    assert server.requests == [(None, HALF), (None, len(BODY))]

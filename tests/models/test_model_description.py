@@ -118,7 +118,7 @@ PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
         (broken(protocol={}), "it lacks 'base_scale'"),
         (broken(protocol=PROTOCOL | {"base_scale": [1, 2, 3]}), "expected two numbers as base_sc"),
         (broken(protocol=PROTOCOL | {"base_scale": ["1", 2]}), "expected a list of numbers"),
-        (broken(protocol=PROTOCOL | {"base_scale": [-1, 2]}), "sizes and ratios must be positive"),
+        (broken(protocol=PROTOCOL | {"base_scale": [-1, 2]}), "sizes must be 1 to 65536"),
         (broken(protocol=PROTOCOL | {"mode": "x"}), "mode must be 'whole' or 'slide', got 'x'"),
         (broken(protocol=PROTOCOL | {"more": 1}), "Protocol.__init__() got an unexpected keyword"),
         (broken(protocol=PROTOCOL | {"align_corners": 1}), "expected true or false, got a int"),
@@ -151,7 +151,7 @@ def test_a_model_of_a_trained_file(tmp_path):
         model = create_model(checkpoint=path, **options)
         assert (model.num_classes, model.protocol) == (len(CLASSES), TRAINED.protocol)
         assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    with pytest.warns(UserWarning, match="is for 3 classes, the model for 7; not loaded are"):
+    with pytest.warns(UserWarning, match="is for 3 classes, the model for 7; not loaded"):
         assert create_model(checkpoint=path, num_classes=7).num_classes == 7
 
 

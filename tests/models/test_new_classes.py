@@ -47,7 +47,7 @@ def test_all_but_the_classifiers_are_loaded(path):
     own = {key: value.clone() for key, value in model.state_dict().items()}
     checkpoint = read_checkpoint(path)
     assert warned(load_into, model, checkpoint, new_classes=True) == [
-        f"{path}: is for 19 classes, the model for 5; not loaded are {HEADS}, which must be trained"
+        f"{path}: is for 19 classes, the model for 5; not loaded, to be trained: {HEADS}"
     ]
     for key, value in model.state_dict().items():
         source = own if key.startswith(CLASSIFIERS) else checkpoint.state_dict
@@ -69,8 +69,8 @@ def test_without_an_auxiliary_head(tmp_path):
     assert warned(
         load_into, tiny_emanet(num_classes=5), read_checkpoint(path), new_classes=True
     ) == [
-        f"{path}: is for 19 classes, the model for 5; not loaded are decode_head.conv_seg, which "
-        "must be trained",
+        f"{path}: is for 19 classes, the model for 5; not loaded, to be trained: "
+        "decode_head.conv_seg",
         f"{path}: has no auxiliary head, which only training uses; none is loaded",
     ]
 
@@ -112,7 +112,7 @@ def test_never_without_being_asked(path):
 def test_create_model(tmp_path, monkeypatch):
     path = tiny_eval.write_checkpoint(tmp_path)
     with pytest.warns(
-        UserWarning, match=r"for 19 classes, the model for 5; not loaded are decode_"
+        UserWarning, match=r"for 19 classes, the model for 5; not loaded, to be trained: decode_"
     ):
         model = create_model("tiny", checkpoint=path, num_classes=5)
     assert model.num_classes == 5
@@ -133,7 +133,7 @@ def test_create_model(tmp_path, monkeypatch):
 
 
 def test_the_demonstration_for_five_classes():
-    with pytest.warns(UserWarning, match=f"not loaded are {HEADS}, which must be trained"):
+    with pytest.warns(UserWarning, match=f"not loaded, to be trained: {HEADS}"):
         model = create_model("emanet_demo", pretrained=True, num_classes=5)
     model.train()
     logits, auxiliary = model(torch.zeros(2, 3, 64, 64))

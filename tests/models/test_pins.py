@@ -12,6 +12,7 @@ from download_server import serving
 from emanet_triton.errors import InputError
 from emanet_triton.models import zoo
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.chosen import read_chosen
 from emanet_triton.models.entries import OFFICIAL
 from emanet_triton.models.pins import check_pin, pin_path, pinned
 
@@ -82,3 +83,32 @@ def test_a_model_without_an_address_says_where_its_file_belongs(tmp_path, monkey
     with pytest.raises(InputError, match=r"from https://github\.com/XiaLiPKU/EMANet") as error:
         zoo.read_published(OFFICIAL)
     assert str(error.value).startswith(f"{place}: no such file; expected the checkpoint of")
+
+
+@pytest.mark.parametrize("form", ["{} *{}\n", "{}  {}"])
+def test_notes_of_sha256sum(path, form):
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()
+    pin_path(path).write_text(form.format(digits.upper(), path.name))
+    check_pin(read_checkpoint(path))
+    pin_path(path).write_text(form.format(digits, "other.pth"))
+    with pytest.raises(InputError, match=r"file\.pth\.sha256: is damaged"):
+        check_pin(read_checkpoint(path))
+
+
+def test_a_path_that_a_user_gives_is_compared_but_not_noted(tmp_path):
+    path = save(weights(), tmp_path / f"{NAME}.pth")
+    read_chosen(str(path), NAME)
+    assert not pin_path(path).exists()
+    pin_path(path).write_text(f"{'0' * 64}  {path.name}\n")
+    with pytest.raises(InputError, match="the file is damaged or another one"):
+        read_chosen(str(path), NAME)
+
+
+def test_a_folder_may_have_the_names_of_the_addresses(tmp_path):
+    model = "emanet_resnet50_os8_voc12aug_512x512_40k"
+    assert zoo.published_path(model, tmp_path) == tmp_path / f"{model}.pdparams"
+    place = tmp_path / model / "model.pdparams"
+    place.parent.mkdir()
+    place.touch()
+    assert zoo.published_path(model, tmp_path) == place
+    assert zoo.name_of_path(place) == model

@@ -11,8 +11,15 @@ import tiny_eval
 import torch
 
 from emanet_triton import create_model, list_models
+from emanet_triton.data.public import DATASETS
 from emanet_triton.errors import InputError
-from emanet_triton.models.entries import DATASETS, DEMO, OFFICIAL, SOURCES
+from emanet_triton.models.checkpoint import Checkpoint
+from emanet_triton.models.chosen import choose
+from emanet_triton.models.entries import (
+    DEMO,
+    OFFICIAL,
+    SOURCES,
+)
 from emanet_triton.models.zoo import ZOO, model_info, name_of, read_published
 
 PUBLISHED = {
@@ -37,7 +44,8 @@ def test_models_of_each_source(source, count):
     project = SOURCES[source]
     for name in names:
         info = model_info(name)
-        assert (info.name, info.source) == (name, project)
+        assert (info.name, info.source, info.project) == (name, source, project)
+        assert name in list_models(source=info.source, dataset=info.dataset, depth=info.depth)
         assert info.url is None or info.url.startswith("https://")
         assert info.path is not None and info.path.name.startswith(name)
         assert list_models(source=source, depth=info.depth).count(name) == 1
@@ -221,3 +229,22 @@ def test_the_hash_is_checked_whenever_the_cached_file_is_opened(published_tiny):
     cached.write_bytes(data)
     with pytest.raises(InputError, match=f"tiny.pth: .*{ZOO['tiny'].sha256}"):
         create_model("tiny", pretrained=True)
+
+
+def test_the_file_of_another_variant_is_refused_by_its_name(tmp_path):
+    """The weights of output strides 8 and 16 have the same shapes."""
+    path = tmp_path / "emanet_resnet50os16_voc.pth"
+    with pytest.raises(InputError, match="is a checkpoint of emanet_resnet50os16_voc, not of ema"):
+        create_model("emanet_resnet50os8_voc", checkpoint=path)
+    path.touch()
+    with pytest.raises(InputError, match="_voc, not of --model emanet_resnet50os8_voc"):
+        choose(str(path), "emanet_resnet50os8_voc")
+    same = tmp_path / ZOO["emanet_r50-d8_512x1024_80k_cityscapes"].file
+    same.touch()
+    with pytest.warns(UserWarning, match="is named like the file of emanet_r50-d8_512x1024"):
+        choose(str(same), "emanet_r50-d8_769x769_80k_cityscapes")
+
+
+def test_the_official_file_needs_no_name(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "final.pth", "0" * 64, {}, {}, "official")
+    assert name_of(checkpoint) == OFFICIAL

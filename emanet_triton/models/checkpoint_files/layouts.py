@@ -58,7 +58,7 @@ LAYOUTS = {
     ),
     # https://github.com/XiaLiPKU/EMANet, the authors' own
     "official": Layout(
-        "the authors' EMANet (XiaLiPKU/EMANet)",
+        "EMANet's authors (XiaLiPKU)",
         "extractor.",
         (
             ("extractor.0.", "backbone.stem."),
@@ -142,6 +142,13 @@ def parts_of(layout: str | None) -> frozenset[str]:
     if layout not in LAYOUTS:
         return frozenset()
     return frozenset(theirs.partition(".")[0] for theirs, _ in LAYOUTS[layout].beginnings)
+
+
+def has_auxiliary_head(layout: str | None) -> bool:
+    """Whether the networks of a project have an auxiliary head."""
+    if layout not in LAYOUTS:
+        return True
+    return any(ours.startswith("auxiliary_head.") for _, ours in LAYOUTS[layout].beginnings)
 
 
 def translated(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
