@@ -183,11 +183,10 @@ def default_size(protocol: Protocol, part: str, any_size: bool = False) -> Size:
     """
     if part == LOGITS and protocol.crop is not None:
         return protocol.crop
+    if protocol.base_scale is not None:
+        return protocol.base_scale[1], protocol.base_scale[0]
     if protocol.pad_size is not None:
         return protocol.pad_size
-    if protocol.base_scale is None and any_size:
+    if any_size:
         return _SIZE_TO_COMPARE
-    if protocol.base_scale is None:
-        raise InputError("the protocol has no size of images; expected one (--size)")
-    width, height = protocol.base_scale
-    return height, width
+    raise InputError("the protocol has no size of images; expected one (--size)")

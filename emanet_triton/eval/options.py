@@ -8,17 +8,14 @@ from emanet_triton.command import Parser, count, program
 from emanet_triton.data.public import DATASETS
 from emanet_triton.inference.build import INT8, PRECISIONS
 from emanet_triton.inference.options import add_options, check_int8
-from emanet_triton.models.entries import (
-    PACKAGE,
-    SOURCES,
-)
+from emanet_triton.models.entries import PACKAGE, SOURCES, ZOO
 
 PROJECTS = tuple(source for source in SOURCES if source != PACKAGE)  # that --all takes
 
 
 def make_parser() -> Parser:
     """The parser of all options; ``parse`` also checks what fits together."""
-    datasets = ", ".join(dataset.name for dataset in DATASETS.values())
+    datasets = ", ".join(dict.fromkeys(entry.dataset.name for entry in ZOO.values()))
     parser = Parser(
         prog=program("eval"),
         description=f"Evaluate EMANet checkpoints on {datasets}, or a data set of your own. "

@@ -60,9 +60,8 @@ def one_scale_for_all_channels(blocks):
 
 
 @needs_int8
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("damage", [half_a_step, another_zero, one_scale_for_all_channels])
-def test_a_wrong_scale_fails_its_gate(mode, damage, monkeypatch):
+def test_a_wrong_scale_fails_its_gate(damage, monkeypatch):
     def damaged(*arguments, **options):
         network = quantize(*arguments, **options)
         damage([each for each in network.modules() if isinstance(each, QuantizedBottleneck)])
@@ -70,7 +69,7 @@ def test_a_wrong_scale_fails_its_gate(mode, damage, monkeypatch):
 
     quantize = model.quantize
     monkeypatch.setattr(model, "quantize", damaged)
-    row = row_of(mode)
+    row = row_of("network")  # the quickest mode
     assert row.gate.startswith("failed: error ")
     assert row.p50_ms is None
 

@@ -132,7 +132,7 @@ def test_messages_name_it(root, ckpt, capsys):
     )
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "(Cityscapes or Toys)" in " ".join(capsys.readouterr().out.split())
+    assert ", Toys)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_checkpoint_of_another_number_of_classes(tmp_path, root, ckpt, capsys):

@@ -281,7 +281,8 @@ def groups(each: Each) -> list[Group]:
             for note in notes
         ]
         if each == Each.KERNEL:
-            labels = [launch for launch in labels if launch.dtype == "bf16" or launch.is_common]
+            few = [launch for launch in labels if launch.classes in (19, 150)]
+            labels = [launch for launch in few if launch.dtype == "bf16" or launch.is_common]
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CONFUSIONS))))
         poolings = tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))
         found.append(Group(poolings, Each.USE if each > Each.KERNEL else Each.TILE))
