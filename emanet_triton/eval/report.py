@@ -16,7 +16,7 @@ from emanet_triton.eval.runner import Result
 from emanet_triton.files import write_output
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.protocol import Protocol
-from emanet_triton.models.zoo import ZOO
+from emanet_triton.models.zoo import find_entry
 from emanet_triton.versions import versions
 
 TOLERANCE = 0.05  # points of mIoU within which a published figure counts as reproduced
@@ -183,7 +183,7 @@ def title(plan: Plan, job: Job) -> str:
 
 def _published(plan: Plan, job: Job) -> str:
     """A line on the published figure, if this evaluation does not compare with it."""
-    figure, dataset = published_figure(job), ZOO[job.name].dataset
+    figure, dataset = published_figure(job), find_entry(job.name).dataset
     if figure is None or plan.published(job) is not None or dataset.published_on is None:
         return ""
     split, images = dataset.published_on

@@ -188,11 +188,13 @@ def test_a_file_of_one_project_for_the_model_of_another(tmp_path, capsys):
     name = "emanet_resnet50_os8_cityscapes_1024x512_80k"
     path = write_file(name, small(listed_in_others("paddleseg_r50"), 19), tmp_path)
     root = write_tree(CITYSCAPES, tmp_path / "set", "a")
-    command = ["--data", str(root), "--ckpt", str(path)]
-    assert main([*command, "--model", "emanet_r50-d8_512x1024_80k_cityscapes"]) == 2
+    model = "emanet_r50-d8_512x1024_80k_cityscapes"
+    assert main(["--data", str(root), "--ckpt", str(path), "--model", model]) == 2
+    assert f"is a checkpoint of {name}, not of --model {model}" in capsys.readouterr().err
+    renamed = path.rename(tmp_path / "mine.pdparams")
+    assert main(["--data", str(root), "--ckpt", str(renamed), "--model", model]) == 2
     assert "is a checkpoint of PaddleSeg, but the model is one of mmsegmentation" in (
         capsys.readouterr().err
     )
-    renamed = path.rename(tmp_path / "mine.pdparams")
     assert main(["--data", str(root), "--ckpt", str(renamed)]) == 2
     assert f"expected --model with one of: {name}, " in capsys.readouterr().err
