@@ -110,9 +110,9 @@ def test_gates(rows):
 
 
 def test_every_use_of_the_resampling_kernels_compiles(rows):
-    # Three dtypes, 25 uses of six numbers of classes; and three confusion matrices. By default the
-    # other dtypes than bfloat16 have 19 classes alone, and two uses.
-    labels = 25 + 2 * 2 if EACH == "kernel" else 3 * 25
+    # Three dtypes, 25 uses of six numbers of classes; and three confusion matrices. By default
+    # bfloat16 has 19 and 150 classes, and 7 uses of each; the other dtypes 19, and two uses.
+    labels = 2 * 7 + 2 * 2 if EACH == "kernel" else 3 * 25
     wanted = dict.fromkeys(compiled.TARGETS, labels + 3)
     assert Counter(row["target"] for row in resampling(rows)) == wanted
 
