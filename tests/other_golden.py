@@ -7,6 +7,7 @@ PaddleSeg's is the one of paddleseg 2.8.0 in PaddlePaddle 3.3.1, on a CPU.
 """
 
 import json
+from dataclasses import replace
 
 import torch
 from golden_data import FOLDER, make_tensor, vectors
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint_files.layouts import translated
-from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.entries import ZOO
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
@@ -36,6 +37,20 @@ PADDLE_KINDS = {
     "._variance": ".running_var",
     "emau.mu": "ema_module.bases",
 }
+
+
+def small_architecture(full: Architecture) -> Architecture:
+    """One block in each stage, and an eighth of the channels and of the bases."""
+    stem = full.stem_channels and tuple(channels // 8 for channels in full.stem_channels)
+    return replace(
+        full,
+        blocks=(1, 1, 1, 1),
+        base_channels=8,
+        ema_channels=64,
+        num_bases=8,
+        head_channels=full.head_channels // 8,
+        stem_channels=stem,
+    )
 
 
 def other_state_dict(name: str) -> dict[str, Tensor]:

@@ -26,9 +26,7 @@ from emanet_triton.inference.options import with_version
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.checkpoint import Checkpoint
 from emanet_triton.models.chosen import Chosen, choose, chosen_path, read_chosen
-from emanet_triton.models.entries import (
-    DEMO,
-)
+from emanet_triton.models.entries import DEMO
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (

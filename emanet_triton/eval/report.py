@@ -188,8 +188,8 @@ def _published(plan: Plan, job: Job) -> str:
         return ""
     split, images = dataset.published_on
     return (
-        f"\n  published mIoU {figure:.2f}, of the published file on the {images} images of "
-        f"{dataset.name} {split}: not compared"
+        f"\n  published mIoU {figure:.2f}; not compared: it is for the published file and all "
+        f"{images} images of {dataset.name} {split}"
     )
 
 

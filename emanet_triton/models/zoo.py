@@ -14,14 +14,7 @@ from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.download import download, hub_file
-from emanet_triton.models.entries import (
-    OFFICIAL,
-    SOURCES,
-    ZOO,
-    Published,
-    Source,
-    ZooEntry,
-)
+from emanet_triton.models.entries import OFFICIAL, SOURCES, ZOO, Published, Source, ZooEntry
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.network import Network
 from emanet_triton.models.pins import check_pin, pinned
@@ -194,7 +187,7 @@ def find_entry(name: str) -> ZooEntry:
     """The entry of a name.
 
     Raises:
-        InputError: the name is unknown. The message lists all names.
+        InputError: the name is unknown. The message gives similar names.
     """
     if name not in ZOO:
         raise InputError(f"unknown model '{name}'; expected {models_like(name)}")

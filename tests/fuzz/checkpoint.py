@@ -37,13 +37,8 @@ def attempt(seed: int, folder: Path) -> str:
     content = _dressed(rng, weights) if whole else {"state_dict": weights, "meta": {"iter": 3}}
     path = _saved(rng, content, folder / "file.pth")
     hostile = False if whole else _damaged(rng, path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read = read_checkpoint(path).state_dict
-    except InputError as error:
-        assert not whole, f"refused: {error}"
-        assert one_line(str(error)) == str(error)
+    read = read_unless_refused(path, whole)
+    if read is None:
         return "refused"
     if whole:
         read.pop("criterion.weight", None)  # which is left out where the network is known
@@ -54,6 +49,18 @@ def attempt(seed: int, folder: Path) -> str:
     if not hostile:
         _check_against_torch(read, path)
     return "right"
+
+
+def read_unless_refused(path: Path, whole: bool) -> Weights | None:
+    """The weights of a file, or ``None`` if it is refused in one line, as no whole file may be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_checkpoint(path).state_dict
+    except InputError as error:
+        assert not whole, f"refused: {error}"
+        assert one_line(str(error)) == str(error)
+        return None
 
 
 def check_bytes(read: Weights, data: bytes) -> None:

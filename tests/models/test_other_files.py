@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from checkpoint_files import (
     small,
     tiny_emanet,
 )
-from other_golden import ARCHITECTURES
+from other_golden import ARCHITECTURES, small_architecture
 from torch import nn
 
 from emanet_triton.errors import InputError
@@ -41,13 +40,7 @@ LISTS = {
 
 def network_for(layout: str, num_classes: int = 5) -> EMANet:
     """The small network whose weights ``SMALL_OTHERS[layout]`` lists."""
-    full = ARCHITECTURES[LISTS[layout]]
-    sizes = {"base_channels": 8, "ema_channels": 64, "num_bases": 8}
-    if full.stem_channels:
-        sizes["stem_channels"] = tuple(channels // 8 for channels in full.stem_channels)
-    architecture = replace(
-        full, blocks=(1, 1, 1, 1), head_channels=full.head_channels // 8, **sizes
-    )
+    architecture = small_architecture(ARCHITECTURES[LISTS[layout]])
     return EMANet(architecture, Protocol((64, 32)), num_classes)
 
 
