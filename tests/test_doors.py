@@ -10,8 +10,10 @@ from small_trainings import options
 
 from emanet_triton import create_model, fuse, overlay, segment
 from emanet_triton.data.png import read_image, read_label_png
+from emanet_triton.data.voc import VOC2012
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import Description
+from emanet_triton.models.entries import OFFICIAL
 from emanet_triton.models.zoo import ZOO, published_path
 from emanet_triton.predict.__main__ import main as predict
 from emanet_triton.train.__main__ import main as train
@@ -67,3 +69,11 @@ def test_a_training_begins_with_the_published_weights(name, tmp_path):
     key = "decode_head.conv_seg.weight"
     difference = (trained.state_dict[key] - before[key]).norm() / before[key].norm()
     assert 0 < difference < 0.5
+
+
+def test_a_training_without_its_weights_leaves_no_folder(tmp_path, capsys):
+    root, out = tmp_path / "set", tmp_path / "out"
+    write(VOC2012, root, "a", split="train", size=SIZE)
+    assert train(options(root, out=out, model=None, init=OFFICIAL, val_split="none")) == 2
+    assert "no such file; expected the checkpoint of emanet_r101_voc" in capsys.readouterr().err
+    assert not out.exists()

@@ -17,6 +17,7 @@ from emanet_triton.models.pins import check_pin
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
+    fetch_published,
     find_entry,
     models_like,
     name_of,
@@ -173,6 +174,15 @@ def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
 def chosen_path(ckpt: str | None, name: str) -> Path:
     """The file that ``read_chosen`` reads, also if it has not been downloaded yet."""
     return Path(ckpt) if ckpt and _exists(ckpt) else published_path(name)
+
+
+def fetch_chosen(ckpt: str, name: str) -> Path:
+    """The file that ``read_chosen`` reads, downloaded if it is missing. It is not read.
+
+    Raises:
+        InputError: the file is missing and cannot be downloaded.
+    """
+    return Path(ckpt) if _exists(ckpt) else fetch_published(name)
 
 
 def _exists(path: str) -> bool:

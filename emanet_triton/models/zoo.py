@@ -233,6 +233,20 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
         InputError: the name is unknown, the model has no checkpoint in the zoo, or the file is
             missing, damaged, not the published one or another one than before.
     """
+    expected = find_entry(name).sha256
+    checkpoint = read_checkpoint(fetch_published(name, folder), expected)
+    if expected is None:
+        check_pin(checkpoint)
+    return checkpoint
+
+
+def fetch_published(name: str, folder: str | Path | None = None) -> Path:
+    """The file of ``read_published``, downloaded if it is missing. It is not read.
+
+    Raises:
+        InputError: the name is unknown, the model has no checkpoint in the zoo, or the file is
+            missing and cannot be downloaded.
+    """
     entry = find_entry(name)
     path = published_path(name, folder)
     if entry.url is not None and folder is None:
@@ -240,10 +254,7 @@ def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
     elif not path.exists() and entry.source is not None:
         address = entry.url or SOURCES[entry.source].url
         raise InputError(f"{path}: no such file; expected the checkpoint of {name} from {address}")
-    checkpoint = read_checkpoint(path, entry.sha256)
-    if entry.sha256 is None:
-        check_pin(checkpoint)
-    return checkpoint
+    return path
 
 
 def name_of(checkpoint: Checkpoint) -> str | None:

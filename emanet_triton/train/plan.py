@@ -12,7 +12,7 @@ from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.description import open_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.files import require_folder
-from emanet_triton.models.chosen import choose, read_chosen
+from emanet_triton.models.chosen import choose, fetch_chosen, read_chosen
 from emanet_triton.models.description import Description
 from emanet_triton.models.entries import ZooEntry
 from emanet_triton.models.loading import load_backbone, load_into
@@ -124,6 +124,8 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     train = dataset.find_samples(root, args.train_split)
     val = [] if args.val_split == NONE else dataset.find_samples(root, args.val_split)
     scale = {None: entry.protocol.base_scale, NATIVE: None}.get(args.scale, args.scale)
+    if args.init not in (None, NONE) and not (args.resume or args.dry_run):
+        fetch_chosen(args.init, model)  # a download that fails leaves no folder behind
     require_folder(args.out)
     if not (args.resume or args.dry_run):
         refuse_training(args.out)
