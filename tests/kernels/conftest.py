@@ -1,5 +1,6 @@
 """Settings of the kernels' tests."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,19 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def ordered_products(monkeypatch):
+    """Triton's interpreter sums the products of every element in the same order.
+
+    It calls NumPy's matmul, where on some CPUs an element's bits depend on its row.
+    """
+
+    def matmul(a, b, dtype):
+        return np.multiply(a[..., None], b[..., None, :, :], dtype=dtype).sum(-2)
+
+    monkeypatch.setattr(np, "matmul", matmul)
 
 
 @pytest.fixture

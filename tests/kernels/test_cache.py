@@ -57,7 +57,8 @@ def test_six_processes_lose_nothing(path):
     kept = Cache("cache.jsonl", "here")
     wanted = [f"{writer} {i}" for writer in range(6) for i in range(50)]
     assert [kept.get(key) for key in wanted] == ["x" * 200] * 300
-    assert len(path.read_text().splitlines()) == 300
+    # A process that reads the file while another one writes begins with an empty line.
+    assert sum(map(bool, path.read_text().splitlines())) == 300
 
 
 @pytest.mark.parametrize(

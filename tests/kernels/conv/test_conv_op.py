@@ -170,6 +170,7 @@ def test_nan_and_infinity_reach_the_output(backend):
     assert is_nan.sum() == 64 * 9
 
 
+@pytest.mark.usefixtures("ordered_products")
 def test_an_image_does_not_depend_on_the_batch():
     case = make((3, 64, 5, 33), 64, 3, residual=True)
     found = conv.conv_bias_act(*case.operands, backend="triton")

@@ -149,6 +149,7 @@ def test_nan_stays_in_its_image_and_fills_it():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("ordered_products")
 def test_the_same_bits_on_every_run_and_in_every_batch(dtype):
     case = common_case(2)
     x, mu = case.feats(dtype), case.initial_bases(dtype)

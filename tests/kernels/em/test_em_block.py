@@ -158,6 +158,7 @@ def test_nan_stays_in_its_image_and_fills_it():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("ordered_products")
 def test_the_same_bits_on_every_run_and_in_every_batch(dtype):
     case = Case(11, 48, (1, 257), 7)  # the bases of the tenth image lie in two tiles
     x, mu, weights = (f(dtype) for f in (case.feats, case.initial_bases, case.weights))
