@@ -59,15 +59,33 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def processor_name() -> str:
-    """The processor's name and number of cores, such as "AMD EPYC, 2 cores"."""
+@functools.cache
+def cpu_family() -> tuple[str, int] | None:
+    """Vendor and family of an x86 processor, such as ("AuthenticAMD", 26); Linux alone tells."""
+    vendors, families = _cpuinfo("vendor_id"), _cpuinfo("cpu family")
+    return (vendors[0], int(families[0])) if vendors and families else None
+
+
+def _cpuinfo(field: str) -> list[str]:
+    """What Linux says of each core; nothing on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in pairs if name.strip() == field]
+
+
+def processor_name() -> str:
+    """Name, family and number of cores, such as "AMD EPYC, family 26, 2 cores".
+
+    A hypervisor may give the same name to processors of several families.
+    """
+    names = _cpuinfo("model name")
     name = names[0] if names else platform.processor() or "unknown processor"
-    return f"{name}, {len(names) or os.cpu_count()} cores"
+    family = cpu_family()
+    number = f", family {family[1]}" if family else ""
+    return f"{name}{number}, {len(names) or os.cpu_count()} cores"
 
 
 def cpu_name() -> str:

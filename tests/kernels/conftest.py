@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.device import has_onednn
+from emanet_triton.kernels.em import eager
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
@@ -27,6 +31,16 @@ def ordered_products(monkeypatch):
         return np.multiply(a[..., None], b[..., None, :, :], dtype=dtype).sum(-2)
 
     monkeypatch.setattr(np, "matmul", matmul)
+
+
+@pytest.fixture(params=["pytorch", "onednn"])
+def products(request, monkeypatch):
+    """Who multiplies float32 matrices: the processor decides, but both can on every CPU."""
+    if request.param == "onednn" and not has_onednn(torch.float32):
+        pytest.skip("this PyTorch has no oneDNN")
+    for module in (winograd, eager):
+        monkeypatch.setattr(module, "onednn_beats_mkl", lambda _: request.param == "onednn")
+    return request.param
 
 
 @pytest.fixture

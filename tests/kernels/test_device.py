@@ -1,20 +1,38 @@
 """What a CPU can do: the name of its instructions, and the dtypes that oneDNN multiplies."""
 
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 
 from emanet_triton.kernels.conv.onednn import compute_dtype
-from emanet_triton.kernels.device import CPU_QUERIES, cpu_capability, cpu_name, has_onednn
+from emanet_triton.kernels.device import (
+    CPU_QUERIES,
+    cpu_capability,
+    cpu_family,
+    cpu_name,
+    has_onednn,
+    processor_name,
+)
+from emanet_triton.kernels.products import onednn_beats_mkl
+
+CPU = torch.device("cpu")
+CORE = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel name\t: AMD EPYC\n\n"
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """The function looks at the CPU anew, in this test and after it."""
-    cpu_capability.cache_clear()
+    """The functions look at the CPU anew, in this test and after it."""
+    for look in (cpu_capability, cpu_family):
+        look.cache_clear()
     yield
-    cpu_capability.cache_clear()
+    for look in (cpu_capability, cpu_family):
+        look.cache_clear()
+
+
+def pretend_cpuinfo(monkeypatch, text):
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
 
 
 def pretend(monkeypatch, machine="x86_64", vectors="AVX512", **answers):
@@ -64,3 +82,35 @@ def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
     assert cpu_name().endswith(" cores, AVX512-BF16")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert cpu_name().endswith(" cores, AVX512-BF16, OMP_WAIT_POLICY=passive")
+
+
+@pytest.mark.parametrize("family", [25, 26])
+def test_processors_of_one_name_differ_in_their_family(monkeypatch, family):
+    pretend_cpuinfo(monkeypatch, CORE.format(0, family) + CORE.format(1, family))
+    assert cpu_family() == ("AuthenticAMD", family)
+    assert processor_name() == f"AMD EPYC, family {family}, 2 cores"
+
+
+def test_a_processor_without_a_family(monkeypatch):
+    pretend_cpuinfo(monkeypatch, "processor\t: 0\nCPU implementer\t: 0x41\n")
+    assert cpu_family() is None
+    assert "family" not in processor_name()
+
+
+@pytest.mark.parametrize(
+    ("device", "family", "vectors", "mkl", "beaten"),
+    [
+        (CPU, 26, "AVX512", True, True),
+        (CPU, 25, "AVX512", True, False),  # its units are as wide as MKL's vectors
+        (CPU, 26, "AVX2", True, False),
+        (CPU, 26, "AVX512", False, False),
+        (torch.device("meta"), 26, "AVX512", True, False),
+    ],
+)
+def test_who_multiplies_float32_faster(monkeypatch, device, family, vectors, mkl, beaten):
+    if not has_onednn(torch.float32):
+        pytest.skip("this PyTorch has no oneDNN")
+    pretend(monkeypatch, vectors=vectors)
+    pretend_cpuinfo(monkeypatch, CORE.format(0, family))
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert onednn_beats_mkl(device) == beaten

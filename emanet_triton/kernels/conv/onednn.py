@@ -21,6 +21,7 @@ from emanet_triton.kernels.checks import check_dtype
 from emanet_triton.kernels.conv.eager import out_shape, torch_conv
 from emanet_triton.kernels.conv.packed import kept
 from emanet_triton.kernels.device import cpu_capability, has_onednn
+from emanet_triton.kernels.products import onednn_linear
 from emanet_triton.kernels.registration import Operator, register
 
 # Where copies of weights are kept. Elsewhere they would save 1.5% of a network's time and take as
@@ -107,7 +108,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
     activation = "relu" if relu else "none"
     if _widens(weight, stride):
         rows, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
-        out = torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, activation, [], "")
+        out = onednn_linear(rows, matrix, bias, activation)
         return out.permute(0, 3, 1, 2)
     packed = _packed(weight.to(dtype), x, geometry)
 

@@ -7,6 +7,9 @@ product sums over the channels, and small matrix products make the outputs. A co
 dilation d is computed as d * d convolutions, each of every d-th row and column. On a CPU each
 thread takes whole blocks of tiles.
 
+In float32 oneDNN computes the products where it is much faster than PyTorch's own
+(``onednn_beats_mkl``).
+
 In bfloat16 the transforms multiply bfloat16, too: it holds the numbers of both matrices, oneDNN
 sums in float32, and each result is rounded once.
 
@@ -30,6 +33,7 @@ from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.conv.onednn import compute_dtype
+from emanet_triton.kernels.products import onednn_beats_mkl, onednn_linear
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
 
@@ -38,7 +42,7 @@ SIZE = TILE + 2
 TILES = 128  # enough rows for the matrix products, few enough for their operands to stay in cache
 CHANNELS_BYTES = 2048  # input channels of one pixel that are transformed at once
 WEIGHTS = 2**14  # weights of one tap that are transformed at once
-SMALL_PIXELS = 2**14  # for more pixels, less memory is worth a tenth of the time
+SMALL_PIXELS = 2**14  # for more pixels, no memory is kept for the next call
 FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: with fewer, PyTorch's convolution is faster
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
@@ -144,16 +148,16 @@ def _run(
     across = _tiles_across(x, dilation)
     threads = num_threads(x.device)
     small = x.shape[0] * x.shape[2] * x.shape[3] <= SMALL_PIXELS
-    most_tiles = TILES if small or threads == 1 else TILES // 2
-    even = _even_blocks(rows, max(1, most_tiles // across), threads)
+    even = _even_blocks(rows, max(1, TILES // across), threads)
     blocks = [_runs(block, dilation) for block in even]
 
     channels, outputs = pieces[0].shape[1], len(bias)
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
     weights_bytes = SIZE**2 * channels * outputs * dtype.itemsize
-    thread_bytes = 2 * SIZE**2 * tiles * max(channels, outputs) * 4
-    memory = _memory(x.device, weights_bytes + threads * thread_bytes, keep=small)
-    weights_memory, *of_threads = memory.split([weights_bytes, *[thread_bytes] * threads])
+    halves = _scratch_bytes(tiles, channels, outputs, dtype.itemsize)
+    memory = _memory(x.device, weights_bytes + threads * sum(halves), keep=small)
+    weights_memory, *scratch = memory.split([weights_bytes, *halves * threads])
+    of_threads = list(zip(scratch[::2], scratch[1::2], strict=True))
 
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:
@@ -161,8 +165,8 @@ def _run(
     addend = residual
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
-        matrices = _part(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
-        at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
+        matrices = _view(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
+        at_once = min(max(tiles // 2, 1), -(-WEIGHTS // piece.shape[1]))
         parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
         _for_each(_transform_weight, list(parts), of_threads, x.device)
         convolve = _Convolution(
@@ -174,35 +178,52 @@ def _run(
     return out
 
 
+def _scratch_bytes(tiles: int, channels: int, outputs: int, itemsize: int) -> list[int]:
+    """Bytes of the two parts of a thread's memory, in the order of their use.
+
+    The first has to hold the transformed pixels, and the products in float32. The second has to
+    hold the pixels too, the products, and them with one axis transformed, in float32. Together
+    they have to hold weights: in float32 those of half as many outputs as there are tiles.
+    """
+    tiles = max(tiles, 2)
+    pixels = SIZE**2 * channels * itemsize
+    first = max(pixels, SIZE**2 * outputs * 4)
+    second = max(pixels, SIZE**2 * outputs * itemsize, TILE * SIZE * outputs * 4)
+    return [tiles * first, tiles * second]
+
+
 def _for_each(
-    step: Callable, items: Sequence[object], memories: list[Tensor], device: torch.device
+    step: Callable,
+    items: Sequence[object],
+    memories: list[tuple[Tensor, Tensor]],
+    device: torch.device,
 ) -> None:
     """Call step(scratch, item) for every item, in threads that have one of the memories each."""
-    scratches = deque(map(_Scratch, memories))
+    free = deque(memories)
 
     def make_run() -> Callable[[object], None]:
-        scratch = scratches.popleft()
-        return lambda item: step(scratch, item)
+        memory = free.popleft()
+        return lambda item: step(_Scratch(memory), item)
 
     for_each(make_run, items, device)
 
 
 class _Scratch:
-    """The two halves of a thread's memory, used in turns: a step reads one and writes the other."""
+    """The two parts of a thread's memory, used in turns: a step reads one and writes the other."""
 
-    def __init__(self, memory: Tensor) -> None:
-        self._halves = itertools.cycle(memory.chunk(2))
+    def __init__(self, memory: tuple[Tensor, Tensor]) -> None:
+        self._parts = itertools.cycle(memory)
 
     def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor in the half that was not taken last."""
-        return _part(next(self._halves), shape, dtype)
+        """A tensor in the part that was not taken last."""
+        return _view(next(self._parts), shape, dtype)
 
     def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
         """The tensor that was taken last, in another dtype."""
         return source if source.dtype == dtype else self.copy(source, dtype)
 
     def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A copy of a tensor that is in the half taken last, or in no half."""
+        """A copy of a tensor that is in the part taken last, or in neither."""
         return self.take(*source.shape, dtype=dtype).copy_(source)
 
 
@@ -258,7 +279,11 @@ class _Convolution:
         """[36, tiles, C] → sums over the channels, [36, tiles, O] in the dtype of ``output``."""
         shape = *pixels.shape[:2], self.matrices.shape[1]
         products = scratch.take(*shape, dtype=pixels.dtype)
-        torch.bmm(pixels, self.matrices.mT, out=products)
+        if pixels.dtype == torch.float32 and onednn_beats_mkl(pixels.device):
+            for product, x, matrix in zip(products, pixels, self.matrices, strict=True):
+                product.copy_(onednn_linear(x, matrix))
+        else:
+            torch.bmm(pixels, self.matrices.mT, out=products)
         if self.bias is not None:
             products[ONES] += self.bias
         return scratch.cast(products, self.output.dtype)
@@ -313,7 +338,7 @@ def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
     return torch.frombuffer(mapping, dtype=torch.uint8)[:size]
 
 
-def _part(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _view(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return memory.view(dtype)[: math.prod(shape)].view(*shape)
 
 
@@ -322,6 +347,9 @@ def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
     taps, out = part
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
     matrix = torch.kron(one_axis, one_axis).float()
+    if onednn_beats_mkl(taps.device):
+        out.flatten(1).copy_(onednn_linear(matrix, scratch.copy(taps).flatten(1).T))
+        return
     taps = (taps if taps.dtype == torch.float32 else scratch.copy(taps)).flatten(1)
     if out.dtype == torch.float32:
         torch.mm(matrix, taps, out=out.flatten(1))

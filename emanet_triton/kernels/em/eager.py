@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.kernels.em.reference import EPS, normalised
+from emanet_triton.kernels.products import onednn_beats_mkl, onednn_linear
 from emanet_triton.kernels.softmax import softmax_without_subnormals
 from emanet_triton.kernels.threads import for_each
 
@@ -263,7 +264,10 @@ class _Steps:
             else:
                 softmax_without_subnormals(logits, 1, out=z)
             z *= SCALE
-            sums.addmm_(z.T, f)
+            if exact or not onednn_beats_mkl(f.device):
+                sums.addmm_(z.T, f)
+            else:
+                sums += onednn_linear(z.T, f.T)
             mass += z.sum(0)
 
     def _m_step(self, k: slice) -> None:
@@ -306,18 +310,14 @@ def _linear(
 ) -> Tensor:
     """x weight' + bias, [n, O], for x [n, I]. If the columns of x are contiguous, so are its.
 
-    oneDNN is faster, but its error in sums over hundreds of channels is three times larger.
+    Without ``exact`` oneDNN computes it, which is faster but rounds more.
     """
     onednn = not exact and x.device.type == "cpu" and has_onednn(x.dtype)
     if x.stride(0) != 1 or x.is_contiguous():
         fast = onednn and x.is_contiguous()
-        return _by_onednn(x, weight, bias) if fast else F.linear(x, weight, bias)
-    out = _by_onednn(weight, x) if onednn and x.T.is_contiguous() else torch.mm(weight, x.T)
+        return onednn_linear(x, weight, bias) if fast else F.linear(x, weight, bias)
+    out = onednn_linear(weight, x) if onednn and x.T.is_contiguous() else torch.mm(weight, x.T)
     return (out if bias is None else out.add_(bias[:, None])).T
-
-
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:

@@ -72,6 +72,7 @@ def test_of_few_pixels_it_is_the_plain_convolution(monkeypatch, dtype):
     assert not torch.equal(got, transformed)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(("shape", "outputs", "dilation"), SHAPES.values(), ids=SHAPES)
 def test_against_float64(shape, outputs, dilation):
     x, weight, bias, residual = make(shape, outputs)
@@ -84,14 +85,15 @@ def test_against_float64(shape, outputs, dilation):
     assert relative_error(got, (want + residual).relu()) <= 3e-6
 
 
-def test_many_channels_round_as_a_plain_convolution_does():
+def test_many_channels_round_as_a_plain_convolution_does(products):
     x, weight, bias, _ = make((1, 512, 24, 24), 64)
     want = exact(x, weight, bias, 1)
     plain = relative_error(F.conv2d(x, weight, bias, padding=1), want)
     got = winograd_conv(x, pack_weight(weight), bias, relu=False)
-    assert relative_error(got, want) <= 4 * plain
+    assert relative_error(got, want) <= {"pytorch": 4, "onednn": 5}[products] * plain
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("channels", [64, winograd.CHANNELS_BYTES // 2 + 8])
 @pytest.mark.parametrize("dtype", [FP16, BF16], ids=["fp16", "bf16"])
 def test_half_precision(dtype, channels):
@@ -107,6 +109,7 @@ def test_half_precision(dtype, channels):
     assert torch.equal(rounded, got.to(dtype))
 
 
+@pytest.mark.usefixtures("products")
 def test_any_strides():
     x, weight, bias, residual = make((2, 8, 9, 11), 6)
     packed = pack_weight(weight)
@@ -130,6 +133,7 @@ def test_memory_is_kept_for_the_next_call_unless_the_image_is_large(monkeypatch)
     assert torch.equal(first, large)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("shape, dilation", [((2, 8, 50, 60), 1), ((1, 8, 31, 29), 4)])
 def test_one_thread_and_three_agree(three_threads, shape, dilation):
     x, weight, bias, residual = make(shape, 6)

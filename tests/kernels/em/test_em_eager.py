@@ -82,6 +82,7 @@ def test_exact_algebra(shape, layout, operator):
     assert torch.equal(feats, before)
 
 
+@pytest.mark.usefixtures("products")
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scale", [1, 30], ids=["ordinary", "logits_of_hundreds"])
@@ -105,6 +106,7 @@ def test_the_largest_logits_exceed_400():
 VARIANTS = {"tiny shift": (1e-6, False), "shift": (0.5, False), "relu": (0.0, True)}
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -221,6 +223,7 @@ def test_no_gradient_flows(operator):
     assert not any(t.requires_grad for t in operator(*arguments))
 
 
+@pytest.mark.usefixtures("products")
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_bit_depends_on_the_number_of_threads(three_threads, dtype, operator):
