@@ -154,9 +154,9 @@ def _run(
     channels, outputs = pieces[0].shape[1], len(bias)
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
     weights_bytes = SIZE**2 * channels * outputs * dtype.itemsize
-    halves = _scratch_bytes(tiles, channels, outputs, dtype.itemsize)
-    memory = _memory(x.device, weights_bytes + threads * sum(halves), keep=small)
-    weights_memory, *scratch = memory.split([weights_bytes, *halves * threads])
+    thread_bytes = _scratch_bytes(tiles, channels, outputs, dtype.itemsize)
+    memory = _memory(x.device, weights_bytes + threads * sum(thread_bytes), keep=small)
+    weights_memory, *scratch = memory.split([weights_bytes, *thread_bytes * threads])
     of_threads = list(zip(scratch[::2], scratch[1::2], strict=True))
 
     total = out
@@ -181,14 +181,13 @@ def _run(
 def _scratch_bytes(tiles: int, channels: int, outputs: int, itemsize: int) -> list[int]:
     """Bytes of the two parts of a thread's memory, in the order of their use.
 
-    The first has to hold the transformed pixels, and the products in float32. The second has to
-    hold the pixels too, the products, and them with one axis transformed, in float32. Together
-    they have to hold weights: in float32 those of half as many outputs as there are tiles.
+    Both have to hold the transformed pixels. The first has to hold the products in float32, and the
+    second the products with one axis transformed. In bfloat16 the second also holds transformed
+    weights in float32, of at most half as many outputs as there are tiles.
     """
     tiles = max(tiles, 2)
     pixels = SIZE**2 * channels * itemsize
-    first = max(pixels, SIZE**2 * outputs * 4)
-    second = max(pixels, SIZE**2 * outputs * itemsize, TILE * SIZE * outputs * 4)
+    first, second = max(pixels, SIZE**2 * outputs * 4), max(pixels, TILE * SIZE * outputs * 4)
     return [tiles * first, tiles * second]
 
 
