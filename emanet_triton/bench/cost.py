@@ -146,16 +146,24 @@ def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
 
 def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
     """The launches of ``em_attention_block`` in their order."""
-    launches = []
-    for stage in range(shape.num_stages):
-        images = shape.batch if stage else 1
-        folded = shape.numbers(images) * shape.element + FLOAT32 * images * shape.bases
-        sums = FLOAT32 * (shape.numbers(shape.batch) + shape.batch * shape.bases)
-        launches += [
-            ("em_fold", _small_product(shape, images) + Cost(folded)),
-            *_em_step(shape, folded, sums),
-            ("em_project", _small_product(shape, shape.batch) + Cost(sums)),
-        ]
+    gram = FLOAT32 * (shape.channels + 1) * shape.channels
+    gram_flops = 2 * (shape.channels + 1) * shape.channels**2
+    rows = shape.batch * shape.bases
+    sums = FLOAT32 * (shape.numbers(shape.batch) + rows)
+    parts = shape.blocks("em_project", "BLOCK_O", shape.channels)
+    folded = shape.numbers(1) * shape.element + FLOAT32 * shape.bases
+    made = Cost(folded)
+    if shape.num_stages > 1:
+        made += Cost(gram, gram_flops)
+    launches = [("em_fold", _small_product(shape, 1) + made)]
+    for _ in range(shape.num_stages - 1):
+        launches += _em_step(shape, folded, sums)
+        folded = shape.numbers(shape.batch) * shape.element + FLOAT32 * rows * (2 * parts + 1)
+        product = _small_product(shape, shape.batch)
+        read = Cost(FLOAT32 * rows + gram, product.flops)  # the mass and G, and its product
+        launches.append(("em_project", product + read + Cost(folded)))
+    last = _small_product(shape, shape.batch) + Cost(sums)
+    launches += [*_em_step(shape, folded, sums), ("em_project", last)]
     bases = shape.numbers(shape.batch) * shape.element
     launches.append(("em_normalise", Cost(FLOAT32 * shape.numbers(shape.batch) + bases)))
     weight = shape.element * shape.channels**2 + FLOAT32 * shape.channels

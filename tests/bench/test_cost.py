@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,16 +59,22 @@ def test_launches_of_the_block():
     fold = Cost(rows * 64 * 4 + layer + rows * 64 * 2 + rows * 4, 2 * rows * 64 * 64)
     sums = 14 * 64 * 4
     mass = 14 * 4
-    project = Cost(sums + mass + layer + sums, 2 * 14 * 64 * 64)
+    gram = 65 * 64 * 4
+    stage = ["em_e_step", "em_m_step", "em_reduce", "em_project"]
     launches = cost.block_launches(SMALL)
-    stage = ["em_fold", "em_e_step", "em_m_step", "em_reduce", "em_project"]
-    assert [kernel for kernel, _ in launches] == 2 * stage + ["em_normalise", "em_epilogue"]
-    assert launches[0][1] == fold == Cost(19_356, 57_344)
+    names = ["em_fold", *stage, *stage, "em_normalise", "em_epilogue"]
+    assert [kernel for kernel, _ in launches] == names
+    assert fold == Cost(19_356, 57_344)
+    assert launches[0][1] == fold + Cost(gram, 2 * 65 * 64 * 64)
     assert launches[1][1] == Cost(FEATS + Z + COLSUM + rows * 64 * 2 + rows * 4, PRODUCT)
     assert launches[3][1] == Cost(PARTIAL + COLSUM + sums + mass, 2 * 2 * 7 * 64)
-    assert launches[4][1] == project
-    second = Cost(sums + layer + 14 * 64 * 2 + mass, 2 * 14 * 64 * 64)
-    assert launches[5][1] == second  # now of two images
+    # Bases in bf16; of two blocks of channels the squares and the biases, and one size, in fp32.
+    folded = 14 * 64 * 2 + 14 * 5 * 4
+    read = sums + mass + layer + gram
+    assert launches[4][1] == Cost(read + folded, 2 * 2 * 14 * 64 * 64)
+    assert launches[5][1] == Cost(FEATS + Z + COLSUM + folded, PRODUCT)  # now of two images
+    assert launches[8][1] == Cost(sums + mass + layer + sums, 2 * 14 * 64 * 64)
+    assert cost.block_launches(replace(SMALL, num_stages=1))[0][1] == fold
     assert launches[-2][1] == Cost(sums + 14 * 64 * 2)
     # Two blocks of output channels, and so two reconstructions; W2 in bf16, its bias in fp32.
     moved = Z + 14 * 64 * 2 + 64 * 64 * 2 + 64 * 4 + 2 * FEATS

@@ -20,9 +20,7 @@ from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 
-# Kernels whose tiles depend on C alone, kernels whose tiles depend on K, and kernels of the block
-# that read features.
-BY_CHANNELS = ("em_reduce", "em_normalise")
+# Kernels whose tiles depend on K, and kernels of the block that read features.
 BY_BASES = ("em_e_step", "em_m_step")
 EPILOGUE = ("em_epilogue",)
 OF_FEATURES = (*BY_BASES, *EPILOGUE)
@@ -291,6 +289,7 @@ def groups(each: Each) -> list[Group]:
 
 def _em(each: Each) -> list[EMLaunch]:
     attention, block = "em_attention", "em_attention_block"
+    outputs = ("em_reduce", "em_reconstruct")
     found = []
     for arch in ARCHS:
         for dtype in DTYPES:
@@ -301,7 +300,7 @@ def _em(each: Each) -> list[EMLaunch]:
                 products = (arch, dtype, precision)
                 found += [
                     EMLaunch(*products, block, 512, 64),
-                    EMLaunch(*products, attention, 512, 64, kernels=("em_reconstruct",)),
+                    EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
                 if all_tiles:
                     found += [
@@ -311,7 +310,7 @@ def _em(each: Each) -> list[EMLaunch]:
                     ]
                 if each == Each.USE:
                     found += [
-                        EMLaunch(*products, attention, 512, 64, kernels=("em_e_step", "em_reduce")),
+                        EMLaunch(*products, attention, 512, 64, kernels=("em_e_step",)),
                         EMLaunch(*products, block, 512, 64, False, kernels=OF_FEATURES),
                         EMLaunch(*products, block, 512, 128, False, kernels=BY_BASES),
                         EMLaunch(
@@ -320,9 +319,10 @@ def _em(each: Each) -> list[EMLaunch]:
                         EMLaunch(*products, block, 512, 256, False, kernels=OF_FEATURES),
                     ]
             for channels in (64, 128, 256, 1024, 2048) if all_tiles else ():
-                found.append(
-                    EMLaunch(arch, dtype, "ieee", block, channels, 64, kernels=BY_CHANNELS)
-                )
+                found += [
+                    EMLaunch(arch, dtype, "ieee", attention, channels, 64, kernels=("em_reduce",)),
+                    EMLaunch(arch, dtype, "ieee", block, channels, 64, kernels=("em_normalise",)),
+                ]
     return found
 
 

@@ -1,12 +1,9 @@
-"""EM attention in Triton: kernels for the E step, the M step and the sum of its partial results.
+"""EM attention in Triton: the launches of its stages, and the reconstruction.
 
-The responsibilities Z [B, N, BLOCK_K] are stored between the E and the M step, in the features'
-dtype and multiplied by ``Z_SCALE``. The M step sums X·Z over fixed ranges of positions, and a
-reduction adds these sums in a fixed order, without atomics. So an image's result has the same bits
-on every run and in every batch. Logits, softmax, sums and norms are float32.
-
-Index letters: b image, n position, c channel, k base, s range of positions (split).
+Index letters: b image, n position, c channel, k base.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,148 +12,13 @@ from torch import Tensor
 
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
+from emanet_triton.kernels.em.steps import em_e_step, em_m_step, em_reduce
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
 
-EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
 # float16 holds numbers down to 2^-24 only. Scaled by 2^15, responsibilities reach down to 2^-39.
 Z_SCALES = {torch.bfloat16: 1.0, torch.float16: 2.0**15, torch.float32: 1.0}
-
-
-@triton.jit
-def load_features(
-    x_ptr, o_n, o_c, N, stride_n, stride_c, C: tl.constexpr, BLOCK_C: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """X at positions ``o_n`` and channels ``o_c`` of one image, [BLOCK_N, BLOCK_C]."""
-    if CHANNELS_LAST:
-        # A row past the end repeats the last one: cheaper than a mask, and its Z is zero.
-        o_n = tl.minimum(o_n, N - 1)
-    p_x = x_ptr + (o_n.to(tl.int64) * stride_n)[:, None] + (o_c.to(tl.int64) * stride_c)[None, :]
-    if not CHANNELS_LAST:
-        b_x = tl.load(p_x, mask=(o_n < N)[:, None] & (o_c < C)[None, :], other=0.0)
-    elif C % BLOCK_C == 0:
-        b_x = tl.load(p_x)
-    else:
-        b_x = tl.load(p_x, mask=(o_c < C)[None, :], other=0.0)
-    return b_x
-
-
-@triton.jit
-def em_e_step(
-    x_ptr, bases_ptr, bias_ptr, z_ptr, colsum_ptr,
-    N, num_tiles, stride_x_b, stride_x_n, stride_x_c, stride_bases_b, stride_bias_b,
-    C: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, Z_SCALE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Z = softmax(Xᵀμ + bias) of one tile of positions, and its sums over these positions.
-
-    bases [1 or B, K, C]; bias float32 [1 or B, K]; z [B, N, BLOCK_K], zero from K on;
-    colsum float32 [B, K, num_tiles], the sums of the stored Z.
-    """
-    pid = tl.program_id(0)
-    i_b = (pid // num_tiles).to(tl.int64)
-    i_n = pid % num_tiles
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_k = tl.arange(0, BLOCK_K)
-    m_k = o_k < K
-    x_ptr += i_b * stride_x_b
-    bases_ptr += i_b * stride_bases_b
-
-    b_logits = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for c in range(0, C, BLOCK_C):
-        o_c = c + tl.arange(0, BLOCK_C)
-        b_x = load_features(
-            x_ptr, o_n, o_c, N, stride_x_n, stride_x_c, C, BLOCK_C, CHANNELS_LAST
-        )  # [BLOCK_N, BLOCK_C]
-        p_mu = bases_ptr + o_k[None, :] * C + o_c[:, None]
-        b_mu = tl.load(p_mu, mask=m_k[None, :] & (o_c < C)[:, None], other=0.0)
-        b_logits = tl.dot(b_x, b_mu, b_logits, input_precision=PRECISION)
-    if HAS_BIAS:
-        b_logits += tl.load(bias_ptr + i_b * stride_bias_b + o_k, mask=m_k, other=0.0)[None, :]
-    b_logits = tl.where(m_k[None, :], b_logits, float("-inf"))
-    b_z = tl.exp(b_logits - tl.max(b_logits, axis=1)[:, None])
-    b_z = b_z / tl.sum(b_z, axis=1)[:, None] * Z_SCALE
-    b_z = tl.where((o_n < N)[:, None], b_z, 0.0).to(z_ptr.dtype.element_ty)  # [BLOCK_N, BLOCK_K]
-    p_z = z_ptr + (i_b * N + o_n)[:, None] * BLOCK_K + o_k[None, :]
-    tl.store(p_z, b_z, mask=(o_n < N)[:, None])
-    b_colsum = tl.sum(b_z.to(tl.float32), axis=0) * (1.0 / Z_SCALE)
-    tl.store(colsum_ptr + (i_b * K + o_k) * num_tiles + i_n, b_colsum, mask=m_k)
-
-
-@triton.jit
-def em_m_step(
-    x_ptr, z_ptr, partial_ptr,
-    N, num_splits, stride_x_b, stride_x_n, stride_x_c,
-    C: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, Z_SCALE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """X·Z summed over SPLIT positions, for BLOCK_C channels: float32 [B, num_splits, K, C]."""
-    pid = tl.program_id(0)
-    num_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    i_c = pid % num_blocks
-    i_s = pid // num_blocks % num_splits
-    i_b = (pid // num_blocks // num_splits).to(tl.int64)
-    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_k = tl.arange(0, BLOCK_K)
-    x_ptr += i_b * stride_x_b
-    z_ptr += i_b * N * BLOCK_K
-
-    b_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
-    for n in range(0, SPLIT, BLOCK_N):
-        o_n = i_s * SPLIT + n + tl.arange(0, BLOCK_N)
-        b_x = load_features(
-            x_ptr, o_n, o_c, N, stride_x_n, stride_x_c, C, BLOCK_C, CHANNELS_LAST
-        )  # [BLOCK_N, BLOCK_C]
-        p_z = z_ptr + o_n.to(tl.int64)[None, :] * BLOCK_K + o_k[:, None]
-        b_zt = tl.load(p_z, mask=(o_n < N)[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
-        b_sum = tl.dot(b_zt, b_x, b_sum, input_precision=PRECISION)
-    p_sum = partial_ptr + ((i_b * num_splits + i_s) * K + o_k)[:, None] * C + o_c[None, :]
-    tl.store(p_sum, b_sum * (1.0 / Z_SCALE), mask=(o_k < K)[:, None] & (o_c < C)[None, :])
-
-
-@triton.jit
-def em_reduce(
-    partial_ptr, colsum_ptr, bases_ptr, mass_ptr,
-    num_splits, num_tiles, norm_shift,
-    C: tl.constexpr, K: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One base from its partial sums: the L1 norm over positions, then the L2 norm over channels.
-
-    ``norm_shift`` is added to both norms. bases [B, K, C]. Without NORMALISE the L2 norm is left
-    out, and mass, float32 [B, K], receives the sum of the L1-normalised responsibilities: 1 without
-    a shift, or less for a base that is nearly dead.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    i_b, i_k = pid // K, pid % K
-    o_c = tl.arange(0, BLOCK_C)
-    m_c = o_c < C
-
-    o_t = tl.arange(0, BLOCK_T)
-    b_mass = tl.zeros([BLOCK_T], tl.float32)
-    for t in range(0, num_tiles, BLOCK_T):
-        m_t = t + o_t < num_tiles
-        b_mass += tl.load(colsum_ptr + pid * num_tiles + t + o_t, mask=m_t, other=0.0)
-    mass = tl.sum(b_mass, axis=0)
-
-    o_s = tl.arange(0, BLOCK_S)
-    b_sum = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for s in range(0, num_splits, BLOCK_S):
-        p_sum = partial_ptr + ((i_b * num_splits + s + o_s) * K + i_k)[:, None] * C + o_c[None, :]
-        b_sum += tl.load(p_sum, mask=(s + o_s < num_splits)[:, None] & m_c[None, :], other=0.0)
-    # A NaN must stay NaN, so the guards are comparisons and not tl.maximum.
-    shifted = mass + norm_shift
-    guarded = tl.where(shifted < EPS, EPS, shifted)
-    b_mu = tl.sum(b_sum, axis=0) / guarded  # [BLOCK_C]
-    if NORMALISE:
-        norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift
-        b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
-    else:
-        tl.store(mass_ptr + pid, mass / guarded)
-    tl.store(bases_ptr + pid * C + o_c, b_mu.to(bases_ptr.dtype.element_ty), mask=m_c)
+REDUCED = 128  # channels that a program of em_reduce sums if no norm needs them all
 
 
 @triton.jit
@@ -203,7 +65,24 @@ def em_reconstruct(
     tl.store(p_out, b_recon.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
-INTERPRETED = not isinstance(em_e_step, triton.JITFunction)
+INTERPRETED = not isinstance(em_reconstruct, triton.JITFunction)
+
+
+class Bases(NamedTuple):
+    """The bases that an E step multiplies features by.
+
+    Attributes:
+        rows: [1 or B, K, C], in the features' dtype.
+        bias: what is added to the logits, float32 [1 or B, K]; with ``square`` its parts.
+        square: parts of the squared norms that the bases are yet to be divided by, float32
+            [parts, B * K], or None. See ``em_project``.
+        size: what ``rows`` were divided by already, float32 [B * K], or None.
+    """
+
+    rows: Tensor
+    bias: Tensor | None = None
+    square: Tensor | None = None
+    size: Tensor | None = None
 
 
 class Stages:
@@ -233,10 +112,12 @@ class Stages:
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
 
-    def tile(self, kernel: str) -> Tile:
-        channels, num_bases = self.shape.values()
+    def tile(self, kernel: str, channels: int | None = None) -> Tile:
+        """The tile of a kernel, for all channels or for fewer."""
+        num_bases = self.shape["K"]
         channels_last = self.channels_last["CHANNELS_LAST"]
         dtype = DTYPE_NAMES[self.feats.dtype]
+        channels = channels or self.shape["C"]
         tile = tiles.tile(
             kernel, self._arch, dtype, channels, num_bases, channels_last, self._precision
         )
@@ -246,34 +127,37 @@ class Stages:
         tile = self.tile(kernel.__name__)
         launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
-    def e_step(self, bases: Tensor, bias: Tensor | None = None) -> None:
-        """Write Z from contiguous bases [1 or B, K, C] and logit biases, float32 [1 or B, K]."""
-        batch, positions, _ = self.feats.shape
-        num_tiles = self.colsum.shape[2]
+    def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None) -> None:
+        """E and M step: write new bases [B, K, C]; given mass [B, K], write sums instead.
+
+        Sums are divided by the L1 norms only, and mass is what is left of these norms.
+        """
+        batch, positions, channels = self.feats.shape
+        num_tiles, num_splits = self.colsum.shape[2], self.partial.shape[1]
         stride_bases_b, stride_bias_b = (
-            0 if t is None or t.shape[0] == 1 else t.stride(0) for t in (bases, bias)
+            0 if t is None or t.shape[0] == 1 else t.stride(0) for t in old[:2]
         )
         self.launch(
             em_e_step, batch * num_tiles,
-            self.feats, bases, bias, self.z, self.colsum,
-            positions, num_tiles, *self.feats.stride(), stride_bases_b, stride_bias_b,
-            **self.shape, HAS_BIAS=bias is not None, **self.z_scale, **self.channels_last,
+            self.feats, *old, self.z, self.colsum,
+            positions, num_tiles, batch * self.shape["K"], self.norm_shift,
+            *self.feats.stride(), stride_bases_b, stride_bias_b,
+            **self.shape, HAS_BIAS=old.bias is not None,
+            PARTS=0 if old.square is None else old.square.shape[0],
+            **self.z_scale, **self.channels_last,
         )  # fmt: skip
-
-    def m_step(self, bases: Tensor, mass: Tensor | None = None) -> None:
-        """Write new bases [B, K, C]; given mass [B, K], write it too and skip the L2 norm."""
-        batch, positions, channels = self.feats.shape
-        num_splits = self.partial.shape[1]
         num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
         self.launch(
             em_m_step, batch * num_splits * num_blocks,
             self.feats, self.z, self.partial, positions, num_splits, *self.feats.stride(),
             **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
         )  # fmt: skip
-        self.launch(
-            em_reduce, batch * self.shape["K"],
-            self.partial, self.colsum, bases, mass,
-            num_splits, self.colsum.shape[2], self.norm_shift,
+        # The L2 norm needs all channels at once. Without it more programs share the work.
+        tile = self.tile("em_reduce", channels if mass is None else min(channels, REDUCED))
+        programs = batch * self.shape["K"] * cdiv(channels, tile.meta["BLOCK_C"])
+        launch(
+            em_reduce, tile, self.feats.device, programs,
+            self.partial, self.colsum, new, mass, num_splits, num_tiles, self.norm_shift,
             **self.shape, NORMALISE=mass is None,
         )  # fmt: skip
 
@@ -300,7 +184,6 @@ def run_attention(
     old = bases.transpose(1, 2).to(feats.dtype).contiguous()
     new = feats.new_empty(feats.shape[0], *old.shape[1:])
     for _ in range(num_stages):
-        stages.e_step(old)
-        stages.m_step(new)
+        stages.stage(Bases(old), new)
         old = new
     return stages.reconstruct(new), new.transpose(1, 2)

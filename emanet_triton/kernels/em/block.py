@@ -3,7 +3,9 @@
 The mid convolution's output X = W₁F + b₁ is never formed: a stage runs on F with the folded bases
 ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both divided by the L1
 norm of Z plus the shift, give the next bases μ = W₁S + r·b₁, normalised. r keeps a dead base at
-zero. The epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
+zero. With G = W₁ᵀW₁ and g = W₁ᵀb₁, computed once a call, the next folded bases are GS + r·g, so one
+product leads from the sums of a stage to the bases of the next. The E step divides by the norms.
+The epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
 
 Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
 """
@@ -13,51 +15,81 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from emanet_triton.kernels.em.attention import EPS, Stages, load_features, reconstruct
+from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
+from emanet_triton.kernels.em.steps import EPS, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 
 
 @triton.jit
-def em_project(
-    sums_ptr, mass_ptr, weight_ptr, bias_ptr, out_ptr,
-    num_rows,
+def em_fold(
+    bases_ptr, weight_ptr, bias_ptr, folded_ptr, logit_bias_ptr, gram_ptr,
+    num_rows, num_folding,
     C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """W₁S + r·b₁, float32: sums [rows, C], mass [rows]; of any dtype: weight [C, C], bias [C]."""
+    """W₁ᵀμ and b₁ᵀμ by the first num_folding programs; G = W₁ᵀW₁ and g = W₁ᵀb₁ by the others.
+
+    bases float32 [rows, C]; weight [C, C] and bias [C] of any dtype; folded [rows, C] in the
+    features' dtype; logit_bias float32 [rows]; gram float32 [C + 1, C], G and then g.
+    """
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
-    o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
-    o_m = (pid // num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_m, m_o = o_m < num_rows, o_o < C
-
+    i_o = pid % num_blocks
+    o_o = i_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    m_o = o_o < C
+    o_row = tl.arange(0, BLOCK_M)
     b_out = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
-    for c in range(0, C, BLOCK_C):
-        o_c = c + tl.arange(0, BLOCK_C)
-        m_c = o_c < C
-        p_sums = sums_ptr + o_m[:, None] * C + o_c[None, :]
-        b_sums = tl.load(p_sums, mask=m_m[:, None] & m_c[None, :], other=0.0)
-        p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
-        b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
-        b_out = tl.dot(b_sums, b_weight.to(tl.float32), b_out, input_precision=PRECISION)
-    b_mass = tl.load(mass_ptr + o_m, mask=m_m, other=0.0)
-    b_bias = tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)
-    p_out = out_ptr + o_m[:, None] * C + o_o[None, :]
-    b_out += b_mass[:, None] * b_bias[None, :]
-    tl.store(p_out, b_out, mask=m_m[:, None] & m_o[None, :])
+    if pid < num_folding:
+        o_m = (pid // num_blocks).to(tl.int64) * BLOCK_M + o_row
+        m_m = o_m < num_rows
+        b_along = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+        for c in range(0, C, BLOCK_C):
+            o_c = c + tl.arange(0, BLOCK_C)
+            m_c = o_c < C
+            p_mu = bases_ptr + o_m[:, None] * C + o_c[None, :]
+            b_mu = tl.load(p_mu, mask=m_m[:, None] & m_c[None, :], other=0.0)  # [M, C]
+            p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
+            b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
+            b_out = tl.dot(b_mu, b_weight.to(tl.float32), b_out, input_precision=PRECISION)
+            b_along += b_mu * tl.load(bias_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+        p_folded = folded_ptr + o_m[:, None] * C + o_o[None, :]
+        b_folded = b_out.to(folded_ptr.dtype.element_ty)
+        tl.store(p_folded, b_folded, mask=m_m[:, None] & m_o[None, :])
+        if i_o == 0:
+            tl.store(logit_bias_ptr + o_m, tl.sum(b_along, axis=1), mask=m_m)
+    else:
+        o_m = ((pid - num_folding) // num_blocks).to(tl.int64) * BLOCK_M + o_row
+        for c in range(0, C, BLOCK_C):
+            o_c = c + tl.arange(0, BLOCK_C)
+            m_c = o_c < C
+            p_row = weight_ptr + o_c[None, :] * C + o_m[:, None]
+            b_row = tl.load(p_row, mask=(o_m < C)[:, None] & m_c[None, :], other=0.0)
+            m_last = (o_m == C)[:, None] & m_c[None, :]
+            b_row += tl.load(bias_ptr + o_c[None, :] + 0 * o_m[:, None], mask=m_last, other=0.0)
+            p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
+            b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
+            b_out = tl.dot(
+                b_row.to(tl.float32), b_weight.to(tl.float32), b_out, input_precision=PRECISION
+            )
+        p_gram = gram_ptr + o_m[:, None] * C + o_o[None, :]
+        tl.store(p_gram, b_out, mask=(o_m <= C)[:, None] & m_o[None, :])
 
 
 @triton.jit
-def em_fold(
-    bases_ptr, weight_ptr, bias_ptr, folded_ptr, logit_bias_ptr,
-    num_rows, norm_shift,
-    C: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+def em_project(
+    sums_ptr, mass_ptr, weight_ptr, bias_ptr, gram_ptr, out_ptr, along_ptr, square_ptr, size_ptr,
+    num_rows,
+    C: tl.constexpr, FOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """W₁ᵀμ and b₁ᵀμ; with NORMALISE the bases are first divided by their L2 norms plus the shift.
+    """The new bases μ = W₁S + r·b₁, float32 [rows, C], or with FOLD the folded bases W₁ᵀμ.
 
-    bases float32 [rows, C]; weight [C, C] and bias [C] of any dtype; folded [rows, C] in the
-    features' dtype; logit_bias float32 [rows].
+    sums float32 [rows, C], mass float32 [rows]; weight [C, C] and bias [C] of any dtype; gram as
+    ``em_fold`` writes it. The folded bases are GS + r·g, in the features' dtype. They are not
+    divided by the norm of μ, because no program has all of μ. They are divided by the size that μ
+    would have if W₁ stretched all vectors alike, so that float16 can hold them: size, float32
+    [rows]. along and square, float32 [blocks of channels, rows], receive the sums of b₁·μ and of
+    μ² over BLOCK_O channels.
     """
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
@@ -66,31 +98,44 @@ def em_fold(
     o_m = (pid // num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m, m_o = o_m < num_rows, o_o < C
 
+    b_mu = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
     b_folded = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
-    b_along = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    b_square = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    b_sums2 = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    b_bias2, b_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for c in range(0, C, BLOCK_C):
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < C
-        p_mu = bases_ptr + o_m[:, None] * C + o_c[None, :]
-        b_mu = tl.load(p_mu, mask=m_m[:, None] & m_c[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-        p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
+        p_sums = sums_ptr + o_m[:, None] * C + o_c[None, :]
+        b_sums = tl.load(p_sums, mask=m_m[:, None] & m_c[None, :], other=0.0)
+        p_weight = weight_ptr + o_o[None, :] * C + o_c[:, None]
         b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
-        b_folded = tl.dot(b_mu, b_weight.to(tl.float32), b_folded, input_precision=PRECISION)
-        b_bias = tl.load(bias_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
-        b_along += b_mu * b_bias[None, :]
-        b_square += b_mu * b_mu
-    b_logit = tl.sum(b_along, axis=1)
-    if NORMALISE:
-        norm = tl.sqrt(tl.sum(b_square, axis=1)) + norm_shift
-        norm = tl.where(norm < EPS, EPS, norm)  # a NaN stays NaN
-        b_folded = b_folded / norm[:, None]
-        b_logit = b_logit / norm
-    p_folded = folded_ptr + o_m[:, None] * C + o_o[None, :]
-    b_folded = b_folded.to(folded_ptr.dtype.element_ty)
-    tl.store(p_folded, b_folded, mask=m_m[:, None] & m_o[None, :])
-    if i_o == 0:
-        tl.store(logit_bias_ptr + o_m, b_logit, mask=m_m)
+        b_mu = tl.dot(b_sums, b_weight.to(tl.float32), b_mu, input_precision=PRECISION)
+        if FOLD:
+            p_gram = gram_ptr + o_c[:, None] * C + o_o[None, :]
+            b_gram = tl.load(p_gram, mask=m_c[:, None] & m_o[None, :], other=0.0)
+            b_folded = tl.dot(b_sums, b_gram, b_folded, input_precision=PRECISION)
+            b_sums2 += b_sums * b_sums
+            b_bias = tl.load(bias_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
+            b_bias2 += b_bias * b_bias
+            b_trace += tl.load(gram_ptr + o_c * (C + 1), mask=m_c, other=0.0)
+    b_mass = tl.load(mass_ptr + o_m, mask=m_m, other=0.0)
+    b_bias_o = tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)
+    b_mu += b_mass[:, None] * b_bias_o[None, :]
+    p_out = out_ptr + o_m[:, None] * C + o_o[None, :]
+    if FOLD:
+        b_size = tl.sum(b_trace) / C * tl.sum(b_sums2, axis=1) + b_mass * b_mass * tl.sum(b_bias2)
+        b_size = tl.where(b_size == 0.0, 1.0, tl.sqrt(b_size))
+        b_gram_o = tl.load(gram_ptr + C * C + o_o, mask=m_o, other=0.0)
+        b_folded = (b_folded + b_mass[:, None] * b_gram_o[None, :]) / b_size[:, None]
+        b_folded = b_folded.to(out_ptr.dtype.element_ty)
+        tl.store(p_out, b_folded, mask=m_m[:, None] & m_o[None, :])
+        p_part = i_o.to(tl.int64) * num_rows + o_m
+        tl.store(along_ptr + p_part, tl.sum(b_mu * b_bias_o[None, :], axis=1), mask=m_m)
+        tl.store(square_ptr + p_part, tl.sum(b_mu * b_mu, axis=1), mask=m_m)
+        if i_o == 0:
+            tl.store(size_ptr + o_m, b_size, mask=m_m)
+    else:
+        tl.store(p_out, b_mu, mask=m_m[:, None] & m_o[None, :])
 
 
 @triton.jit
@@ -152,13 +197,18 @@ def em_epilogue(
     b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
     if OUT_RELU:
         b_out = tl.where(b_out < 0.0, 0.0, b_out)
+    # Offsets within a tile need 32 bits only, and few registers.
+    first = (pid // num_blocks % num_tiles).to(tl.int64) * BLOCK_N
+    o_tile = tl.arange(0, BLOCK_N)
     x_ptr += i_b * stride_x_b
+    if CHANNELS_LAST:
+        x_ptr += first * stride_x_n
+        o_n, N = o_tile, N - first.to(tl.int32)
     b_x = load_features(x_ptr, o_n, o_o, N, stride_x_n, stride_x_c, C, BLOCK_O, CHANNELS_LAST)
     b_out += b_x.to(tl.float32)
     b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
-    o_n, o_o = o_n.to(tl.int64), o_o.to(tl.int64)
-    p_out = out_ptr + i_b * stride_out_b + (o_n * stride_out_n)[:, None]
-    p_out += (o_o * stride_out_c)[None, :]
+    p_out = out_ptr + i_b * stride_out_b + first * stride_out_n
+    p_out += (o_tile * stride_out_n)[:, None] + (o_o.to(tl.int64) * stride_out_c)[None, :]
     tl.store(p_out, b_out.to(element), mask=m_n[:, None] & m_o[None, :])
 
 
@@ -168,34 +218,47 @@ INTERPRETED = not isinstance(em_epilogue, triton.JITFunction)
 class BlockStages(Stages):
     """``Stages`` and the launches of the block's own kernels."""
 
-    def project(self, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """sums [B, K, C] and mass [B, K] → W₁S + r·b₁, float32 [B, K, C]."""
-        out = torch.empty_like(sums)
-        rows = mass.numel()
-        programs = self._row_programs("em_project", rows)
-        self.launch(em_project, programs, sums, mass, weight, bias, out, rows, C=self.shape["C"])
-        return out
-
     def fold(
-        self, bases: Tensor, weight: Tensor, bias: Tensor, normalise: bool
-    ) -> tuple[Tensor, Tensor]:
-        """bases, float32 [B, K, C] → W₁ᵀμ in the features' dtype and b₁ᵀμ, float32 [B, K]."""
+        self, bases: Tensor, weight: Tensor, bias: Tensor, gram: Tensor, num_stages: int
+    ) -> Bases:
+        """bases, float32 [1 or B, K, C] → W₁ᵀμ and b₁ᵀμ; for several stages also write G and g."""
         folded = torch.empty_like(bases, dtype=self.feats.dtype)
         logit_bias = bases.new_empty(bases.shape[:2])
         rows = logit_bias.numel()
+        folding = programs = self._row_programs("em_fold", rows)
+        if num_stages > 1:
+            programs += self._row_programs("em_fold", len(gram))
         self.launch(
-            em_fold, self._row_programs("em_fold", rows),
-            bases, weight, bias, folded, logit_bias, rows, self.norm_shift,
-            C=self.shape["C"], NORMALISE=normalise,
+            em_fold, programs,
+            bases, weight, bias, folded, logit_bias, gram, rows, folding, C=self.shape["C"],
         )  # fmt: skip
-        return folded, logit_bias
+        return Bases(folded, logit_bias)
 
-    def normalise(self, bases: Tensor) -> Tensor:
-        """bases, float32 [B, K, C] → divided by their shifted norms, in the features' dtype."""
-        out = torch.empty_like(bases, dtype=self.feats.dtype)
-        rows = bases[..., 0].numel()
-        self.launch(em_normalise, rows, bases, out, self.norm_shift, C=self.shape["C"])
+    def project(
+        self, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, gram: Tensor
+    ) -> Bases:
+        """sums [B, K, C] and mass [B, K] → the folded bases of the next stage."""
+        out = torch.empty_like(sums, dtype=self.feats.dtype)
+        rows = mass.numel()
+        size = sums.new_empty(rows)
+        parts = cdiv(self.shape["C"], self.tile("em_project").meta["BLOCK_O"])
+        along, square = sums.new_empty(2, parts, rows)
+        self._project(sums, mass, weight, bias, gram, out, along, square, size, FOLD=True)
+        return Bases(out, along, square, size)
+
+    def last_bases(self, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """sums [B, K, C] and mass [B, K] → μ, in the features' dtype."""
+        mu = torch.empty_like(sums)
+        self._project(sums, mass, weight, bias, None, mu, None, None, None, FOLD=False)
+        out = torch.empty_like(mu, dtype=self.feats.dtype)
+        self.launch(em_normalise, mass.numel(), mu, out, self.norm_shift, C=self.shape["C"])
         return out
+
+    def _project(self, sums: Tensor, mass: Tensor, *arguments: Tensor | None, FOLD: bool) -> None:
+        rows = mass.numel()
+        programs = self._row_programs("em_project", rows)
+        constants = {"C": self.shape["C"], "FOLD": FOLD}
+        self.launch(em_project, programs, sums, mass, *arguments, rows, **constants)
 
     def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor, out_relu: bool) -> Tensor:
         batch, positions, channels = self.feats.shape
@@ -239,11 +302,13 @@ def run_block(
     mu = mu.contiguous()
     sums = mu.new_empty(feats.shape[0], *mu.shape[1:])
     mass = mu.new_empty(sums.shape[:2])
-    for stage in range(num_stages):
-        stages.e_step(*stages.fold(mu, *mid, normalise=stage > 0))
-        stages.m_step(sums, mass)
-        mu = stages.project(sums, mass, *mid)
-    mu = stages.normalise(mu)
+    gram = mu.new_empty(mu.shape[2] + 1, mu.shape[2])
+    bases_of_stage = stages.fold(mu, *mid, gram, num_stages)
+    for _ in range(num_stages - 1):
+        stages.stage(bases_of_stage, sums, mass)
+        bases_of_stage = stages.project(sums, mass, *mid, gram)
+    stages.stage(bases_of_stage, sums, mass)
+    mu = stages.last_bases(sums, mass, *mid)
     weight = out_weight.to(feats.dtype).contiguous()
     out = stages.epilogue(mu, weight, out_bias.contiguous(), out_relu)
     return out, mu.transpose(1, 2)

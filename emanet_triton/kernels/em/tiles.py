@@ -103,7 +103,7 @@ _EPILOGUE: dict[tuple[str, str], _Sizes] = {
 # Replacements for channels-last features and K up to 64, where Z stays in registers.
 _EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
-    ("sm_90", "half"): (256, 128, 64, 8, 3),
+    ("sm_90", "half"): (128, 128, 64, 4, 3),
     ("sm_90", "ieee"): (64, 64, 16, 8, 3),
     ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
     ("sm_100", "half"): (128, 128, 64, 8, 3),

@@ -90,6 +90,19 @@ def test_the_relu_of_the_out_convolution_counts_for_negative_features():
     assert (other < got - 0.1).any()
 
 
+def test_float16_holds_the_folded_bases_of_large_weights():
+    """Products with W₁ᵀW₁ exceed float16 here; the folded bases, divided by their size, do not."""
+    case = common_case(2)
+    x, mu, weights = (f(torch.float16) for f in (case.feats, case.initial_bases, case.weights))
+    weights = (2**9 * weights[0], 2**9 * weights[1], *weights[2:])
+    sums = x.double().mean((0, 1))
+    assert (weights[0].double().T @ (weights[0].double() @ sums + weights[1].double())).max() > 1e5
+    got = em_attention_block(x, mu, *weights, 2, backend="triton")
+    exact = exact_block(x, mu, weights, 2)
+    torch.testing.assert_close(got[0].mT.double(), exact[0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(got[1].double(), exact[1], rtol=0, atol=4e-3)
+
+
 def test_half_features_with_float32_weights():
     case = common_case()
     x, mu = case.feats(torch.float16), case.initial_bases(torch.float32)
