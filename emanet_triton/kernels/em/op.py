@@ -32,7 +32,7 @@ def em_attention(
     *,
     norm_shift: float = 0.0,
     backend: str = "auto",
-    precision: str = "ieee",
+    precision: str = "tf32x3",
 ) -> tuple[Tensor, Tensor]:
     """Run the batched EM iterations (Li et al., ICCV 2019, eq. 12-14; mmseg ``EMAModule``).
 
@@ -45,8 +45,9 @@ def em_attention(
             mmsegmentation's none.
         backend: ``"triton"`` runs on a GPU and in Triton's interpreter, ``"torch"`` anywhere;
             ``"auto"`` is ``"triton"`` on a GPU, otherwise ``"torch"``.
-        precision: how the Triton kernels multiply float32 features: ``"ieee"``, ``"tf32x3"``
-            (on AMD the same as ``"ieee"``) or ``"tf32"``.
+        precision: how the Triton kernels multiply float32 features: ``"tf32x3"`` on an NVIDIA
+            GPU's tensor cores, each number split in two, with about the error of float32 (on AMD
+            the same as ``"ieee"``); ``"ieee"`` without tensor cores; or ``"tf32"``.
 
     Returns:
         The reconstruction, with the shape, dtype and memory format of ``feats``, and the bases
@@ -75,7 +76,7 @@ def em_attention_block(
     norm_shift: float = 0.0,
     out_relu: bool = False,
     backend: str = "auto",
-    precision: str = "ieee",
+    precision: str = "tf32x3",
 ) -> tuple[Tensor, Tensor]:
     """Run EM attention with the 1x1 convolutions and the residual around it (mmseg ``EMAHead``).
 
