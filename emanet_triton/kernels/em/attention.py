@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
-from emanet_triton.kernels.em.steps import em_e_step, em_m_step, em_reduce
+from emanet_triton.kernels.em.steps import backwards, em_e_step, em_m_step, em_reduce
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
 
@@ -48,7 +48,7 @@ def em_reconstruct(
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Zμᵀ for one tile of positions and BLOCK_C channels: z [B, N, PADDED_K], bases [B, K, C]."""
-    pid = tl.program_id(0)
+    pid = backwards()
     num_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     o_c = pid % num_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     o_n = pid // num_blocks % num_tiles * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
-from emanet_triton.kernels.em.steps import EPS, load_features
+from emanet_triton.kernels.em.steps import EPS, backwards, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 
 
@@ -163,7 +163,7 @@ def em_epilogue(
     With OUT_RELU another ReLU precedes the addition of F.
     bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ [C] of any dtype.
     """
-    pid = tl.program_id(0)
+    pid = backwards()
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
     o_o = pid % num_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     o_n = pid // num_blocks % num_tiles * BLOCK_N + tl.arange(0, BLOCK_N)

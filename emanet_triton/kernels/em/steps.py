@@ -15,6 +15,16 @@ EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
 
 
 @triton.jit
+def backwards():
+    """The number of this program, counted from the last one.
+
+    A kernel that reads what its predecessor has just read, in the opposite order, begins with what
+    is still in the L2 cache.
+    """
+    return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
+@triton.jit
 def load_features(
     x_ptr, o_n, o_c, N, stride_n, stride_c, C: tl.constexpr, BLOCK_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -83,7 +93,7 @@ def em_e_step(
     colsum float32 [B, K, num_tiles], the sums of the stored Z. With PARTS the bases are not
     normalised yet: see ``BlockStages.project``.
     """
-    pid = tl.program_id(0)
+    pid = backwards()
     i_b = (pid // num_tiles).to(tl.int64)
     i_n = pid % num_tiles
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
