@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.inference.views import Size, scales, window_grid
+from emanet_triton.kernels.device import auto_backend, triton_kernels
 from emanet_triton.models.network import input_form
 from emanet_triton.models.protocol import Protocol
 
@@ -21,18 +22,21 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def normalise(images: Tensor, network: object = None) -> Tensor:
-    """uint8 RGB [B, H, W, 3] → float32 [B, 3, H, W], minus the mean, divided by the deviation.
+def normalise(images: Tensor, network: object = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB [B, H, W, 3] → [B, 3, H, W], minus the mean, divided by the deviation.
 
-    Mean and deviation are the network's, see ``input_form``. The result is channels-last in
-    memory.
+    Mean and deviation are the network's, see ``input_form``. Differences and quotients are float32,
+    then rounded to ``dtype``. The result is channels-last in memory.
     """
     form = input_form(network)
+    if auto_backend(images.is_cuda) == "triton" and not torch.compiler.is_compiling():
+        with triton_kernels("pixels", images) as kernels:
+            return kernels.normalise(images, form.mean, form.std, dtype)
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=images.device)
         for values in (form.mean, form.std)
     )
-    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+    return images.float().sub_(mean).div_(std).to(dtype).permute(0, 3, 1, 2)
 
 
 def scaled_inputs(
@@ -41,17 +45,19 @@ def scaled_inputs(
     ms_flip: bool,
     device: torch.device,
     network: object = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """Yield the network input of each scale of a protocol: float32 [B, 3, h, w], not mirrored.
+    """Yield the network input of each scale of a protocol: [B, 3, h, w], not mirrored.
 
-    The images have one size. The inputs have the order of ``views.scales``.
+    The images have one size. The inputs have the order of ``views.scales``. They are float32, but
+    in ``dtype`` if they are not scaled any more.
     """
     each = scales(protocol, images[0].shape[:2], ms_flip)
     if protocol.scaling == "image":
         for scale in each:
-            yield _padded_inputs(images, scale.resized, scale.padded, device, network)
+            yield _padded_inputs(images, scale.resized, scale.padded, device, network, dtype)
         return
-    single = inputs = _padded_inputs(images, each[0].resized, each[0].padded, device, network)
+    single = inputs = _padded_inputs(images, *each[0][:2], device, network, torch.float32)
     for scale, ratio in zip(each, protocol.ratios if ms_flip else (1.0,), strict=True):
         source = inputs if protocol.scaling == "previous" else single
         if protocol.scaling != "input":
@@ -67,11 +73,16 @@ def scaled_inputs(
 
 
 def _padded_inputs(
-    images: Sequence[np.ndarray], size: Size, padded: Size, device: torch.device, network: object
+    images: Sequence[np.ndarray],
+    size: Size,
+    padded: Size,
+    device: torch.device,
+    network: object,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Images resized to (height, width), normalised and padded with 0: float32 [B, 3, ...]."""
+    """Images resized to (height, width), normalised and padded with 0: [B, 3, ...] in ``dtype``."""
     resized = np.stack([resize_image(image, size) for image in images])
-    inputs = normalise(to_device(resized, device), network)
+    inputs = normalise(to_device(resized, device), network, dtype)
     bottom, right = padded[0] - size[0], padded[1] - size[1]
     return F.pad(inputs, (0, right, 0, bottom)) if bottom or right else inputs
 

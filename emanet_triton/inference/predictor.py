@@ -199,7 +199,8 @@ class Predictor:
     def _network_inputs(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield windows of all images, [windows * B, 3, h, w], view after view, a few at a time."""
         windows_at_once = self.inputs_at_once // len(images)
-        every = scaled_inputs(images, self.protocol, self.ms_flip, self.device, self.model)
+        options = self.protocol, self.ms_flip, self.device, self.model, self._dtype
+        every = scaled_inputs(images, *options)
         for inputs in every:
             for mirrored in (False, True) if self.ms_flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs

@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 
+from emanet_triton.kernels import pixels
 from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
@@ -236,7 +237,22 @@ class ConfusionLaunch:
         resample_triton.confusion(images, images, self.classes)
 
 
-Launch = EMLaunch | ConvLaunch | BottleneckLaunch | PoolLaunch | ResampleLaunch | ConfusionLaunch
+@dataclass(frozen=True)
+class PixelsLaunch:
+    """The normalisation of the pixels of an image."""
+
+    arch: str
+    dtype: str
+    note: str = "pixels"
+    kernels: None = None
+
+    def run(self) -> None:
+        image = torch.empty(1, 1024, 2048, 3, dtype=torch.uint8, device="meta")
+        pixels.normalise(image, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), DTYPES[self.dtype])
+
+
+OfImages = PoolLaunch | ResampleLaunch | ConfusionLaunch | PixelsLaunch
+Launch = EMLaunch | ConvLaunch | BottleneckLaunch | OfImages
 
 
 class Each(enum.IntEnum):
@@ -284,6 +300,7 @@ def groups(each: Each) -> list[Group]:
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CONFUSIONS))))
         poolings = tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))
         found.append(Group(poolings, Each.USE if each > Each.KERNEL else Each.TILE))
+        found.append(Group(tuple(PixelsLaunch(arch, dtype) for dtype in DTYPES)))
     return found
 
 
