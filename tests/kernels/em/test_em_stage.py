@@ -3,53 +3,41 @@
 import pytest
 import torch
 from device import HALF, only_on
-from em_cases import Case, assert_as_exact, channels_first, eager_block, eager_em_attention
+from em_cases import Case, assert_as_exact, channels_first, eager_em_attention
 
 from emanet_triton.kernels.em import attention, reference, tiles
-from emanet_triton.kernels.em.op import em_attention, em_attention_block
+from emanet_triton.kernels.em.op import em_attention
 from emanet_triton.kernels.em.tiles import ONE_PASS_CHANNELS
 
 pytestmark = only_on("sm_90")
 # Several ranges of positions, of which the last is not full, and bases that do not fill a tile.
 CASE = Case(2, ONE_PASS_CHANNELS, (5, 29), 7, stages=2, own_bases=True)
-CASES = (CASE, Case(1, ONE_PASS_CHANNELS, (1, 1), 64, stages=1))
 
 
-def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    return case.feats(HALF).relu(), case.initial_bases(HALF), case.weights(HALF)
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    return CASE.feats(HALF).relu(), CASE.initial_bases(HALF)
 
 
-def stages_of(case: Case) -> attention.Stages:
-    return attention.Stages(case.feats(HALF), case.bases, "ieee", 0.0)
+def make_stages() -> attention.Stages:
+    return attention.Stages(CASE.feats(HALF), CASE.bases, "ieee", 0.0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_against_float64(case):
-    assert stages_of(case).one_pass
-    x, mu, weights = inputs(case)
-    doubles = channels_first(x).double(), mu.double()
-    found = (
-        (
-            em_attention(x, mu, case.stages, backend="triton"),
-            eager_em_attention(channels_first(x), mu, case.stages),
-            reference.em_attention(*doubles, case.stages),
-        ),
-        (
-            em_attention_block(x, mu, *weights, case.stages, backend="triton"),
-            eager_block(channels_first(x), mu, weights, case.stages),
-            reference.em_attention_block(*doubles, *(w.double() for w in weights), case.stages),
-        ),
-    )
-    for got, plain, exact in found:
-        assert_as_exact(channels_first(got[0]), plain[0], exact[0])
-        assert_as_exact(got[1], plain[1], exact[1])
+def test_against_float64():
+    """Of the block too: see test_em_block, the channels and bases of the published networks."""
+    assert make_stages().one_pass
+    x, mu = inputs()
+    got = em_attention(x, mu, CASE.stages, backend="triton")
+    plain = eager_em_attention(channels_first(x), mu, CASE.stages)
+    exact = reference.em_attention(channels_first(x).double(), mu.double(), CASE.stages)
+    assert_as_exact(channels_first(got[0]), plain[0], exact[0])
+    assert_as_exact(got[1], plain[1], exact[1])
 
 
 def test_it_agrees_with_two_kernels(monkeypatch):
-    x, mu, _ = inputs(CASE)
+    x, mu = inputs()
     one = em_attention(x, mu, CASE.stages, norm_shift=1e-6, backend="triton")
     monkeypatch.setattr(tiles, "has_one_pass", lambda *shape: False)
-    assert not stages_of(CASE).one_pass
+    assert not make_stages().one_pass
     two = em_attention(x, mu, CASE.stages, norm_shift=1e-6, backend="triton")
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=4e-3, atol=4e-3)
@@ -57,7 +45,7 @@ def test_it_agrees_with_two_kernels(monkeypatch):
 
 @pytest.mark.usefixtures("ordered_products")
 def test_the_same_bits_on_every_run_and_in_every_batch():
-    x, mu, _ = inputs(CASE)
+    x, mu = inputs()
     together = em_attention(x, mu, CASE.stages, backend="triton")
     again = em_attention(x, mu, CASE.stages, backend="triton")
     alone = em_attention(x[1:], mu[1:], CASE.stages, backend="triton")
@@ -67,7 +55,7 @@ def test_the_same_bits_on_every_run_and_in_every_batch():
 
 
 def test_responsibilities_are_written_after_the_last_stage_only():
-    stages = stages_of(CASE)
+    stages = make_stages()
     old = attention.Bases(CASE.initial_bases(HALF).mT.contiguous())
     new = torch.empty_like(old.rows)
     stages.z.fill_(float("nan"))
@@ -83,7 +71,7 @@ def test_responsibilities_are_written_after_the_last_stage_only():
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
 def test_nan_stays_in_its_image():
-    x, mu, _ = inputs(CASE)
+    x, mu = inputs()
     clean = em_attention(x, mu, CASE.stages, backend="triton")
     x[1, 140, 7] = float("nan")
     found = em_attention(x, mu, CASE.stages, backend="triton")
