@@ -1,7 +1,6 @@
 """What the options ``--ckpt``, ``--model`` and ``--data`` of a command line choose together."""
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from emanet_triton.models.pins import check_pin
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
+    check_model,
     fetch_published,
     find_entry,
     models_like,
@@ -78,7 +78,7 @@ def choose(
                 + models_like(name)
             )
         if model not in (None, name):
-            raise InputError(f"{ckpt} is a checkpoint of {name}, not of --model {model}")
+            raise InputError(f"{ckpt}: is a checkpoint of {name}, not of --model {model}")
     elif known is not None:
         name = known
     else:
@@ -125,12 +125,12 @@ def known_model(ckpt: str, model: str | None) -> str | None:
             f"{ckpt}: no such file and no such model; expected a checkpoint file or "
             + models_like(ckpt)
         )
-    named = name_of_path(path)
-    if exists and model is not None and named not in (None, model):
-        if find_entry(str(named)).architecture != find_entry(model).architecture:
-            raise InputError(f"{ckpt} is a checkpoint of {named}, not of --model {model}")
-        warnings.warn(f"{ckpt}: is named like the file of {named}, not of {model}", stacklevel=2)
-    return (model or named) if exists else None
+    if not exists:
+        return None
+    if model is None:
+        return name_of_path(path)
+    check_model(path, model, option="--model ")
+    return model
 
 
 def model_of_file(ckpt: str) -> str:

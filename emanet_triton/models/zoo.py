@@ -1,6 +1,7 @@
 """The model zoo: ``list_models``, ``model_info`` and ``create_model``, and the published files."""
 
 import difflib
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from emanet_triton.data.public import DATASETS
 from emanet_triton.errors import InputError
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
-from emanet_triton.models.description import description_in
+from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.entries import OFFICIAL, SOURCES, ZOO, Published, Source, ZooEntry
 from emanet_triton.models.loading import load_into
@@ -147,8 +148,8 @@ def create_model(
         ``model.protocol`` is the protocol of its published evaluation, or of the training.
 
     Raises:
-        InputError: the name is unknown or missing, a file cannot be downloaded, is damaged or is
-            not the published one, or the weights do not fit.
+        InputError: the name is unknown or missing, a file cannot be downloaded, is damaged, is not
+            the published one or is of another model, or the weights do not fit.
         ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
             or is out of range.
     """
@@ -161,9 +162,8 @@ def create_model(
             )
         name = description.model
     entry = find_entry(name)
-    known = description.model if description else checkpoint and name_of_path(Path(checkpoint))
-    if known in ZOO and ZOO[known].architecture != entry.architecture:
-        raise InputError(f"{checkpoint}: is a checkpoint of {known}, not of {name}")
+    if checkpoint is not None:
+        check_model(checkpoint, name, description)
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     classes = num_classes
@@ -181,6 +181,32 @@ def create_model(
         elif checkpoint is not None:
             load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
     return model.eval()
+
+
+def check_model(
+    path: str | Path, name: str, description: Description | None = None, option: str = ""
+) -> None:
+    """Refuse a checkpoint of another network than that of a model.
+
+    A file's description says its model, or else its name, if a published file has it. If only the
+    name says another model, and the networks are the same, a warning says so.
+
+    Args:
+        path: the file, which is not read.
+        name: of the model, one of ``list_models()``.
+        description: in the file, or ``None``.
+        option: before the model's name in the message, such as "--model ".
+
+    Raises:
+        InputError: the file is of another network.
+    """
+    known = description.model if description else name_of_path(Path(path))
+    if known in (None, name):
+        return
+    if known not in ZOO or ZOO[known].architecture != find_entry(name).architecture:
+        raise InputError(f"{path}: is a checkpoint of {known}, not of {option}{name}")
+    if description is None:
+        warnings.warn(f"{path}: is named like the file of {known}, not of {name}", stacklevel=3)
 
 
 def find_entry(name: str) -> ZooEntry:

@@ -273,7 +273,7 @@ def test_published_name_with_other_content(fails, city, tmp_path):
 def test_other_architecture(fails, city, ckpt):
     name = next(iter(ZOO))
     err = fails("--ckpt", ckpt, "--data", city, "--model", name)
-    assert f"{ckpt} is a checkpoint of tiny, not of --model {name}" in err
+    assert f"{ckpt}: is a checkpoint of tiny, not of --model {name}" in err
     mine = ckpt.rename(ckpt.with_name("mine.pth"))
     err = fails("--ckpt", mine, "--data", city, "--model", name)
     assert f"{mine}: does not fit the model" in err
