@@ -160,13 +160,17 @@ def _models_of(checkpoint: Checkpoint) -> str:
 def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
     """The checkpoint of a model: the file ``ckpt``, or else the published one.
 
+    Where nobody has published the hash of the model's file, a hash that is noted beside ``ckpt`` is
+    checked.
+
     Raises:
-        InputError: the file is missing, damaged or, if published, not the right one.
+        InputError: the file is missing, damaged, another one than its note says or, if published,
+            not the right one.
     """
     if not (ckpt and _exists(ckpt)):
         return read_published(name)
     checkpoint = read_checkpoint(Path(ckpt))
-    if name_of_path(checkpoint.path) == name and find_entry(name).sha256 is None:
+    if find_entry(name).sha256 is None:
         check_pin(checkpoint, note=False)
     return checkpoint
 
