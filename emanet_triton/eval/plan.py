@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
 from emanet_triton.eval.partial import PartialResult, Stamp, software, stamp, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
-from emanet_triton.files import require_writable
+from emanet_triton.files import exists, is_folder, require_writable
 from emanet_triton.inference.build import INT8, load_network, open_device, ready_network
 from emanet_triton.inference.calibration import Calibration, evenly_spread, named_calibration
 from emanet_triton.inference.options import with_version
@@ -306,7 +305,7 @@ def _shared_set(source: str, wanted: str | None, data: Path | None) -> str:
     expected = f"expected the root of one of {', '.join(own)}, or --dataset with its name"
     if data is None:
         raise InputError(f"--all {source}: --data is missing; {expected}")
-    if not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+    if not is_folder(data):
         raise InputError(f"--data {data}: there is no such folder; {expected}")
     found = list(in_folder(data))
     fitting = [key for key in found if key in own]
@@ -357,7 +356,7 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
 def _require_files(args: Namespace, chosen: Sequence[Chosen]) -> None:
     """Name all files of ``--all --ckpt FOLDER`` that are missing, before one is read."""
     paths = [published_path(each.name, args.ckpt) for each in chosen] if args.all else []
-    missing = [f"{path}: no such file" for path in paths if args.ckpt and not path.exists()]
+    missing = [f"{path}: no such file" for path in paths if args.ckpt and not exists(path)]
     if missing:
         raise problems_error(f"--ckpt {args.ckpt}: expected the published files:", missing)
 

@@ -1,6 +1,5 @@
 """What the options ``--ckpt``, ``--model`` and ``--data`` of a command line choose together."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.overlay import class_names
 from emanet_triton.data.public import find_dataset
 from emanet_triton.errors import InputError
+from emanet_triton.files import exists
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.emanet import Architecture
@@ -69,7 +69,7 @@ def choose(
     """
     described = open_dataset(data) if data is not None and is_description(data) else None
     known = known_model(ckpt, model)
-    description = description_in(Path(ckpt)) if _exists(ckpt) else None
+    description = description_in(Path(ckpt)) if exists(ckpt) else None
     if description is not None:
         name = description.model
         if name not in ZOO:
@@ -82,7 +82,7 @@ def choose(
     elif known is not None:
         name = known
     else:
-        if data and _exists(ckpt) and not _exists(str(data)):
+        if data and exists(ckpt) and not exists(data):
             raise InputError(f"--data {data}: there is no such folder")
         name = model_of_file(ckpt)
     entry = find_entry(name)
@@ -113,19 +113,19 @@ def known_model(ckpt: str, model: str | None) -> str | None:
     Raises:
         InputError: there is no such model, or ``ckpt`` and ``model`` name different ones.
     """
-    path, exists = Path(ckpt), _exists(ckpt)
+    path, there = Path(ckpt), exists(ckpt)
     if model is not None:
         find_entry(model)
-    if ckpt in ZOO and not exists:
+    if ckpt in ZOO and not there:
         if model not in (None, ckpt):
             raise InputError(f"{ckpt} is not a checkpoint of --model {model}")
         return ckpt
-    if not exists and path.suffix == "":
+    if not there and path.suffix == "":
         raise InputError(
             f"{ckpt}: no such file and no such model; expected a checkpoint file or "
             + models_like(ckpt)
         )
-    if not exists:
+    if not there:
         return None
     if model is None:
         return name_of_path(path)
@@ -167,7 +167,7 @@ def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
         InputError: the file is missing, damaged, another one than its note says or, if published,
             not the right one.
     """
-    if not (ckpt and _exists(ckpt)):
+    if not (ckpt and exists(ckpt)):
         return read_published(name)
     checkpoint = read_checkpoint(Path(ckpt))
     if find_entry(name).sha256 is None:
@@ -177,7 +177,7 @@ def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
 
 def chosen_path(ckpt: str | None, name: str) -> Path:
     """The file that ``read_chosen`` reads, also if it has not been downloaded yet."""
-    return Path(ckpt) if ckpt and _exists(ckpt) else published_path(name)
+    return Path(ckpt) if ckpt and exists(ckpt) else published_path(name)
 
 
 def fetch_chosen(ckpt: str, name: str) -> Path:
@@ -186,8 +186,4 @@ def fetch_chosen(ckpt: str, name: str) -> Path:
     Raises:
         InputError: the file is missing and cannot be downloaded.
     """
-    return Path(ckpt) if _exists(ckpt) else fetch_published(name)
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (unlike Path.exists, never raises)
+    return Path(ckpt) if exists(ckpt) else fetch_published(name)

@@ -11,6 +11,7 @@ import torch
 from emanet_triton.data.overlay import class_names
 from emanet_triton.data.public import DATASETS
 from emanet_triton.errors import InputError
+from emanet_triton.files import exists
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import Description, description_in
@@ -241,7 +242,7 @@ def published_path(name: str, folder: str | Path | None = None) -> Path:
         return hub_file(entry.file)
     path = Path(folder) / entry.file
     as_published = Path(folder, name, (entry.url or entry.file).rpartition("/")[2])
-    return as_published if as_published.exists() and not path.exists() else path
+    return as_published if exists(as_published) and not exists(path) else path
 
 
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
@@ -277,7 +278,7 @@ def fetch_published(name: str, folder: str | Path | None = None) -> Path:
     path = published_path(name, folder)
     if entry.url is not None and folder is None:
         download(entry.url, path, entry.sha256, md5_url=entry.md5_url)
-    elif not path.exists() and entry.source is not None:
+    elif not exists(path) and entry.source is not None:
         address = entry.url or SOURCES[entry.source].url
         raise InputError(f"{path}: no such file; expected the checkpoint of {name} from {address}")
     return path

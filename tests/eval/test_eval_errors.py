@@ -95,6 +95,16 @@ def test_all_names_the_missing_published_file(fails, city, tmp_path):
     assert f"{tmp_path / ZOO[next(iter(ZOO))].file}: no such file" in err
 
 
+def test_names_that_are_too_long(fails, city, tmp_path, monkeypatch):
+    """Path.exists raises for them."""
+    folder, name = tmp_path / ("x" * 300), next(iter(ZOO))
+    err = fails("--all", "--ckpt", folder, "--data", city)
+    assert f"{folder / ZOO[name].file}: no such file" in err
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
+    err = fails("--ckpt", name, "--data", city)
+    assert "cannot be downloaded" in err and "File name too long" in err
+
+
 # The data set
 
 
