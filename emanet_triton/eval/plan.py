@@ -30,6 +30,7 @@ from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
+    datasets_of,
     list_models,
     models_like,
     name_of,
@@ -286,7 +287,7 @@ def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
     """The models of a project that share a data set.
 
     Raises:
-        InputError: the project has no model of the data set, or it is not clear which is meant.
+        InputError: it is not clear which data set is meant.
     """
     key = _shared_set(source, wanted, data)
     default = DATASETS[key]
@@ -297,14 +298,17 @@ def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
 
 def _shared_set(source: str, wanted: str | None, data: Path | None) -> str:
     """The name of the data set: the wanted one, the project's only one, or that of the folder."""
-    own = [key for key in DATASETS if list_models(source=source, dataset=key)]
-    if wanted is not None and wanted not in own:
-        raise InputError(f"--all {source}: has no model of {wanted}; expected {' or '.join(own)}")
+    own = datasets_of(source)
     if wanted is not None or len(own) == 1:
         return wanted or own[0]
     expected = f"expected the root of one of {', '.join(own)}, or --dataset with its name"
     if data is None:
         raise InputError(f"--all {source}: --data is missing; {expected}")
+    if is_description(data):
+        raise InputError(
+            f"--all {source}: --data {data} does not say which models are meant; expected "
+            f"--dataset with one of {', '.join(own)}"
+        )
     if not is_folder(data):
         raise InputError(f"--data {data}: there is no such folder; {expected}")
     found = list(in_folder(data))

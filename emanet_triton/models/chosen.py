@@ -62,12 +62,15 @@ def choose(
         model: the name of the model as the user gave it, or ``None``.
         data: the root of the data set, or a file ``*.toml`` that describes another data set; or
             ``None``.
-        dataset: the name of the public data set in ``data``, if it is not the model's own.
+        dataset: the name of the public data set in the folder ``data``, if it is not the model's
+            own.
 
     Raises:
         InputError: an option names nothing that can be used, or two options contradict each other.
     """
     described = open_dataset(data) if data is not None and is_description(data) else None
+    if described and dataset:
+        raise InputError(f"--dataset {dataset}: --data {data} describes its own data set")
     known = known_model(ckpt, model)
     description = description_in(Path(ckpt)) if exists(ckpt) else None
     if description is not None:
@@ -93,6 +96,13 @@ def choose(
             + ", ".join(description.classes)
         )
     chosen, root = own if dataset is None else find_dataset(dataset), None
+    # A file without a description may have other classes than the model that --model names.
+    known_classes = description is not None or model is None or not exists(ckpt)
+    if known_classes and len(chosen.classes) != len(own.classes):
+        raise InputError(
+            f"--dataset {dataset}: {chosen.name} has {len(chosen.classes)} classes, but {ckpt} has "
+            f"{len(own.classes)}; expected a data set with the model's classes"
+        )
     if described is not None:
         chosen, root = described
     elif data is not None:

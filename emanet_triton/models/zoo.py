@@ -85,6 +85,11 @@ def list_models(
     ]
 
 
+def datasets_of(source: str) -> list[str]:
+    """The data sets of a project's models, as ``list_models`` calls them."""
+    return [key for key in DATASETS if list_models(source=source, dataset=key)]
+
+
 def model_info(name: str) -> ModelInfo:
     """What is known about a model: its project, licences, file, protocol and published figures.
 

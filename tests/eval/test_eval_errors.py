@@ -297,6 +297,17 @@ def test_other_class_count(fails, city, tmp_path):
     assert "decode_head.conv_seg.weight: file [7, 8, 1, 1], model [19, 8, 1, 1]" in err
 
 
+def test_a_data_set_of_another_number_of_classes(fails, city, ckpt, tmp_path):
+    for given in ("emanet_demo", ckpt):
+        assert fails("--ckpt", given, "--data", city, "--dataset", "ade20k") == (
+            f"error: --dataset ade20k: ADE20K has 150 classes, but {given} has 19; expected a data "
+            "set with the model's classes\n"
+        )
+    mine = tiny_eval.write_checkpoint(tmp_path, "mine.pth", num_classes=150)
+    err = fails("--ckpt", mine, "--model", "tiny", "--data", city, "--dataset", "ade20k")
+    assert f"{city}: not usable as ADE20K" in err
+
+
 def test_weights_that_are_not_finite(fails, city, ckpt):
     content = torch.load(ckpt)
     content["state_dict"]["decode_head.conv_seg.bias"][3] = float("nan")
