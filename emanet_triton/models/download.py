@@ -101,7 +101,8 @@ def download(
     except InputError:
         raise
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed address
-        again = "The next try goes on from what has arrived; the" if has_locks else "The"
+        goes_on = has_locks and (sha256_prefix or md5_url)
+        again = "The next try goes on from what has arrived; the" if goes_on else "The"
         raise InputError(
             f"{without_secrets(url)}: cannot be downloaded{through_proxy(url)}: "
             f"{_reason(url, error)}. {again} file can also be fetched by hand and saved as "
