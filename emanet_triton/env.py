@@ -13,6 +13,7 @@ from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import first_line, one_line
+from emanet_triton.files import exists
 from emanet_triton.kernels.cache import driver_version, triton_version
 from emanet_triton.kernels.device import auto_backend, cpu_name
 from emanet_triton.models.zoo import ZOO, published_path
@@ -116,7 +117,7 @@ def _checkpoints() -> str:
     """Which published files lie in torch's hub cache; they are not read."""
     entries = ((name, entry) for name, entry in ZOO.items() if entry.file and not entry.packaged)
     published = {name: published_path(name) for name, _ in entries}
-    there = [name for name, path in published.items() if path.exists()]
+    there = [name for name, path in published.items() if exists(path)]
     folders = dict.fromkeys(_short(str(path.parent)) for path in published.values())
     return f"{', '.join(there) or 'none'} in {' and '.join(folders)}"
 

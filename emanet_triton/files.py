@@ -58,6 +58,19 @@ def read_plain(path: Path, most: int) -> bytes:
         return file.read(most)
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder.
+
+    Unlike ``Path.exists`` it never raises, for example where a name is too long.
+    """
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder. Unlike ``Path.is_dir`` it never raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_stream(path: Path) -> bool:
     """Whether ``path`` is a pipe, a terminal or another device, which keeps nothing."""
     target, descriptor = _resolve(path)

@@ -10,7 +10,6 @@ A folder or repository holds three files:
 
 import copy
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +18,7 @@ import torch
 
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError, first_line
-from emanet_triton.files import require_folder, write_output
+from emanet_triton.files import is_folder, require_folder, write_output
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
 from emanet_triton.models.chosen import choose, read_chosen
@@ -195,7 +194,7 @@ class HubEMANet(
 
 def _file_of(source: str | Path, name: str, options: dict[str, Any]) -> Path:
     """A file of a folder, or of a repository, from which it is downloaded once."""
-    if os.path.isdir(source):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+    if is_folder(source):
         return Path(source, name)
     try:
         return Path(hf_hub_download(str(source), name, **options))

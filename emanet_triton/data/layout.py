@@ -10,6 +10,7 @@ from pathlib import Path
 from emanet_triton.data.dataset import Files
 from emanet_triton.data.reading import read_regular
 from emanet_triton.errors import first_line
+from emanet_triton.files import is_folder
 
 NAME, SPLIT = "{name}", "{split}"
 _PLACEHOLDER = re.compile(r"(\{name\}|\{split\})")
@@ -153,7 +154,7 @@ def _files(root: Path, folder: str) -> Iterator[str]:
     while left:
         folder, above = left.pop()
         path = root / folder
-        if not os.path.isdir(path):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+        if not is_folder(path):
             continue
         status = path.stat()
         if (status.st_dev, status.st_ino) in above:

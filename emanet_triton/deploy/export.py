@@ -85,7 +85,9 @@ def export(
         precision: of weights and activations: ``"fp32"``, ``"fp16"`` or ``"bf16"``. Inputs and
             logits are float32 all the same, and so is the EM attention.
         size: (height, width) of the input in pixels; by default the size into which the protocol
-            fits an image, for the logits of sliding windows the size of a window.
+            fits an image, for the logits of sliding windows the size of a window. If images keep
+            their size, the default is, for the logits, the size to which the protocol pads them;
+            else a file of one size needs ``size``.
         batch: the number of images at once; by default one.
         dynamic: leave batch and size free.
         operators: ``"standard"``: PyTorch's own; ``"own"``, for ``to="torch"``: this package's,

@@ -50,7 +50,8 @@ def make_parser() -> Parser:
         type=size,
         metavar="HEIGHTxWIDTH",
         help="of the input in pixels; default: the size into which the protocol fits an image, for "
-        "the logits of sliding windows the size of a window",
+        "the logits of sliding windows the size of a window; if images keep their size, for the "
+        "logits the size to which the protocol pads them, and else there is no default",
     )
     what.add_argument(
         "--batch",

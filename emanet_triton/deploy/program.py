@@ -173,19 +173,25 @@ def _free_axes(request: Request) -> dict[str, dict[int, Any]] | None:
 def default_size(protocol: Protocol, part: str, any_size: bool = False) -> Size:
     """(height, width) of a part's input, if nobody says it.
 
+    It is the size of a window, for the logits of sliding windows; else the size into which an image
+    is fitted. Where an image keeps its own size, it is the size to which inputs are padded, for the
+    logits alone: the other parts take images and pad them.
+
     Args:
         protocol: how images are resized, padded and cut into windows.
         part: of the evaluation.
-        any_size: whether the file has no size, so that only its comparison needs one.
+        any_size: whether the file has no size, so that only its comparison needs one. Then there
+            is always a size.
 
     Raises:
-        InputError: an image keeps its own size, so there is no such size.
+        InputError: the part takes images, and these keep their own size; or the protocol names no
+            size at all.
     """
     if part == LOGITS and protocol.crop is not None:
         return protocol.crop
     if protocol.base_scale is not None:
         return protocol.base_scale[1], protocol.base_scale[0]
-    if protocol.pad_size is not None:
+    if protocol.pad_size is not None and (part == LOGITS or any_size):
         return protocol.pad_size
     if any_size:
         return _SIZE_TO_COMPARE

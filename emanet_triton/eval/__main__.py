@@ -36,7 +36,7 @@ def _answered(args: Namespace) -> int:
     """List the models, or evaluate."""
     if args.list:
         names = list_models(dataset=args.dataset, source=args.all)
-        parts = models_table(names), notes(names), sources_table(args.all)
+        parts = models_table(names), notes(names), sources_table(names)
         say("\n\n".join(filter(None, parts)))
         return 0
     return _joined(args)

@@ -41,12 +41,13 @@ def notes(names: Sequence[str]) -> str:
     return "\n".join(f"{name}: {p.note}" for name, p in published if p and p.note)
 
 
-def sources_table(only: str | None = None) -> str:
-    """One row for each project, or for one: its address and its licences."""
+def sources_table(names: Sequence[str]) -> str:
+    """One row for each project of these models: its address and its licences."""
+    listed = {ZOO[name].source for name in names}
     rows = [
         (key, source.url, source.code_license, source.weights_license or "not stated")
         for key, source in SOURCES.items()
-        if only in (None, key)
+        if key in listed
     ]
     return tabulate(rows, ("source", "project", "code", "weights"), tablefmt="github")
 

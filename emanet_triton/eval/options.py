@@ -9,6 +9,7 @@ from emanet_triton.data.public import DATASETS
 from emanet_triton.inference.build import INT8, PRECISIONS
 from emanet_triton.inference.options import add_options, check_int8
 from emanet_triton.models.entries import PACKAGE, SOURCES, ZOO
+from emanet_triton.models.zoo import datasets_of
 
 PROJECTS = tuple(source for source in SOURCES if source != PACKAGE)  # that --all takes
 
@@ -117,6 +118,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.compare == args.precision:
         parser.error(f"--compare {args.compare}: --precision is the same")
     check_int8(parser, args, (args.precision, args.compare))
+    if args.all and args.dataset and args.dataset not in (own := datasets_of(args.all)):
+        parser.error(
+            f"--all {args.all}: has no model of {args.dataset}; expected {' or '.join(own)}"
+        )
     if args.dataset and not (args.all or args.list or args.ckpt):
         parser.error("--dataset names the data set of a model: give --ckpt or --all too")
     if args.model and not args.ckpt:

@@ -1,6 +1,5 @@
 """From the command line to evaluations: everything is checked before the first one starts."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from emanet_triton.eval.outputs import Outputs, keep_out, refuse_overwriting
 from emanet_triton.eval.partial import PartialResult, Stamp, software, stamp, stamps
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
-from emanet_triton.files import require_writable
+from emanet_triton.files import exists, is_folder, require_writable
 from emanet_triton.inference.build import INT8, load_network, open_device, ready_network
 from emanet_triton.inference.calibration import Calibration, evenly_spread, named_calibration
 from emanet_triton.inference.options import with_version
@@ -31,6 +30,7 @@ from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
+    datasets_of,
     list_models,
     models_like,
     name_of,
@@ -287,7 +287,7 @@ def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
     """The models of a project that share a data set.
 
     Raises:
-        InputError: the project has no model of the data set, or it is not clear which is meant.
+        InputError: it is not clear which data set is meant.
     """
     key = _shared_set(source, wanted, data)
     default = DATASETS[key]
@@ -298,15 +298,18 @@ def _all_of(source: str, wanted: str | None, data: Path | None) -> list[Chosen]:
 
 def _shared_set(source: str, wanted: str | None, data: Path | None) -> str:
     """The name of the data set: the wanted one, the project's only one, or that of the folder."""
-    own = [key for key in DATASETS if list_models(source=source, dataset=key)]
-    if wanted is not None and wanted not in own:
-        raise InputError(f"--all {source}: has no model of {wanted}; expected {' or '.join(own)}")
+    own = datasets_of(source)
     if wanted is not None or len(own) == 1:
         return wanted or own[0]
     expected = f"expected the root of one of {', '.join(own)}, or --dataset with its name"
     if data is None:
         raise InputError(f"--all {source}: --data is missing; {expected}")
-    if not os.path.isdir(data):  # noqa: PTH112 (unlike Path.is_dir, never raises)
+    if is_description(data):
+        raise InputError(
+            f"--all {source}: --data {data} does not say which models are meant; expected "
+            f"--dataset with one of {', '.join(own)}"
+        )
+    if not is_folder(data):
         raise InputError(f"--data {data}: there is no such folder; {expected}")
     found = list(in_folder(data))
     fitting = [key for key in found if key in own]
@@ -357,7 +360,7 @@ def _jobs(args: Namespace, chosen: Sequence[Chosen]) -> list[Job]:
 def _require_files(args: Namespace, chosen: Sequence[Chosen]) -> None:
     """Name all files of ``--all --ckpt FOLDER`` that are missing, before one is read."""
     paths = [published_path(each.name, args.ckpt) for each in chosen] if args.all else []
-    missing = [f"{path}: no such file" for path in paths if args.ckpt and not path.exists()]
+    missing = [f"{path}: no such file" for path in paths if args.ckpt and not exists(path)]
     if missing:
         raise problems_error(f"--ckpt {args.ckpt}: expected the published files:", missing)
 

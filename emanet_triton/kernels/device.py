@@ -89,9 +89,9 @@ def processor_name() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, number of cores and best instructions, and how OpenMP threads wait.
+    """The processor's name, family, cores and best instructions, and how OpenMP threads wait.
 
-    The last only where the environment sets it.
+    The family only where Linux tells it, the last only where the environment sets it.
     """
     policy = os.environ.get("OMP_WAIT_POLICY")
     waits = f", OMP_WAIT_POLICY={policy.lower()}" if policy else ""

@@ -1,7 +1,5 @@
 """What the options ``--ckpt``, ``--model`` and ``--data`` of a command line choose together."""
 
-import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.overlay import class_names
 from emanet_triton.data.public import find_dataset
 from emanet_triton.errors import InputError
+from emanet_triton.files import exists
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
 from emanet_triton.models.description import description_in
 from emanet_triton.models.emanet import Architecture
@@ -17,6 +16,7 @@ from emanet_triton.models.pins import check_pin
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import (
     ZOO,
+    check_model,
     fetch_published,
     find_entry,
     models_like,
@@ -62,14 +62,17 @@ def choose(
         model: the name of the model as the user gave it, or ``None``.
         data: the root of the data set, or a file ``*.toml`` that describes another data set; or
             ``None``.
-        dataset: the name of the public data set in ``data``, if it is not the model's own.
+        dataset: the name of the public data set in the folder ``data``, if it is not the model's
+            own.
 
     Raises:
         InputError: an option names nothing that can be used, or two options contradict each other.
     """
     described = open_dataset(data) if data is not None and is_description(data) else None
+    if described and dataset:
+        raise InputError(f"--dataset {dataset}: --data {data} describes its own data set")
     known = known_model(ckpt, model)
-    description = description_in(Path(ckpt)) if _exists(ckpt) else None
+    description = description_in(Path(ckpt)) if exists(ckpt) else None
     if description is not None:
         name = description.model
         if name not in ZOO:
@@ -78,11 +81,11 @@ def choose(
                 + models_like(name)
             )
         if model not in (None, name):
-            raise InputError(f"{ckpt} is a checkpoint of {name}, not of --model {model}")
+            raise InputError(f"{ckpt}: is a checkpoint of {name}, not of --model {model}")
     elif known is not None:
         name = known
     else:
-        if data and _exists(ckpt) and not _exists(str(data)):
+        if data and exists(ckpt) and not exists(data):
             raise InputError(f"--data {data}: there is no such folder")
         name = model_of_file(ckpt)
     entry = find_entry(name)
@@ -93,6 +96,13 @@ def choose(
             + ", ".join(description.classes)
         )
     chosen, root = own if dataset is None else find_dataset(dataset), None
+    # A file without a description may have other classes than the model that --model names.
+    known_classes = description is not None or model is None or not exists(ckpt)
+    if known_classes and len(chosen.classes) != len(own.classes):
+        raise InputError(
+            f"--dataset {dataset}: {chosen.name} has {len(chosen.classes)} classes, but {ckpt} has "
+            f"{len(own.classes)}; expected a data set with the model's classes"
+        )
     if described is not None:
         chosen, root = described
     elif data is not None:
@@ -113,24 +123,24 @@ def known_model(ckpt: str, model: str | None) -> str | None:
     Raises:
         InputError: there is no such model, or ``ckpt`` and ``model`` name different ones.
     """
-    path, exists = Path(ckpt), _exists(ckpt)
+    path, there = Path(ckpt), exists(ckpt)
     if model is not None:
         find_entry(model)
-    if ckpt in ZOO and not exists:
+    if ckpt in ZOO and not there:
         if model not in (None, ckpt):
             raise InputError(f"{ckpt} is not a checkpoint of --model {model}")
         return ckpt
-    if not exists and path.suffix == "":
+    if not there and path.suffix == "":
         raise InputError(
             f"{ckpt}: no such file and no such model; expected a checkpoint file or "
             + models_like(ckpt)
         )
-    named = name_of_path(path)
-    if exists and model is not None and named not in (None, model):
-        if find_entry(str(named)).architecture != find_entry(model).architecture:
-            raise InputError(f"{ckpt} is a checkpoint of {named}, not of --model {model}")
-        warnings.warn(f"{ckpt}: is named like the file of {named}, not of {model}", stacklevel=2)
-    return (model or named) if exists else None
+    if not there:
+        return None
+    if model is None:
+        return name_of_path(path)
+    check_model(path, model, option="--model ")
+    return model
 
 
 def model_of_file(ckpt: str) -> str:
@@ -160,20 +170,24 @@ def _models_of(checkpoint: Checkpoint) -> str:
 def read_chosen(ckpt: str | None, name: str) -> Checkpoint:
     """The checkpoint of a model: the file ``ckpt``, or else the published one.
 
+    Where nobody has published the hash of the model's file, a hash that is noted beside ``ckpt`` is
+    checked.
+
     Raises:
-        InputError: the file is missing, damaged or, if published, not the right one.
+        InputError: the file is missing, damaged, another one than its note says or, if published,
+            not the right one.
     """
-    if not (ckpt and _exists(ckpt)):
+    if not (ckpt and exists(ckpt)):
         return read_published(name)
     checkpoint = read_checkpoint(Path(ckpt))
-    if name_of_path(checkpoint.path) == name and find_entry(name).sha256 is None:
+    if find_entry(name).sha256 is None:
         check_pin(checkpoint, note=False)
     return checkpoint
 
 
 def chosen_path(ckpt: str | None, name: str) -> Path:
     """The file that ``read_chosen`` reads, also if it has not been downloaded yet."""
-    return Path(ckpt) if ckpt and _exists(ckpt) else published_path(name)
+    return Path(ckpt) if ckpt and exists(ckpt) else published_path(name)
 
 
 def fetch_chosen(ckpt: str, name: str) -> Path:
@@ -182,8 +196,4 @@ def fetch_chosen(ckpt: str, name: str) -> Path:
     Raises:
         InputError: the file is missing and cannot be downloaded.
     """
-    return Path(ckpt) if _exists(ckpt) else fetch_published(name)
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (unlike Path.exists, never raises)
+    return Path(ckpt) if exists(ckpt) else fetch_published(name)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from emanet_triton.cache_folder import writable_or_private
 from emanet_triton.command import complain
 from emanet_triton.errors import InputError, first_line, one_line
-from emanet_triton.files import open_plain, temporary_beside
+from emanet_triton.files import exists, open_plain, temporary_beside
 from emanet_triton.models.connection import open_url, through_proxy, without_secrets
 
 _CHUNK = 1 << 20  # bytes
@@ -44,7 +44,7 @@ def hub_file(name: str) -> Path:
     given = torch.hub.get_dir()
     folder = Path(given) if given.startswith("~") else Path(given).absolute()  # no home: ~ stays
     found = folder / "checkpoints" / name
-    return found if found.exists() else writable_or_private(folder) / "checkpoints" / name
+    return found if exists(found) else writable_or_private(folder) / "checkpoints" / name
 
 
 def download(
@@ -101,7 +101,8 @@ def download(
     except InputError:
         raise
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed address
-        again = "The next try goes on from what has arrived; the" if has_locks else "The"
+        goes_on = has_locks and (sha256_prefix or md5_url)
+        again = "The next try goes on from what has arrived; the" if goes_on else "The"
         raise InputError(
             f"{without_secrets(url)}: cannot be downloaded{through_proxy(url)}: "
             f"{_reason(url, error)}. {again} file can also be fetched by hand and saved as "
@@ -112,7 +113,7 @@ def download(
 
 def _is_there(destination: Path) -> bool:
     """Whether the file exists. An empty file is left from a failed attempt and does not count."""
-    return destination.exists() and not (destination.is_file() and destination.stat().st_size == 0)
+    return exists(destination) and not (destination.is_file() and destination.stat().st_size == 0)
 
 
 def _reason(url: str, error: Exception) -> str:

@@ -7,7 +7,7 @@ import re
 import warnings
 from pathlib import Path
 
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, one_line
 from emanet_triton.files import read_plain, write_whole
 from emanet_triton.models.checkpoint import Checkpoint
 
@@ -24,7 +24,7 @@ def pinned(path: Path) -> str | None:
     """The SHA-256 that was noted for a file, 64 hex digits; ``None`` if there is no note.
 
     Raises:
-        InputError: the note cannot be read.
+        InputError: the note cannot be read, or names another file.
     """
     note = pin_path(path)
     try:
@@ -34,9 +34,11 @@ def pinned(path: Path) -> str | None:
     except OSError as error:
         raise InputError(f"{note}: cannot be read ({error.strerror or error})") from error
     found = _NOTE.fullmatch(text)
-    if found is None or found[2] != path.name:
+    # sha256sum writes the path as it was given.
+    if found is None or Path(found[2]).name != path.name:
+        problem = "is damaged" if found is None else f"is the note of {one_line(found[2])}"
         raise InputError(
-            f"{note}: is damaged; expected the SHA-256 of {path.name}, as sha256sum writes it. "
+            f"{note}: {problem}; expected the SHA-256 of {path.name}, as sha256sum writes it. "
             "Delete the note if the file is the right one"
         )
     return found[1].lower()
@@ -52,7 +54,8 @@ def check_pin(checkpoint: Checkpoint, note: bool = True) -> None:
         note: whether to note the hash if there is no note.
 
     Raises:
-        InputError: the file is another one than before, or the note cannot be read.
+        InputError: the file is another one than before, or the note cannot be read or names
+            another file.
     """
     path, place = checkpoint.path, pin_path(checkpoint.path)
     expected = pinned(path)

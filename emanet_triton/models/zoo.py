@@ -1,6 +1,7 @@
 """The model zoo: ``list_models``, ``model_info`` and ``create_model``, and the published files."""
 
 import difflib
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from emanet_triton.data.overlay import class_names
 from emanet_triton.data.public import DATASETS
 from emanet_triton.errors import InputError
+from emanet_triton.files import exists
 from emanet_triton.models.alteration import on_meta
 from emanet_triton.models.checkpoint import Checkpoint, read_checkpoint
-from emanet_triton.models.description import description_in
+from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.download import download, hub_file
 from emanet_triton.models.entries import OFFICIAL, SOURCES, ZOO, Published, Source, ZooEntry
 from emanet_triton.models.loading import load_into
@@ -83,6 +85,11 @@ def list_models(
     ]
 
 
+def datasets_of(source: str) -> list[str]:
+    """The data sets of a project's models, as ``list_models`` calls them."""
+    return [key for key in DATASETS if list_models(source=source, dataset=key)]
+
+
 def model_info(name: str) -> ModelInfo:
     """What is known about a model: its project, licences, file, protocol and published figures.
 
@@ -147,8 +154,8 @@ def create_model(
         ``model.protocol`` is the protocol of its published evaluation, or of the training.
 
     Raises:
-        InputError: the name is unknown or missing, a file cannot be downloaded, is damaged or is
-            not the published one, or the weights do not fit.
+        InputError: the name is unknown or missing, a file cannot be downloaded, is damaged, is not
+            the published one or is of another model, or the weights do not fit.
         ValueError: ``checkpoint`` and ``pretrained`` are both given, or ``num_classes`` is no int
             or is out of range.
     """
@@ -161,9 +168,8 @@ def create_model(
             )
         name = description.model
     entry = find_entry(name)
-    known = description.model if description else checkpoint and name_of_path(Path(checkpoint))
-    if known in ZOO and ZOO[known].architecture != entry.architecture:
-        raise InputError(f"{checkpoint}: is a checkpoint of {known}, not of {name}")
+    if checkpoint is not None:
+        check_model(checkpoint, name, description)
     if checkpoint is not None and pretrained:
         raise ValueError("give either checkpoint or pretrained=True, not both")
     classes = num_classes
@@ -181,6 +187,32 @@ def create_model(
         elif checkpoint is not None:
             load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
     return model.eval()
+
+
+def check_model(
+    path: str | Path, name: str, description: Description | None = None, option: str = ""
+) -> None:
+    """Refuse a checkpoint of another network than that of a model.
+
+    A file's description says its model, or else its name, if a published file has it. If only the
+    name says another model, and the networks are the same, a warning says so.
+
+    Args:
+        path: the file, which is not read.
+        name: of the model, one of ``list_models()``.
+        description: in the file, or ``None``.
+        option: before the model's name in the message, such as "--model ".
+
+    Raises:
+        InputError: the file is of another network.
+    """
+    known = description.model if description else name_of_path(Path(path))
+    if known in (None, name):
+        return
+    if known not in ZOO or ZOO[known].architecture != find_entry(name).architecture:
+        raise InputError(f"{path}: is a checkpoint of {known}, not of {option}{name}")
+    if description is None:
+        warnings.warn(f"{path}: is named like the file of {known}, not of {name}", stacklevel=3)
 
 
 def find_entry(name: str) -> ZooEntry:
@@ -215,7 +247,7 @@ def published_path(name: str, folder: str | Path | None = None) -> Path:
         return hub_file(entry.file)
     path = Path(folder) / entry.file
     as_published = Path(folder, name, (entry.url or entry.file).rpartition("/")[2])
-    return as_published if as_published.exists() and not path.exists() else path
+    return as_published if exists(as_published) and not exists(path) else path
 
 
 def read_published(name: str, folder: str | Path | None = None) -> Checkpoint:
@@ -251,7 +283,7 @@ def fetch_published(name: str, folder: str | Path | None = None) -> Path:
     path = published_path(name, folder)
     if entry.url is not None and folder is None:
         download(entry.url, path, entry.sha256, md5_url=entry.md5_url)
-    elif not path.exists() and entry.source is not None:
+    elif not exists(path) and entry.source is not None:
         address = entry.url or SOURCES[entry.source].url
         raise InputError(f"{path}: no such file; expected the checkpoint of {name} from {address}")
     return path

@@ -12,7 +12,7 @@ from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.overlay import class_names, colored, overlay
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_output
+from emanet_triton.files import exists, write_output
 from emanet_triton.predict.sources import Source
 
 # The kinds of results: the endings of their names for a picture, and for a video, where a kind
@@ -79,8 +79,7 @@ class Outputs:
         Results that exist were written whole, so they are complete.
         """
         paths = {kind: self.path(source, kind) for kind in self.kinds}
-        # os.path.exists never raises, unlike Path.exists.
-        return {k: p for k, p in paths.items() if self.overwrite or not os.path.exists(p)}  # noqa: PTH110
+        return {k: p for k, p in paths.items() if self.overwrite or not exists(p)}
 
     def save(self, source: Source, prediction: Prediction) -> None:
         """Write the missing results of a picture.

@@ -348,7 +348,10 @@ def test_default_sizes():
 
 def test_default_sizes_where_images_keep_their_own():
     own = replace(WHOLE, base_scale=None)
-    assert default_size(replace(own, pad_size=(48, 64)), "logits") == (48, 64)
+    padded = replace(own, pad_size=(48, 64))
+    assert default_size(padded, "logits") == (48, 64)
+    assert default_size(padded, "image-to-labels", any_size=True) == (48, 64)
     assert default_size(own, "logits", any_size=True) == (512, 512)
-    with pytest.raises(InputError, match="expected one \\(--size\\)"):
-        default_size(own, "logits")
+    for protocol, part in (own, "logits"), (padded, "image-to-labels"), (padded, "labels"):
+        with pytest.raises(InputError, match=r"expected one \(--size\)"):
+            default_size(protocol, part)

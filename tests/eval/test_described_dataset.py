@@ -126,6 +126,16 @@ def test_wrong_descriptions_are_refused_before_a_checkpoint_is_read(
     assert message.startswith(f"error: {other}: is a file; expected the root folder of Cityscapes")
 
 
+def test_a_description_together_with_a_public_data_set(scenes, trained, fails):
+    assert fails("--ckpt", trained, "--data", scenes, "--dataset", "voc2012") == (
+        f"error: --dataset voc2012: --data {scenes} describes its own data set\n"
+    )
+    assert fails("--all", "bdd100k", "--data", scenes) == (
+        f"error: --all bdd100k: --data {scenes} does not say which models are meant; expected "
+        "--dataset with one of bdd100k, bdd100k-drivable\n"
+    )
+
+
 def test_problems_of_the_files(tmp_path, scenes, trained, fails):
     label = tiny_eval.image_of(tmp_path / "scenes", "gtFine")
     write_png(label, np.full((256, 512), 77, np.uint8))

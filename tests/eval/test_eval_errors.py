@@ -95,6 +95,16 @@ def test_all_names_the_missing_published_file(fails, city, tmp_path):
     assert f"{tmp_path / ZOO[next(iter(ZOO))].file}: no such file" in err
 
 
+def test_names_that_are_too_long(fails, city, tmp_path, monkeypatch):
+    """Path.exists raises for them."""
+    folder, name = tmp_path / ("x" * 300), next(iter(ZOO))
+    err = fails("--all", "--ckpt", folder, "--data", city)
+    assert f"{folder / ZOO[name].file}: no such file" in err
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
+    err = fails("--ckpt", name, "--data", city)
+    assert "cannot be downloaded" in err and "File name too long" in err
+
+
 # The data set
 
 
@@ -273,7 +283,7 @@ def test_published_name_with_other_content(fails, city, tmp_path):
 def test_other_architecture(fails, city, ckpt):
     name = next(iter(ZOO))
     err = fails("--ckpt", ckpt, "--data", city, "--model", name)
-    assert f"{ckpt} is a checkpoint of tiny, not of --model {name}" in err
+    assert f"{ckpt}: is a checkpoint of tiny, not of --model {name}" in err
     mine = ckpt.rename(ckpt.with_name("mine.pth"))
     err = fails("--ckpt", mine, "--data", city, "--model", name)
     assert f"{mine}: does not fit the model" in err
@@ -285,6 +295,17 @@ def test_other_class_count(fails, city, tmp_path):
     path = tiny_eval.write_checkpoint(tmp_path, num_classes=7)
     err = fails("--ckpt", path, "--data", city)
     assert "decode_head.conv_seg.weight: file [7, 8, 1, 1], model [19, 8, 1, 1]" in err
+
+
+def test_a_data_set_of_another_number_of_classes(fails, city, ckpt, tmp_path):
+    for given in ("emanet_demo", ckpt):
+        assert fails("--ckpt", given, "--data", city, "--dataset", "ade20k") == (
+            f"error: --dataset ade20k: ADE20K has 150 classes, but {given} has 19; expected a data "
+            "set with the model's classes\n"
+        )
+    mine = tiny_eval.write_checkpoint(tmp_path, "mine.pth", num_classes=150)
+    err = fails("--ckpt", mine, "--model", "tiny", "--data", city, "--dataset", "ade20k")
+    assert f"{city}: not usable as ADE20K" in err
 
 
 def test_weights_that_are_not_finite(fails, city, ckpt):

@@ -54,3 +54,18 @@ def test_the_list_can_be_filtered(capsys):
     assert out.count("_ade20k") == 4
     assert "_voc " not in out
     assert "paddleseg" not in out
+
+
+def test_the_licences_are_those_of_the_listed_models(capsys):
+    assert main(["--list", "--dataset", "ade20k"]) == 0
+    sources = capsys.readouterr().out.split("\n\n")[-1]
+    assert [row.split("|")[1].strip() for row in sources.splitlines()[2:]] == ["sssegmentation"]
+
+
+def test_an_empty_list_is_refused(capsys):
+    assert main(["--list", "--all", "mmseg", "--dataset", "ade20k"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "",
+        "error: --all mmseg: has no model of ade20k; expected cityscapes\n",
+    )

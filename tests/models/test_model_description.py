@@ -164,6 +164,13 @@ def test_a_trained_file_for_another_model(tmp_path, monkeypatch):
     assert (model.num_classes, model.protocol) == (len(CLASSES), Protocol((8, 8)))
 
 
+def test_a_trained_file_for_an_unknown_model(tmp_path):
+    path = write_trained(tmp_path / "x.safetensors", replace(TRAINED, model="xxxx"))
+    with pytest.raises(InputError) as raised:
+        create_model("tiny", checkpoint=path)
+    assert str(raised.value) == f"{path}: is a checkpoint of xxxx, not of tiny"
+
+
 def test_other_files_need_a_name(tmp_path):
     path = tiny_eval.write_checkpoint(tmp_path)
     with pytest.raises(InputError) as raised:
@@ -194,7 +201,7 @@ def refused(*arguments: object) -> str:
 def test_what_contradicts_a_trained_file(tmp_path):
     path = str(write_trained(tmp_path / "x.safetensors", TRAINED))
     assert refused(path, "emanet_demo") == (
-        f"{path} is a checkpoint of tiny, not of --model emanet_demo"
+        f"{path}: is a checkpoint of tiny, not of --model emanet_demo"
     )
     other = str(write_trained(tmp_path / "y.safetensors", replace(TRAINED, model="mine")))
     assert refused(other).startswith(f"{other}: is of the model 'mine', which is unknown here; exp")

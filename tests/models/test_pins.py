@@ -91,12 +91,20 @@ def test_notes_of_sha256sum(path, form):
     pin_path(path).write_text(form.format(digits.upper(), path.name))
     check_pin(read_checkpoint(path))
     pin_path(path).write_text(form.format(digits, "other.pth"))
-    with pytest.raises(InputError, match=r"file\.pth\.sha256: is damaged"):
+    with pytest.raises(InputError, match=r"file\.pth\.sha256: is the note of other\.pth; expected"):
         check_pin(read_checkpoint(path))
 
 
-def test_a_path_that_a_user_gives_is_compared_but_not_noted(tmp_path):
-    path = save(weights(), tmp_path / f"{NAME}.pth")
+def test_a_note_may_hold_a_path(path):
+    command = ["sha256sum", path]
+    pin_path(path).write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert str(path) in pin_path(path).read_text()
+    check_pin(read_checkpoint(path))
+
+
+@pytest.mark.parametrize("name", [NAME, "final"])
+def test_a_path_that_a_user_gives_is_compared_but_not_noted(tmp_path, name):
+    path = save(weights(), tmp_path / f"{name}.pth")
     read_chosen(str(path), NAME)
     assert not pin_path(path).exists()
     pin_path(path).write_text(f"{'0' * 64}  {path.name}\n")

@@ -239,10 +239,17 @@ def test_the_file_of_another_variant_is_refused_by_its_name(tmp_path):
     path.touch()
     with pytest.raises(InputError, match="_voc, not of --model emanet_resnet50os8_voc"):
         choose(str(path), "emanet_resnet50os8_voc")
-    same = tmp_path / ZOO["emanet_r50-d8_512x1024_80k_cityscapes"].file
-    same.touch()
-    with pytest.warns(UserWarning, match="is named like the file of emanet_r50-d8_512x1024"):
-        choose(str(same), "emanet_r50-d8_769x769_80k_cityscapes")
+
+
+def test_the_file_of_the_same_network_with_another_protocol_gives_a_warning(tmp_path):
+    path = tmp_path / ZOO["emanet_r50-d8_512x1024_80k_cityscapes"].file
+    path.touch()
+    other = "emanet_r50-d8_769x769_80k_cityscapes"
+    match = "is named like the file of emanet_r50-d8_512x1024.*, not of emanet_r50-d8_769x769"
+    with pytest.warns(UserWarning, match=match):
+        choose(str(path), other)
+    with pytest.warns(UserWarning, match=match), pytest.raises(InputError, match="is empty"):
+        create_model(other, checkpoint=path)
 
 
 def test_the_official_file_needs_no_name(tmp_path):

@@ -101,7 +101,7 @@ def test_what_is_refused(tmp_path, photos, trained, file, predict, refused):
         f"{missing}: not a readable TOML (No such file or directory); expected an intact TOML file"
     )
     assert refused(photos, "--ckpt", trained, "--model", "emanet_demo", model=False) == (
-        f"{trained} is a checkpoint of tiny, not of --model emanet_demo"
+        f"{trained}: is a checkpoint of tiny, not of --model emanet_demo"
     )
     code, out, err = predict(photos, "--data", file)  # a checkpoint of 19 classes
     assert (code, out) == (2, "")
