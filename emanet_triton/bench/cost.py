@@ -139,7 +139,7 @@ def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
     launches = []
     for stage in range(shape.num_stages):
         old = shape.numbers(shape.batch if stage else 1) * shape.element
-        launches += _em_step(shape, old, new, stage == shape.num_stages - 1)
+        launches += _em_step(shape, old, new)
     moved = shape.responsibilities + new + shape.feats
     return [*launches, ("em_reconstruct", Cost(moved, shape.product(shape.padded)))]
 
@@ -157,13 +157,13 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
         made += Cost(gram, gram_flops)
     launches = [("em_fold", _small_product(shape, 1) + made)]
     for _ in range(shape.num_stages - 1):
-        launches += _em_step(shape, folded, sums, is_last=False)
+        launches += _em_step(shape, folded, sums)
         folded = shape.numbers(shape.batch) * shape.element + FLOAT32 * rows * (2 * parts + 1)
         product = _small_product(shape, shape.batch)
         read = Cost(FLOAT32 * rows + gram, product.flops)  # the mass and G, and its product
         launches.append(("em_project", product + read + Cost(folded)))
     last = _small_product(shape, shape.batch) + Cost(sums)
-    launches += [*_em_step(shape, folded, sums, is_last=True), ("em_project", last)]
+    launches += [*_em_step(shape, folded, sums), ("em_project", last)]
     bases = shape.numbers(shape.batch) * shape.element
     launches.append(("em_normalise", Cost(FLOAT32 * shape.numbers(shape.batch) + bases)))
     weight = shape.element * shape.channels**2 + FLOAT32 * shape.channels
@@ -173,26 +173,19 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
     return [*launches, ("em_epilogue", Cost(moved, flops))]
 
 
-def _em_step(shape: Shape, old: int, new: int, is_last: bool) -> list[tuple[str, Cost]]:
+def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
     """E step, M step and its reduction, given the bytes of the bases read and written."""
     rows = shape.batch * shape.bases
-    one_pass = tiles.has_one_pass(shape.arch, shape.dtype, shape.channels, shape.bases, True)
-    splits = -(-shape.positions // tiles.split_length(shape.positions, one_pass))
+    colsum = FLOAT32 * rows * shape.blocks("em_e_step", "BLOCK_N", shape.positions)
+    splits = -(-shape.positions // tiles.split_length(shape.positions))
     partial = splits * shape.numbers(shape.batch)
     flops = shape.product(shape.padded)
-    if one_pass:
-        colsum = FLOAT32 * rows * splits
-        kept = shape.responsibilities if is_last else 0
-        moved = shape.feats + old + FLOAT32 * partial + colsum + kept
-        steps = [("em_stage", Cost(moved, 2 * flops))]
-    else:
-        colsum = FLOAT32 * rows * shape.blocks("em_e_step", "BLOCK_N", shape.positions)
-        moved = shape.feats + shape.responsibilities
-        steps = [
-            ("em_e_step", Cost(moved + old + colsum, flops)),
-            ("em_m_step", Cost(moved + FLOAT32 * partial, flops)),
-        ]
-    return [*steps, ("em_reduce", Cost(FLOAT32 * partial + colsum + new, partial))]
+    moved = shape.feats + shape.responsibilities
+    return [
+        ("em_e_step", Cost(moved + old + colsum, flops)),
+        ("em_m_step", Cost(moved + FLOAT32 * partial, flops)),
+        ("em_reduce", Cost(FLOAT32 * partial + colsum + new, partial)),
+    ]
 
 
 def _small_product(shape: Shape, images: int) -> Cost:

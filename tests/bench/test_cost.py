@@ -81,24 +81,6 @@ def test_launches_of_the_block():
     assert launches[-1][1] == Cost(moved, 2 * PRODUCT + 2 * 2 * 300 * 64 * 64)
 
 
-def test_one_pass_reads_features_once_a_stage_and_keeps_the_last_responsibilities():
-    shape = Shape(2, 300, bases=7, num_stages=2)
-    feats, z = 2 * 300 * 512 * 2, 2 * 300 * 64 * 2
-    partial, colsum = 2 * 3 * 7 * 512 * 4, 2 * 7 * 3 * 4  # three ranges of 128 positions
-    products = 2 * 2 * 2 * 300 * 512 * 64
-    first, new = 7 * 512 * 2, 2 * 7 * 512 * 2
-    reduce = Cost(partial + colsum + new, 2 * 3 * 7 * 512)
-    assert cost.attention_launches(shape)[:4] == [
-        ("em_stage", Cost(feats + first + partial + colsum, products)),
-        ("em_reduce", reduce),
-        ("em_stage", Cost(feats + new + partial + colsum + z, products)),
-        ("em_reduce", reduce),
-    ]
-    names = [kernel for kernel, _ in cost.block_launches(Shape(1, 32768))]
-    stage = ["em_stage", "em_reduce", "em_project"]
-    assert names == ["em_fold", *3 * stage, "em_normalise", "em_epilogue"]
-
-
 def test_fp32_takes_twice_the_bytes():
     wide = Shape(2, 300, channels=64, bases=7, dtype="fp32")
     [(_, moved)] = cost.attention_launches(wide)[-1:]
@@ -150,4 +132,4 @@ def test_command_prints_launches_beside_the_floor():
     command = [sys.executable, "-m", "emanet_triton.bench.cost", "--batch", "8"]
     lines = subprocess.check_output(command, text=True).splitlines()
     assert lines[-1].split() == ["floor", "1409.3", "257.70", "469.8"]
-    assert sum(line.split()[0] == "em_stage" for line in lines) == 2
+    assert sum(line.split()[0] == "em_e_step" for line in lines) == 2

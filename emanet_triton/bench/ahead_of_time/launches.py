@@ -319,8 +319,6 @@ def _em(each: Each) -> list[EMLaunch]:
                     EMLaunch(*products, block, 512, 64),
                     EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
-                if tiles.has_one_pass(arch, dtype, 512, 64, channels_last=True):
-                    found.append(EMLaunch(*products, block, 256, 64, kernels=BY_BASES))
                 if all_tiles:
                     found += [
                         EMLaunch(*products, block, 512, 64, out_relu=True, kernels=EPILOGUE),
@@ -329,7 +327,7 @@ def _em(each: Each) -> list[EMLaunch]:
                     ]
                 if each == Each.USE:
                     found += [
-                        EMLaunch(*products, attention, 512, 64, kernels=("em_e_step", "em_stage")),
+                        EMLaunch(*products, attention, 512, 64, kernels=("em_e_step",)),
                         EMLaunch(*products, block, 512, 64, False, kernels=OF_FEATURES),
                         EMLaunch(*products, block, 512, 128, False, kernels=BY_BASES),
                         EMLaunch(

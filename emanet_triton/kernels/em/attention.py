@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
-from emanet_triton.kernels.em.steps import backwards, em_e_step, em_m_step, em_reduce, em_stage
+from emanet_triton.kernels.em.steps import backwards, em_e_step, em_m_step, em_reduce
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
 
@@ -104,14 +104,10 @@ class Stages:
         self._arch = gpu_arch(feats.device)
         self._precision = precision
         batch, positions, channels = feats.shape
-        self.one_pass = tiles.has_one_pass(
-            self._arch, DTYPE_NAMES[feats.dtype], channels, num_bases, feats.stride(2) == 1
-        )
-        self.split = tiles.split_length(positions, self.one_pass)
+        self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
-        num_splits = num_tiles = cdiv(positions, self.split)
-        if not self.one_pass:
-            num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
+        num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
+        num_splits = cdiv(positions, self.split)
         self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
@@ -131,42 +127,31 @@ class Stages:
         tile = self.tile(kernel.__name__)
         launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
-    def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None, *, is_last: bool) -> None:
+    def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None) -> None:
         """E and M step: write new bases [B, K, C]; given mass [B, K], write sums instead.
 
-        Sums are divided by the L1 norms only, and mass is what is left of these norms. ``is_last``
-        says whether Z must be in memory afterwards.
+        Sums are divided by the L1 norms only, and mass is what is left of these norms.
         """
         batch, positions, channels = self.feats.shape
         num_tiles, num_splits = self.colsum.shape[2], self.partial.shape[1]
-        stride_x_b, stride_x_n, stride_x_c = self.feats.stride()
         stride_bases_b, stride_bias_b = (
             0 if t is None or t.shape[0] == 1 else t.stride(0) for t in old[:2]
         )
-        parts = 0 if old.square is None else old.square.shape[0]
-        of_logits = {"HAS_BIAS": old.bias is not None, "PARTS": parts}
-        norms = batch * self.shape["K"], self.norm_shift
-        if self.one_pass:
-            self.launch(
-                em_stage, batch * num_splits,
-                self.feats, *old, self.z, self.partial, self.colsum, positions, num_splits, *norms,
-                stride_x_b, stride_x_n, stride_bases_b, stride_bias_b,
-                **self.shape, SPLIT=self.split, **of_logits, STORE_Z=is_last, **self.z_scale,
-            )  # fmt: skip
-        else:
-            self.launch(
-                em_e_step, batch * num_tiles,
-                self.feats, *old, self.z, self.colsum, positions, num_tiles, *norms,
-                stride_x_b, stride_x_n, stride_x_c, stride_bases_b, stride_bias_b,
-                **self.shape, **of_logits, **self.z_scale, **self.channels_last,
-            )  # fmt: skip
-            num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
-            self.launch(
-                em_m_step, batch * num_splits * num_blocks,
-                self.feats, self.z, self.partial, positions, num_splits,
-                stride_x_b, stride_x_n, stride_x_c,
-                **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
-            )  # fmt: skip
+        self.launch(
+            em_e_step, batch * num_tiles,
+            self.feats, *old, self.z, self.colsum,
+            positions, num_tiles, batch * self.shape["K"], self.norm_shift,
+            *self.feats.stride(), stride_bases_b, stride_bias_b,
+            **self.shape, HAS_BIAS=old.bias is not None,
+            PARTS=0 if old.square is None else old.square.shape[0],
+            **self.z_scale, **self.channels_last,
+        )  # fmt: skip
+        num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
+        self.launch(
+            em_m_step, batch * num_splits * num_blocks,
+            self.feats, self.z, self.partial, positions, num_splits, *self.feats.stride(),
+            **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
+        )  # fmt: skip
         # The L2 norm needs all channels at once. Without it more programs share the work.
         tile = self.tile("em_reduce", channels if mass is None else min(channels, REDUCED))
         programs = batch * self.shape["K"] * cdiv(channels, tile.meta["BLOCK_C"])
@@ -198,7 +183,7 @@ def run_attention(
     stages = Stages(feats, bases.shape[2], precision, norm_shift)
     old = bases.transpose(1, 2).to(feats.dtype).contiguous()
     new = feats.new_empty(feats.shape[0], *old.shape[1:])
-    for stage in range(num_stages):
-        stages.stage(Bases(old), new, is_last=stage == num_stages - 1)
+    for _ in range(num_stages):
+        stages.stage(Bases(old), new)
         old = new
     return stages.reconstruct(new), new.transpose(1, 2)

@@ -305,9 +305,9 @@ def run_block(
     gram = mu.new_empty(mu.shape[2] + 1, mu.shape[2])
     bases_of_stage = stages.fold(mu, *mid, gram, num_stages)
     for _ in range(num_stages - 1):
-        stages.stage(bases_of_stage, sums, mass, is_last=False)
+        stages.stage(bases_of_stage, sums, mass)
         bases_of_stage = stages.project(sums, mass, *mid, gram)
-    stages.stage(bases_of_stage, sums, mass, is_last=True)
+    stages.stage(bases_of_stage, sums, mass)
     mu = stages.last_bases(sums, mass, *mid)
     weight = out_weight.to(feats.dtype).contiguous()
     out = stages.epilogue(mu, weight, out_bias.contiguous(), out_relu)

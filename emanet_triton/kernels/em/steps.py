@@ -3,8 +3,7 @@
 An E step stores the responsibilities Z [B, N, BLOCK_K] in the features' dtype, multiplied by
 ``Z_SCALE``. The M step sums X·Z over fixed ranges of positions, and a reduction adds these sums in
 a fixed order, without atomics. So an image's result has the same bits on every run and in every
-batch. Logits, softmax, sums and norms are float32. ``em_stage`` is E and M step in one pass over
-the features; it writes the responsibilities after the last stage only.
+batch. Logits, softmax, sums and norms are float32.
 
 Index letters: b image, n position, c channel, k base, s range of positions (split).
 """
@@ -70,16 +69,13 @@ def logit_scale_and_bias(
 
 
 @triton.jit
-def responsibilities(
-    b_products, b_scale, b_bias, m_n, m_k, AXIS: tl.constexpr, Z_SCALE: tl.constexpr
-):
-    """Z of a tile from its products with the bases, float32, times Z_SCALE; AXIS is the bases'."""
-    m_k, m_n = tl.expand_dims(m_k, 1 - AXIS), tl.expand_dims(m_n, AXIS)
-    b_logits = b_products * tl.expand_dims(b_scale, 1 - AXIS) + tl.expand_dims(b_bias, 1 - AXIS)
-    b_logits = tl.where(m_k, b_logits, float("-inf"))
-    b_z = tl.exp(b_logits - tl.max(b_logits, AXIS, keep_dims=True))
-    b_z = b_z / tl.sum(b_z, AXIS, keep_dims=True) * Z_SCALE
-    return tl.where(m_n, b_z, 0.0)
+def responsibilities(b_products, b_scale, b_bias, m_n, m_k, Z_SCALE: tl.constexpr):
+    """Z of a tile from its products with the bases, float32 [BLOCK_N, BLOCK_K], times Z_SCALE."""
+    b_logits = b_products * b_scale[None, :] + b_bias[None, :]
+    b_logits = tl.where(m_k[None, :], b_logits, float("-inf"))
+    b_z = tl.exp(b_logits - tl.max(b_logits, axis=1)[:, None])
+    b_z = b_z / tl.sum(b_z, axis=1)[:, None] * Z_SCALE
+    return tl.where(m_n[:, None], b_z, 0.0)
 
 
 @triton.jit
@@ -119,7 +115,7 @@ def em_e_step(
         bias_ptr, square_ptr, size_ptr, i_b, o_k, m_k, num_rows, norm_shift, stride_bias_b,
         K, HAS_BIAS, PARTS,
     )  # fmt: skip
-    b_z = responsibilities(b_products, b_scale, b_bias, o_n < N, m_k, 1, Z_SCALE)
+    b_z = responsibilities(b_products, b_scale, b_bias, o_n < N, m_k, Z_SCALE)
     b_z = b_z.to(z_ptr.dtype.element_ty)  # [BLOCK_N, BLOCK_K]
     p_z = z_ptr + (i_b * N + o_n)[:, None] * BLOCK_K + o_k[None, :]
     tl.store(p_z, b_z, mask=(o_n < N)[:, None])
@@ -157,57 +153,6 @@ def em_m_step(
         b_sum = tl.dot(b_zt, b_x, b_sum, input_precision=PRECISION)
     p_sum = partial_ptr + ((i_b * num_splits + i_s) * K + o_k)[:, None] * C + o_c[None, :]
     tl.store(p_sum, b_sum * (1.0 / Z_SCALE), mask=(o_k < K)[:, None] & (o_c < C)[None, :])
-
-
-@triton.jit
-def em_stage(
-    x_ptr, bases_ptr, bias_ptr, square_ptr, size_ptr, z_ptr, partial_ptr, colsum_ptr,
-    N, num_splits, num_rows, norm_shift, stride_x_b, stride_x_n, stride_bases_b, stride_bias_b,
-    C: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PARTS: tl.constexpr, STORE_Z: tl.constexpr, Z_SCALE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """E and M step of SPLIT positions in one pass over X, whose channels are contiguous.
-
-    Arguments as for ``em_e_step`` and ``em_m_step``, but colsum is [B, K, num_splits], and z is
-    written with STORE_Z only. Tiles have the bases first: then Z is the left operand of the second
-    product as the first one leaves it in registers, and a tile of 32 positions fills the tensor
-    cores, so that shared memory holds the tiles that come next.
-    """
-    pid = tl.program_id(0)
-    i_s = pid % num_splits
-    i_b = (pid // num_splits).to(tl.int64)
-    o_c, o_k, o_n = tl.arange(0, C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
-    m_k = o_k < K
-    x_ptr += i_b * stride_x_b
-    p_mu = bases_ptr + i_b * stride_bases_b + o_k[:, None] * C + o_c[None, :]
-    b_mu = tl.load(p_mu, mask=m_k[:, None], other=0.0)  # [BLOCK_K, C]
-    b_scale, b_bias = logit_scale_and_bias(
-        bias_ptr, square_ptr, size_ptr, i_b, o_k, m_k, num_rows, norm_shift, stride_bias_b,
-        K, HAS_BIAS, PARTS,
-    )  # fmt: skip
-
-    b_sum = tl.zeros([BLOCK_K, C], tl.float32)
-    b_colsum = tl.zeros([BLOCK_K], tl.float32)
-    for n in range(0, SPLIT, BLOCK_N):
-        first = i_s * SPLIT + n
-        m_n = o_n < N - first
-        # A row past the end repeats the last one, and its Z is zero. Offsets within a tile need 32
-        # bits only, and few registers.
-        p_x = x_ptr + first.to(tl.int64) * stride_x_n
-        o_x = tl.minimum(o_n, N - 1 - first) * stride_x_n
-        b_x = tl.load(p_x + (o_x[:, None] + o_c[None, :]))  # [BLOCK_N, C]
-        b_products = tl.dot(b_mu, tl.trans(b_x), input_precision=PRECISION)
-        b_z = responsibilities(b_products, b_scale, b_bias, m_n, m_k, 0, Z_SCALE)
-        b_z = b_z.to(x_ptr.dtype.element_ty)  # [BLOCK_K, BLOCK_N]
-        if STORE_Z:
-            p_z = z_ptr + (i_b * N + first) * BLOCK_K + (o_n[None, :] * BLOCK_K + o_k[:, None])
-            tl.store(p_z, b_z, mask=m_n[None, :])
-        b_colsum += tl.sum(b_z.to(tl.float32), axis=1)
-        b_sum = tl.dot(b_z, b_x, b_sum, input_precision=PRECISION)
-    p_sum = partial_ptr + ((i_b * num_splits + i_s) * K + o_k)[:, None] * C + o_c[None, :]
-    tl.store(p_sum, b_sum * (1.0 / Z_SCALE), mask=m_k[:, None])
-    tl.store(colsum_ptr + (i_b * K + o_k) * num_splits + i_s, b_colsum * (1.0 / Z_SCALE), mask=m_k)
 
 
 @triton.jit

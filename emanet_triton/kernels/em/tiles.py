@@ -17,7 +17,6 @@ from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS, Tile
 MAX_BASES = 256
 MAX_CHANNELS = 2048
 MIN_SPLIT, MAX_SPLITS = 256, 48
-ONE_PASS_CHANNELS = 512
 
 # Block sizes, warps and pipeline stages, by architecture and by how products are computed: "half"
 # is bf16 and fp16, the others are the precisions of fp32. These are the largest candidates that
@@ -64,12 +63,6 @@ _BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     },
 }
 
-# BLOCK_N, warps, stages of em_stage, whose shared memory holds three tiles and the bases.
-_STAGE: dict[tuple[str, str], _Sizes] = {
-    ("sm_90", "bf16"): (32, 8, 4),
-    ("sm_90", "fp16"): (32, 8, 4),
-}
-
 # BLOCK_N, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
 _RECONSTRUCT: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "half"): (128, 128, 8, 3),
@@ -110,7 +103,7 @@ _EPILOGUE: dict[tuple[str, str], _Sizes] = {
 # Replacements for channels-last features and K up to 64, where Z stays in registers.
 _EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "tf32x3"): (64, 64, 32, 8, 1),
-    ("sm_90", "half"): (128, 128, 64, 4, 3),
+    ("sm_90", "half"): (128, 128, 32, 4, 4),
     ("sm_90", "ieee"): (64, 64, 16, 8, 3),
     ("sm_90", "tf32x3"): (128, 64, 64, 8, 1),
     ("sm_100", "half"): (128, 128, 64, 8, 3),
@@ -159,9 +152,6 @@ def tile(
         row = _BY_BASES[kernel][products][_PADDED_BASES.index(block_k)]
         meta["BLOCK_N"], meta["BLOCK_C"], *launch = row
         meta["BLOCK_K"] = block_k
-    elif kernel == "em_stage":
-        block_n, *launch = _STAGE[arch, dtype]
-        meta |= {"BLOCK_N": block_n, "BLOCK_K": 64}
     elif kernel == "em_reconstruct":
         meta["BLOCK_N"], meta["BLOCK_C"], *launch = _RECONSTRUCT[products]
         meta["BLOCK_K"] = 64
@@ -189,20 +179,10 @@ def pad_bases(num_bases: int) -> int:
     return next(size for size in _PADDED_BASES if size >= num_bases)
 
 
-def has_one_pass(arch: str, dtype: str, channels: int, num_bases: int, channels_last: bool) -> bool:
-    """Whether ``em_stage`` computes E and M step, in the place of a kernel for each."""
-    fits = channels == ONE_PASS_CHANNELS and num_bases <= 64 and channels_last
-    return fits and (arch, dtype) in _STAGE
-
-
-def split_length(num_positions: int, one_pass: bool) -> int:
-    """How many positions a program sums. N alone decides, so the batch changes no bit."""
-    length, most = MIN_SPLIT, MAX_SPLITS
-    if one_pass:
-        # A multiprocessor runs one program, so one image should have a program for each of the 132
-        # multiprocessors. A small image has less work than programs need to begin and end.
-        length, most = (128 if num_positions <= 8192 else 256), 132
-    while length * most < num_positions:
+def split_length(num_positions: int) -> int:
+    """How many positions an M-step program sums. N alone decides, so the batch changes no bit."""
+    length = MIN_SPLIT
+    while length * MAX_SPLITS < num_positions:
         length *= 2
     return length
 
@@ -216,8 +196,6 @@ def _shipped() -> Iterator[Tile]:
                     for num_bases in _PADDED_BASES:
                         for channels_last in (True, False):
                             yield tile(kernel, arch, dtype, 64, num_bases, channels_last, precision)
-            if (arch, dtype) in _STAGE:
-                yield tile("em_stage", arch, dtype, ONE_PASS_CHANNELS, 64)
             for kernel in ("em_reduce", "em_normalise"):
                 for channels in _BY_CHANNELS:
                     yield tile(kernel, arch, dtype, channels, 64)
