@@ -17,7 +17,11 @@ from emanet_triton.kernels.launch import cdiv
 
 # A program is one warp, so that no tap waits for other warps. For labels a program takes several
 # rows, so that its start is cheap beside its work.
-ROWS = {"labels": 8, "probabilities": 1}
+ROWS = {"single": 16, "views": 4, "probabilities": 1}
+HELD = 4
+THREAD_CLASSES = 21
+NO_ROW = tl.constexpr(-(2**31))
+LOG2_E = tl.constexpr(1.4426950408889634)
 CONFUSION_TILE = {"BLOCK": 4096, "num_warps": 4}
 MOST_OFFSETS = 2**31  # the number of offsets that 32 bits can hold
 MOST_BINS = 1024  # bins of a histogram; more bins spill in Triton 3.6 and 3.7
@@ -28,81 +32,209 @@ IGNORE = tl.constexpr(255)
 
 
 @triton.jit
-def interpolate(
-    logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
-    b_logits, i_view, i_row, o_w, o_c, H, W, P, row_taps, column_taps,
-    C: tl.constexpr, CLASS_AXIS: tl.constexpr,
+def replaced(values, i: tl.constexpr, value):
+    """The tuple with another value at ``i``."""
+    out = ()
+    for k in tl.static_range(len(values)):
+        if k == i:
+            out = out + (value,)
+        else:
+            out = out + (values[k],)
+    return out
+
+
+@triton.jit
+def same(a, b):
+    """Whether two tuples of scalars are equal."""
+    equal = a[0] == b[0]
+    for k in tl.static_range(1, len(a)):
+        equal &= a[k] == b[k]
+    return equal
+
+
+@triton.jit
+def row_tap(rows, i_view, t, i_row):
+    """Offset and weight of a tap of an output row; the offset is NO_ROW where the weight is 0."""
+    index_ptr, weight_ptr, H, taps = rows
+    o_t = (i_view * taps + t) * H + i_row
+    weight = tl.load(weight_ptr + o_t)
+    offset = tl.load(index_ptr + o_t)
+    return tl.where(weight > 0.0, offset, NO_ROW), weight
+
+
+@triton.jit
+def row_taps(rows, i_view, i_row, HELD: tl.constexpr):
+    """Offsets and weights of the first HELD taps of an output row."""
+    offsets, weights = (), ()
+    for t in tl.static_range(HELD):
+        offset, weight = row_tap(rows, i_view, t, i_row)
+        offsets, weights = offsets + (offset,), weights + (weight,)
+    return offsets, weights
+
+
+@triton.jit
+def across(b_rows, offsets, wanted, logits, columns, i_view, o_w, o_c, CLASS_AXIS: tl.constexpr):
+    """Add to tiles the logits of the low-resolution rows at ``offsets``, interpolated along them.
+
+    Only of the rows that are wanted.
+    """
+    logits_ptr, P, C = logits
+    index_ptr, weight_ptr, W, taps = columns
+    for t_c in range(taps):
+        o_t = (i_view * taps + t_c) * W + o_w
+        weight = tl.load(weight_ptr + o_t, mask=o_w < W, other=0.0)
+        # A table has as many taps as its most demanding output.
+        if tl.max((weight > 0.0).to(tl.int32), 0) > 0:
+            p_c = logits_ptr + tl.load(index_ptr + o_t, mask=o_w < W, other=0)
+            w_c = tl.expand_dims(weight, CLASS_AXIS)
+            for t in tl.static_range(len(b_rows)):
+                if wanted[t]:
+                    p_tap = tl.expand_dims(p_c + offsets[t], CLASS_AXIS) + o_c * P
+                    b_tap = tl.load(p_tap, mask=o_c < C, other=0.0).to(tl.float32)
+                    b_rows = replaced(b_rows, t, b_rows[t] + w_c * b_tap)
+    return b_rows
+
+
+@triton.jit
+def hold(
+    b_held, held, offsets, b_zero, logits, columns, i_view, o_w, o_c, CLASS_AXIS: tl.constexpr
+):
+    """Hold the low-resolution rows at ``offsets`` in place of those at ``held``.
+
+    A row that stays is not loaded again, nor one that the next tap held: outputs go down.
+    """
+    wanted, any_wanted = (), False
+    b_before = b_held
+    for t in tl.static_range(len(held)):
+        want = (offsets[t] != held[t]) & (offsets[t] != NO_ROW)
+        if offsets[t] != held[t]:
+            b_held = replaced(b_held, t, b_zero)
+        if t + 1 < len(held):
+            is_next = (offsets[t] != held[t]) & (offsets[t] == held[t + 1])
+            if is_next:
+                b_held = replaced(b_held, t, b_before[t + 1])
+            want = want & (offsets[t] != held[t + 1])
+        wanted = wanted + (want,)
+        any_wanted = want | any_wanted
+    if any_wanted:
+        b_held = across(b_held, offsets, wanted, logits, columns, i_view, o_w, o_c, CLASS_AXIS)
+    return b_held
+
+
+@triton.jit
+def down(
+    b_held, weights, b_zero, logits, rows, columns, i_view, i_row, o_w, o_c, scale,
+    CLASS_AXIS: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """One view's logits of classes ``o_c`` at pixels ``o_w`` of a row, added to a tile of zeros."""
-    for t_c in range(column_taps):
-        o_t = (i_view * column_taps + t_c) * W + o_w
-        w_c = tl.load(column_weight_ptr + o_t, mask=o_w < W, other=0.0)
-        if tl.max(w_c, 0) > 0.0:  # a table has as many taps as its most demanding output
-            x_c = tl.load(column_index_ptr + o_t, mask=o_w < W, other=0)
-            for t_r in range(row_taps):
-                o_r = (i_view * row_taps + t_r) * H + i_row
-                w_r = tl.load(row_weight_ptr + o_r)
-                if w_r > 0.0:
-                    o_p = tl.expand_dims(tl.load(row_index_ptr + o_r) + x_c, CLASS_AXIS)
-                    b_tap = tl.load(logits_ptr + (o_c * P + o_p), mask=o_c < C, other=0.0)
-                    b_logits += tl.expand_dims(w_r * w_c, CLASS_AXIS) * b_tap.to(tl.float32)
+    """Logits of an output row, times a scale, from the held rows; MORE taps are not held."""
+    C = logits[2]
+    b_logits = b_held[0] * (weights[0] * scale)
+    for t in tl.static_range(1, len(b_held)):
+        b_logits += b_held[t] * (weights[t] * scale)
+    if MORE:
+        for t in range(len(b_held), rows[3]):
+            offset, weight = row_tap(rows, i_view, t, i_row)
+            if weight > 0.0:
+                b_row = across(
+                    (b_zero,), (offset,), (weight > 0.0,), logits, columns, i_view, o_w, o_c,
+                    CLASS_AXIS,
+                )  # fmt: skip
+                b_logits += b_row[0] * (weight * scale)
     return tl.where(o_c < C, b_logits, float("-inf"))
+
+
+@triton.jit
+def softmax(b_logits, o_c, C, CLASS_AXIS: tl.constexpr):
+    """2 to the power of the logits, over their sum."""
+    b_exp = tl.exp2(b_logits - tl.max(b_logits, CLASS_AXIS, keep_dims=True))
+    # Adding -0.0 is no operation, so the compiler leaves out classes that do not exist.
+    b_exp = tl.where(o_c < C, b_exp, -0.0)
+    return b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
 
 
 @triton.jit
 def resample_kernel(
     logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
-    labels_ptr, probabilities_ptr, H, W, P, num_views, row_taps, column_taps,
-    C: tl.constexpr, SOFTMAX: tl.constexpr, PROBABILITIES: tl.constexpr, WIDE: tl.constexpr,
-    CLASS_AXIS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr,
+    labels_ptr, probabilities_ptr, H, W, P, num_views, num_row_taps, num_column_taps,
+    C: tl.constexpr, SINGLE: tl.constexpr, SOFTMAX: tl.constexpr, PROBABILITIES: tl.constexpr,
+    WIDE: tl.constexpr, CLASS_AXIS: tl.constexpr, HELD: tl.constexpr, MORE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Scores of all classes, summed over the views, and their first maximum.
 
     logits [B, C, P]; tables [num_views, taps, H or W]; labels uint8 [B, H, W]; with
-    PROBABILITIES float32 [B, C, H, W]. With SOFTMAX scores are probabilities, else logits. Both
-    SOFTMAX and PROBABILITIES need all classes in one block. WIDE says that offsets of an image need
-    64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other way round with CLASS_AXIS 1.
+    PROBABILITIES float32 [B, C, H, W]. With SOFTMAX scores are probabilities, else logits. WIDE
+    says that offsets of an image need 64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other way round
+    with CLASS_AXIS 1. A program holds the rows of the first HELD taps; MORE says that there are
+    more taps. SINGLE says that there is one view and no need of its probabilities.
     """
     i_b = tl.program_id(2).to(tl.int64)
     o_w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     o_w = tl.max_contiguous(o_w, 1)  # else wide stores would give a thread several pixels
     o_x = tl.expand_dims(o_w, CLASS_AXIS)
-    o_block = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
+    o_c = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
+    b_zero = tl.zeros(tl.broadcast(o_c, o_x)[0].shape, tl.float32)
     if WIDE:
-        o_block = o_block.to(tl.int64)
-    b_zero = tl.zeros(tl.broadcast(o_block, o_x)[0].shape, tl.float32)
-    logits_ptr += i_b * C * P
-
+        o_c = o_c.to(tl.int64)
     begin = tl.program_id(1) * ROWS
-    for i_row in range(begin, tl.minimum(begin + ROWS, H)):
-        b_best = tl.full([BLOCK_W], float("-inf"), tl.float32)
-        b_labels = tl.zeros([BLOCK_W], tl.int32)
-        for first in range(0, C, BLOCK_C):
-            o_c = first + o_block
-            b_scores = b_zero
-            for i_view in range(num_views):
-                b_logits = interpolate(
-                    logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr,
-                    column_weight_ptr, b_zero, i_view, i_row, o_w, o_c, H, W, P,
-                    row_taps, column_taps, C, CLASS_AXIS,
-                )  # fmt: skip
-                if SOFTMAX:
-                    b_exp = tl.exp(b_logits - tl.max(b_logits, CLASS_AXIS, keep_dims=True))
-                    b_scores += b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
-                else:
-                    b_scores += b_logits
+    end = tl.minimum(begin + ROWS, H)
+    p_labels = labels_ptr + i_b * H * W + o_w
 
-            b_max, b_first = tl.max(b_scores, CLASS_AXIS, return_indices=True)  # the first maximum
-            b_labels = tl.where(b_max > b_best, first + b_first, b_labels)
-            b_best = tl.maximum(b_max, b_best)
-            if PROBABILITIES:
-                b_mean = b_scores * (1.0 / num_views)
-                if not SOFTMAX:
-                    b_exp = tl.exp(b_mean - tl.max(b_mean, CLASS_AXIS, keep_dims=True))
-                    b_mean = b_exp * (1.0 / tl.sum(b_exp, CLASS_AXIS, keep_dims=True))
-                p_row = probabilities_ptr + (i_b * C * H + i_row) * W
-                tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
-        tl.store(labels_ptr + (i_b * H + i_row) * W + o_w, b_labels.to(tl.uint8), mask=o_w < W)
+    logits = (logits_ptr + i_b * C * P, P, C)
+    rows = (row_index_ptr, row_weight_ptr, H, num_row_taps)
+    columns = (column_index_ptr, column_weight_ptr, W, num_column_taps)
+
+    if SINGLE:
+        b_held, held = (b_zero,) * HELD, (NO_ROW,) * HELD
+        for i_row in range(begin, end):
+            offsets, weights = row_taps(rows, 0, i_row, HELD)
+            if not same(offsets, held):
+                b_held = hold(
+                    b_held, held, offsets, b_zero, logits, columns, 0, o_w, o_c, CLASS_AXIS
+                )
+                held = offsets
+            b_logits = down(
+                b_held, weights, b_zero, logits, rows, columns, 0, i_row, o_w, o_c, 1.0,
+                CLASS_AXIS, MORE,
+            )  # fmt: skip
+            b_first = tl.max(b_logits, CLASS_AXIS, return_indices=True)[1]
+            tl.store(p_labels + i_row * W, b_first.to(tl.uint8), mask=o_w < W)
+    else:
+        scale = LOG2_E if SOFTMAX else 1.0
+        b_scores = (b_zero,) * ROWS
+        for i_view in range(num_views):
+            b_held, held = (b_zero,) * HELD, (NO_ROW,) * HELD
+            i_row = begin
+            while i_row < end:
+                offsets, _ = row_taps(rows, i_view, i_row, HELD)
+                b_held = hold(
+                    b_held, held, offsets, b_zero, logits, columns, i_view, o_w, o_c, CLASS_AXIS
+                )
+                held = offsets
+                for r in tl.static_range(ROWS):
+                    if (begin + r == i_row) & (i_row < end):
+                        offsets, weights = row_taps(rows, i_view, i_row, HELD)
+                        if same(offsets, held):
+                            b_logits = down(
+                                b_held, weights, b_zero, logits, rows, columns, i_view, i_row,
+                                o_w, o_c, scale, CLASS_AXIS, MORE,
+                            )  # fmt: skip
+                            if SOFTMAX:
+                                b_logits = softmax(b_logits, o_c, C, CLASS_AXIS)
+                            b_scores = replaced(b_scores, r, b_scores[r] + b_logits)
+                            i_row += 1
+        for r in tl.static_range(ROWS):
+            i_row = begin + r
+            if i_row < end:
+                b_sum = tl.where(o_c < C, b_scores[r], float("-inf"))
+                b_first = tl.max(b_sum, CLASS_AXIS, return_indices=True)[1]
+                tl.store(p_labels + i_row * W, b_first.to(tl.uint8), mask=o_w < W)
+                if PROBABILITIES:
+                    b_mean = b_sum * (1.0 / num_views)
+                    if not SOFTMAX:
+                        b_mean = softmax(b_mean * LOG2_E, o_c, C, CLASS_AXIS)
+                    p_row = probabilities_ptr + (i_b * C * H + i_row) * W
+                    tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
 
 
 @triton.jit
@@ -146,23 +278,20 @@ def resample(
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     wide = C * max(P, H * W if probabilities else 0) >= MOST_OFFSETS
-    softmax = average == "probabilities" and (probabilities or V > 1)
-    block_c = max(32, triton.next_power_of_2(C)) if softmax or probabilities else 32
-    # A thread has 32 classes of its pixel, or 64 where its registers suffice.
-    threads = block_c // 32 if block_c > 64 or probabilities or wide else 1
+    single = V == 1 and not probabilities
+    softmax = average == "probabilities" and not single
+    threads = triton.next_power_of_2(cdiv(C, THREAD_CLASSES))
     block_w = (64 if torch.version.hip else 32) // threads
-    rows = ROWS["probabilities" if probabilities else "labels"]
-    # NVIDIA's assembler spills registers of many tiles, so that more programs fit, unless it has a
-    # limit. Labels of few classes spill none, and need fewer registers without a limit.
+    rows = ROWS["probabilities" if probabilities else "single" if single else "views"]
+    held = min(T_r, HELD)
     limit = {}
-    if (probabilities or C > 19) and not torch.version.hip:
-        few = 19 if probabilities else 32
-        limit["maxnreg"] = 96 if few >= C else 255
     resample_kernel[cdiv(W, block_w), cdiv(H, rows), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
-        C=C, SOFTMAX=softmax, PROBABILITIES=probabilities, WIDE=wide, CLASS_AXIS=CLASS_AXIS,
-        BLOCK_C=block_c, BLOCK_W=block_w, ROWS=rows, num_warps=1, enable_fp_fusion=True, **limit,
+        C=C, SINGLE=single, SOFTMAX=softmax, PROBABILITIES=probabilities, WIDE=wide,
+        CLASS_AXIS=CLASS_AXIS, HELD=held, MORE=T_r > held,
+        BLOCK_C=max(32, triton.next_power_of_2(C)), BLOCK_W=block_w, ROWS=rows,
+        num_warps=1, enable_fp_fusion=True, **limit,
     )  # fmt: skip
     return labels, mean
 
