@@ -76,8 +76,6 @@ RESAMPLINGS = {
     "views": (12, 3, "probabilities", False, 32768),
     "slide-views": (12, 5, "probabilities", False, 32768),
     "probabilities": (12, 3, "probabilities", True, 32768),
-    "wide-views": (12, 3, "probabilities", False, 2**27),  # offsets need 64 bits
-    "wide-probabilities": (12, 3, "probabilities", True, 2**27),
     "logits": (12, 3, "logits", False, 32768),
     "probabilities-of-logits": (12, 3, "logits", True, 32768),
 }
@@ -86,7 +84,7 @@ RESAMPLED = {
     3: ("single",),
     19: tuple(RESAMPLINGS),
     21: ("single", "views", "logits"),
-    64: ("views", "probabilities", "wide-views", "wide-probabilities"),
+    64: ("views", "probabilities"),
     150: tuple(RESAMPLINGS),
     255: ("single", "views", "probabilities"),
 }

@@ -19,7 +19,9 @@ from emanet_triton.kernels.launch import cdiv
 # rows, so that its start is cheap beside its work.
 ROWS = {"single": 16, "views": 4, "probabilities": 1}
 HELD = 4
+HELD_OF_VIEWS = 3
 THREAD_CLASSES = 21
+PHASE = tl.constexpr(4)
 NO_ROW = tl.constexpr(-(2**31))
 LOG2_E = tl.constexpr(1.4426950408889634)
 CONFUSION_TILE = {"BLOCK": 4096, "num_warps": 4}
@@ -59,7 +61,8 @@ def row_tap(rows, i_view, t, i_row):
     o_t = (i_view * taps + t) * H + i_row
     weight = tl.load(weight_ptr + o_t)
     offset = tl.load(index_ptr + o_t)
-    return tl.where(weight > 0.0, offset, NO_ROW), weight
+    is_used = weight.to(tl.int32, bitcast=True) > 0  # integers compare in fewer instructions
+    return tl.where(is_used, offset, NO_ROW), weight
 
 
 @triton.jit
@@ -73,23 +76,29 @@ def row_taps(rows, i_view, i_row, HELD: tl.constexpr):
 
 
 @triton.jit
-def across(b_rows, offsets, wanted, logits, columns, i_view, o_w, o_c, CLASS_AXIS: tl.constexpr):
-    """Add to tiles the logits of the low-resolution rows at ``offsets``, interpolated along them.
+def across(
+    b_rows, offsets, wanted, logits, columns, i_view, o_w, o_c, factor, CLASS_AXIS: tl.constexpr
+):
+    """Add to tiles the low-resolution rows at ``offsets``, interpolated to columns ``o_w``.
 
-    Only of the rows that are wanted.
+    A row that is not wanted is neither loaded nor added. The factor multiplies all weights.
     """
     logits_ptr, P, C = logits
     index_ptr, weight_ptr, W, taps = columns
     for t_c in range(taps):
         o_t = (i_view * taps + t_c) * W + o_w
         weight = tl.load(weight_ptr + o_t, mask=o_w < W, other=0.0)
+        p_c = logits_ptr + tl.load(index_ptr + o_t, mask=o_w < W, other=0)
         # A table has as many taps as its most demanding output.
         if tl.max((weight > 0.0).to(tl.int32), 0) > 0:
-            p_c = logits_ptr + tl.load(index_ptr + o_t, mask=o_w < W, other=0)
-            w_c = tl.expand_dims(weight, CLASS_AXIS)
+            w_c = tl.expand_dims(weight * factor, CLASS_AXIS)
+            # Always P. The compiler does not know: else it would keep the offsets of all classes in
+            # registers, which are needed for the rows.
+            stride = tl.where(weight >= 0.0, P, 0).to(tl.int64)
+            o_class = o_c * tl.expand_dims(stride, CLASS_AXIS)
             for t in tl.static_range(len(b_rows)):
                 if wanted[t]:
-                    p_tap = tl.expand_dims(p_c + offsets[t], CLASS_AXIS) + o_c * P
+                    p_tap = tl.expand_dims(p_c + offsets[t], CLASS_AXIS) + o_class
                     b_tap = tl.load(p_tap, mask=o_c < C, other=0.0).to(tl.float32)
                     b_rows = replaced(b_rows, t, b_rows[t] + w_c * b_tap)
     return b_rows
@@ -117,13 +126,13 @@ def hold(
         wanted = wanted + (want,)
         any_wanted = want | any_wanted
     if any_wanted:
-        b_held = across(b_held, offsets, wanted, logits, columns, i_view, o_w, o_c, CLASS_AXIS)
+        b_held = across(b_held, offsets, wanted, logits, columns, i_view, o_w, o_c, 1.0, CLASS_AXIS)
     return b_held
 
 
 @triton.jit
 def down(
-    b_held, weights, b_zero, logits, rows, columns, i_view, i_row, o_w, o_c, scale,
+    b_held, weights, logits, rows, columns, i_view, i_row, o_w, o_c, scale,
     CLASS_AXIS: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     """Logits of an output row, times a scale, from the held rows; MORE taps are not held."""
@@ -135,11 +144,10 @@ def down(
         for t in range(len(b_held), rows[3]):
             offset, weight = row_tap(rows, i_view, t, i_row)
             if weight > 0.0:
-                b_row = across(
-                    (b_zero,), (offset,), (weight > 0.0,), logits, columns, i_view, o_w, o_c,
-                    CLASS_AXIS,
-                )  # fmt: skip
-                b_logits += b_row[0] * (weight * scale)
+                b_logits = across(
+                    (b_logits,), (offset,), (weight > 0.0,), logits, columns, i_view, o_w, o_c,
+                    weight * scale, CLASS_AXIS,
+                )[0]  # fmt: skip
     return tl.where(o_c < C, b_logits, float("-inf"))
 
 
@@ -153,11 +161,18 @@ def softmax(b_logits, o_c, C, CLASS_AXIS: tl.constexpr):
 
 
 @triton.jit
+def first_maximum(b_scores, CLASS_AXIS: tl.constexpr):
+    """The first class with the largest score; 0 if that is -inf or NaN."""
+    b_max, b_first = tl.max(b_scores, CLASS_AXIS, return_indices=True)
+    return tl.where(b_max > float("-inf"), b_first, 0).to(tl.uint8)
+
+
+@triton.jit
 def resample_kernel(
     logits_ptr, row_index_ptr, row_weight_ptr, column_index_ptr, column_weight_ptr,
     labels_ptr, probabilities_ptr, H, W, P, num_views, num_row_taps, num_column_taps,
     C: tl.constexpr, SINGLE: tl.constexpr, SOFTMAX: tl.constexpr, PROBABILITIES: tl.constexpr,
-    WIDE: tl.constexpr, CLASS_AXIS: tl.constexpr, HELD: tl.constexpr, MORE: tl.constexpr,
+    CLASS_AXIS: tl.constexpr, HELD: tl.constexpr, MORE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Scores of all classes, summed over the views, and their first maximum.
@@ -174,11 +189,10 @@ def resample_kernel(
     o_x = tl.expand_dims(o_w, CLASS_AXIS)
     o_c = tl.expand_dims(tl.arange(0, BLOCK_C), 1 - CLASS_AXIS)
     b_zero = tl.zeros(tl.broadcast(o_c, o_x)[0].shape, tl.float32)
-    if WIDE:
-        o_c = o_c.to(tl.int64)
     begin = tl.program_id(1) * ROWS
+    if SINGLE:
+        begin -= PHASE
     end = tl.minimum(begin + ROWS, H)
-    p_labels = labels_ptr + i_b * H * W + o_w
 
     logits = (logits_ptr + i_b * C * P, P, C)
     rows = (row_index_ptr, row_weight_ptr, H, num_row_taps)
@@ -186,7 +200,8 @@ def resample_kernel(
 
     if SINGLE:
         b_held, held = (b_zero,) * HELD, (NO_ROW,) * HELD
-        for i_row in range(begin, end):
+        i_row = tl.maximum(begin, 0)
+        while i_row < end:
             offsets, weights = row_taps(rows, 0, i_row, HELD)
             if not same(offsets, held):
                 b_held = hold(
@@ -194,11 +209,12 @@ def resample_kernel(
                 )
                 held = offsets
             b_logits = down(
-                b_held, weights, b_zero, logits, rows, columns, 0, i_row, o_w, o_c, 1.0,
+                b_held, weights, logits, rows, columns, 0, i_row, o_w, o_c, 1.0,
                 CLASS_AXIS, MORE,
             )  # fmt: skip
-            b_first = tl.max(b_logits, CLASS_AXIS, return_indices=True)[1]
-            tl.store(p_labels + i_row * W, b_first.to(tl.uint8), mask=o_w < W)
+            p_row = labels_ptr + (i_b * H + i_row) * W
+            tl.store(p_row + o_w, first_maximum(b_logits, CLASS_AXIS), mask=o_w < W)
+            i_row += 1
     else:
         scale = LOG2_E if SOFTMAX else 1.0
         b_scores = (b_zero,) * ROWS
@@ -216,7 +232,7 @@ def resample_kernel(
                         offsets, weights = row_taps(rows, i_view, i_row, HELD)
                         if same(offsets, held):
                             b_logits = down(
-                                b_held, weights, b_zero, logits, rows, columns, i_view, i_row,
+                                b_held, weights, logits, rows, columns, i_view, i_row,
                                 o_w, o_c, scale, CLASS_AXIS, MORE,
                             )  # fmt: skip
                             if SOFTMAX:
@@ -227,14 +243,15 @@ def resample_kernel(
             i_row = begin + r
             if i_row < end:
                 b_sum = tl.where(o_c < C, b_scores[r], float("-inf"))
-                b_first = tl.max(b_sum, CLASS_AXIS, return_indices=True)[1]
-                tl.store(p_labels + i_row * W, b_first.to(tl.uint8), mask=o_w < W)
+                p_row = labels_ptr + (i_b * H + i_row) * W
+                tl.store(p_row + o_w, first_maximum(b_sum, CLASS_AXIS), mask=o_w < W)
                 if PROBABILITIES:
                     b_mean = b_sum * (1.0 / num_views)
                     if not SOFTMAX:
                         b_mean = softmax(b_mean * LOG2_E, o_c, C, CLASS_AXIS)
                     p_row = probabilities_ptr + (i_b * C * H + i_row) * W
-                    tl.store(p_row + (o_c * (H * W) + o_x), b_mean, mask=(o_c < C) & (o_x < W))
+                    o_mean = o_c.to(tl.int64) * H * W + o_x
+                    tl.store(p_row + o_mean, b_mean, mask=(o_c < C) & (o_x < W))
 
 
 @triton.jit
@@ -277,20 +294,20 @@ def resample(
     mean = None
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
-    wide = C * max(P, H * W if probabilities else 0) >= MOST_OFFSETS
     single = V == 1 and not probabilities
-    softmax = average == "probabilities" and not single
+    use = "single" if single else "probabilities" if probabilities else "views"
+    held = min(T_r, HELD if V == 1 else HELD_OF_VIEWS)
     threads = triton.next_power_of_2(cdiv(C, THREAD_CLASSES))
     block_w = (64 if torch.version.hip else 32) // threads
-    rows = ROWS["probabilities" if probabilities else "single" if single else "views"]
-    held = min(T_r, HELD)
     limit = {}
-    resample_kernel[cdiv(W, block_w), cdiv(H, rows), B](
+    import os
+    if os.environ.get('MAXN'): limit['maxnreg'] = int(os.environ['MAXN'])
+    resample_kernel[cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
-        C=C, SINGLE=single, SOFTMAX=softmax, PROBABILITIES=probabilities, WIDE=wide,
-        CLASS_AXIS=CLASS_AXIS, HELD=held, MORE=T_r > held,
-        BLOCK_C=max(32, triton.next_power_of_2(C)), BLOCK_W=block_w, ROWS=rows,
+        C=C, SINGLE=single, SOFTMAX=average == "probabilities" and not single,
+        PROBABILITIES=probabilities, CLASS_AXIS=CLASS_AXIS, HELD=held, MORE=T_r > held,
+        BLOCK_C=max(32, triton.next_power_of_2(C)), BLOCK_W=block_w, ROWS=ROWS[use],
         num_warps=1, enable_fp_fusion=True, **limit,
     )  # fmt: skip
     return labels, mean
