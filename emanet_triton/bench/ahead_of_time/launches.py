@@ -69,7 +69,7 @@ POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
 CONFUSIONS = (19, 64, 150)  # numbers of classes
 # How many views, taps along an axis, what is averaged, whether probabilities are wanted, positions
-# of the logits. The taps are those of Cityscapes' rows: whole, in sliding windows, in several views.
+# of the logits. The taps are those of the rows of Cityscapes: in windows there are more.
 RESAMPLINGS = {
     "single": (1, 2, "probabilities", False, 32768),
     "slide": (1, 4, "probabilities", False, 32768),

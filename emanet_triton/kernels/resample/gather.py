@@ -1,9 +1,14 @@
 """Labels, probabilities and confusion matrices from low-resolution logits, in Triton.
 
-A program takes a run of pixels of one output row, or of a few rows one after another. The taps
-along rows are scalars. A softmax needs all classes of a pixel at once: one thread holds them, or
-several for many classes, so that it hardly waits for other threads. A maximum alone takes blocks of
-classes one after another. ``op.Taps`` describes offsets and weights. All arithmetic is float32.
+A program takes a run of output rows, from top to bottom, and a few columns. It loads the
+low-resolution rows that an output row needs, interpolates them to its columns, and holds them in
+registers. The next output row mostly needs the same rows, so only the sum over these remains: when
+a network's stride is 8, about one output row in 8 loads logits. A single view gives labels row by
+row. Of several views each visits all rows of a short run before the next view; the scores of the
+run stay in registers, too.
+
+A thread holds all classes of its pixel, or several threads share many classes. ``op.Taps``
+describes offsets and weights. All arithmetic is float32.
 """
 
 from collections.abc import Sequence
@@ -15,17 +20,19 @@ from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
 
-# A program is one warp, so that no tap waits for other warps. For labels a program takes several
-# rows, so that its start is cheap beside its work.
+# Rows of a program's run. More rows share more loads, but fewer programs fill a GPU less evenly,
+# and scores of several views need registers for each row.
 ROWS = {"single": 16, "views": 4, "probabilities": 1}
-HELD = 4
-HELD_OF_VIEWS = 3
-THREAD_CLASSES = 21
+# A network of stride 8 with ``align_corners=False`` goes on to the next low-resolution row after
+# output rows 3, 11, 19...: runs of a single view begin there, too.
 PHASE = tl.constexpr(4)
-NO_ROW = tl.constexpr(-(2**31))
+# A program holds the rows of so many taps: four where two windows overlap. A third tap is rare in
+# several views, which need the registers for scores.
+HELD = {"single": 4, "views": 2}
+THREAD_CLASSES = 21  # most classes of a thread
+NO_ROW = tl.constexpr(-(2**31))  # no offset of a row: a column's offset cannot make it a position
 LOG2_E = tl.constexpr(1.4426950408889634)
 CONFUSION_TILE = {"BLOCK": 4096, "num_warps": 4}
-MOST_OFFSETS = 2**31  # the number of offsets that 32 bits can hold
 MOST_BINS = 1024  # bins of a histogram; more bins spill in Triton 3.6 and 3.7
 # Neighbouring threads must have neighbouring pixels. If neither axis is contiguous, Triton 3.6
 # spreads the first over the threads, and later versions the last.
@@ -38,10 +45,7 @@ def replaced(values, i: tl.constexpr, value):
     """The tuple with another value at ``i``."""
     out = ()
     for k in tl.static_range(len(values)):
-        if k == i:
-            out = out + (value,)
-        else:
-            out = out + (values[k],)
+        out += (value if k == i else values[k],)  # type: ignore[assignment]
     return out
 
 
@@ -71,7 +75,8 @@ def row_taps(rows, i_view, i_row, HELD: tl.constexpr):
     offsets, weights = (), ()
     for t in tl.static_range(HELD):
         offset, weight = row_tap(rows, i_view, t, i_row)
-        offsets, weights = offsets + (offset,), weights + (weight,)
+        offsets += (offset,)  # type: ignore[assignment]
+        weights += (weight,)  # type: ignore[assignment]
     return offsets, weights
 
 
@@ -108,22 +113,23 @@ def across(
 def hold(
     b_held, held, offsets, b_zero, logits, columns, i_view, o_w, o_c, CLASS_AXIS: tl.constexpr
 ):
-    """Hold the low-resolution rows at ``offsets`` in place of those at ``held``.
+    """The rows at ``offsets``, given those at ``held``; zeros in place of a row at NO_ROW.
 
-    A row that stays is not loaded again, nor one that the next tap held: outputs go down.
+    A row that stays is not loaded again. Neither is the row that the next tap held: as outputs go
+    down, the lower row of a bilinear tap becomes the upper one.
     """
     wanted, any_wanted = (), False
     b_before = b_held
     for t in tl.static_range(len(held)):
-        want = (offsets[t] != held[t]) & (offsets[t] != NO_ROW)
-        if offsets[t] != held[t]:
+        is_new = offsets[t] != held[t]
+        want = is_new & (offsets[t] != NO_ROW)
+        if is_new:
             b_held = replaced(b_held, t, b_zero)
         if t + 1 < len(held):
-            is_next = (offsets[t] != held[t]) & (offsets[t] == held[t + 1])
-            if is_next:
+            if is_new & (offsets[t] == held[t + 1]):
                 b_held = replaced(b_held, t, b_before[t + 1])
             want = want & (offsets[t] != held[t + 1])
-        wanted = wanted + (want,)
+        wanted += (want,)  # type: ignore[assignment]
         any_wanted = want | any_wanted
     if any_wanted:
         b_held = across(b_held, offsets, wanted, logits, columns, i_view, o_w, o_c, 1.0, CLASS_AXIS)
@@ -295,13 +301,11 @@ def resample(
     if probabilities:
         mean = torch.empty((B, C, H, W), dtype=torch.float32, device=logits.device)
     single = V == 1 and not probabilities
-    use = "single" if single else "probabilities" if probabilities else "views"
-    held = min(T_r, HELD if V == 1 else HELD_OF_VIEWS)
+    use = "probabilities" if probabilities else "single" if single else "views"
+    held = min(T_r, HELD["single" if V == 1 else "views"])  # of labels and probabilities the same
     threads = triton.next_power_of_2(cdiv(C, THREAD_CLASSES))
     block_w = (64 if torch.version.hip else 32) // threads
-    limit = {}
-    import os
-    if os.environ.get('MAXN'): limit['maxnreg'] = int(os.environ['MAXN'])
+    limit = {} if torch.version.hip else {"maxnreg": registers(use, held, C, logits.dtype.itemsize)}
     resample_kernel[cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
@@ -311,6 +315,24 @@ def resample(
         num_warps=1, enable_fp_fusion=True, **limit,
     )  # fmt: skip
     return labels, mean
+
+
+def registers(use: str, held: int, classes: int, itemsize: int) -> int:
+    """The limit of registers of a thread on NVIDIA GPUs.
+
+    Without a limit the assembler spills some, so that more programs fit. These limits are the
+    lowest with which no supported version spills on any supported GPU.
+    """
+    few = classes <= THREAD_CLASSES
+    if use == "single":
+        if held <= 2:
+            return 64 if classes <= 19 else 80 if few else 128
+        return 128 if few else 168
+    if use == "views":
+        return 168 if classes <= 19 and itemsize == 2 else 208 if few else 255
+    if held <= 2:
+        return 112 if few else 168
+    return 168 if few else 255
 
 
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
