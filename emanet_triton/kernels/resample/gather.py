@@ -305,7 +305,9 @@ def resample(
     held = min(T_r, HELD["single" if V == 1 else "views"])  # of labels and probabilities the same
     threads = triton.next_power_of_2(cdiv(C, THREAD_CLASSES))
     block_w = (64 if torch.version.hip else 32) // threads
-    limit = {} if torch.version.hip else {"maxnreg": registers(use, held, C, logits.dtype.itemsize)}
+    limit = {}
+    if not torch.version.hip:
+        limit["maxnreg"] = registers(use, held, T_r > held, C, logits.dtype.itemsize)
     resample_kernel[cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B](
         logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
         H, W, P, V, T_r, T_c,
@@ -317,19 +319,19 @@ def resample(
     return labels, mean
 
 
-def registers(use: str, held: int, classes: int, itemsize: int) -> int:
+def registers(use: str, held: int, more: bool, classes: int, itemsize: int) -> int:
     """The limit of registers of a thread on NVIDIA GPUs.
 
-    Without a limit the assembler spills some, so that more programs fit. These limits are the
-    lowest with which no supported version spills on any supported GPU.
+    Without a limit the assembler spills some, so that more programs fit. With these limits no
+    supported version spills on any supported GPU.
     """
     few = classes <= THREAD_CLASSES
     if use == "single":
         if held <= 2:
             return 64 if classes <= 19 else 80 if few else 128
-        return 128 if few else 168
+        return 232 if more else 128 if classes <= 19 else 168
     if use == "views":
-        return 168 if classes <= 19 and itemsize == 2 else 208 if few else 255
+        return 168 if classes <= 19 and itemsize == 2 else 232 if few else 255
     if held <= 2:
         return 112 if few else 168
     return 168 if few else 255
