@@ -53,9 +53,9 @@ def assert_right(logits: Tensor, rows: Taps, columns: Taps) -> None:
     """Labels and probabilities of both averages are those of plain PyTorch."""
     for average in ("probabilities", "logits") if len(rows.index) > 1 else ("logits",):
         how = {"average": average}
-        _, want = resample_probabilities(logits, rows, columns, **how, backend="torch")
         labels, got = resample_probabilities(logits, rows, columns, **how, backend="triton")
         alone = resample_labels(logits, rows, columns, **how, backend="triton")
+        _, want = resample_probabilities(logits, rows, columns, **how, backend="torch")
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
         assert torch.equal(alone, labels)
         best = want.topk(2, 1).values
