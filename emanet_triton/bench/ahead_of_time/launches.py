@@ -67,22 +67,23 @@ BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
 POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
 CONFUSIONS = (19, 64, 150)  # numbers of classes
-# How many views, what is averaged, whether probabilities are wanted, positions of the logits.
+# How many views, taps along an axis, what is averaged, whether probabilities are wanted, positions
+# of the logits. The taps are those of the rows of Cityscapes: in windows there are more.
 RESAMPLINGS = {
-    "single": (1, "probabilities", False, 32768),
-    "views": (12, "probabilities", False, 32768),
-    "probabilities": (12, "probabilities", True, 32768),
-    "wide-views": (12, "probabilities", False, 2**27),  # offsets need 64 bits
-    "wide-probabilities": (12, "probabilities", True, 2**27),
-    "logits": (12, "logits", False, 32768),
-    "probabilities-of-logits": (12, "logits", True, 32768),
+    "single": (1, 2, "probabilities", False, 32768),
+    "slide": (1, 4, "probabilities", False, 32768),
+    "views": (12, 3, "probabilities", False, 32768),
+    "slide-views": (12, 5, "probabilities", False, 32768),
+    "probabilities": (12, 3, "probabilities", True, 32768),
+    "logits": (12, 3, "logits", False, 32768),
+    "probabilities-of-logits": (12, 3, "logits", True, 32768),
 }
 # Numbers of classes and their uses: all of 19 and of 150, and what differs for others.
 RESAMPLED = {
     3: ("single",),
     19: tuple(RESAMPLINGS),
     21: ("single", "views", "logits"),
-    64: ("views", "probabilities", "wide-views", "wide-probabilities"),
+    64: ("views", "probabilities"),
     150: tuple(RESAMPLINGS),
     255: ("single", "views", "probabilities"),
 }
@@ -212,10 +213,10 @@ class ResampleLaunch:
         return self.classes == 19 and self.note in ("single", "views")
 
     def run(self) -> None:
-        views, average, probabilities, positions = RESAMPLINGS[self.note]
+        views, taps, average, probabilities, positions = RESAMPLINGS[self.note]
         logits = torch.empty(1, self.classes, positions, dtype=DTYPES[self.dtype], device="meta")
         tables = [
-            torch.empty(views, 3, n_out, dtype=kind, device="meta")
+            torch.empty(views, taps, n_out, dtype=kind, device="meta")
             for n_out in (1024, 2048)
             for kind in (torch.int32, torch.float32)
         ]
