@@ -270,8 +270,8 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}; create_model takes num_classes=, a command "
-            "--data FILE.toml with the classes."
+            f"the model for {expected.shape[0]}; create_model takes num_classes=, and the commands "
+            "eval and predict take --data FILE.toml with the classes."
         )
     return hints
 
