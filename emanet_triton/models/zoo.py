@@ -147,7 +147,7 @@ def create_model(
         num_classes: channels of the logits, 1 to 255; by default the number of classes in a file
             of emanet-triton train, or else of the model's data set (19 for Cityscapes). If a
             number is given and a file has another one, the classifiers of the model (``conv_seg``
-            of both heads) are not loaded, with a warning: they must be trained.
+            of both heads) are not loaded, with a warning: they are random and must be trained.
 
     Returns:
         The model: an ``EMANet``, unless its entry in the zoo names another class.
@@ -183,9 +183,10 @@ def create_model(
         with torch.device("cpu"):
             model = entry.network(entry.architecture, protocol, classes).float()
         if pretrained:
-            load_into(model, read_published(name), new_classes=new_classes)
+            load_into(model, read_published(name), new_classes=new_classes, stacklevel=3)
         elif checkpoint is not None:
-            load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
+            loaded = read_checkpoint(checkpoint)
+            load_into(model, loaded, new_classes=new_classes, stacklevel=3)
     return model.eval()
 
 
