@@ -228,8 +228,9 @@ def find_entry(name: str) -> ZooEntry:
 
 
 def models_like(text: str = "") -> str:
-    """For messages: the names that resemble a text, or else the first, and how to see all."""
-    near = difflib.get_close_matches(text, ZOO, n=3) or [next(iter(ZOO))]
+    """For messages: names that begin with a text or resemble it, or the first; how to see all."""
+    near = [name for name in ZOO if text and name.startswith(text)]
+    near = near[:3] or difflib.get_close_matches(text, ZOO, n=3) or [next(iter(ZOO))]
     return f"a model such as {' or '.join(near)} (`emanet-triton eval --list` prints all)"
 
 
