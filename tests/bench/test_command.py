@@ -225,3 +225,10 @@ def test_picking_providers():
     assert list(Selection().pick(providers, "plain", ["slow"])) == ["plain", "fast"]
     asked = Selection(providers=("slow", "elsewhere"))
     assert list(asked.pick(providers, "plain", ["slow"])) == ["plain", "slow"]
+
+
+def test_help_says_how_long_the_smallest_cases_take(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "smallest cases; all suites take some minutes, about six on two cores" in said
