@@ -136,6 +136,31 @@ def require_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def require_own(path: Path, beginning: re.Pattern[bytes], kind: str) -> None:
+    """Refuse to replace a file of another kind. An empty file and a stream are not refused.
+
+    Args:
+        path: of the file that is to be written; nothing may be there yet.
+        beginning: matches the first bytes of every file of the kind, at most 4,096.
+        kind: what the message calls such a file.
+
+    Raises:
+        InputError: the file is of another kind or cannot be read.
+    """
+    if not exists(path) or is_stream(path):
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise InputError(f"{path}: exists and cannot be read ({error.strerror})") from None
+    if start and not beginning.match(start):
+        raise InputError(
+            f"{path}: exists and is no {kind}; expected a new name, or such a file, which is "
+            "replaced"
+        )
+
+
 def require_folder(folder: Path) -> None:
     """Make a folder, check that it can be written, and remove temporary files of killed runs.
 

@@ -33,7 +33,7 @@ try:
     from huggingface_hub.errors import HfHubHTTPError
 except ImportError as error:
     raise ImportError(
-        "emanet_triton.hub needs the package huggingface_hub: pip install 'emanet-triton[hub]'"
+        "emanet_triton.hub needs the package huggingface_hub: pip install '.[hub]'"
     ) from error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

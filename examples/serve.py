@@ -46,9 +46,7 @@ try:
     from starlette.requests import ClientDisconnect
     from starlette.types import Message
 except ImportError as missing:
-    command.complain(
-        f"error: {missing.name} is missing; install it: pip install 'emanet-triton[serve]'"
-    )
+    command.complain(f"error: {missing.name} is missing; install it: pip install '.[serve]'")
     sys.exit(command.FAILED)
 
 Format = Literal["labels", "overlay", "json"]

@@ -13,6 +13,5 @@ def test_without_huggingface_hub():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "emanet_demo" in done.stdout
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: emanet_triton.hub needs the package huggingface_hub: "
-        "pip install 'emanet-triton[hub]'"
+        "ImportError: emanet_triton.hub needs the package huggingface_hub: pip install '.[hub]'"
     )

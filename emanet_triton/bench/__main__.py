@@ -16,13 +16,13 @@ from emanet_triton.bench.machine import check_device
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.neighbour import beside, label
 from emanet_triton.bench.options import Selection, parse, run_parser
-from emanet_triton.bench.rows import Row, write_csv
+from emanet_triton.bench.rows import Row, require_csv, write_csv
 from emanet_triton.bench.run import Elsewhere, Here
 from emanet_triton.bench.suites import SUITES
 from emanet_triton.command import Parser, answer, run, say
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError, printable
-from emanet_triton.files import is_stream, require_folder, require_writable
+from emanet_triton.files import is_stream, require_folder
 from emanet_triton.subcommands import Command, add_parsers, run_command
 
 COMMANDS = {
@@ -119,11 +119,11 @@ def _selection(options: Namespace) -> Selection:
 
 
 def _check_outputs(options: Namespace) -> None:
-    """Raises InputError if a file cannot be written or a chart cannot be drawn."""
+    """Raises InputError if a file cannot be written or replaced, or a chart cannot be drawn."""
     if options.plot:
         charts.require_matplotlib()
     outputs = (
-        ("--csv", options.csv, require_writable),
+        ("--csv", options.csv, require_csv),
         ("--plot", options.plot, require_folder),
     )
     for option, path, require in outputs:

@@ -101,7 +101,12 @@ def run_parser(suites: Sequence[str]) -> Parser:
     what.add_argument(
         "--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name contains a TEXT"
     )
-    what.add_argument("--tiny", action="store_true", help="only see that all runs: smallest cases")
+    what.add_argument(
+        "--tiny",
+        action="store_true",
+        help="only see that all runs: smallest cases; all suites take some minutes, about six on "
+        "two cores",
+    )
 
     how = parser.add_argument_group("how long")
     how.add_argument("--rounds", type=count, metavar="N", help="default: 15; in a short run 5")

@@ -3,13 +3,14 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_output
+from emanet_triton.files import require_own, require_writable, write_output
 
 PASSED = "passed"
 
@@ -105,6 +106,17 @@ COLUMNS = tuple(field.name for field in fields(Row))
 _WHOLE = {"rounds", "threads"}
 _TEXT = {field.name for field in fields(Row) if field.type is str}
 _DIGITS = 5
+_BEGINNING = re.compile(",".join(COLUMNS[:4]).encode())  # also of rows with older columns
+
+
+def require_csv(path: Path) -> None:
+    """Check that ``write_csv`` can write the file, and that it replaces only rows of its own.
+
+    Raises:
+        InputError: it cannot, or a file of another kind is there.
+    """
+    require_writable(path)
+    require_own(path, _BEGINNING, "table of emanet-triton bench")
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

@@ -37,7 +37,7 @@ def import_peer(name: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:  # a package built for another PyTorch may raise anything
         in_extra = name.partition(".")[0] in PEERS
-        command = "; pip install 'emanet-triton[peers]'" if in_extra else ""
+        command = "; pip install '.[peers]'" if in_extra else ""
         raise Absent(describe(error) + command) from None
 
 

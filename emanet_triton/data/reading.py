@@ -26,6 +26,10 @@ def refusing(path: Path | str, kind: str, expected: str | None = None) -> Iterat
         yield
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: there is no such file; expected a {expected or kind} file"
+        ) from error
     except (OSError, ValueError, zlib.error, cv2.error) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(

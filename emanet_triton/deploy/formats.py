@@ -27,7 +27,7 @@ Runner = Callable[[Tensor], Tensor]
 OPSET = 18
 _CUDA = "CUDAExecutionProvider"  # of ONNX Runtime
 INPUT = "images"
-INSTALL = "pip install 'emanet-triton[export]'"
+INSTALL = "pip install '.[export]'"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The pictures that an evaluation writes, and whether they can be written."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.png import write_png
 from emanet_triton.errors import InputError
 from emanet_triton.eval.draw import side_by_side
-from emanet_triton.files import is_stream, require_folder
+from emanet_triton.files import is_stream, require_folder, require_own
+
+# What ``report.write_json`` writes: a report, or a list of reports.
+_REPORT = re.compile(rb'(\[\s*)?\{\s*"model": *"[^"]*",\s*"checkpoint":')
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def refuse_overwriting(
 ) -> None:
     """Refuse outputs that would overwrite an input or another output, also through a link.
 
+    The JSON file may replace only an earlier one.
+
     Raises:
         InputError: an output would overwrite a file.
     """
@@ -112,6 +118,10 @@ def refuse_overwriting(
             _claim(kept, option, picture)
     if json and not is_stream(json):
         _claim(kept, "--json", json)
+        try:
+            require_own(json, _REPORT, "JSON report of emanet-triton eval")
+        except InputError as error:
+            raise InputError(f"--json {error}") from None
 
 
 def _claim(kept: dict[Path, Path], option: str, path: Path) -> None:

@@ -227,10 +227,13 @@ def segment(
     for each, index in zip(images, indices, strict=True):
         check_image(each, index)
     network, inner = _unwrapped(model)
+    protocol = _checked_protocol(protocol, inner)
+    if inner.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
     if fuse and not isinstance(inner, FusedNetwork):
         network = verified_fuse(inner, _autocast_dtype(inner))
     _check_dtype(network)
-    predictor = Predictor(network, _checked_protocol(protocol, inner), ms_flip=ms_flip)
+    predictor = Predictor(network, protocol, ms_flip=ms_flip)
     _set_batch_size(predictor, batch_size)
     names = [named(each, index) for each, index in zip(images, indices, strict=True)]
     results = _results(predictor, images, names, return_probabilities)
@@ -293,7 +296,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     processes or devices are taken off, and so is a compilation around such a wrapper.
 
     Raises:
-        ValueError: the model is no module, is sharded, in training mode, or not on one device.
+        ValueError: the model is no module, is sharded, or not on one device.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be {_WANTED}, got a {type(model).__name__}")
@@ -310,8 +313,6 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, nn.Module]:
             inner = inner.get_submodule("_orig_mod")
         else:
             break
-    if inner.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
     _check_tensors(inner)
     return network, inner
 

@@ -26,7 +26,7 @@ from emanet_triton.models.fused import (
     fused_conv,
 )
 from emanet_triton.models.head import ConvModule, EMAHead, FCNHead
-from emanet_triton.models.network import RGB, FusedNetwork, Network
+from emanet_triton.models.network import RGB, FusedNetwork, Network, check_images
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.resnet import Bottleneck, ResNet, Stages
 
@@ -98,6 +98,9 @@ class EMANet(Network):
         float [B, 3, H, W], RGB, normalised by ``mean`` and ``std`` → logits
         [B, num_classes, ceil(H / stride), ceil(W / stride)].
         In training mode a pair: the logits and the auxiliary head's logits, of stage 3's size.
+
+    Raises:
+        ValueError: in a call, if the images are no floating-point tensor [B, 3, H, W].
     """
 
     architecture: Architecture
@@ -133,6 +136,7 @@ class EMANet(Network):
         self.auxiliary_head = FCNHead(stage3, architecture.head_channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        check_images(images)
         *_, stage3, stage4 = self.backbone(images)
         logits = self.decode_head(stage4)
         return (logits, self.auxiliary_head(stage3)) if self.training else logits
@@ -174,6 +178,9 @@ class FusedEMANet(FusedNetwork):
     Shape:
         float [B, 3, H, W] → logits [B, num_classes, ceil(H / stride), ceil(W / stride)] in the
         network's dtype. No gradient flows through them.
+
+    Raises:
+        ValueError: in a call, if the images are no floating-point tensor [B, 3, H, W].
     """
 
     def __init__(self, model: EMANet, dtype: torch.dtype, channels_last: bool) -> None:
@@ -183,6 +190,7 @@ class FusedEMANet(FusedNetwork):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        check_images(images)
         with without_autocast(images.device.type):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             # One copy for both dtype and layout; ``to`` alone returns some views as they are.

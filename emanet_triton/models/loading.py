@@ -25,7 +25,11 @@ _CLASSIFIER_OF_BACKBONES = ("fc.weight", "fc.bias")
 
 
 def load_into(
-    model: nn.Module, checkpoint: Checkpoint, share: bool = False, new_classes: bool = False
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    share: bool = False,
+    new_classes: bool = False,
+    stacklevel: int = 2,
 ) -> None:
     """Copy a checkpoint's weights into a model, all or none, cast to the model's dtypes.
 
@@ -45,7 +49,9 @@ def load_into(
         share: put the checkpoint's own tensors into the model, in the dtypes of the file, instead
             of copies. The model may then be on the meta device, where it has no memory.
         new_classes: if the file is for another number of classes, the model keeps its own
-            classifiers (``conv_seg`` of both heads), with a warning. All others must fit.
+            classifiers (``conv_seg`` of both heads), with a warning. All others must fit. The
+            classifiers of a new model are random.
+        stacklevel: of the warnings, as ``warnings.warn`` takes it; 2 is the caller's line.
 
     Raises:
         InputError: keys are missing, left over, or of another shape or kind of number; the
@@ -75,21 +81,21 @@ def load_into(
     if kept:
         names = dict.fromkeys(key.rpartition(".")[0] for key in kept)
         warnings.warn(
-            f"{checkpoint.path}: is for {old} classes, the model for {new}; not loaded, to be "
-            f"trained: {' and '.join(names)}",
-            stacklevel=2,
+            f"{checkpoint.path}: is for {old} classes, the model for {new}; the model's "
+            f"classifiers are random and must be trained: {' and '.join(names)}",
+            stacklevel=stacklevel,
         )
     if extras:
         warnings.warn(
             f"{checkpoint.path}: leaves out {len(extras)} of its entries, which no network uses, "
             f"first {shown(next(iter(extras)))}",
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
     lacks = any(key.startswith(_AUXILIARY) and not key.endswith(COUNTER) for key in stand_ins)
     if lacks and has_auxiliary_head(checkpoint.layout):
         warnings.warn(
             f"{checkpoint.path}: has no auxiliary head, which only training uses; none is loaded",
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
 
 
@@ -270,8 +276,8 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
     if classes is not None and expected is not None and classes.shape[:1] != expected.shape[:1]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
-            f"the model for {expected.shape[0]}; create_model takes num_classes=, a command "
-            "--data FILE.toml with the classes."
+            f"the model for {expected.shape[0]}; create_model takes num_classes=, and the commands "
+            "eval and predict take --data FILE.toml with the classes."
         )
     return hints
 

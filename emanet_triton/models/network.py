@@ -20,7 +20,8 @@ class Network(nn.Module):
 
     A subclass takes ``(architecture, protocol, num_classes)``. ``architecture`` is any value that
     can be pickled and compared. Inference gives the network float images [B, 3, H, W] and expects
-    logits [B, num_classes, ceil(H / stride), ceil(W / stride)] in evaluation mode.
+    logits [B, num_classes, ceil(H / stride), ceil(W / stride)] in evaluation mode. ``forward`` may
+    refuse other images by ``check_images``.
 
     Attributes:
         stride: pixels of the input per logit, in each direction.
@@ -118,6 +119,21 @@ def input_form(network: object) -> InputForm:
     network = getattr(network, "_orig_mod", network)  # if torch.compile made it
     own = network if isinstance(network, Network) else Network
     return InputForm(own.stride, own.mean, own.std)
+
+
+def check_images(images: object) -> None:
+    """Check the input of a network. No size is compared, so a recorded program keeps its free axes.
+
+    Raises:
+        ValueError: it is no floating-point tensor [B, 3, H, W].
+    """
+    if not isinstance(images, Tensor):
+        got = type(images).__name__
+    elif images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        got = f"{images.dtype} {list(images.shape)}"
+    else:
+        return
+    raise ValueError(f"images must be a floating-point tensor [B, 3, H, W], got {got}")
 
 
 def logits_size(height: int, width: int, stride: int = Network.stride) -> tuple[int, int]:

@@ -147,7 +147,7 @@ def create_model(
         num_classes: channels of the logits, 1 to 255; by default the number of classes in a file
             of emanet-triton train, or else of the model's data set (19 for Cityscapes). If a
             number is given and a file has another one, the classifiers of the model (``conv_seg``
-            of both heads) are not loaded, with a warning: they must be trained.
+            of both heads) are not loaded, with a warning: they are random and must be trained.
 
     Returns:
         The model: an ``EMANet``, unless its entry in the zoo names another class.
@@ -183,9 +183,10 @@ def create_model(
         with torch.device("cpu"):
             model = entry.network(entry.architecture, protocol, classes).float()
         if pretrained:
-            load_into(model, read_published(name), new_classes=new_classes)
+            load_into(model, read_published(name), new_classes=new_classes, stacklevel=3)
         elif checkpoint is not None:
-            load_into(model, read_checkpoint(checkpoint), new_classes=new_classes)
+            loaded = read_checkpoint(checkpoint)
+            load_into(model, loaded, new_classes=new_classes, stacklevel=3)
     return model.eval()
 
 
@@ -227,8 +228,9 @@ def find_entry(name: str) -> ZooEntry:
 
 
 def models_like(text: str = "") -> str:
-    """For messages: the names that resemble a text, or else the first, and how to see all."""
-    near = difflib.get_close_matches(text, ZOO, n=3) or [next(iter(ZOO))]
+    """For messages: names that begin with a text or resemble it, or the first; how to see all."""
+    near = [name for name in ZOO if text and name.startswith(text)]
+    near = near[:3] or difflib.get_close_matches(text, ZOO, n=3) or [next(iter(ZOO))]
     return f"a model such as {' or '.join(near)} (`emanet-triton eval --list` prints all)"
 
 

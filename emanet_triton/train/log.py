@@ -182,6 +182,6 @@ def _writer(folder: Path, begin: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
-            "--tensorboard needs the package tensorboard: pip install 'emanet-triton[train]'"
+            "--tensorboard needs the package tensorboard: pip install '.[train]'"
         ) from None
     return SummaryWriter(str(folder), purge_step=begin + 1)  # the first step that comes again

@@ -97,6 +97,21 @@ def test_rows_go_to_a_file_and_a_wrong_provider_is_exit_1(fake_suite, tmp_path, 
     assert "noise" in printed
 
 
+def test_rows_replace_only_rows(fake_suite, tmp_path, capsys):
+    path = tmp_path / "keep.pth"
+    path.write_text("suite,case,ours\n")
+    assert command.main(["em", "--tiny", "--csv", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --csv {path}: exists and is no table of emanet-triton bench; expected a new name, "
+        "or such a file, which is replaced\n"
+    )
+    assert path.read_text() == "suite,case,ours\n"
+    path.write_text("")
+    for _ in range(2):
+        assert command.main(["em", "--tiny", "--csv", str(path)]) == 1
+        assert len(read_rows(path)) == 4
+
+
 def test_rows_go_to_a_stream_once(fake_suite, tmp_path):
     with (tmp_path / "rows.csv").open("wb") as file:
         assert command.main(["em", "--tiny", "--csv", f"/dev/fd/{file.fileno()}"]) == 1
@@ -210,3 +225,10 @@ def test_picking_providers():
     assert list(Selection().pick(providers, "plain", ["slow"])) == ["plain", "fast"]
     asked = Selection(providers=("slow", "elsewhere"))
     assert list(asked.pick(providers, "plain", ["slow"])) == ["plain", "slow"]
+
+
+def test_help_says_how_long_the_smallest_cases_take(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "smallest cases; all suites take some minutes, about six on two cores" in said

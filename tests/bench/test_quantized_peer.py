@@ -45,7 +45,7 @@ def test_it_is_absent_with_the_command_and_nothing_is_built(package, fake, monke
     case = next(model.cases(Selection(tiny=True, providers=(NAME,))))
     monkeypatch.setattr(Problem, "model", lambda _: pytest.fail("a network was built"))
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(Absent, match=rf"{package} .*; pip install 'emanet-triton\[peers\]'$"):
+    with pytest.raises(Absent, match=rf"{package} .*; pip install '\.\[peers\]'$"):
         case.providers[NAME]()
 
 

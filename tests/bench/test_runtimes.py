@@ -40,7 +40,7 @@ def test_what_can_be_installed_is_absent_with_the_command(provider, package, mon
     pretend(monkeypatch, "onnxruntime", get_available_providers=lambda: ["CPUExecutionProvider"])
     assert runtimes.RUNTIMES[provider]("cpu")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(Absent, match=rf"{package} .*; pip install 'emanet-triton\[peers\]'$"):
+    with pytest.raises(Absent, match=rf"{package} .*; pip install '\.\[peers\]'$"):
         runtimes.RUNTIMES[provider]("cpu")
 
 

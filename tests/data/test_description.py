@@ -276,7 +276,7 @@ def test_files_that_are_none(tmp_path):
     folder.mkdir()
     other.touch()
     assert refused(folder).startswith(f"{folder}: not a readable TOML (Is a directory); expected")
-    assert "y.toml: not a readable TOML (No such file or directory)" in refused(missing)
+    assert "y.toml: there is no such file; expected a TOML file" in refused(missing)
     assert refused(other) == (
         f"{other}: is a file; expected the root folder of Cityscapes, or a file *.toml that "
         "describes a data set"

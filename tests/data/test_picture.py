@@ -258,7 +258,11 @@ def test_what_is_no_regular_file(tmp_path):
     refused(device, "picture", "it is a pipe, a socket or a device")
     refused(large, "picture", "it has 1073741825 bytes, at most 1073741824 are read")
     refused(tmp_path, "picture", "Is a directory")
-    refused(tmp_path / "none.jpg", "picture", "No such file or directory")
+    with pytest.raises(InputError) as raised:
+        read_picture(tmp_path / "none.jpg")
+    assert str(raised.value) == (
+        f"{tmp_path / 'none.jpg'}: there is no such file; expected a {KINDS} file"
+    )
 
 
 def test_a_program_that_lets_pillow_accept_truncated_files(path, monkeypatch):

@@ -239,7 +239,8 @@ def test_decoder_that_disagrees_with_the_header_is_not_believed(path, monkeypatc
 
 
 def test_missing_file_and_folder(tmp_path):
-    refused(tmp_path / "none.png", "No such file or directory")
+    with pytest.raises(InputError, match=r"none\.png: there is no such file; expected a PNG file$"):
+        read_label_png(tmp_path / "none.png")
     refused(tmp_path, "Is a directory")
     refused(tmp_path / "a\0.png", "embedded null byte")
     loop = tmp_path / "loop.png"

@@ -325,7 +325,7 @@ def test_labels_are_wrong_only_beyond_near_ties():
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match=r"onnxscript is needed.*pip install 'emanet-triton"):
+    with pytest.raises(InputError, match=r"onnxscript is needed.*: pip install '\.\[export\]'$"):
         export(tiny(), tmp_path / "file.onnx", to="onnx")
 
 

@@ -121,7 +121,7 @@ def test_wrong_descriptions_are_refused_before_a_checkpoint_is_read(
     other.touch()
     for model in ([], ["--model", "tiny"]):
         message = fails("--ckpt", ckpt, "--data", tmp_path / "none.toml", *model)
-        assert "none.toml: not a readable TOML (No such file or directory)" in message
+        assert "none.toml: there is no such file; expected a TOML file" in message
     message = fails("--ckpt", ckpt, "--model", "tiny", "--data", other)
     assert message.startswith(f"error: {other}: is a file; expected the root folder of Cityscapes")
 

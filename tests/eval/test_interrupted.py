@@ -150,11 +150,11 @@ CHANGES = {
     ),
     "image is gone": (
         lambda sample: sample.image.unlink(),
-        "{image}: not a readable PNG (No such file or directory); expected an intact PNG file",
+        "{image}: there is no such file; expected a PNG file",
     ),
     "label is gone": (
         lambda sample: sample.label.unlink(),
-        "{label}: not a readable PNG (No such file or directory); expected an intact PNG file",
+        "{label}: there is no such file; expected a PNG file",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Every output that cannot be written is refused before anything is computed."""
 
+import json
 import os
 from pathlib import Path
 
@@ -104,6 +105,31 @@ def test_json_in_the_place_of_the_checkpoint(fails, city, ckpt, tmp_path):
         f"error: --json: {tmp_path / 'link.json'} would overwrite {ckpt}; expected another place\n"
     )
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["PK\3\4", '{"model": "tiny"}', "[1]"], ids=["checkpoint", "object", "list"]
+)
+def test_json_replaces_only_an_earlier_report(fails, city, ckpt, tmp_path, content):
+    kept = tmp_path / "keep.pth"
+    kept.write_text(content)
+    assert fails("--ckpt", ckpt, "--data", city, "--json", kept) == (
+        f"error: --json {kept}: exists and is no JSON report of emanet-triton eval; expected a new "
+        "name, or such a file, which is replaced\n"
+    )
+    assert kept.read_text() == content
+
+
+def test_json_replaces_a_report_a_list_of_reports_and_an_empty_file(city, ckpt, tmp_path):
+    out = tmp_path / "out.json"
+    out.touch()
+    command = ["--ckpt", str(ckpt), "--data", str(city), "--json", str(out)]
+    assert main(command) == 0
+    written = json.loads(out.read_text())
+    for text in (out.read_text(), json.dumps(written), json.dumps([written] * 2, indent=1)):
+        out.write_text(text)
+        assert main([*command, "--limit", "1"]) == 0
+        assert json.loads(out.read_text())["images"] == 1
 
 
 def test_control_characters_of_names_are_escaped(fails, city, ckpt):

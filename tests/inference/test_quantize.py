@@ -65,6 +65,15 @@ def test_logits_are_those_of_the_model_but_for_rounding(model, quantized, images
 
 
 @needs_int8
+def test_images_are_checked(quantized, images):
+    for wrong in (images.byte(), images[0], images[:, :2]):
+        with pytest.raises(
+            ValueError, match=r"^images must be a floating-point tensor \[B, 3, H, W"
+        ):
+            quantized(wrong)
+
+
+@needs_int8
 @pytest.mark.parametrize("what", ["first", "second", "identity", "output"])
 def test_a_wrong_scale_shows(model, quantized, images, what):
     wrong = copy.deepcopy(quantized)

@@ -232,6 +232,10 @@ MODELS = {
         lambda: nn.Linear(2, 2).eval(),
         f"a model of type Linear has no protocol; pass protocol=, or as model {AN_EMANET}",
     ),
+    "another in training": (
+        lambda: nn.Conv2d(3, 19, 1),
+        f"a model of type Conv2d has no protocol; pass protocol=, or as model {AN_EMANET}",
+    ),
     "no parameters": (
         lambda: nn.ReLU().eval(),
         f"model must be {AN_EMANET}, got a ReLU without parameters",

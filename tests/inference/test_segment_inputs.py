@@ -255,7 +255,9 @@ def test_bad_batch_size(model, batch_size):
 def test_a_file_that_cannot_be_read_is_named(model, tmp_path):
     path = tmp_path / "street.jpg"
     for image in (path, str(path), [RGB, path]):
-        with pytest.raises(InputError, match=r"street\.jpg: not a readable picture \(No such file"):
+        with pytest.raises(
+            InputError, match=r"street\.jpg: there is no such file; expected a JPEG"
+        ):
             segment(model, image)
     path.write_bytes(encoded(Image.fromarray(RGB), "JPEG")[:-50])
     with pytest.raises(InputError, match=r"street\.jpg: not a readable JPEG \(.*truncated"):

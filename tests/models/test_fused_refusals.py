@@ -109,3 +109,27 @@ def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError) as raised:
         emanet_triton.fuse(network, **options)
     assert str(raised.value) == message
+
+
+IMAGES = {
+    "bytes": (torch.zeros(2, 3, 16, 24, dtype=torch.uint8), "torch.uint8 [2, 3, 16, 24]"),
+    "one image": (torch.zeros(3, 16, 24), "torch.float32 [3, 16, 24]"),
+    "two channels": (torch.zeros(1, 2, 16, 24), "torch.float32 [1, 2, 16, 24]"),
+    "channels last": (torch.zeros(1, 16, 24, 3), "torch.float32 [1, 16, 24, 3]"),
+    "array": (torch.zeros(1, 3, 16, 24).numpy(), "ndarray"),
+}
+
+
+@pytest.mark.parametrize("form", ["training", "plain", "fused", "compiled"])
+@pytest.mark.parametrize(("images", "got"), IMAGES.values(), ids=IMAGES)
+def test_wrong_images(form, images, got):
+    network = small_model()
+    if form == "training":
+        network.train()
+    elif form != "plain":
+        network = fuse(network, dtype=torch.bfloat16)
+    if form == "compiled":
+        network = torch.compile(network, backend="eager")
+    with pytest.raises(ValueError) as raised:
+        network(images)
+    assert str(raised.value) == (f"images must be a floating-point tensor [B, 3, H, W], got {got}")

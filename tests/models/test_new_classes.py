@@ -17,6 +17,9 @@ from emanet_triton.models.loading import load_backbone, load_into
 from emanet_triton.models.zoo import ZOO
 
 CLASSIFIERS = ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
+OF_FIVE = (
+    "is for 19 classes, the model for 5; the model's classifiers are random and must be trained"
+)
 HEADS = "decode_head.conv_seg and auxiliary_head.conv_seg"
 
 
@@ -46,9 +49,7 @@ def test_all_but_the_classifiers_are_loaded(path):
     model = tiny_emanet(num_classes=5)
     own = {key: value.clone() for key, value in model.state_dict().items()}
     checkpoint = read_checkpoint(path)
-    assert warned(load_into, model, checkpoint, new_classes=True) == [
-        f"{path}: is for 19 classes, the model for 5; not loaded, to be trained: {HEADS}"
-    ]
+    assert warned(load_into, model, checkpoint, new_classes=True) == [f"{path}: {OF_FIVE}: {HEADS}"]
     for key, value in model.state_dict().items():
         source = own if key.startswith(CLASSIFIERS) else checkpoint.state_dict
         assert torch.equal(value, source[key]), key
@@ -69,8 +70,7 @@ def test_without_an_auxiliary_head(tmp_path):
     assert warned(
         load_into, tiny_emanet(num_classes=5), read_checkpoint(path), new_classes=True
     ) == [
-        f"{path}: is for 19 classes, the model for 5; not loaded, to be trained: "
-        "decode_head.conv_seg",
+        f"{path}: {OF_FIVE}: decode_head.conv_seg",
         f"{path}: has no auxiliary head, which only training uses; none is loaded",
     ]
 
@@ -103,7 +103,8 @@ def test_a_missing_part_of_a_classifier_is_refused(path, key):
 def test_never_without_being_asked(path):
     message = unchanged(tiny_emanet(num_classes=5), load_into, read_checkpoint(path))
     assert message.endswith(
-        "create_model takes num_classes=, a command --data FILE.toml with the classes."
+        "create_model takes num_classes=, and the commands eval and predict take --data FILE.toml "
+        "with the classes."
     )
     with pytest.raises(ValueError, match="give either share=True or new_classes=True, not both"):
         load_into(tiny_emanet(), read_checkpoint(path), share=True, new_classes=True)
@@ -111,10 +112,9 @@ def test_never_without_being_asked(path):
 
 def test_create_model(tmp_path, monkeypatch):
     path = tiny_eval.write_checkpoint(tmp_path)
-    with pytest.warns(
-        UserWarning, match=r"for 19 classes, the model for 5; not loaded, to be trained: decode_"
-    ):
+    with pytest.warns(UserWarning, match=f"{OF_FIVE}: decode_") as caught:
         model = create_model("tiny", checkpoint=path, num_classes=5)
+    assert caught[0].filename == __file__
     assert model.num_classes == 5
     assert model.decode_head.conv_seg.weight.std() < 0.02
     assert not model.decode_head.conv_seg.bias.any()
@@ -128,12 +128,13 @@ def test_create_model(tmp_path, monkeypatch):
     entry = replace(ZOO["tiny"], sha256=None)
     monkeypatch.setitem(ZOO, "tiny", entry)
     monkeypatch.setattr("emanet_triton.models.entries.WEIGHTS", tmp_path)
-    with pytest.warns(UserWarning, match="for 19 classes, the model for 2;"):
+    with pytest.warns(UserWarning, match="for 19 classes, the model for 2;") as caught:
         create_model("tiny", pretrained=True, num_classes=2)
+    assert caught[0].filename == __file__
 
 
 def test_the_demonstration_for_five_classes():
-    with pytest.warns(UserWarning, match=f"not loaded, to be trained: {HEADS}"):
+    with pytest.warns(UserWarning, match=f"are random and must be trained: {HEADS}"):
         model = create_model("emanet_demo", pretrained=True, num_classes=5)
     model.train()
     logits, auxiliary = model(torch.zeros(2, 3, 64, 64))

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,24 @@ def test_unknown_name():
         create_model("emanet_dem")
     with pytest.raises(InputError, match=f"such as {DEMO} .*--list` prints all"):
         create_model("emanet_dem")
+
+
+@pytest.mark.parametrize("text", ["emanet_r50", "emanet_r50-d8_769x769", "emanet_r101-d8"])
+def test_the_names_that_begin_with_a_text_come_first(text):
+    with pytest.raises(InputError) as raised:
+        create_model(text)
+    first = [name for name in PUBLISHED if name.startswith(text)]
+    said = re.findall(r"emanet_r\w+-d8_\w+|emanet_\w+", str(raised.value).partition("such as ")[2])
+    assert said[: len(first)] == first
+    assert all(name.startswith(text) for name in said)
+
+
+def test_names_that_resemble_a_text():
+    for text in ("emanet_r5-d8_769x769_80k_cityscapes", "emanet_r50_d8_769x769_80k_cityscapes"):
+        with pytest.raises(InputError, match="such as emanet_r50-d8_769x769_80k_cityscapes or "):
+            create_model(text)
+    with pytest.raises(InputError, match=f"such as {next(iter(PUBLISHED))} "):
+        create_model("")
 
 
 IMPOSSIBLE = {

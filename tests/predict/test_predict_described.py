@@ -98,7 +98,7 @@ def test_what_is_refused(tmp_path, photos, trained, file, predict, refused):
     )
     missing = tmp_path / "none.toml"
     assert refused(photos, "--data", missing) == (
-        f"{missing}: not a readable TOML (No such file or directory); expected an intact TOML file"
+        f"{missing}: there is no such file; expected a TOML file"
     )
     assert refused(photos, "--ckpt", trained, "--model", "emanet_demo", model=False) == (
         f"{trained}: is a checkpoint of tiny, not of --model emanet_demo"

@@ -25,7 +25,7 @@ def test_five_classes_in_300_iterations(tmp_path, capsys):
     )
     assert main(arguments.split()) == 0
     said = capsys.readouterr()
-    assert said.err.count("is for 19 classes, the model for 5; not loaded") == 1
+    assert said.err.count("is for 19 classes, the model for 5; the model's") == 1
     assert "| flat " in said.out
     json_file = tmp_path / "report.json"
     best = str(out / "best.safetensors")

@@ -355,4 +355,4 @@ class TestFolders:
 def test_without_tensorboard(scenes, tmp_path, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     said = fails(*options(scenes, out=tmp_path / "out", tensorboard=True))
-    assert "--tensorboard needs the package tensorboard: pip install" in said
+    assert "--tensorboard needs the package tensorboard: pip install '.[train]'" in said

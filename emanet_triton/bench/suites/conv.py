@@ -241,7 +241,7 @@ This suite times each convolution of the fused network, with folded batch norm, 
 ReLU. `torch` is PyTorch's own convolution, `compiled` the same by `torch.compile`, `onednn`
 oneDNN's fused convolution, `cudnn` cuDNN's, `cudnn-benchmark` cuDNN's after its search. `winograd`
 and `triton` are ours. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are
-installed (`pip install 'emanet-triton[peers]'`). Before and after each convolution they copy
+installed (`pip install '.[peers]'`). Before and after each convolution they copy
 the numbers to their own memory layout and back, and these copies count. A whole network needs few
 such copies, so these times are too long, most of all for 1x1 convolutions: compare the runtimes by
 the cases `network` of the suite `model`.

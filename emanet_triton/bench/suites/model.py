@@ -303,7 +303,7 @@ is our fused network. `fused-int8` (on a CPU) multiplies 8-bit integers in most 
 takes the ranges of their outputs from the case's own image. `cudnn` and `triton` are the fused
 network with all convolutions by cuDNN or by our Triton kernels; they run only if `--providers`
 names them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if
-they are installed: `pip install 'emanet-triton[peers]'` installs the first two. They get its ONNX
+they are installed: `pip install '.[peers]'` installs the first two. They get its ONNX
 export for inputs of one shape, and PyTorch's number of threads. `openvino-fp32` computes in
 float32; without this setting OpenVINO would choose bf16 where the CPU has it. `openvino-int8` runs
 the export after `quantize_static` of ONNX Runtime has quantized its convolutions: 8-bit inputs and
