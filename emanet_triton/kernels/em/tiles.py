@@ -36,7 +36,7 @@ _BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
         ("sm_90", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
         ("sm_90", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 8, 3)),
         ("sm_90", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
-        ("sm_100", "half"): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+        ("sm_100", "half"): ((128, 64, 8, 3), (64, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_100", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
         ("sm_100", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3)),  # and see _has_tf32x3
         ("sm_100", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
@@ -121,7 +121,7 @@ _PROJECTION_OF = {
 
 # em_reduce and em_normalise run one program per base. The table says how many partial sums
 # em_reduce loads at a time, by C padded to a power of two.
-_BY_CHANNELS = {64: 64, 128: 32, 256: 16, 512: 8, 1024: 4, 2048: 2}
+_BY_CHANNELS = {64: 64, 128: 32, 256: 16, 512: 8, 1024: 2, 2048: 2}
 
 
 def _has_tf32x3(kernel: str, arch: str, num_bases: int) -> bool:
