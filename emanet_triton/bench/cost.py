@@ -44,7 +44,7 @@ class Shape:
     bases: int = 64
     num_stages: int = 3
     dtype: str = "bf16"
-    precision: str = "ieee"
+    precision: str = "tf32x3"
     arch: str = "sm_90"
 
     @property

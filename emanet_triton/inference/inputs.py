@@ -49,8 +49,8 @@ def scaled_inputs(
 ) -> Iterator[Tensor]:
     """Yield the network input of each scale of a protocol: [B, 3, h, w], not mirrored.
 
-    The images have one size. The inputs have the order of ``views.scales``. They are float32, but
-    in ``dtype`` if they are not scaled any more.
+    The images have one size. The inputs have the order of ``views.scales``. They are in ``dtype``
+    where the protocol scales the image (``scaling`` is "image"), else float32.
     """
     each = scales(protocol, images[0].shape[:2], ms_flip)
     if protocol.scaling == "image":

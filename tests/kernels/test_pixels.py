@@ -4,6 +4,7 @@ import pytest
 import torch
 from device import DEVICE, DTYPES
 
+from emanet_triton.inference import inputs
 from emanet_triton.kernels import pixels as kernels
 from emanet_triton.kernels.device import triton_kernels
 from emanet_triton.models.network import Network
@@ -42,3 +43,18 @@ def test_pixels_that_are_not_contiguous():
     images = images.flip(2)[:, ::2]
     got = kernels.normalise(images, *FORMS[0], torch.float32)
     torch.testing.assert_close(got.cpu(), plain(images.cpu(), *FORMS[0], got.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_inputs_of_a_network_come_from_it(dtype, monkeypatch):
+    """A GPU takes it by itself; here the choice of the backend is replaced."""
+    images = torch.arange(2 * 6 * 5 * 3, dtype=torch.uint8, device=DEVICE).view(2, 6, 5, 3)
+    calls = []
+    monkeypatch.setattr(inputs, "auto_backend", lambda on_gpu: "triton")
+    monkeypatch.setattr(
+        kernels, "normalise", lambda *given, f=kernels.normalise: calls.append(given) or f(*given)
+    )
+    got = inputs.normalise(images, None, dtype)
+    assert len(calls) == 1
+    want = plain(images.cpu(), Network.mean, Network.std, dtype)
+    torch.testing.assert_close(got.cpu(), want, rtol=0, atol=0)

@@ -3,8 +3,10 @@
 The mid convolution's output X = W₁F + b₁ is never formed: a stage runs on F with the folded bases
 ν = W₁ᵀμ and the logit bias b₁ᵀμ. Its sums S = Σ F·Z and their mass r = Σ Z, both divided by the L1
 norm of Z plus the shift, give the next bases μ = W₁S + r·b₁, normalised. r keeps a dead base at
-zero. With G = W₁ᵀW₁ and g = W₁ᵀb₁, computed once a call, the next folded bases are GS + r·g, so one
-product leads from the sums of a stage to the bases of the next. The E step divides by the norms.
+zero. With G = W₁ᵀW₁ and g = W₁ᵀb₁, computed once a call, the next folded bases are GS + r·g: one
+product leads from the sums of a stage to the bases of the next. G loses nothing here, as folded
+bases are W₁ᵀ times a product with W₁ anyway. The norms, which G would make less exact, are those of
+μ itself; the E step divides by them.
 The epilogue reconstructs, applies ReLU and the out convolution and adds F, tile by tile.
 
 Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
@@ -65,12 +67,11 @@ def em_fold(
             p_row = weight_ptr + o_c[None, :] * C + o_m[:, None]
             b_row = tl.load(p_row, mask=(o_m < C)[:, None] & m_c[None, :], other=0.0)
             m_last = (o_m == C)[:, None] & m_c[None, :]
-            b_row += tl.load(bias_ptr + o_c[None, :] + 0 * o_m[:, None], mask=m_last, other=0.0)
+            b_bias = tl.load(bias_ptr + o_c[None, :] + 0 * o_m[:, None], mask=m_last, other=0.0)
+            b_row = b_row.to(tl.float32) + b_bias.to(tl.float32)
             p_weight = weight_ptr + o_c[:, None] * C + o_o[None, :]
             b_weight = tl.load(p_weight, mask=m_c[:, None] & m_o[None, :], other=0.0)
-            b_out = tl.dot(
-                b_row.to(tl.float32), b_weight.to(tl.float32), b_out, input_precision=PRECISION
-            )
+            b_out = tl.dot(b_row, b_weight.to(tl.float32), b_out, input_precision=PRECISION)
         p_gram = gram_ptr + o_m[:, None] * C + o_o[None, :]
         tl.store(p_gram, b_out, mask=(o_m <= C)[:, None] & m_o[None, :])
 
@@ -155,12 +156,13 @@ def em_epilogue(
     N, num_tiles,
     stride_x_b, stride_x_n, stride_x_c, stride_out_b, stride_out_n, stride_out_c,
     C: tl.constexpr, K: tl.constexpr, PADDED_K: tl.constexpr, OUT_RELU: tl.constexpr,
-    Z_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
+    Z_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """ReLU(F + W₂·ReLU(Zμᵀ) + b₂) for one tile of positions and BLOCK_O channels.
 
-    With OUT_RELU another ReLU precedes the addition of F.
+    With OUT_RELU another ReLU precedes the addition of F. WIDE says that offsets of the output
+    within a tile need 64 bits.
     bases [B, K, C]; weight W₂ [C, C] in the features' dtype; bias b₂ [C] of any dtype.
     """
     pid = backwards()
@@ -197,7 +199,7 @@ def em_epilogue(
     b_out += tl.load(bias_ptr + o_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
     if OUT_RELU:
         b_out = tl.where(b_out < 0.0, 0.0, b_out)
-    # Offsets within a tile need 32 bits only, and few registers.
+    # Rows are counted from the tile's first: that needs fewer registers.
     first = (pid // num_blocks % num_tiles).to(tl.int64) * BLOCK_N
     o_tile = tl.arange(0, BLOCK_N)
     x_ptr += i_b * stride_x_b
@@ -208,6 +210,7 @@ def em_epilogue(
     b_out += b_x.to(tl.float32)
     b_out = tl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
     p_out = out_ptr + i_b * stride_out_b + first * stride_out_n
+    o_tile = o_tile.to(tl.int64) if WIDE else o_tile
     p_out += (o_tile * stride_out_n)[:, None] + (o_o.to(tl.int64) * stride_out_c)[None, :]
     tl.store(p_out, b_out.to(element), mask=m_n[:, None] & m_o[None, :])
 
@@ -272,6 +275,7 @@ class BlockStages(Stages):
             positions, num_tiles, *self.feats.stride(), *out.stride(),
             **self.shape, PADDED_K=self.z.shape[2], OUT_RELU=out_relu,
             **self.z_scale, **self.channels_last,
+            WIDE=meta["BLOCK_N"] * out.stride(1) >= 2**31,
         )  # fmt: skip
         return out
 

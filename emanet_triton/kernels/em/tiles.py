@@ -1,7 +1,7 @@
 """Tile sizes of the EM kernels by GPU architecture and shape.
 
-Times of an H200 (benchmarks/results/h200/tiles.csv) chose the tiles of the block's small products,
-and on ``sm_90`` in half precision those of 64 bases; no others were chosen by timing.
+Times of an H200 (benchmarks/results/h200/tiles.csv) chose the block sizes of the block's small
+products, and on ``sm_90`` in half precision the tiles of 64 bases; no others were chosen by timing.
 
 The tiles of ``sm_80`` fit the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, so
 they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AMD's 64 KB.
@@ -39,7 +39,7 @@ _BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
         ("sm_100", "half"): ((128, 64, 8, 3), (64, 64, 8, 3), (128, 64, 8, 3)),
         ("sm_100", "ieee"): ((128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
         ("sm_100", "tf32x3"): ((128, 64, 8, 3), (128, 64, 8, 3)),  # and see _has_tf32x3
-        ("sm_100", "tf32"): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
+        ("sm_100", "tf32"): ((64, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
         ("gfx942", "half"): ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
         ("gfx942", "ieee"): ((128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2)),
         ("gfx942", "tf32"): ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2)),
@@ -89,7 +89,7 @@ _EPILOGUE: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "tf32x3"): (64, 64, 16, 8, 1),
     ("sm_80", "tf32"): (64, 128, 32, 8, 1),
     ("sm_90", "half"): (64, 128, 64, 8, 3),
-    ("sm_90", "ieee"): (64, 64, 32, 8, 2),
+    ("sm_90", "ieee"): (64, 64, 16, 8, 2),
     ("sm_90", "tf32x3"): (128, 64, 32, 8, 1),
     ("sm_90", "tf32"): (128, 64, 64, 8, 3),
     ("sm_100", "half"): (64, 64, 64, 8, 3),
