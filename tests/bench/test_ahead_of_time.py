@@ -5,6 +5,7 @@ precision. With ``COMPILE_EACH=tile`` in the environment, as ``make test-compile
 shipped tile is compiled.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from emanet_triton.bench.ahead_of_time import gates as compiled
 from emanet_triton.bench.ahead_of_time.launches import Group
 from emanet_triton.kernels.conv import tiles as conv_tiles
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.pool import tiles as pool_tiles
 
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "compiled.csv"
 COMMAND = (sys.executable, "-m", "emanet_triton.bench.ahead_of_time.gates")
 RESAMPLING = ("resample_kernel", "confusion_kernel")
+PIXELS = "normalise_kernel"
 EACH = os.environ.get("COMPILE_EACH", "kernel")
 REGISTERS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "gfx942": 128}  # labels of 19 classes
 VERSIONS = {"3.6", "3.9"}  # of Triton in the table: the oldest and the newest supported
@@ -40,11 +43,11 @@ def by_key(rows):
 
 
 def tiles_of(rows):
-    """Tiles that have a table; the resampling kernels have the same on all NVIDIA GPUs."""
+    """Tiles that have a table; the other kernels have the same on all NVIDIA GPUs."""
     return {
         (row["kernel"], row["target"], row["dtype"], row["configuration"])
         for row in rows
-        if row["kernel"] not in RESAMPLING
+        if row["kernel"] not in (*RESAMPLING, PIXELS)
     }
 
 
@@ -115,6 +118,11 @@ def test_every_use_of_the_resampling_kernels_compiles(rows):
     labels = 2 * 7 + 2 * 2 if EACH == "kernel" else 3 * 23
     wanted = dict.fromkeys(compiled.TARGETS, labels + 3)
     assert Counter(row["target"] for row in resampling(rows)) == wanted
+
+
+def test_the_kernel_of_pixels_compiles_for_every_target_and_dtype(rows):
+    found = Counter((row["target"], row["dtype"]) for row in rows if row["kernel"] == PIXELS)
+    assert found == dict.fromkeys(itertools.product(compiled.TARGETS, DTYPES), 1)
 
 
 def test_labels_of_19_classes_leave_room_for_many_warps(rows):
