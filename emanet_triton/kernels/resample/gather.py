@@ -97,8 +97,8 @@ def across(
         # A table has as many taps as its most demanding output.
         if tl.max((weight > 0.0).to(tl.int32), 0) > 0:
             w_c = tl.expand_dims(weight * factor, CLASS_AXIS)
-            # Always P. The compiler does not know: else it would keep the offsets of all classes in
-            # registers, which are needed for the rows.
+            # The stride is always P. If the compiler knew this, it would keep the offsets of all
+            # classes in registers, which the rows need.
             stride = tl.where(weight >= 0.0, P, 0).to(tl.int64)
             o_class = o_c * tl.expand_dims(stride, CLASS_AXIS)
             for t in tl.static_range(len(b_rows)):
@@ -184,10 +184,10 @@ def resample_kernel(
     """Scores of all classes, summed over the views, and their first maximum.
 
     logits [B, C, P]; tables [num_views, taps, H or W]; labels uint8 [B, H, W]; with
-    PROBABILITIES float32 [B, C, H, W]. With SOFTMAX scores are probabilities, else logits. WIDE
-    says that offsets of an image need 64 bits. Tiles are [BLOCK_C, BLOCK_W], or the other way round
-    with CLASS_AXIS 1. A program holds the rows of the first HELD taps; MORE says that there are
-    more taps. SINGLE says that there is one view and no need of its probabilities.
+    PROBABILITIES float32 [B, C, H, W]. With SOFTMAX scores are probabilities, else logits. Tiles
+    are [BLOCK_C, BLOCK_W], or the other way round with CLASS_AXIS 1. A program holds the rows of
+    the first HELD taps; MORE says that there are more taps. SINGLE says that there is one view and
+    that its probabilities are not wanted.
     """
     i_b = tl.program_id(2).to(tl.int64)
     o_w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)

@@ -1,8 +1,9 @@
 """The kernels of the EM attention block against float64, on every branch and on hard inputs."""
 
+import numpy as np
 import pytest
 import torch
-from device import DTYPES, HALF, tiles_of
+from device import DEVICE, DTYPES, HALF, tiles_of
 from em_cases import (
     Case,
     assert_as_exact,
@@ -104,6 +105,23 @@ def test_float16_holds_the_folded_bases_of_large_weights():
     exact = exact_block(x, mu, weights, 2)
     torch.testing.assert_close(got[0].mT.double(), exact[0], rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(got[1].double(), exact[1], rtol=0, atol=4e-3)
+
+
+def test_outputs_beyond_32_bits(monkeypatch):
+    case = Case(1, 3, (1, 3), 1, stages=1)
+    x, mu, weights = (f(torch.float16) for f in (case.feats, case.initial_bases, case.weights))
+    want, _ = em_attention_block(x, mu, *weights, 1, backend="triton")
+    memory = torch.from_numpy(np.zeros(2**31 + 2**12, np.float16)).to(DEVICE)
+    far = memory.as_strided(x.shape, (1, 2**30 + 8, 1))
+    empty_like = torch.empty_like
+
+    def output_far_apart(given, **options):
+        return far if given.shape == x.shape else empty_like(given, **options)
+
+    monkeypatch.setattr(torch, "empty_like", output_far_apart)
+    got, _ = em_attention_block(x, mu, *weights, 1, backend="triton")
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert got.stride(1) == 2**30 + 8
 
 
 def test_half_features_with_float32_weights():
