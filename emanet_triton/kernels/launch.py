@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 import triton
 
+from emanet_triton.kernels.relaunch import launcher
 from emanet_triton.kernels.tile import Tile
 
 P = ParamSpec("P")
@@ -46,10 +47,7 @@ def launch(
         triton.OutOfResources: no smaller tile is left.
     """
     try:
-        kernel[(programs,)](
-            *arguments, **constants, **tile.meta,
-            num_warps=tile.num_warps, num_stages=tile.pipeline_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+        launcher(kernel, constants, tile)(device, (programs,), arguments)
     except triton.OutOfResources as error:
         _replace(tile, device, error)
         raise TileReplaced from error

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
+from emanet_triton.kernels.relaunch import launcher
 
 BLOCK, NUM_WARPS = 4096, 8  # a thread has 16 bytes of pixels
 
@@ -43,8 +44,9 @@ def normalise(
     pixels = pixels.contiguous()
     out = torch.empty_like(pixels, dtype=dtype)
     if pixels.numel():
-        normalise_kernel[(cdiv(pixels.numel(), BLOCK),)](
-            pixels, out, pixels.numel(), *map(float, mean), *map(float, std),
-            BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
+        constants = {"BLOCK": BLOCK, "num_warps": NUM_WARPS, "enable_fp_fusion": False}
+        launcher(normalise_kernel, constants)(
+            out.device, (cdiv(pixels.numel(), BLOCK),),
+            (pixels, out, pixels.numel(), *map(float, mean), *map(float, std)),
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

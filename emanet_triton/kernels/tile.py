@@ -26,3 +26,12 @@ class Tile:
     meta: Mapping[str, Any] = field(hash=False)
     num_warps: int
     pipeline_stages: int
+
+    def keywords(self) -> dict[str, Any]:
+        """What a launch takes of it."""
+        return {
+            **self.meta,
+            "num_warps": self.num_warps,
+            "num_stages": self.pipeline_stages,
+            "enable_fp_fusion": True,
+        }

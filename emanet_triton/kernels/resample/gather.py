@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
+from emanet_triton.kernels.relaunch import launcher
 
 # Rows of a program's run. More rows share more loads, but fewer programs fill a GPU less evenly,
 # and scores of several views need registers for each row.
@@ -308,13 +309,18 @@ def resample(
     limit = {}
     if not torch.version.hip:
         limit["maxnreg"] = registers(use, held, T_r > held, C, logits.dtype.itemsize)
-    resample_kernel[cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B](
-        logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
-        H, W, P, V, T_r, T_c,
-        C=C, SINGLE=single, SOFTMAX=average == "probabilities" and not single,
-        PROBABILITIES=probabilities, CLASS_AXIS=CLASS_AXIS, HELD=held, MORE=T_r > held,
-        BLOCK_C=max(32, triton.next_power_of_2(C)), BLOCK_W=block_w, ROWS=ROWS[use],
-        num_warps=1, enable_fp_fusion=True, **limit,
+    constants = {
+        "C": C, "SINGLE": single, "SOFTMAX": average == "probabilities" and not single,
+        "PROBABILITIES": probabilities, "CLASS_AXIS": CLASS_AXIS, "HELD": held, "MORE": T_r > held,
+        "BLOCK_C": max(32, triton.next_power_of_2(C)), "BLOCK_W": block_w, "ROWS": ROWS[use],
+        "num_warps": 1, "enable_fp_fusion": True, **limit,
+    }  # fmt: skip
+    launcher(resample_kernel, constants)(
+        logits.device, (cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B),
+        (
+            logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
+            H, W, P, V, T_r, T_c,
+        ),
     )  # fmt: skip
     return labels, mean
 
@@ -342,8 +348,9 @@ def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
     bins = min(MOST_BINS, triton.next_power_of_2(num_classes**2 + 2))
     blocks = cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]), cdiv(num_classes**2 + 1, bins - 1)
-    confusion_kernel[blocks](
-        targets.contiguous(), labels.contiguous(), counts, labels.numel(),
-        C=num_classes, BINS=bins, **CONFUSION_TILE, enable_fp_fusion=True,
+    constants = {"C": num_classes, "BINS": bins, **CONFUSION_TILE, "enable_fp_fusion": True}
+    launcher(confusion_kernel, constants)(
+        labels.device, blocks,
+        (targets.contiguous(), labels.contiguous(), counts, labels.numel()),
     )  # fmt: skip
     return counts
