@@ -7,7 +7,7 @@ under a profiler, takes Triton's own way.
 """
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class Launcher:
     def __init__(self, kernel: Any, keywords: Mapping[str, Any]) -> None:
         self.kernel = kernel
         self.keywords = keywords
-        # Key → a loaded kernel and its last arguments, the constants.
-        self._ready: dict[Hashable, tuple[CompiledKernel, tuple[Any, ...]]] = {}
+        # Key → a loaded kernel, how to start it, and its last arguments, the constants.
+        self._ready: dict[Hashable, tuple[CompiledKernel, Callable, tuple, tuple]] = {}
 
     def __call__(self, device: torch.device, grid: tuple[int, ...], arguments: Sequence) -> None:
         """Launch a grid of one to three axes on the current device, where the arguments are."""
@@ -53,14 +53,10 @@ class Launcher:
             driver = triton.runtime.driver.active
             current = driver.get_current_device()
             key, values = _key(current, arguments)
-            ready = None if key is None else self._ready.get(key)
-            if ready is not None:
-                compiled, constants = ready
-                compiled.run(
-                    *grid, *(1, 1)[len(grid) - 1 :],
-                    driver.get_current_stream(current), compiled.function,
-                    compiled.packed_metadata, None, None, None, *values, *constants,
-                )  # fmt: skip
+            if ready := self._ready.get(key):
+                _, run, options, constants = ready
+                x, y, z = (*grid, 1, 1)[:3]
+                run(x, y, z, driver.get_current_stream(current), *options, *values, *constants)
                 return
         compiled = self.kernel[grid](*arguments, **self.keywords)
         if key is not None:
@@ -73,7 +69,10 @@ class Launcher:
             return  # it is compiled in the background, say, or a constant precedes an argument
         if len(self._ready) >= MOST_KEYS:
             self._ready.clear()
-        self._ready[key] = compiled, tuple(self.keywords[name] for name in constants)
+        without_hooks = None, None, None  # nor what a hook is told
+        options = compiled.function, compiled.packed_metadata, *without_hooks
+        values = tuple(self.keywords[name] for name in constants)
+        self._ready[key] = compiled, compiled.run, options, values
 
 
 def launcher(kernel: Any, constants: Mapping[str, Any], tile: Tile | None = None) -> Launcher:
@@ -102,15 +101,10 @@ def _is_usual(kernel: Any) -> bool:
         JITFunction.run is _RUN
         and type(kernel) is JITFunction
         and not kernel.pre_run_hooks
-        and _is_idle(runtime.launch_enter_hook)
-        and _is_idle(runtime.launch_exit_hook)
+        and not getattr(runtime.launch_enter_hook, "calls", True)
+        and not getattr(runtime.launch_exit_hook, "calls", True)
         and runtime.add_stages_inspection_hook is None
     )
-
-
-def _is_idle(hook: Any) -> bool:
-    """No hook, or a chain of none."""
-    return hook is None or getattr(hook, "calls", None) == []
 
 
 def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[Any]]:
@@ -137,7 +131,10 @@ def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[A
             key.append(argument)
             values.append(argument)
         elif kind is TensorDescriptor:
-            key += argument.base.dtype, argument.padding
+            key += (
+                argument.base.dtype, argument.padding,
+                getattr(argument, "round_f32_to_tf32", False),
+            )  # fmt: skip
             for numbers in (argument.shape, argument.strides, argument.block_shape):
                 key += numbers
             values.append(argument)
