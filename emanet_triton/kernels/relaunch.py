@@ -26,7 +26,7 @@ ALIGNMENT = 16  # bytes of a pointer that Triton calls aligned
 MOST_KEYS = 1024  # of a launcher: every image size adds some
 _IS_READ = torch.version.hip is None and triton.__version__.startswith(READ_VERSIONS)
 _RUN = JITFunction.run
-_NUMBERS = frozenset({int, float, bool, type(None)})
+_NUMBERS = frozenset({float, bool, type(None)})
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 _LAUNCHERS: dict[Hashable, "Launcher"] = {}
@@ -110,8 +110,8 @@ def _is_usual(kernel: Any) -> bool:
 def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[Any]]:
     """What decides the kernel beside its constants, or None if unknown; the arguments to start.
 
-    Numbers enter the key as they are, so Triton may see in them what it likes. Their types enter
-    it, too, because 1, 1.0 and True are equal.
+    Numbers enter the key as they are, so Triton may see in them what it likes. Those that are no
+    int have their type before them, because 1, 1.0 and True are equal.
     """
     compilation = knobs.compilation
     key = [
@@ -121,18 +121,20 @@ def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[A
     values = []
     for argument in arguments:
         kind = type(argument)
-        key.append(kind)
-        if kind in _TENSORS:
+        if kind is int:
+            key.append(argument)
+            values.append(argument)
+        elif kind in _TENSORS:
             pointer = argument.data_ptr()
             key.append(argument.dtype)
             key.append(pointer % ALIGNMENT == 0)
             values.append(pointer)  # faster than the tensor, which the caller keeps alive
         elif kind in _NUMBERS:
-            key.append(argument)
+            key += kind, argument
             values.append(argument)
         elif kind is TensorDescriptor:
             key += (
-                argument.base.dtype, argument.padding,
+                kind, argument.base.dtype, argument.padding,
                 getattr(argument, "round_f32_to_tf32", False),
             )  # fmt: skip
             for numbers in (argument.shape, argument.strides, argument.block_shape):
