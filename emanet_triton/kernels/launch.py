@@ -73,6 +73,11 @@ def fitting(tile: Tile, device: torch.device) -> Tile:
     return tile
 
 
+def replacements() -> int:
+    """How many tiles have been replaced: what was found before another one is out of date."""
+    return len(_REPLACEMENTS)
+
+
 def with_fitting_tiles(operator: Callable[P, T]) -> Callable[P, T]:
     """Run an operator, which asks ``fitting`` for its tiles, again until all of them fit.
 

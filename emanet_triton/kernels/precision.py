@@ -1,6 +1,7 @@
 """How a GPU multiplies float32: exactly, or rounded to TF32."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ def cuda_fp32(precision: str) -> Iterator[None]:
             setting.fp32_precision = earlier
 
 
+@functools.cache  # to find them takes as long as to set them
 def _places() -> list[Place]:
     """All settings of CUDA, and the CPU's for matrix products, which the old interface sets too."""
     backends: Any = torch.backends  # has attributes that no type checker sees

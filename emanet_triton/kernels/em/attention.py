@@ -3,7 +3,8 @@
 Index letters: b image, n position, c channel, k base.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,7 +14,7 @@ from torch import Tensor
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.em.steps import backwards, em_e_step, em_m_step, em_reduce
-from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
+from emanet_triton.kernels.launch import Bound, cdiv, fitting, replacements, with_fitting_tiles
 from emanet_triton.kernels.tile import Tile
 
 # float16 holds numbers down to 2^-24 only. Scaled by 2^15, responsibilities reach down to 2^-39.
@@ -85,6 +86,60 @@ class Bases(NamedTuple):
     size: Tensor | None = None
 
 
+class Kernels:
+    """The kernels of EM attention with their tiles: the same in every call of one configuration.
+
+    Args:
+        device: where they run; ``arch`` is its architecture.
+        dtype: of the features.
+        channels, num_bases: C and K.
+        channels_last: whether the features of a position follow one another in memory.
+        precision: how float32 features are multiplied.
+        replaced: ``replacements()`` when this object was made.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        arch: str,
+        dtype: torch.dtype,
+        channels: int,
+        num_bases: int,
+        channels_last: bool,
+        precision: str,
+        replaced: int,
+    ) -> None:
+        self._device, self._channels = device, channels
+        self._tile_of = functools.partial(
+            tiles.tile, arch=arch, dtype=DTYPE_NAMES[dtype], num_bases=num_bases,
+            channels_last=channels_last, precision=precision,
+        )  # fmt: skip
+        self._tiles: dict[tuple[str, int | None], Tile] = {}
+        self._bound: dict[tuple, Bound] = {}
+
+    def tile(self, kernel: str, channels: int | None = None) -> Tile:
+        """The tile of a kernel, for all channels or for fewer."""
+        found = self._tiles.get((kernel, channels))
+        if found is None:
+            tile = self._tile_of(kernel, channels=channels or self._channels)
+            found = self._tiles[kernel, channels] = fitting(tile, self._device)
+        return found
+
+    def launch(
+        self, kernel, programs: int, *arguments, channels: int | None = None, **constants
+    ) -> None:
+        """Launch a kernel with its tile; raises as ``Bound`` does."""
+        key = kernel.__name__, channels, *constants.values()
+        bound = self._bound.get(key)
+        if bound is None:
+            tile = self.tile(kernel.__name__, channels)
+            bound = self._bound[key] = Bound(kernel, tile, self._device, constants)
+        bound(programs, *arguments)
+
+
+_kernels = functools.lru_cache(maxsize=256)(Kernels)
+
+
 class Stages:
     """The launches of one EM run on features of one shape, and their workspace.
 
@@ -96,14 +151,18 @@ class Stages:
     """
 
     def __init__(self, feats: Tensor, num_bases: int, precision: str, norm_shift: float) -> None:
+        batch, positions, channels = feats.shape
+        channels_last = feats.stride(2) == 1
         self.feats = feats
         self.norm_shift = float(norm_shift)  # an integer would make another kernel
-        self.shape = {"C": feats.shape[2], "K": num_bases}
-        self.z_scale = {"Z_SCALE": Z_SCALES[feats.dtype]}
-        self.channels_last = {"CHANNELS_LAST": feats.stride(2) == 1}
-        self._arch = gpu_arch(feats.device)
-        self._precision = precision
-        batch, positions, channels = feats.shape
+        self.shape = {"C": channels, "K": num_bases}
+        self.z_scale: dict[str, Any] = {"Z_SCALE": Z_SCALES[feats.dtype]}
+        self.channels_last = {"CHANNELS_LAST": channels_last}
+        kernels = _kernels(
+            feats.device, gpu_arch(feats.device), feats.dtype, channels, num_bases, channels_last,
+            precision, replacements(),
+        )  # fmt: skip
+        self.tile, self.launch = kernels.tile, kernels.launch
         self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
         num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
@@ -111,21 +170,6 @@ class Stages:
         self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
-
-    def tile(self, kernel: str, channels: int | None = None) -> Tile:
-        """The tile of a kernel, for all channels or for fewer."""
-        num_bases = self.shape["K"]
-        channels_last = self.channels_last["CHANNELS_LAST"]
-        dtype = DTYPE_NAMES[self.feats.dtype]
-        channels = channels or self.shape["C"]
-        tile = tiles.tile(
-            kernel, self._arch, dtype, channels, num_bases, channels_last, self._precision
-        )
-        return fitting(tile, self.feats.device)
-
-    def launch(self, kernel, programs: int, *arguments, **constants) -> None:
-        tile = self.tile(kernel.__name__)
-        launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
 
     def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None) -> None:
         """E and M step: write new bases [B, K, C]; given mass [B, K], write sums instead.
@@ -153,12 +197,13 @@ class Stages:
             **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
         )  # fmt: skip
         # The L2 norm needs all channels at once. Without it more programs share the work.
-        tile = self.tile("em_reduce", channels if mass is None else min(channels, REDUCED))
+        together = channels if mass is None else min(channels, REDUCED)
+        tile = self.tile("em_reduce", together)
         programs = batch * self.shape["K"] * cdiv(channels, tile.meta["BLOCK_C"])
-        launch(
-            em_reduce, tile, self.feats.device, programs,
+        self.launch(
+            em_reduce, programs,
             self.partial, self.colsum, new, mass, num_splits, num_tiles, self.norm_shift,
-            **self.shape, NORMALISE=mass is None,
+            **self.shape, NORMALISE=mass is None, channels=together,
         )  # fmt: skip
 
     def reconstruct(self, bases: Tensor) -> Tensor:
