@@ -240,7 +240,10 @@ def _start(
     """Send a batch on its way. A GPU still works on it when this function returns."""
     images, targets = zip(*loaded, strict=True)
     predicted = list(predictor(images))
-    targets_on_device = [to_device(t, p.device) for t, p in zip(targets, predicted, strict=True)]
+    targets_on_device = [
+        to_device(torch.from_numpy(labels), its.device)
+        for labels, its in zip(targets, predicted, strict=True)
+    ]
     predictors, compared = [predictor], [(targets_on_device, predicted)]
     if other is not None:
         others = list(other(images))

@@ -1,5 +1,6 @@
 """From images to network inputs: the resizes, the normalisation, the padding and the windows."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -14,12 +15,26 @@ from emanet_triton.models.network import input_form
 from emanet_triton.models.protocol import Protocol
 
 
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
     """Resize uint8 RGB [H, W, 3] to (height, width) as mmcv does: OpenCV, bilinear, on uint8.
 
-    OpenCV rounds in fixed point. Any other bilinear resize changes up to 0.7% of the labels.
+    OpenCV rounds in fixed point. Any other bilinear resize changes up to 0.7% of the labels. The
+    result is written to ``out`` if it is given.
     """
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def resize_images(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
+    """``resize_image`` of each image: uint8 [B, height, width, 3] on the device.
+
+    OpenCV writes to the memory that the device reads. Each copy between them would take longer than
+    the resize of an image that has its size already: the system first has to map new memory.
+    """
+    pinned = device.type == "cuda"
+    resized = torch.empty(len(images), *size, 3, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+    for image, out in zip(images, resized.numpy(), strict=True):
+        resize_image(image, size, out)
+    return to_device(resized, device)
 
 
 def normalise(images: Tensor, network: object = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,16 +96,30 @@ def _padded_inputs(
     dtype: torch.dtype,
 ) -> Tensor:
     """Images resized to (height, width), normalised and padded with 0: [B, 3, ...] in ``dtype``."""
-    resized = np.stack([resize_image(image, size) for image in images])
-    inputs = normalise(to_device(resized, device), network, dtype)
+    inputs = normalise(resize_images(images, size, device), network, dtype)
     bottom, right = padded[0] - size[0], padded[1] - size[1]
     return F.pad(inputs, (0, right, 0, bottom)) if bottom or right else inputs
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor on the device. A GPU copies it while this process goes on."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device.
+
+    A GPU copies it while this process goes on, and on a stream of its own, while the kernels run
+    that were launched before.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    copies, current = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        copied = tensor.pin_memory().to(device, non_blocking=True)
+    current.wait_stream(copies)
+    copied.record_stream(current)  # else the next copy could overwrite it before it is read
+    return copied
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def cut_windows(inputs: Tensor, protocol: Protocol, at_once: int | None = None) -> Iterator[Tensor]:

@@ -66,7 +66,7 @@ def validate(
                         f"{NOT_FINITE_MESSAGE} for {sample.image}: the training has diverged; "
                         "expected a lower --lr or a longer --warmup"
                     )
-                target = to_device(labels, predicted.device)
+                target = to_device(torch.from_numpy(labels), predicted.device)
                 counts += confusion_counts(target, predicted, classes).to(counts.device)
                 each(sample, image, labels, predicted)
                 bar.update()
