@@ -170,7 +170,7 @@ def row(**changes):
         ({"dtype": "fp32"}, "32 tensor-core instructions"),
         ({"kernel": "conv_rows", "waits": "17"}, "17 waits for 32 products"),
         (
-            {"kernel": "conv_bottleneck", "configuration": "BLOCK_M=64", "count": "0"},
+            {"kernel": "conv_expand_reduce", "configuration": "BLOCK_M=64", "count": "0"},
             "0 tensor-core",
         ),
         ({"load": "2"}, "loads of 2 bytes, not 16"),
@@ -185,7 +185,7 @@ def row(**changes):
         "fp32_mfma",
         "fp32_in_full",
         "waits",
-        "bottleneck",
+        "expand_reduce",
         "loads",
     ],
 )
