@@ -38,6 +38,8 @@ def fuse(
     - On a CPU ``ema_in_conv`` and a part of ``conv_cat``, which read the same input, become one
       convolution, if there is ``conv_cat``.
     - The EM attention and its 1x1 convolutions become one operator.
+    - On a GPU the last convolution of a residual block and the first of the next block become one
+      operator, if activations are channels-last in memory.
     - Dropout and the auxiliary head are left out.
     - On a CPU a 3x3 convolution becomes Winograd's if this is faster, with weights laid out for it.
       A CPU without AVX2 measures this once, and keeps the result on disk. Fuse the model on the
