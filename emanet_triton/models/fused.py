@@ -303,8 +303,11 @@ def run_blocks(blocks: Sequence[FusedBottleneck], x: Tensor) -> Tensor:
     """Run residual blocks in a row; the end of each runs with the beginning of the next one."""
     inner = blocks[0].conv1(x)
     for block, following in pairwise(blocks):
-        x, inner = block.finish(block.conv2(inner), block.identity(x), following)
-    return blocks[-1].conv3(blocks[-1].conv2(inner), blocks[-1].identity(x))
+        inner = block.conv2(inner)
+        x = block.identity(x)
+        x, inner = block.finish(inner, x, following)
+    last = blocks[-1]
+    return last.conv3(last.conv2(inner), last.identity(x))
 
 
 def convs_with_norms(layers: nn.Sequential) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
