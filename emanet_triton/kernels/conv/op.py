@@ -126,10 +126,10 @@ def expand_reduce(
         weights: [O, P, 1, 1] and [R, O, 1, 1], in the dtype of ``x``, from ``pack_weight``.
         biases: [O] and [R], in the dtype of ``x`` or float32.
         residual: [B, O, H, W], in the dtype of ``x``.
-        backend: ``"triton"`` is one kernel, for float16 and bfloat16; P and R are 64 or 128, or R
-            is 256 and P 128 or 256; R is not below P, and O is a multiple of 64. ``"separate"`` is
-            two calls of ``conv_bias_act``. ``"auto"`` is ``"separate"`` on a CPU and measures on a
-            GPU, as in ``conv_bias_act``.
+        backend: ``"triton"`` is one kernel, for float16 and bfloat16: P is 64, 128 or 256, R is P
+            or 2P and at most 256, and O is a multiple of 64. ``"separate"`` is two calls of
+            ``conv_bias_act``. ``"auto"`` is ``"separate"`` on a CPU and measures on a GPU, as in
+            ``conv_bias_act``.
         precision: for the separate convolutions, as in ``conv_bias_act``.
 
     Returns:

@@ -90,8 +90,8 @@ _SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
 
 # ``conv_expand_reduce``, half precision only, by input and reduced channels: BLOCK_M, BLOCK_O,
 # warps, stages. The tile of x and the sums of all reduced channels limit the pixels of a program.
-# Chosen without timing: on sm_90 two programs fit a multiprocessor, or one with 256 reduced
-# channels, whose wider BLOCK_O reads the tile of x from shared memory less often.
+# No times chose them. On sm_90 two programs fit a multiprocessor. With 256 reduced channels one
+# fits; its BLOCK_O is wider, so that the products read the tile of x from shared memory less often.
 _EXPAND_REDUCE = {
     "sm_80": {
         (64, 64): (128, 32, 8, 2), (64, 128): (64, 32, 4, 2), (128, 128): (64, 32, 4, 2),
