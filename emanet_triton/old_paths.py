@@ -31,7 +31,6 @@ MOVED = {
     "emanet_triton.kernels.compiled": "emanet_triton.bench.ahead_of_time.gates",
     "emanet_triton.kernels.compiled_code": "emanet_triton.bench.ahead_of_time.code",
     "emanet_triton.kernels.compiled_launches": "emanet_triton.bench.ahead_of_time.launches",
-    "emanet_triton.kernels.conv_bottleneck": "emanet_triton.kernels.conv.bottleneck",
     "emanet_triton.kernels.conv_choice": "emanet_triton.kernels.conv.choice",
     "emanet_triton.kernels.conv_cost": "emanet_triton.bench.cost",
     "emanet_triton.kernels.conv_cpu": "emanet_triton.kernels.conv.onednn",

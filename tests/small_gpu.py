@@ -15,7 +15,7 @@ import torch
 import triton
 
 from emanet_triton.bench.ahead_of_time import gates as compiled
-from emanet_triton.bench.ahead_of_time.launches import BottleneckLaunch, ConvLaunch, EMLaunch
+from emanet_triton.bench.ahead_of_time.launches import ConvLaunch, EMLaunch, ExpandReduceLaunch
 
 ROWS = (1, 512, 128, 256, 512, 3, 1, 1, True, None, None)
 POINTERS = (2, 512, 97, 97, 512, 3, 1, 4, True, None, None)
@@ -25,7 +25,7 @@ LAUNCHES = (
     ConvLaunch("sm_90", "bf16", "ieee", ROWS),
     ConvLaunch("sm_90", "bf16", "ieee", POINTERS),
     ConvLaunch("sm_90", "bf16", "ieee", TAPS),
-    BottleneckLaunch("sm_90", "bf16", 64, 64, 256),
+    ExpandReduceLaunch("sm_90", "bf16", 256, 256),
 )
 
 

@@ -1,7 +1,8 @@
 """Forecasts for an H100 or H200, made before the kernels concerned ran on a GPU.
 
-Those of EM attention and of labels are for the kernels that changed after commit 436bc76
-(docs/h200.md says how they were made); the others are from a review of commit 54dbbc2.
+Those of EM attention, of labels and of pairs of 1x1 convolutions are for the kernels that changed
+after commit 436bc76 (docs/h200.md says how they were made); the others are from a review of commit
+54dbbc2.
 """
 
 # (suite, provider) → beginning of a case's name → milliseconds of one call.
@@ -18,7 +19,11 @@ FORECASTS: dict[tuple[str, str], dict[str, str]] = {
         "3x3 C=256 O=256 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.075-0.085",
         "1x1 C=256 O=1024 H=128 W=256 stride=1 dilation=1 residual relu B=1 bf16": "0.065-0.075",
         "3x3 C=3 O=32 H=1024 W=2048 stride=2 dilation=1 relu B=1 bf16": "0.07-0.09",
-        "bottleneck C=256 P=64 H=256 W=512 B=1 bf16": "0.11-0.14",
+        "expand-reduce P=64 O=256 R=64 H=256 W=512 B=1 bf16": "0.055-0.065",
+        "expand-reduce P=64 O=256 R=128 H=256 W=512 B=1 bf16": "0.06-0.075",
+        "expand-reduce P=128 O=512 R=128 H=128 W=256 B=1 bf16": "0.028-0.034",
+        "expand-reduce P=128 O=512 R=256 H=128 W=256 B=1 bf16": "0.035-0.045",
+        "expand-reduce P=256 O=1024 R=256 H=128 W=256 B=1 bf16": "0.06-0.075",
     },
     ("post", "triton"): {
         "whole 1024x2048 bf16": "0.016-0.02",

@@ -20,6 +20,7 @@ from emanet_triton.models.fused import (
     FusedMaxPool,
     InputConv,
     SharedConv,
+    backbone_steps,
     convs_with_norms,
     folded,
     fuse,
@@ -195,9 +196,9 @@ class FusedEMANet(FusedNetwork):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             # One copy for both dtype and layout; ``to`` alone returns some views as they are.
             x = images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout)
-            # Layer by layer, so that a layer's input is freed before the next layer runs.
-            for layer in (*self.backbone, self.decode_head.shared_conv):
-                x = layer(x)
+            # Step by step, so that a step's input is freed before the next step runs.
+            for step in (*backbone_steps(self.backbone, x.device), self.decode_head.shared_conv):
+                x = step(x)
             return self.decode_head(*x)
 
 

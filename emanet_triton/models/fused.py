@@ -1,6 +1,8 @@
 """``fuse``, and the layers of which fused networks are made."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
 from emanet_triton.kernels.conv.cpu_choice import takes_winograd
-from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act, pack_weight
+from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce, pack_weight
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.network import FusedNetwork, Network
@@ -36,6 +38,8 @@ def fuse(
     - On a CPU ``ema_in_conv`` and a part of ``conv_cat``, which read the same input, become one
       convolution, if there is ``conv_cat``.
     - The EM attention and its 1x1 convolutions become one operator.
+    - On a GPU the last convolution of a residual block and the first of the next block become one
+      operator, if activations are channels-last in memory.
     - Dropout and the auxiliary head are left out.
     - On a CPU a 3x3 convolution becomes Winograd's if this is faster, with weights laid out for it.
       A CPU without AVX2 measures this once, and keeps the result on disk. Fuse the model on the
@@ -242,16 +246,17 @@ class FusedMaxPool(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
-    """A residual block: one operator on a GPU if there is one for it, else three convolutions.
+    """A residual block.
 
     Attributes:
-        backend: given to the operator; "auto" at first.
-        has_operator: whether a GPU runs one operator; set it to False for three convolutions.
+        paired: whether ``conv3`` and the ``conv1`` of the next block run as one operator in
+            ``finish``; otherwise they run as two convolutions.
+        backend: given to that operator; "auto" at first.
     """
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, channels_last: bool) -> None:
         super().__init__()
-        self.backend = "auto"
+        self.backend, self.paired = "auto", True
         self.conv1 = fused_conv(block.conv1, block.bn1, dtype, channels_last)
         self.conv2 = fused_conv(block.conv2, block.bn2, dtype, channels_last)
         self.conv3 = fused_conv(block.conv3, block.bn3, dtype, channels_last)
@@ -259,22 +264,50 @@ class FusedBottleneck(nn.Module):
         if block.downsample is not None:
             ((conv, bn),) = convs_with_norms(block.downsample)
             self.downsample = fused_conv(conv, bn, dtype, channels_last, relu=False)
-        middle = self.conv2
-        undilated = middle.stride == middle.dilation == 1
-        self.has_operator = channels_last and undilated and not middle.winograd
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` may be overwritten."""
-        convs = self.conv1, self.conv2, self.conv3
-        if x.device.type != "cpu" and self.has_operator:
-            weights, biases = [c.weight for c in convs], [c.bias for c in convs]
-            return bottleneck(x, weights, biases, self._identity(x), backend=self.backend)
         out = self.conv2(self.conv1(x))
         # conv3 writes its output over the identity, which is computed last to save its memory.
-        return self.conv3(out, self._identity(x))
+        return self.conv3(out, self.identity(x))
 
-    def _identity(self, x: Tensor) -> Tensor:
+    def identity(self, x: Tensor) -> Tensor:
+        """The block's input as it is added to the output of ``conv3``."""
         return x if self.downsample is None else self.downsample(average_pool(x, self.pool))
+
+    def finish(
+        self, inner: Tensor, identity: Tensor, following: "FusedBottleneck"
+    ) -> tuple[Tensor, Tensor]:
+        """From the output of ``conv2`` to the block's output and the next block's ``conv1``."""
+        if not self.paired:
+            out = self.conv3(inner, identity)
+            return out, following.conv1(out)
+        weights = self.conv3.weight, following.conv1.weight
+        biases = self.conv3.bias, following.conv1.bias
+        return expand_reduce(inner, weights, biases, identity, backend=self.backend)
+
+
+def backbone_steps(layers: nn.Sequential, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+    """What runs the layers of a backbone on a device, in order.
+
+    These are the layers themselves. On a GPU the residual blocks, which are the last layers, are
+    one step if activations are channels-last in memory.
+    """
+    blocks = [layer for layer in layers if isinstance(layer, FusedBottleneck)]
+    if device.type == "cpu" or not blocks or not blocks[0].conv1.channels_last:
+        return list(layers)
+    return [*layers[: -len(blocks)], functools.partial(run_blocks, blocks)]
+
+
+def run_blocks(blocks: Sequence[FusedBottleneck], x: Tensor) -> Tensor:
+    """Run residual blocks in a row; the end of each runs with the beginning of the next one."""
+    inner = blocks[0].conv1(x)
+    for block, following in pairwise(blocks):
+        inner = block.conv2(inner)
+        x = block.identity(x)
+        x, inner = block.finish(inner, x, following)
+    last = blocks[-1]
+    return last.conv3(last.conv2(inner), last.identity(x))
 
 
 def convs_with_norms(layers: nn.Sequential) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

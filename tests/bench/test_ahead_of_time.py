@@ -131,6 +131,17 @@ def test_labels_of_19_classes_leave_room_for_many_warps(rows):
     assert [row for row in ours if int(row["registers"]) > REGISTERS[row["target"]]] == []
 
 
+def test_a_warp_group_computes_no_product_of_expand_reduce_twice():
+    """Each of 64 rows of its own: one instruction for 16 summed channels of each product."""
+    found = [row for row in compiled.read_table(TABLE) if row["kernel"] == "conv_expand_reduce"]
+    found = [row for row in found if row["target"] == "sm_90"]
+    assert len(found) == 2 * len(VERSIONS) * len(conv_tiles.EXPAND_REDUCE_CHANNELS)  # of two dtypes
+    for row in found:
+        tile = {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", row["configuration"])}
+        assert tile["BLOCK_M"] == 16 * tile["num_warps"]
+        assert int(row["count"]) == (tile["P"] + tile["BLOCK_O"]) // 16
+
+
 def test_the_table_holds_every_shipped_configuration_and_passes_the_gates():
     table = compiled.read_table(TABLE)
     versions = {row["triton"].rpartition(".")[0] for row in table}
@@ -170,7 +181,7 @@ def row(**changes):
         ({"dtype": "fp32"}, "32 tensor-core instructions"),
         ({"kernel": "conv_rows", "waits": "17"}, "17 waits for 32 products"),
         (
-            {"kernel": "conv_bottleneck", "configuration": "BLOCK_M=64", "count": "0"},
+            {"kernel": "conv_expand_reduce", "configuration": "BLOCK_M=64", "count": "0"},
             "0 tensor-core",
         ),
         ({"load": "2"}, "loads of 2 bytes, not 16"),
@@ -185,7 +196,7 @@ def row(**changes):
         "fp32_mfma",
         "fp32_in_full",
         "waits",
-        "bottleneck",
+        "expand_reduce",
         "loads",
     ],
 )

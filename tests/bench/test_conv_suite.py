@@ -12,7 +12,7 @@ from emanet_triton.bench.measure import measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import Row, read_rows
-from emanet_triton.bench.suites import conv, conv_bottleneck, conv_layers, conv_sums
+from emanet_triton.bench.suites import conv, conv_expand_reduce, conv_layers, conv_sums
 from emanet_triton.bench.suites.conv_case import MOST_ERROR, bound, relative_error
 
 SIZE = 512, 1024
@@ -73,8 +73,8 @@ def test_a_gpu_runs_the_windows_of_the_sliding_mode_as_one_batch():
         + ("r50-slide=5 r101-slide=22")
         in names
     )
-    assert "bottleneck C=256 P=64 H=193 W=193 B=8 bf16 r50-slide=2 r101-slide=2" in names
-    assert sum("slide" in name for name in names) == sum("whole" in name for name in names) == 34
+    assert "expand-reduce P=64 O=256 R=64 H=193 W=193 B=8 bf16 r50-slide=2 r101-slide=2" in names
+    assert sum("slide" in name for name in names) == sum("whole" in name for name in names) == 36
 
 
 def test_the_networks_asked_for_do_not_change_the_names():
@@ -114,7 +114,7 @@ def test_providers_of_a_gpu():
         names = ["torch", "compiled", "cudnn", "cudnn-benchmark", "triton"]
         names += ["triton-tf32x3"] if case.dtype == "fp32" else []
         assert list(case.providers) == (
-            list(conv_bottleneck.PROVIDERS) if "bottleneck" in name else names
+            list(conv_expand_reduce.PROVIDERS) if "expand-reduce" in name else names
         )
         assert case.graph
 
@@ -166,35 +166,40 @@ def test_tf32_does_not_pass_as_tf32x3():
     assert bound("fp32", "triton", {}) < bound("fp32", "triton-tf32x3", {}) < 2**-11 / 4
 
 
-def test_the_bottlenecks_of_layers_1_and_2():
+def test_the_pairs_that_one_kernel_can_compute():
+    """All but those of layer 4 and the one that leads to it."""
     sizes = {"r50-whole": (1, 128, 256), "r50-slide": (2, 129, 193)}
     calls = conv_layers.walks(Selection(device="cuda"), SIZE, 1, "bf16")
-    for name, (batch, height, width) in sizes.items():
-        small = (height + 1) // 2, (width + 1) // 2
-        assert conv_bottleneck.blocks(calls[name]) == {
-            conv_bottleneck.Block(batch, 64, height, width, 64, True, torch.bfloat16): 1,
-            conv_bottleneck.Block(batch, 256, height, width, 64, False, torch.bfloat16): 2,
-            conv_bottleneck.Block(batch, 512, *small, 128, False, torch.bfloat16): 3,
+    for name, (batch, *size) in sizes.items():
+        small = [(side + 1) // 2 for side in size]
+        assert conv_expand_reduce.pairs(calls[name]) == {
+            conv_expand_reduce.Pair(batch, planes, *own, 4 * planes, reduced, torch.bfloat16): n
+            for planes, own, reduced, n in (
+                (64, size, 64, 2),
+                (64, size, 128, 1),
+                (128, small, 128, 3),
+                (128, small, 256, 1),
+                (256, small, 256, 5),
+            )
         }
 
 
-def test_float32_has_no_bottleneck():
+def test_float32_has_no_pair():
     calls = conv_layers.walks(Selection(device="cuda"), SIZE, 1, "fp32")
-    assert not conv_bottleneck.blocks(calls["r50-whole"])
+    assert not conv_expand_reduce.pairs(calls["r50-whole"])
 
 
-def test_floor_of_a_bottleneck():
-    block = conv_bottleneck.Block(1, 64, 2, 3, 64, True, torch.float16)
-    weights = 64 * 64 + 9 * 64 * 64 + 64 * 256
-    assert block.floor() == Cost(
-        2 * (6 * (64 + 256 + 256) + weights + 64 + 64 + 256), 2 * 6 * weights
-    )
+def test_floor_of_a_pair():
+    pair = conv_expand_reduce.Pair(1, 64, 2, 3, 256, 128, torch.float16)
+    weights = 64 * 256 + 256 * 128
+    numbers = 6 * (64 + 256 + 256 + 128) + weights + 256 + 128
+    assert pair.floor() == Cost(2 * numbers, 2 * 6 * weights)
 
 
-def test_bottlenecks_pass_their_gate():
-    block = conv_bottleneck.Block(1, 64, 3, 4, 64, True, torch.float16)
+def test_pairs_pass_their_gate():
+    pair = conv_expand_reduce.Pair(1, 64, 3, 4, 256, 64, torch.float16)
     selection = Selection(DEVICE, providers=("torch", "separate", "triton"))
-    case = conv_bottleneck.make_case(selection, block, "r50-whole=1 r101-whole=1")
+    case = conv_expand_reduce.make_case(selection, pair, "r50-whole=1 r101-whole=1")
     machine = measure_machine(DEVICE, ["fp16"], True)
     rows = measure(case, Method(DEVICE, rounds=3, seconds=0.1), machine)
     assert [(row.provider, row.gate) for row in rows] == [
@@ -202,6 +207,13 @@ def test_bottlenecks_pass_their_gate():
         ("separate", "passed"),
         ("triton", "passed"),
     ]
+
+
+def test_the_error_of_several_outputs_is_the_worst():
+    one, two = torch.ones(4), torch.full((4,), 2.0)
+    assert relative_error((one, two), (one, two)) == 0
+    assert relative_error((one, two), (one, one)) == relative_error((two, one), (one, one)) == 1
+    assert relative_error((two * torch.nan, one), (one, one)) != 0
 
 
 def row(case, provider, p50, floor, gate="passed"):
@@ -224,6 +236,7 @@ def test_the_summary_adds_up_each_network():
         row(near, "triton", 0.1, 1.0, gate="failed: error"),
         row(far, "torch", 9.0, 1.0),
         row(far, "triton", 3.0, 1.0),
+        row("expand-reduce P=1 bf16 r50-whole=1 r101-whole=1", "torch", 2.0, 1.0),
         row("bottleneck C=1 bf16 r50-whole=1 r101-whole=1", "torch", 2.0, 1.0),
     ]
     best = "the fastest of each"

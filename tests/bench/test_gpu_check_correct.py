@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from emanet_triton.bench.gpu_check import correct, own
 from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
-from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
+from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase, with_dtype
 from emanet_triton.bench.gpu_check.families import SMALL, small_cases
 from emanet_triton.bench.gpu_check.tf32 import CutOperands, cut
 from emanet_triton.bench.measure import Watch
@@ -45,7 +45,7 @@ CASES = {
     "conv": ConvCase(conv_call()),
     "conv tf32x3": ConvCase(conv_call(precision="tf32x3", dtype=torch.float32)),
     "conv auto": ConvCase(conv_call("auto", residual=False)),
-    "bottleneck": BottleneckCase(small_call(BottleneckCase)),
+    "expand-reduce": ExpandReduceCase(small_call(ExpandReduceCase)),
     "pool": PoolCase(small_call(PoolCase)),
     "em block": EmCase("block", 2, (3, 5), 16, 5, dtype="fp16"),
     "em attention": EmCase("attention", 1, (3, 5), 16, 5, "fp32", "tf32", layout="nchw"),

@@ -280,7 +280,7 @@ def test_a_single_run_names_every_kind_of_kernel(options, count, capsys):
     assert single.main(["--rehearse", *options]) == 0
     names = capsys.readouterr().out.splitlines()
     kinds = {name.split()[0] for name in names}
-    assert {"3x3", "bottleneck", "pool", "block", "labels"} <= kinds
+    assert {"3x3", "expand-reduce", "pool", "block", "labels"} <= kinds
     assert len(names) == count
 
 

@@ -16,11 +16,12 @@ from emanet_triton.bench.suites import model
 from emanet_triton.bench.suites.model_problem import Problem, make_image
 from emanet_triton.bench.walk import Recorder
 from emanet_triton.inference.segment import segment
+from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import fuse
 
 SIZE = 40, 64
-OPERATORS = "conv_bias_act", "bottleneck"  # with a backend
+OPERATORS = "conv_bias_act", "expand_reduce"  # with a backend
 
 
 def problem(mode="slide", resident=False):
@@ -143,8 +144,10 @@ def test_all_convolutions_by_one_backend(backend):
         fused(torch.empty(1, 3, *SIZE, device="meta"))
     calls = {name: [c for c in recorder.calls if c.name == name] for name in OPERATORS}
     assert {call["backend"] for own in calls.values() for call in own} == {backend}
-    planes = sorted(call["weights"][1].shape[0] for call in calls["bottleneck"])
-    assert planes == ([64, 64, 128] if backend == "triton" else [])
+    channels = {
+        (call["x"].shape[1], call["weights"][1].shape[0]) for call in calls["expand_reduce"]
+    }
+    assert channels == (set(EXPAND_REDUCE_CHANNELS) if backend == "triton" else set())
 
 
 def test_one_provider_has_to_be_asked_for():

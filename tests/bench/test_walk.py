@@ -22,11 +22,11 @@ def test_every_operator_of_the_network_is_found(network, mode, blocks):
     operators = {}
     for call, count in calls.items():
         operators[call.name] = operators.get(call.name, 0) + count
-    fused = 3 + 3 + 1  # blocks of stride and dilation 1: layer 1, layer 2, the first of layer 3
+    alone = 2 + blocks  # the first 1x1 convolution and the last, and the 3x3 of each block
     assert operators == {
-        "conv_bias_act": 3 + 3 * (blocks - fused) + 4 + 5,  # stem, blocks, projections, head
+        "conv_bias_act": 3 + alone + 4 + 5,  # stem, blocks, projections, head
         "max_pool": 1,
-        "bottleneck": fused,
+        "expand_reduce": blocks - 1,
         "em_attention_block": 1,
         "resample_labels": 1,
     }
@@ -108,8 +108,8 @@ def test_other_values_of_arguments():
 
 def test_a_call_reads_as_its_arguments():
     x = TensorSpec((1, 64, 4, 8), (2048, 1, 512, 64), torch.bfloat16)
-    call = OperatorCall("bottleneck", (("x", x), ("biases", (x, x)), ("backend", "auto")))
+    call = OperatorCall("expand_reduce", (("x", x), ("biases", (x, x)), ("backend", "auto")))
     assert str(call) == (
-        "bottleneck(x=bf16[1, 64, 4, 8], biases=(bf16[1, 64, 4, 8], bf16[1, 64, 4, 8]), "
+        "expand_reduce(x=bf16[1, 64, 4, 8], biases=(bf16[1, 64, 4, 8], bf16[1, 64, 4, 8]), "
         "backend=auto)"
     )

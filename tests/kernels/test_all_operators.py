@@ -17,7 +17,8 @@ from emanet_triton.kernels.resample import op as resample
 from emanet_triton.kernels.resample.op import Taps
 
 MODULES = (
-    "conv.op", "conv.bottleneck", "conv.onednn", "conv.winograd", "em.op", "pool.op", "resample.op",
+    "conv.op", "conv.expand_reduce", "conv.onednn", "conv.winograd", "em.op", "pool.op",
+    "resample.op",
 )  # fmt: skip
 RELOAD = """
 import importlib, sys
@@ -105,8 +106,8 @@ TAPS = "Tensor row_index, Tensor row_weight, Tensor column_index, Tensor column_
         f"{WEIGHTS}, {ITERATION}, bool out_relu, {HOW}) -> (Tensor, Tensor)",
         f"conv_bias_act({CONVOLUTION}, Tensor? residual, int stride, int dilation, bool relu, "
         "ScalarType out_dtype, str backend, str precision) -> Tensor",
-        "bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, "
-        "str backend, str precision) -> Tensor",
+        "expand_reduce(Tensor x, Tensor[] weights, Tensor[] biases, Tensor residual, "
+        "str backend, str precision) -> (Tensor, Tensor)",
         f"conv_cpu({CONVOLUTION}, int stride, int dilation, bool relu) -> Tensor",
         f"conv_cpu_add_(Tensor(a0!) residual, {CONVOLUTION}, int stride, int dilation, bool relu)"
         " -> ()",
@@ -141,11 +142,10 @@ def em_block(batch: int, dtype: torch.dtype, **how):
     return ops.em_attention_block(*arguments, **how)
 
 
-def bottleneck(batch: int, dtype: torch.dtype, **how):
-    x, *weights = tensors(
-        (batch, 64, 2, 3), (64, 64, 1, 1), (64, 64, 3, 3), (64, 64, 1, 1), dtype=dtype
-    )
-    return conv.bottleneck(x, weights, tensors(*[(64,)] * 3, dtype=dtype), **how)
+def expand_reduce(batch: int, dtype: torch.dtype, **how):
+    shapes = (batch, 64, 2, 3), (128, 64, 1, 1), (64, 128, 1, 1), (128,), (64,), (batch, 128, 2, 3)
+    x, expand, reduce, *biases, residual = tensors(*shapes, dtype=dtype)
+    return conv.expand_reduce(x, [expand, reduce], biases, residual, **how)
 
 
 def convolution(function, batch: int, dtype: torch.dtype, **how):
@@ -160,7 +160,7 @@ WITH_TRITON = {
     ),
     "em_attention_block": em_block,
     "conv_bias_act": lambda *given, **how: convolution(conv.conv_bias_act, *given, **how),
-    "bottleneck": bottleneck,
+    "expand_reduce": expand_reduce,
     "max_pool": lambda batch, dtype, **how: max_pool(
         *tensors((batch, 8, 4, 5), dtype=dtype), **how
     ),
@@ -179,7 +179,7 @@ OPERATORS |= {} if NATIVE else ON_A_CPU
 SHAPES = {
     "em_attention": [(64, 2, 3), (64, 4)],
     "em_attention_block": [(64, 2, 3), (64, 4)],
-    "bottleneck": [(64, 2, 3)],
+    "expand_reduce": [(128, 2, 3), (64, 2, 3)],
     "resample_labels": [(2, 2)],
     "resample_probabilities": [(2, 2), (19, 2, 2)],
 }

@@ -23,13 +23,14 @@ EM = 2 * POSITIONS * 16 * 4 * (2 * 3 + 1)
 OPERATORS = {
     "conv_bias_act": (lambda: conv.conv_bias_act(X, W, B), LAYER),
     "stride": (lambda: conv.conv_bias_act(X, W, B, stride=2), LAYER * 9 // 30),
-    "bottleneck": (
-        lambda: conv.bottleneck(
+    "expand_reduce": (
+        lambda: conv.expand_reduce(
             X,
-            [torch.zeros(4, 16, 1, 1), torch.zeros(4, 4, 3, 3), torch.zeros(16, 4, 1, 1)],
-            [B[:4], B[:4], torch.zeros(16)],
+            [torch.zeros(8, 16, 1, 1), torch.zeros(4, 8, 1, 1)],
+            [B, B[:4]],
+            torch.zeros(2, 8, 6, 5),
         ),
-        2 * POSITIONS * (16 * 4 + 4 * 4 * 9 + 4 * 16),
+        2 * POSITIONS * (16 * 8 + 8 * 4),
     ),
     "conv_cpu": (lambda: conv_cpu.conv_bias_act_(X, W, B), LAYER),
     "conv_cpu_add_": (lambda: conv_cpu.conv_bias_act_(X, W, B, torch.zeros(2, 8, 6, 5)), LAYER),

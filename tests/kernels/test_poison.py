@@ -8,7 +8,7 @@ from em_cases import common_case
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce
 from emanet_triton.kernels.em.op import em_attention, em_attention_block
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
@@ -25,10 +25,18 @@ def convolution():
     return conv_bias_act(*make((1, 8, 5, 5), 4, 3).operands, backend="triton")
 
 
-def whole_bottleneck():
-    steps = [make((1, 64, 3, 3), 64, kernel) for kernel in (1, 3, 1)]
-    weights, biases = [s.weight for s in steps], [s.bias for s in steps]
-    return bottleneck(steps[0].x, weights, biases, backend="triton")
+def pair(output):
+    step = make((1, 64, 3, 3), 64, 1)
+    operands = step.x, [step.weight] * 2, [step.bias] * 2, step.x
+    return expand_reduce(*operands, backend="triton")[output]
+
+
+def expanded():
+    return pair(0)
+
+
+def reduced():
+    return pair(1)
 
 
 def attention():
@@ -59,7 +67,7 @@ def probabilities():
     return resample_probabilities(*resampling(), backend="triton")[1]
 
 
-OUTPUTS = [convolution, whole_bottleneck, pooling, attention, block, probabilities]
+OUTPUTS = [convolution, expanded, reduced, pooling, attention, block, probabilities]
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: output.__name__)

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from emanet_triton.kernels import pixels
-from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
+from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import DTYPES
@@ -63,7 +63,6 @@ CONVOLUTIONS = (
     (1, 7, 97, 97, 32, 3, 1, 1, True, SINGLE, HALF),  # with the most taps of ``conv_taps``
     (1, 7, 97, 97, 72, 3, 1, 1, True, HALF, SINGLE),  # the same, in the wider tile
 )
-BOTTLENECKS = ((64, 64, 256), (256, 64, 256), (512, 128, 512))  # C, planes, O
 POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
 CONFUSIONS = (19, 64, 150)  # numbers of classes
@@ -161,27 +160,26 @@ class ConvLaunch:
 
 
 @dataclass(frozen=True)
-class BottleneckLaunch:
-    """A fused bottleneck of C, planes and O channels."""
+class ExpandReduceLaunch:
+    """Two 1x1 convolutions: to four times as many channels, and from there to fewer."""
 
     arch: str
     dtype: str
     channels: int
-    planes: int
-    outputs: int
-    note: str = "bottleneck"
+    reduced: int
+    note: str = "expand-reduce"
     kernels: None = None
 
     def run(self) -> None:
         dtype = DTYPES[self.dtype]
+        outputs = 4 * self.channels
         weights = [
-            _image(dtype, self.planes, self.channels, 1, 1),
-            _image(dtype, self.planes, self.planes, 3, 3),
-            _image(dtype, self.outputs, self.planes, 1, 1),
+            _image(dtype, outputs, self.channels, 1, 1),
+            _image(dtype, self.reduced, outputs, 1, 1),
         ]
-        biases = [torch.empty(len(weight), device="meta") for weight in weights]
-        x, residual = (_image(dtype, 1, c, 255, 511) for c in (self.channels, self.outputs))
-        conv_bottleneck.bottleneck(x, weights, biases, residual, self.arch)
+        biases = [torch.empty(len(weight), dtype=dtype, device="meta") for weight in weights]
+        x, residual = (_image(dtype, 1, c, 255, 511) for c in (self.channels, outputs))
+        conv_expand_reduce.expand_reduce(x, weights, biases, residual, self.arch)
 
 
 @dataclass(frozen=True)
@@ -253,7 +251,7 @@ class PixelsLaunch:
 
 
 OfImages = PoolLaunch | ResampleLaunch | ConfusionLaunch | PixelsLaunch
-Launch = EMLaunch | ConvLaunch | BottleneckLaunch | OfImages
+Launch = EMLaunch | ConvLaunch | ExpandReduceLaunch | OfImages
 
 
 class Each(enum.IntEnum):
@@ -284,7 +282,10 @@ def groups(each: Each) -> list[Group]:
     ):
         launches: list[Launch] = [ConvLaunch(arch, dtype, precision, c) for c in CONVOLUTIONS]
         if dtype != "fp32":
-            launches += [BottleneckLaunch(arch, dtype, *channels) for channels in BOTTLENECKS]
+            launches += [
+                ExpandReduceLaunch(arch, dtype, *channels)
+                for channels in conv_tiles.EXPAND_REDUCE_CHANNELS
+            ]
         wanted = Each.TILE if dtype == "bf16" else min(each, Each.TILE)
         if each > Each.KERNEL and (arch, dtype) == ("sm_90", "bf16"):
             wanted = Each.USE

@@ -1,7 +1,6 @@
 """Cases of correctness for the convolutions: each is a recorded call of an operator."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,11 @@ from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
 from emanet_triton.bench.gpu_check.tf32 import cut
 from emanet_triton.bench.suites.conv import Problem
-from emanet_triton.bench.suites.conv_bottleneck import Problem as Block
-from emanet_triton.bench.suites.conv_bottleneck import blocks, plain
+from emanet_triton.bench.suites.conv_expand_reduce import Pair, plain
+from emanet_triton.bench.suites.conv_expand_reduce import Problem as PairProblem
 from emanet_triton.bench.suites.conv_layers import Layer, layer_of
 from emanet_triton.bench.walk import OperatorCall, TensorSpec
-from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,14 @@ class ConvCase:
 
 
 @dataclass(frozen=True)
-class BottleneckCase:
-    """A recorded residual block, by the backend that the call names."""
+class ExpandReduceCase:
+    """A recorded pair of 1x1 convolutions, by the backend that the call names."""
 
     call: OperatorCall
 
     @property
     def name(self) -> str:
-        (block,) = blocks(Counter([self.call]))
-        return f"{block} {self.call['backend']}"
+        return f"{Pair.of(self.call)} {self.call['backend']}"
 
     def calls(self) -> list[OperatorCall]:
         return [self.call]
@@ -97,10 +95,16 @@ class BottleneckCase:
 
     def compare(self, device: str) -> list[Compared]:
         x, weights, biases, residual = inputs = self._inputs(device)
-        (got,) = poisoned(self._runner(*inputs), device)
+        got = poisoned(self._runner(*inputs), device)
         images = zip(x.split(1), residual.split(1), strict=True)
-        exact = [Block(image, weights, biases, added).exact() for image, added in images]
-        return [close("out", got, torch.cat(exact), plain(*inputs), x.dtype)]
+        exact = [PairProblem(image, weights, biases, added).exact() for image, added in images]
+        outputs = zip(
+            ("out", "reduced"), got, zip(*exact, strict=True), plain(*inputs), strict=True
+        )
+        return [
+            close(name, found, torch.cat(wanted), by_torch, x.dtype)
+            for name, found, wanted, by_torch in outputs
+        ]
 
     def _inputs(self, device: str) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
         x, weights, biases, residual, *_ = self.call.values(device)
@@ -111,7 +115,7 @@ class BottleneckCase:
         self, x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor
     ) -> Run:
         options = {"backend": self.call["backend"], "precision": self.call["precision"]}
-        return lambda: (bottleneck(x, weights, biases, residual, **options),)
+        return lambda: expand_reduce(x, weights, biases, residual, **options)
 
 
 def with_dtype(call: OperatorCall, dtype: torch.dtype) -> OperatorCall:

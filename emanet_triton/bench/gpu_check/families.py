@@ -7,14 +7,14 @@ import torch
 
 from emanet_triton.bench.gpu_check import meta
 from emanet_triton.bench.gpu_check.cases import Case, ConfusionCase, EmCase, LabelsCase, PoolCase
-from emanet_triton.bench.gpu_check.conv_cases import BottleneckCase, ConvCase, with_dtype
+from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase, with_dtype
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.networks import MODES, NETWORKS
 from emanet_triton.bench.suites import train_mem
 from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
 from emanet_triton.inference.views import Size
-from emanet_triton.kernels.conv.op import bottleneck, conv_bias_act
+from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 from emanet_triton.models.entries import DEMO
@@ -29,7 +29,7 @@ SMALL: Size = (24, 40)  # size of images in a tiny run
 def network_calls(
     networks: Sequence[str], modes: Sequence[str], dtype: str = "bf16", size: Size = SIZE
 ) -> list[OperatorCall]:
-    """The distinct calls of fused networks, and the three convolutions of each bottleneck."""
+    """The distinct calls of fused networks, and the two convolutions of each ``expand_reduce``."""
     found: dict[OperatorCall, None] = {}
     for network, mode in itertools.product(networks, modes):
         for call in walk(network, mode, size, dtype=dtype):
@@ -62,14 +62,14 @@ def small_cases() -> list[Case]:
             conv_bias_act(image(1, 64, *sides), image(64, 64, 3, 3), bias(64), backend="triton")
         stem = image(1, 3, 17, 33), image(32, 3, 3, 3), bias(32)  # by conv_taps
         conv_bias_act(*stem, stride=2, backend="triton")
-        weights = image(64, 256, 1, 1), image(64, 64, 3, 3), image(256, 64, 1, 1)
-        biases = bias(64), bias(64), bias(256)
-        bottleneck(image(1, 256, 8, 16), weights, biases, backend="triton")
+        weights, biases = (image(256, 64, 1, 1), image(64, 256, 1, 1)), (bias(256), bias(64))
+        images = image(1, 64, 8, 17), weights, biases, image(1, 256, 8, 17)
+        expand_reduce(*images, backend="triton")
         max_pool(image(1, 64, 9, 17), backend="triton")
 
-    *convs, block, pool = recorded(run)
+    *convs, pair, pool = recorded(run)
     others = [*_em("attention", True), *_em("block", True), *_labels(True), *_confusion(True)]
-    return [*map(ConvCase, convs), BottleneckCase(block), PoolCase(pool), *others]
+    return [*map(ConvCase, convs), ExpandReduceCase(pair), PoolCase(pool), *others]
 
 
 def small_calls() -> list[OperatorCall]:
@@ -89,7 +89,7 @@ def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 
 def _by_triton(call: OperatorCall) -> OperatorCall:
-    chooses = call.name in ("conv_bias_act", "bottleneck", "max_pool")
+    chooses = call.name in ("conv_bias_act", "expand_reduce", "max_pool")
     return call.but(backend="triton") if chooses else call
 
 
@@ -147,8 +147,8 @@ def _convolutions(kernel: str, gpu: Gpu, tiny: bool) -> list[Case]:
     ]
 
 
-def _bottlenecks(tiny: bool, backend: str) -> list[OperatorCall]:
-    calls = (call for call in _half(tiny) if call.name == "bottleneck" and meta.has_kernel(call))
+def _pairs(tiny: bool, backend: str) -> list[OperatorCall]:
+    calls = (call for call in _half(tiny) if call.name == "expand_reduce" and meta.has_kernel(call))
     return [call.but(backend=backend) for call in calls]
 
 
@@ -190,8 +190,8 @@ def _can_fuse(call: OperatorCall) -> bool:
 
 def _chosen_half(tiny: bool) -> list[Case]:
     """Whatever the networks choose for each of their convolutions in bfloat16."""
-    blocks = map(BottleneckCase, _bottlenecks(tiny, "auto"))
-    return [*map(ConvCase, convolutions(_half(tiny), "auto")), *blocks]
+    pairs = map(ExpandReduceCase, _pairs(tiny, "auto"))
+    return [*map(ConvCase, convolutions(_half(tiny), "auto")), *pairs]
 
 
 FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
@@ -199,8 +199,8 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
     "conv-rows": lambda gpu, tiny: _convolutions("conv_rows", gpu, tiny),
     "conv-pointers": lambda gpu, tiny: _convolutions("conv_pointers", gpu, tiny),
     "conv-taps": lambda gpu, tiny: _convolutions("conv_taps", gpu, tiny),
-    "bottleneck": lambda _, tiny: [
-        BottleneckCase(call) for call in _with_float16(_bottlenecks(tiny, "triton"), tiny)
+    "expand-reduce": lambda _, tiny: [
+        ExpandReduceCase(call) for call in _with_float16(_pairs(tiny, "triton"), tiny)
     ],
     "pool": lambda _, tiny: _pools(tiny),
     "em-attention": lambda _, tiny: _em("attention", tiny),

@@ -17,9 +17,10 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from emanet_triton.bench.ahead_of_time.gates import TARGETS, Compiler
+from emanet_triton.bench.suites.conv_expand_reduce import Pair
 from emanet_triton.bench.walk import OperatorCall
 from emanet_triton.errors import describe
-from emanet_triton.kernels.conv import bottleneck as conv_bottleneck
+from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import gpu_arch
@@ -167,11 +168,8 @@ def run_on_meta(launch: Launch, arch: str) -> None:
 
 
 def has_kernel(call: OperatorCall) -> bool:
-    """Whether a call has a kernel: a bottleneck of other planes or in float32 has none."""
-    if call.name != "bottleneck":
-        return call.name in LAUNCHERS
-    x, planes = call["x"], call["weights"][1].shape[0]
-    return x.dtype != torch.float32 and planes in conv_tiles.BOTTLENECK_PLANES
+    """Whether a call has a kernel: ``expand_reduce`` has none for some channels and in float32."""
+    return Pair.of(call).has_kernel if call.name == "expand_reduce" else call.name in LAUNCHERS
 
 
 def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
@@ -228,7 +226,7 @@ LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
     "conv_bias_act": lambda values, arch: conv_triton.conv_bias_act(
         *[*_without_backend(values), arch]
     ),
-    "bottleneck": lambda values, arch: conv_bottleneck.bottleneck(*[*values[:4], arch]),
+    "expand_reduce": lambda values, arch: conv_expand_reduce.expand_reduce(*[*values[:4], arch]),
     "max_pool": lambda values, arch: pool_triton.max_pool(values[0], arch),
     "em_attention": lambda values, _: em_attention.run_attention(*_without_backend(values)),
     "em_attention_block": lambda values, _: em_block.run_block(*_without_backend(values)),

@@ -19,7 +19,7 @@ from emanet_triton.bench.networks import NETWORKS
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import compiled, without_gradients
 from emanet_triton.bench.suite import Suite
-from emanet_triton.bench.suites import conv_bottleneck, conv_case
+from emanet_triton.bench.suites import conv_case, conv_expand_reduce
 from emanet_triton.bench.suites.conv_layers import Layer, layers, walks
 from emanet_triton.bench.suites.conv_sums import summary
 from emanet_triton.inference.views import Size
@@ -36,7 +36,7 @@ RUNTIMES = {  # on a CPU
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    """Every convolution of the networks in each dtype; on a GPU whole bottlenecks too."""
+    """Every convolution of the networks in each dtype; on a GPU pairs of them, too."""
     dtypes, sizes = _defaults(selection)
     for dtype, size, batch in itertools.product(
         selection.dtypes or dtypes, selection.sizes or sizes, selection.batches or [1]
@@ -47,9 +47,9 @@ def cases(selection: Selection) -> Iterator[Case]:
         if selection.quick and not selection.cuda:
             wanted = _heaviest(uses["r50-whole"], QUICK_LAYERS)
         if selection.cuda and not selection.tiny and dtype != "fp32":
-            blocks = {name: conv_bottleneck.blocks(own) for name, own in calls.items()}
-            for block in _wanted(selection, blocks):
-                yield conv_bottleneck.make_case(selection, block, counted(blocks, block))
+            pairs = {name: conv_expand_reduce.pairs(own) for name, own in calls.items()}
+            for pair in _wanted(selection, pairs):
+                yield conv_expand_reduce.make_case(selection, pair, counted(pairs, pair))
         for layer in wanted:
             yield _case(selection, layer, counted(uses, layer))
 
@@ -234,7 +234,7 @@ SUITE = Suite(
     name=conv_case.NAME,
     title="Each convolution",
     measures="every distinct convolution of the fused R50 and R101; on a GPU those of the sliding "
-    "window and whole bottlenecks too",
+    "window too, and pairs of 1x1 convolutions",
     cases=cases,
     text="""\
 This suite times each convolution of the fused network, with folded batch norm, bias, residual and
@@ -254,6 +254,11 @@ counts, so its time can be below the floor.
 `r50-whole=3` says that R50 runs a convolution three times for one image; on a GPU the suite also
 times the convolutions of the sliding window (`r50-slide`). `residual=fp32` and `out=fp32` name a
 dtype that differs from the input's; `pitch=768` says that the residual is a part of a tensor of 768
-channels.""",
+channels.
+
+`expand-reduce` is the last 1x1 convolution of a residual block, from P to O channels, and the first
+1x1 convolution of the next block, from O to R channels. `separate` runs two convolutions, `triton`
+one kernel. `bottleneck` is a whole residual block in one kernel. That kernel was slower than three
+convolutions and was removed; its rows stay.""",
     summary=summary,
 )

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Case, worst
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.options import Selection
@@ -18,12 +18,14 @@ NAME = "conv"
 MOST_ERROR = {"fp32": 3e-6, "bf16": 2e-2, "fp16": 2.5e-3}
 MOST_ERROR_TF32X3 = 3e-5
 
+Outputs = Tensor | tuple[Tensor, ...]
+
 
 class Problem(Protocol):
     """The inputs of a case."""
 
-    def exact(self) -> Tensor:
-        """The result in float64."""
+    def exact(self) -> Outputs:
+        """The result in float64, or several results."""
 
 
 P = TypeVar("P", bound=Problem)
@@ -75,6 +77,8 @@ def bound(dtype: str, provider: str, _: Mapping[str, float]) -> float:
     return MOST_ERROR_TF32X3 if provider == "triton-tf32x3" else MOST_ERROR[dtype]
 
 
-def relative_error(got: Tensor, want: Tensor) -> float:
-    """The norm of the difference, divided by the norm of the wanted tensor."""
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+def relative_error(got: Outputs, want: Outputs) -> float:
+    """The norm of the difference, divided by that of the wanted tensor; the worst of several."""
+    found, wanted = (x if isinstance(x, tuple) else (x,) for x in (got, want))
+    pairs = [(a.double(), b.double()) for a, b in zip(found, wanted, strict=True)]
+    return worst(((a - b).norm() / b.norm()).item() for a, b in pairs)

@@ -64,7 +64,7 @@ def walks(
 
 
 def layers(calls: Counter[OperatorCall]) -> Counter[Layer]:
-    """The convolutions of the calls. A bottleneck counts as its three convolutions."""
+    """The convolutions of the calls. ``expand_reduce`` counts as two convolutions."""
     found: Counter[Layer] = Counter()
     for call, count in calls.items():
         for convolution in convolutions_of(call):
@@ -73,15 +73,14 @@ def layers(calls: Counter[OperatorCall]) -> Counter[Layer]:
 
 
 def convolutions_of(call: OperatorCall) -> list[OperatorCall]:
-    """A convolution itself, the three convolutions of a bottleneck, or none for another call."""
-    if call.name != "bottleneck":
+    """A convolution itself, the two convolutions of ``expand_reduce``, or none for another call."""
+    if call.name != "expand_reduce":
         return [call] if call.name == "conv_bias_act" else []
     x, weights, biases, residual, *_ = call.values()
 
     def run() -> None:
-        out = x
-        for weight, bias, added in zip(weights, biases, (None, None, residual), strict=True):
-            out = conv_bias_act(out, weight, bias, added)
+        out = conv_bias_act(x, weights[0], biases[0], residual)
+        conv_bias_act(out, weights[1], biases[1])
 
     return recorded(run)
 

@@ -8,6 +8,7 @@ from emanet_triton.bench.rows import Row
 from emanet_triton.bench.runtimes import RUNTIMES
 
 USES = re.compile(r"\b(r\d+-\w+)=(\d+)")  # in a case's name: how often each network uses it
+CONVOLUTION = re.compile(r"\dx\d ")  # begins the name of a convolution, not of a pair or block
 COMPETITORS = ("compiled", *RUNTIMES)  # providers that our network cannot use
 MOST_CONVOLUTIONS = 11  # in the list of a network
 
@@ -87,7 +88,7 @@ def uses(rows: Sequence[Row]) -> dict[tuple[str, str], list[Use]]:
             best[row.case] = row.p50_ms, row
     found: dict[tuple[str, str], list[Use]] = {}
     for case, (best_ms, row) in best.items():
-        if case in plain and "bottleneck" not in case:
+        if case in plain and CONVOLUTION.match(case):
             for network, count in USES.findall(case):
                 use = Use(int(count), plain[case], best_ms, row)
                 found.setdefault((row.dtype, network), []).append(use)

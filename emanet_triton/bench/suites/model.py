@@ -35,7 +35,7 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.inference.taps import tap_tables
 from emanet_triton.inference.views import Size
-from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.conv.op import why_not_one_kernel
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
@@ -223,17 +223,18 @@ def _timed_by(model: FusedNetwork, problem: Problem) -> Call:
 
 
 def set_backend(model: FusedNetwork, backend: str) -> None:
-    """Let "cudnn" or "triton" run all convolutions; "triton" also whole bottlenecks if it can.
+    """Let "cudnn" or "triton" run all convolutions; "triton" also pairs of them where it can.
 
     A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too.
     """
     for module in model.modules():
         if isinstance(module, FusedConv):
             module.backend = backend
-        elif isinstance(module, FusedBottleneck):
-            planes = module.conv2.weight.shape[0]
-            module.has_operator &= backend == "triton" and planes in BOTTLENECK_PLANES
-            module.backend = backend
+    blocks = [module for module in model.modules() if isinstance(module, FusedBottleneck)]
+    for block, following in itertools.pairwise(blocks):
+        (outputs, planes, *_), reduced = block.conv3.weight.shape, len(following.conv1.weight)
+        has_kernel = not why_not_one_kernel(model.dtype, planes, outputs, reduced)
+        block.paired, block.backend = backend == "triton" and has_kernel, backend
 
 
 def resident_labels(model: FusedNetwork, inputs: Tensor, problem: Problem) -> Tensor:

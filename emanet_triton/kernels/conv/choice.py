@@ -9,12 +9,11 @@ if cuDNN cannot fuse.
 
 import contextlib
 import functools
-import math
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -33,7 +32,8 @@ CPU_ROUNDS = 3
 GAIN = 0.02  # a later candidate must be faster by this share; smaller differences are noise
 GAINS = {"cudnn-benchmark": 0.05}  # larger, because cuDNN searches anew in every process
 
-Candidates = Mapping[str, Callable[[], Tensor]]
+Candidates = Mapping[str, Callable[[], Tensor | tuple[Tensor, ...]]]
+MakeChecks = Callable[[], Sequence[Check]]
 
 _HOPELESS: set[tuple[torch.device, str]] = set()  # keys for which all candidates failed
 _MAY_MEASURE: ContextVar[bool] = ContextVar("_MAY_MEASURE", default=True)
@@ -54,7 +54,7 @@ def choose(
     device: torch.device,
     candidates: Candidates,
     last_resort: str,
-    make_check: Callable[[], Check] | None = None,
+    make_checks: MakeChecks | None = None,
 ) -> str:
     """Choose the backend for a convolution.
 
@@ -63,7 +63,7 @@ def choose(
         device: where it runs.
         candidates: {backend: call that computes the convolution}, the default first.
         last_resort: the candidate that this process uses if all fail.
-        make_check: makes the object that measures the error of an output; None if no candidate
+        make_checks: makes the objects that measure the error of each output; None if no candidate
             can be wrong on one device only.
 
     Returns:
@@ -86,7 +86,7 @@ def choose(
     watch = MemoryWatch(device)
     try:
         with current_device(device):
-            winner = fastest(key, device, candidates, make_check)
+            winner = fastest(key, device, candidates, make_checks)
     except Exception as error:
         if not watch.explains(error):
             raise
@@ -106,7 +106,7 @@ def fastest(
     key: str,
     device: torch.device,
     candidates: Candidates,
-    make_check: Callable[[], Check] | None = None,
+    make_checks: MakeChecks | None = None,
 ) -> str | None:
     """The fastest candidate that runs and is exact enough; None if there is none.
 
@@ -117,11 +117,11 @@ def fastest(
         RuntimeError: memory ran out.
     """
     watch, times = MemoryWatch(device), {}
-    check, allowed = None, math.inf
+    checks: Sequence[Check] = ()
     try:
-        if make_check:
-            check = make_check()
-            allowed = check.allowed()
+        if make_checks:
+            checks = make_checks()
+        allowed = [check.allowed() for check in checks]
     except Exception as error:
         if watch.explains(error):
             raise
@@ -129,11 +129,8 @@ def fastest(
         return None
     for name, run in candidates.items():
         try:
-            if check:
-                check.poison()
-                found = check.error(run())
-                if not found <= allowed:
-                    raise ValueError(f"its error is {found:.3g}, where {allowed:.3g} is allowed")
+            if checks:
+                _require_exact(run, checks, allowed)
             times[name] = _seconds(name, key, device, run)
         except Exception as error:  # whatever a compiler or a driver may raise
             if watch.explains(error):
@@ -146,6 +143,22 @@ def fastest(
         if winner is None or seconds < (1 - GAINS.get(name, GAIN)) * times[winner]:
             winner = name
     return winner
+
+
+def _require_exact(
+    run: Callable[[], Tensor | tuple[Tensor, ...]],
+    checks: Sequence[Check],
+    allowed: Sequence[float],
+) -> None:
+    """Raise ValueError if an output of a candidate has a larger error than is allowed."""
+    for check in checks:
+        check.poison()
+    outputs = run()
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    for check, output, most in zip(checks, outputs, allowed, strict=True):
+        found = check.error(output)
+        if not found <= most:
+            raise ValueError(f"its error is {found:.3g}, where {most:.3g} is allowed")
 
 
 def _is_capturing(device: torch.device) -> bool:

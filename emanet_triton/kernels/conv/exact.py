@@ -15,7 +15,7 @@ BLOCK_BYTES = 2**26  # input and output, in the higher precision, that are compa
 
 @dataclass(frozen=True)
 class Check:
-    """Measures the error of the output of a convolution, or of several convolutions in a row.
+    """Measures the error of an output of a convolution, or of several convolutions in a row.
 
     Attributes:
         x: [B, C, H, W], float32, float16 or bfloat16.
@@ -27,6 +27,8 @@ class Check:
         linear: computes, from rows of x in a higher precision, rows of the output without residual
             and ReLU.
         plain: computes the output by plain PyTorch, in the precision of the backends.
+        pointwise: computes rows of the output from the same rows of what precedes it, residual and
+            ReLU included; None if nothing follows the ReLU.
     """
 
     x: Tensor
@@ -38,6 +40,7 @@ class Check:
     relu: bool
     linear: Callable[[Tensor], Tensor]
     plain: Callable[[], Tensor]
+    pointwise: Callable[[Tensor], Tensor] | None = None
 
     def allowed(self) -> float:
         """The largest error that a backend may make.
@@ -93,7 +96,8 @@ class Check:
         out = out[:, :, above : above + rows.stop - rows.start]
         if self.residual is not None:
             out = out + self.residual[image, :, rows]
-        return out.relu() if self.relu else out
+        out = out.relu() if self.relu else out
+        return out if self.pointwise is None else self.pointwise(out)
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ from emanet_triton.kernels.conv.cudnn import (
 )
 from emanet_triton.kernels.conv.eager import out_shape, torch_conv
 from emanet_triton.kernels.conv.exact import Check, exact_conv
-from emanet_triton.kernels.conv.tiles import BOTTLENECK_PLANES
+from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-BOTTLENECK_BACKENDS = ("auto", "triton", "separate")
+EXPAND_REDUCE_BACKENDS = ("auto", "triton", "separate")
 _NHWC = torch.channels_last
 
 
@@ -106,52 +107,52 @@ def conv_bias_act(
 
 
 @torch.no_grad()
-def bottleneck(
+def expand_reduce(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    residual: Tensor | None = None,
+    residual: Tensor,
     *,
     backend: str = "auto",
     precision: str = "ieee",
-) -> Tensor:
-    """Run a residual block of stride and dilation 1 (mmseg ``Bottleneck``): 1x1, 3x3, 1x1.
+) -> tuple[Tensor, Tensor]:
+    """Run the last 1x1 convolution of a residual block and the first of the next block.
 
-    Batch norms are folded into the weights and biases.
+    The first convolution expands the channels; the residual and a ReLU follow. The second reduces
+    its output, and a ReLU follows. Batch norms are folded into the weights and biases.
 
     Args:
-        x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
-        weights: [P, C, 1, 1], [P, P, 3, 3] and [O, P, 1, 1], in the dtype of ``x``, from
-            ``pack_weight``.
-        biases: [P], [P] and [O], in the dtype of ``x`` or float32.
-        residual: [B, O, H, W], in the dtype of ``x``; ``x`` unless given.
-        backend: ``"triton"`` is one kernel, for float16 and bfloat16, P 64 or 128 and C and O
-            multiples of 64; ``"separate"`` is three calls of ``conv_bias_act``. ``"auto"`` is
-            ``"separate"`` on a CPU and measures on a GPU, as in ``conv_bias_act``.
+        x: [B, P, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
+        weights: [O, P, 1, 1] and [R, O, 1, 1], in the dtype of ``x``, from ``pack_weight``.
+        biases: [O] and [R], in the dtype of ``x`` or float32.
+        residual: [B, O, H, W], in the dtype of ``x``.
+        backend: ``"triton"`` is one kernel, for float16 and bfloat16: P is 64, 128 or 256, R is P
+            or 2P and at most 256, and O is a multiple of 64. ``"separate"`` is two calls of
+            ``conv_bias_act``. ``"auto"`` is ``"separate"`` on a CPU and measures on a GPU, as in
+            ``conv_bias_act``.
         precision: for the separate convolutions, as in ``conv_bias_act``.
 
     Returns:
-        [B, O, H, W], channels-last. No gradient flows through it.
+        [B, O, H, W] and [B, R, H, W], channels-last. No gradient flows through them.
 
     Raises:
         ValueError: an argument is not as above, or the backend cannot run here.
     """
     check_layout("x", x, "B, C, H, W")
     check_float("x", x.dtype)
-    if len(weights) != 3 or len(biases) != 3:
+    if len(weights) != 2 or len(biases) != 2:
         raise ValueError(
-            f"weights and biases must be three each, got {len(weights)} and {len(biases)}"
+            f"weights and biases must be two each, got {len(weights)} and {len(biases)}"
         )
     channels = x.shape[1]
-    for i, (weight, bias, kernel) in enumerate(zip(weights, biases, (1, 3, 1), strict=True)):
-        _check_parameters(x, channels, f"{i + 1}", weight, bias, (kernel,))
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        _check_parameters(x, channels, f"{i + 1}", weight, bias, (1,))
         channels = weight.shape[0]
-    residual = x if residual is None else residual
-    check_shape("residual", residual, out_shape(x, weights[2], 1))
+    check_shape("residual", residual, out_shape(x, weights[0], 1))
     _check_like(x, "residual", residual, (x.dtype,))
-    check_choice("backend", backend, BOTTLENECK_BACKENDS)
+    check_choice("backend", backend, EXPAND_REDUCE_BACKENDS)
     check_choice("precision", precision, FP32_PRECISIONS)
-    return torch.ops.emanet_triton.bottleneck(
+    return torch.ops.emanet_triton.expand_reduce(
         x, list(weights), list(biases), residual, backend, precision
     )
 
@@ -234,16 +235,17 @@ def _run_conv_bias_act(
     added = None if residual is None else residual.dtype
     key = _key(x.shape, weight.shape, stride, dilation, x.dtype, added, out_dtype, relu, precision)
 
-    def make_check() -> Check:
-        return Check(
+    def make_checks() -> tuple[Check]:
+        check = Check(
             x, residual, out_shape(x, weight, stride), out_dtype, stride,
             reach=dilation * (weight.shape[2] // 2),
             relu=relu,
             linear=lambda rows: exact_conv(rows, weight, bias, stride, dilation),
             plain=calls["torch"],
         )  # fmt: skip
+        return (check,)
 
-    return calls[choice.choose(key, x.device, calls, "torch", make_check)]()
+    return calls[choice.choose(key, x.device, calls, "torch", make_checks)]()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -265,66 +267,79 @@ def _key(
     )
 
 
-def _separate(x, weights, biases, residual, backend: str, precision: str) -> Tensor:
-    out = x
-    for weight, bias, identity in zip(weights, biases, (None, None, residual), strict=True):
-        out = _run_conv_bias_act(
-            out, weight, bias, identity, 1, 1, True, x.dtype, backend, precision
-        )
-    return out
-
-
-def _exact_bottleneck(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """The block without residual and last ReLU, by plain PyTorch in the dtype of x."""
-    out = exact_conv(x, weights[0], biases[0], 1, 1).relu()
-    out = exact_conv(out, weights[1], biases[1], 1, 1).relu()
-    return exact_conv(out, weights[2], biases[2], 1, 1)
-
-
-def _fused(x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor) -> Tensor:
-    with triton_kernels("conv.bottleneck", x) as kernels:
-        return kernels.bottleneck(x, weights, biases, residual)
-
-
-def _why_not_fused(x: Tensor, weights: list[Tensor]) -> str | None:
-    outputs, planes = weights[2].shape[:2]
-    if x.dtype == torch.float32:
-        return "float16 or bfloat16, got float32"
-    if planes not in BOTTLENECK_PLANES:
-        return f"{' or '.join(map(str, BOTTLENECK_PLANES))} planes, got {planes}"
-    if x.shape[1] % 64 or outputs % 64:
-        return f"input and output channels in multiples of 64, got {x.shape[1]} and {outputs}"
-    return None
-
-
-def _run_bottleneck(
+def _separate(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
     residual: Tensor,
     backend: str,
     precision: str,
-) -> Tensor:
-    why_not = _why_not_fused(x, weights)
+) -> tuple[Tensor, Tensor]:
+    options = 1, 1, True, x.dtype, backend, precision
+    out = _run_conv_bias_act(x, weights[0], biases[0], residual, *options)
+    return out, _run_conv_bias_act(out, weights[1], biases[1], None, *options)
+
+
+def _expand_reduce_by_triton(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    with triton_kernels("conv.expand_reduce", x) as kernels:
+        return kernels.expand_reduce(x, *arguments)
+
+
+def why_not_one_kernel(dtype: torch.dtype, planes: int, outputs: int, reduced: int) -> str | None:
+    """What the kernel of ``expand_reduce`` needs and does not get; None if it can run."""
+    if dtype == torch.float32:
+        return "float16 or bfloat16, got float32"
+    if (planes, reduced) not in EXPAND_REDUCE_CHANNELS:
+        pairs = ", ".join(f"{p} and {r}" for p, r in EXPAND_REDUCE_CHANNELS)
+        return f"input and reduced channels of {pairs}, got {planes} and {reduced}"
+    if outputs % 64:
+        return f"expanded channels in multiples of 64, got {outputs}"
+    return None
+
+
+def _run_expand_reduce(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    residual: Tensor,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    outputs, planes, reduced = *weights[0].shape[:2], len(weights[1])
+    why_not = why_not_one_kernel(x.dtype, planes, outputs, reduced)
     if backend == "triton" and why_not:
-        raise ValueError(f"backend 'triton' of a bottleneck needs {why_not}")
-    separate = functools.partial(_separate, x, weights, biases, residual)
+        raise ValueError(f"backend 'triton' of expand_reduce needs {why_not}")
+    arguments = x, weights, biases, residual
     calls = {
-        "separate": functools.partial(separate, "auto", precision),
-        "triton": functools.partial(_fused, x, weights, biases, residual),
+        "separate": functools.partial(_separate, *arguments, "auto", precision),
+        "triton": functools.partial(_expand_reduce_by_triton, *arguments),
     }
     if backend == "auto":
         backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
-            make_check = functools.partial(
-                Check, x, residual, residual.shape, x.dtype, stride=1, reach=1, relu=True,
-                linear=lambda rows: _exact_bottleneck(rows, weights, biases),
-                plain=functools.partial(separate, "torch", precision),
-            )  # fmt: skip
-            planes, outputs = weights[1].shape[0], weights[2].shape[0]
-            key = f"bottleneck {list(x.shape)}, {planes} planes, {outputs} outputs, {x.dtype}"
-            backend = choice.choose(key, x.device, calls, "separate", make_check)
+            sizes = f"{planes}, {outputs}, {reduced} channels"
+            key = f"expand and reduce {list(x.shape)}, {sizes}, {x.dtype}"
+            make_checks = functools.partial(_expand_reduce_checks, *arguments, precision)
+            backend = choice.choose(key, x.device, calls, "separate", make_checks)
     return calls[backend]()
+
+
+def _expand_reduce_checks(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor, precision: str
+) -> tuple[Check, Check]:
+    plain = functools.partial(_separate, x, weights, biases, residual, "torch", precision)
+    expanded = Check(
+        x, residual, out_shape(x, weights[0], 1), x.dtype, stride=1, reach=0, relu=True,
+        linear=lambda rows: exact_conv(rows, weights[0], biases[0], 1, 1),
+        plain=lambda: plain()[0],
+    )  # fmt: skip
+    reduced = replace(
+        expanded,
+        out_shape=out_shape(x, weights[1], 1),
+        pointwise=lambda rows: exact_conv(rows, weights[1], biases[1], 1, 1).relu(),
+        plain=lambda: plain()[1],
+    )
+    return expanded, reduced
 
 
 def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_dtype, *_) -> Tensor:
@@ -332,12 +347,15 @@ def _fake_conv_bias_act(x, weight, bias, residual, stride, dilation, relu, out_d
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=_NHWC)
 
 
-def _fake_bottleneck(x, weights, *_) -> Tensor:
-    shape = out_shape(x, weights[2], 1)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_NHWC)
+def _fake_expand_reduce(x, weights, *_) -> tuple[Tensor, Tensor]:
+    expanded, reduced = (
+        torch.empty(out_shape(x, w, 1), dtype=x.dtype, device=x.device, memory_format=_NHWC)
+        for w in weights
+    )
+    return expanded, reduced
 
 
-def _bottleneck_flops(x: flops.Shape, weights: Sequence[flops.Shape], *_, **__) -> int:
+def _expand_reduce_flops(x: flops.Shape, weights: Sequence[flops.Shape], *_, **__) -> int:
     pixels = (x[0], *x[2:])
     return sum(flops.convolution((*pixels, weight[0]), weight) for weight in weights)
 
@@ -347,5 +365,5 @@ register(
     Operator(
         "conv_bias_act", _run_conv_bias_act, _fake_conv_bias_act, flops=flops.first_convolution
     ),
-    Operator("bottleneck", _run_bottleneck, _fake_bottleneck, flops=_bottleneck_flops),
+    Operator("expand_reduce", _run_expand_reduce, _fake_expand_reduce, flops=_expand_reduce_flops),
 )

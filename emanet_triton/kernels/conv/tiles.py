@@ -88,14 +88,29 @@ _SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
     },
 }  # fmt: skip
 
-# The fused bottleneck, half precision only, for 64 and 128 planes.
-_BOTTLENECK = {
-    "sm_80": {64: (64, 64, 64, 8, 3), 128: (32, 64, 64, 8, 3)},
-    "sm_90": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
-    "sm_100": {64: (128, 64, 64, 8, 3), 128: (64, 64, 64, 8, 3)},
-    "gfx942": {64: (128, 64, 64, 8, 2), 128: (64, 64, 32, 8, 2)},
-}
-BOTTLENECK_PLANES = (64, 128)
+# ``conv_expand_reduce``, half precision only, by input and reduced channels: BLOCK_M, BLOCK_O,
+# warps, stages. The tile of x and the sums of all reduced channels limit the pixels of a program.
+# No times chose them. On sm_90 two programs fit a multiprocessor. With 256 reduced channels one
+# fits; its BLOCK_O is wider, so that the products read the tile of x from shared memory less often.
+_EXPAND_REDUCE = {
+    "sm_80": {
+        (64, 64): (128, 32, 8, 2), (64, 128): (64, 32, 4, 2), (128, 128): (64, 32, 4, 2),
+        (128, 256): (64, 32, 4, 2), (256, 256): (64, 32, 4, 2),
+    },
+    "sm_90": {
+        (64, 64): (128, 64, 8, 3), (64, 128): (128, 32, 8, 3), (128, 128): (128, 32, 8, 3),
+        (128, 256): (128, 64, 8, 3), (256, 256): (128, 64, 8, 2),
+    },
+    "sm_100": {
+        (64, 64): (128, 64, 8, 3), (64, 128): (128, 32, 8, 3), (128, 128): (128, 32, 8, 3),
+        (128, 256): (128, 64, 8, 3), (256, 256): (128, 64, 8, 2),
+    },
+    "gfx942": {
+        (64, 64): (64, 32, 4, 2), (64, 128): (64, 32, 4, 2), (128, 128): (64, 32, 4, 2),
+        (128, 256): (64, 32, 4, 2), (256, 256): (64, 32, 4, 2),
+    },
+}  # fmt: skip
+EXPAND_REDUCE_CHANNELS = tuple(_EXPAND_REDUCE["sm_90"])  # on every architecture
 DESCRIPTOR_ARCHS = ("sm_90", "sm_100")
 ROW = 128  # BLOCK_M of every tile of ``conv_rows`` that reads rows of an image
 
@@ -124,9 +139,11 @@ def tile(
 
 
 @functools.cache
-def bottleneck_tile(arch: str, dtype: str, planes: int) -> Tile:
-    """The configuration of ``conv_bottleneck``; dtype is bf16 or fp16."""
-    return _as_tile("conv_bottleneck", arch, dtype, _BOTTLENECK[arch][planes], {"P": planes})
+def expand_reduce_tile(arch: str, dtype: str, planes: int, reduced: int) -> Tile:
+    """The configuration of ``conv_expand_reduce``; dtype is bf16 or fp16."""
+    block_m, block_o, num_warps, pipeline_stages = _EXPAND_REDUCE[arch][planes, reduced]
+    meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "P": planes, "R": reduced}
+    return Tile("conv_expand_reduce", arch, dtype, meta, num_warps, pipeline_stages)
 
 
 def _shape_class(kernel: str, channels: int, outputs: int, pixels: int, flat: bool) -> str:
@@ -163,10 +180,10 @@ def _shipped() -> Iterator[Tile]:
             for dtype in _HALF if products == "half" else ("fp32",):
                 for shape_class in dict(zip(rows, _CLASSES[kernel], strict=True)).values():
                     yield _tile(kernel, arch, dtype, shape_class, products)
-    for arch, by_planes in _BOTTLENECK.items():
+    for arch, by_channels in _EXPAND_REDUCE.items():
         for dtype in _HALF:
-            for planes in by_planes:
-                yield bottleneck_tile(arch, dtype, planes)
+            for channels in by_channels:
+                yield expand_reduce_tile(arch, dtype, *channels)
 
 
 SHIPPED = tuple(_shipped())

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,9 +62,10 @@ def gpu(monkeypatch, tmp_path):
     conv_choice._cache.cache_clear()
 
 
-def choose(key=KEY, check=None, **candidates):
+def choose(key=KEY, check=None, checks=None, **candidates):
     candidates = candidates or {"cudnn": Call(), "torch": Call(), "triton": Call()}
-    return conv_choice.choose(key, CPU, candidates, "torch", lambda: check or make_check())
+    checks = checks or [check or make_check()]
+    return conv_choice.choose(key, CPU, candidates, "torch", lambda: checks)
 
 
 def cache_file(tmp_path):
@@ -100,7 +102,7 @@ def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatc
     monkeypatch.setattr(conv_choice, "digest", lambda files: str(digested.extend(files)))
     choose()
     names = {file.name for file in digested}
-    assert {"implicit_gemm.py", "bottleneck.py", "tiles.py", "tile.py"} <= names
+    assert {"implicit_gemm.py", "expand_reduce.py", "tiles.py", "tile.py"} <= names
     assert {"eager.py", "op.py"} <= names
 
 
@@ -151,6 +153,18 @@ def test_a_backend_may_be_twice_as_wrong_as_plain_pytorch(gpu):
     with pytest.warns(UserWarning, match="torch is left out for a convolution: its error is 0.1"):
         winner = choose(check=check, cudnn=Call(1, 0.875, 1), torch=Call(1, 0.874, 1))
     assert winner == "cudnn"
+
+
+@pytest.mark.parametrize("wrong", [0, 1], ids=["first", "second"])
+def test_each_of_several_outputs_is_checked(gpu, wrong):
+    outputs = [ONES, 2 * ONES]
+    twice = make_check(lambda: 2 * ONES)
+    checks = [make_check(), replace(twice, pointwise=lambda rows: 2 * rows)]
+    broken = [output + 0.25 * (i == wrong) for i, output in enumerate(outputs)]
+    candidates = {"separate": lambda: tuple(outputs), "triton": lambda: tuple(broken)}
+    with pytest.warns(UserWarning, match="triton is left out for a convolution: its error is 0.25"):
+        assert choose(checks=checks, **candidates) == "separate"
+    assert gpu == ["separate"]
 
 
 class Allocator:
@@ -248,7 +262,7 @@ def test_the_clock_is_that_of_replays(cuda):
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     cudnn = launching(cuda, "cudnn", 20e-6, 5e-6)
     candidates = {"cudnn": cudnn, "torch": cudnn, "triton": triton}
-    assert conv_choice.fastest(KEY, GPU, candidates, make_check) == "triton"
+    assert conv_choice.fastest(KEY, GPU, candidates, lambda: [make_check()]) == "triton"
     assert conv_choice._seconds("triton", KEY, GPU, triton) == pytest.approx(11e-6)
 
 

@@ -94,7 +94,7 @@ def keys(monkeypatch):
     """Keys of the choices for convolutions on a GPU; plain PyTorch computes them."""
     found = []
 
-    def choose(key, device, calls, last_resort, make_check):
+    def choose(key, device, calls, last_resort, make_checks):
         found.append(key)
         return last_resort
 

@@ -1,0 +1,196 @@
+import pytest
+import torch
+from conv_reference import Convolution, assert_close_to_eager, make, on_gpu
+from device import DEVICE, HALF, tiles_of
+from torch import nn
+
+from emanet_triton.kernels.conv import choice as conv_choice
+from emanet_triton.kernels.conv import exact as conv_exact
+from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
+from emanet_triton.kernels.conv import op as conv
+from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
+
+FP16, SINGLE = torch.float16, torch.float32
+
+
+def pair(shape, outputs, reduced, dtype=FP16, device=DEVICE) -> list[Convolution]:
+    """The two convolutions; the first has their input and the residual."""
+    return [
+        make(shape, outputs, 1, dtype=dtype, residual=True, device=device),
+        make((shape[0], outputs, *shape[2:]), reduced, 1, dtype=dtype, device=device),
+    ]
+
+
+def arguments(convolutions):
+    weights, biases = [c.weight for c in convolutions], [c.bias for c in convolutions]
+    return convolutions[0].x, weights, biases, convolutions[0].residual
+
+
+def eager(convolutions, dtype):
+    """Both outputs by plain PyTorch, one operation after another, in one dtype, on the CPU."""
+    first, second = convolutions
+    out = first.eager(dtype)
+    return out, Convolution(out, second.weight, second.bias, None, 1, 1, True).eager(dtype)
+
+
+def assert_both_close(found, convolutions, dtype):
+    for got, exact, plain in zip(
+        found, eager(convolutions, torch.float64), eager(convolutions, dtype), strict=True
+    ):
+        assert got.dtype == dtype
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        assert_close_to_eager(got, exact, plain)
+
+
+# Pixels below, at and above a tile; all channels of the table.
+SHAPES = {
+    "one-pixel": ((1, 64, 1, 1), 256, 64),
+    "one-tile": ((1, 64, 8, 16), 128, 64),
+    "one-more": ((1, 64, 1, 129), 64, 64),
+    "batch": ((3, 64, 5, 11), 256, 64),
+    **{f"{p}-{r}": ((1, p, 3, 7), 4 * p, r) for p, r in EXPAND_REDUCE_CHANNELS},
+}
+
+
+@pytest.mark.parametrize(("shape", "outputs", "reduced"), SHAPES.values(), ids=SHAPES.keys())
+def test_one_kernel(shape, outputs, reduced):
+    convolutions = pair(shape, outputs, reduced, HALF)
+    found = conv.expand_reduce(*arguments(convolutions), backend="triton")
+    assert_both_close(found, convolutions, HALF)
+
+
+@pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_100", "gfx942"))
+def test_one_kernel_with_the_tiles_of(arch):
+    convolutions = pair((2, 64, 7, 11), 128, 128)
+    found = conv_expand_reduce.expand_reduce(*arguments(convolutions), arch)
+    assert_both_close(found, convolutions, FP16)
+
+
+def test_operands_that_no_descriptor_can_take():
+    """Of an address that is no multiple of 16 bytes, and not channels-last."""
+    convolutions = pair((1, 64, 3, 5), 64, 64)
+    x, weights, biases, residual = arguments(convolutions)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=DEVICE)[1:]
+    shifted = shifted.view(1, 3, 5, 64).permute(0, 3, 1, 2).copy_(x)
+    assert shifted.data_ptr() % 16
+    others = shifted, weights, biases, residual.contiguous()
+    found = conv.expand_reduce(*others, backend="triton")
+    assert_both_close(found, convolutions, FP16)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("where", [0, 3], ids=["x", "residual"])
+def test_a_value_that_is_not_finite_stays_in_its_pixel(value, where):
+    operands = arguments(pair((1, 64, 3, 50), 64, 64))
+    clean = conv.expand_reduce(*operands, backend="triton")
+    operands[where][0, 5, 1, 40] = value
+    found = conv.expand_reduce(*operands, backend="triton")
+    plain = conv.expand_reduce(*operands, backend="separate")
+    for got, want, before in zip(found, plain, clean, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True, rtol=2**-7, atol=2**-7)
+        changed = (got != before).any(1)[0]
+        assert changed[1, 40]
+        assert changed.sum() == 1
+
+
+def test_the_residual_may_be_the_input():
+    """Where both have as many channels; neither is overwritten."""
+    convolutions = pair((1, 64, 3, 50), 64, 64)
+    x, weights, biases, _ = arguments(convolutions)
+    before = x.clone()
+    found = conv.expand_reduce(x, weights, biases, x, backend="triton")
+    assert torch.equal(x, before)
+    copied = conv.expand_reduce(x, weights, biases, before, backend="triton")
+    assert all(map(torch.equal, found, copied))
+
+
+@pytest.mark.parametrize("dtype", [FP16, torch.bfloat16, SINGLE], ids=str)
+def test_separate_convolutions(dtype):
+    convolutions = pair((2, 20, 5, 7), 12, 9, dtype)
+    for backend in ("separate", "auto"):
+        found = conv.expand_reduce(*arguments(convolutions), backend=backend)
+        assert_both_close(found, convolutions, dtype)
+
+
+def test_both_outputs_are_checked_against_higher_precision(monkeypatch):
+    """By blocks of a row."""
+    checks = []
+
+    def choose(key, device, calls, last_resort, make_checks):
+        if list(calls) == ["separate", "triton"]:  # and not one of the two convolutions
+            checks.extend(make_checks())
+        return last_resort
+
+    monkeypatch.setattr(conv_choice, "choose", choose)
+    monkeypatch.setattr(conv_exact, "BLOCK_BYTES", 1)
+    convolutions = pair((2, 64, 5, 7), 128, 64, device="cpu")
+    x, *others = arguments(convolutions)
+    found = conv._run_expand_reduce(on_gpu(x), *others, "auto", "ieee")
+    for check, got, exact in zip(checks, found, eager(convolutions, torch.float64), strict=True):
+        assert len(list(check._blocks())) == 2 * 5
+        for image, rows in check._blocks():
+            torch.testing.assert_close(
+                check._exact(image, rows), exact[image, :, rows].float(), rtol=0, atol=1e-5
+            )
+        assert check.error(got) <= check.allowed()
+        assert check.error(got * 1.02) > check.allowed()
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "reduced", "dtype", "message"),
+    [
+        ((1, 64, 3, 3), 64, 64, SINGLE, "needs float16 or bfloat16, got float32"),
+        (
+            (1, 128, 3, 3), 64, 64, FP16,
+            "needs input and reduced channels of 64 and 64, 64 and 128, 128 and 128, "
+            "128 and 256, 256 and 256, got 128 and 64",
+        ),
+        ((1, 64, 3, 3), 96, 64, FP16, "needs expanded channels in multiples of 64, got 96"),
+    ],
+)  # fmt: skip
+def test_what_one_kernel_cannot_do(shape, outputs, reduced, dtype, message):
+    convolutions = pair(shape, outputs, reduced, dtype)
+    with pytest.raises(ValueError, match=message):
+        conv.expand_reduce(*arguments(convolutions), backend="triton")
+
+
+def test_errors_say_what_they_got_and_wanted():
+    x, weights, biases, residual = arguments(pair((1, 4, 3, 3), 8, 6))
+    cases = [
+        ((weights[:1], biases, residual), "weights and biases must be two each, got 1 and 2"),
+        ((weights[::-1], biases, residual), r"weight1 must be \[O, 4, 1, 1\], got \[6, 8, 1, 1\]"),
+        (([weights[0]] * 2, biases, residual), r"weight2 must be \[O, 8, 1, 1\], got \[8, 4, 1, 1"),
+        ((weights, biases[::-1], residual), r"bias1 must be \[8\], got \[6\]"),
+        ((weights, biases, x), r"residual must be \[1, 8, 3, 3\], got \[1, 4, 3, 3\]"),
+        ((weights, biases, residual.float()), "residual must be torch.float16, got torch.float32"),
+    ]
+    for operands, message in cases:
+        with pytest.raises(ValueError, match=message):
+            conv.expand_reduce(x, *operands)
+    message = "backend must be one of auto, triton, separate, got 'cudnn'"
+    with pytest.raises(ValueError, match=message):
+        conv.expand_reduce(x, weights, biases, residual, backend="cudnn")
+
+
+class Pair(nn.Module):
+    def __init__(self, backend):
+        super().__init__()
+        self.backend = backend
+        _, self.weights, self.biases, _ = arguments(pair((1, 64, 1, 1), 64, 64))
+
+    def forward(self, x):
+        return conv.expand_reduce(x, self.weights, self.biases, x, backend=self.backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_compile_export_and_opcheck(backend):
+    module = Pair(backend)
+    x = make((1, 64, 3, 4), 1, 1).x
+    expected = module(x)
+    for other in (
+        torch.compile(module, fullgraph=True, backend="aot_eager"),
+        torch.export.export(module, (x,)).module(),
+    ):
+        assert all(map(torch.equal, other(x), expected))
+    operands = x, module.weights, module.biases, x, backend, "ieee"
+    torch.library.opcheck(torch.ops.emanet_triton.expand_reduce, operands)
