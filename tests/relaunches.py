@@ -18,9 +18,11 @@ import triton
 import triton.language as tl
 from triton import knobs
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.bench.ahead_of_time.gates import Compiler
 from emanet_triton.kernels import launch, relaunch
+from emanet_triton.kernels.conv import expand_reduce, implicit_gemm
 from emanet_triton.kernels.em import attention, block
 from emanet_triton.kernels.tile import Tile
 
@@ -222,11 +224,18 @@ def from_threads() -> bool:
 
 
 def operators() -> dict:
-    """Both operators of EM attention: their launches by Triton, and the third time."""
+    """Operators of several kernels and of tensor descriptors: by Triton, then twice as usual."""
     torch.manual_seed(0)
     x, bases = torch.rand(1, 300, 64), torch.rand(1, 64, 8)
     weight, bias = torch.rand(64, 64), torch.rand(64)
+    image, wide = (torch.rand(1, channels, 8, 16, dtype=torch.float16) for channels in (64, 256))
+    weights = [torch.rand(*shape, 1, 1, dtype=torch.float16) for shape in ((256, 64), (64, 256))]
+    biases = [torch.rand(len(w), dtype=torch.float16) for w in weights]
     calls = {
+        "conv_bias_act": lambda: implicit_gemm.conv_bias_act(
+            image, weights[0], biases[0], wide, 1, 1, True, torch.float16, "ieee"
+        ),
+        "expand_reduce": lambda: expand_reduce.expand_reduce(image, weights, biases, wide),
         "em_attention": lambda: attention.run_attention(x, bases, 2, 0.0, "tf32"),
         "em_attention_block": lambda: block.run_block(
             x, bases, weight, bias, weight, bias, 2, 0.0, False, "tf32"
@@ -239,9 +248,7 @@ def operators() -> dict:
             relaunch.has_fast_way = lambda device, is_fast=is_fast: is_fast
             first = len(GPU.launches)
             counts.append(searches(call))
-            runs.append(
-                [(*r[:4], [a for a in r[4] if not _is_pointer(a)]) for r in GPU.launches[first:]]
-            )
+            runs.append([(*r[:4], [_shown(a) for a in r[4]]) for r in GPU.launches[first:]])
         found[name] = {
             "kernels": [launched[0] for launched in runs[0]],
             "same": runs[0] == runs[1] == runs[2],
@@ -250,8 +257,11 @@ def operators() -> dict:
     return found
 
 
-def _is_pointer(argument: object) -> bool:
-    return isinstance(argument, int) and argument > 2**32
+def _shown(argument: object) -> object:
+    """What of an argument is the same in every call: all but the address."""
+    if isinstance(argument, TensorDescriptor):
+        return [*argument.shape], [*argument.strides], argument.block_shape
+    return "pointer" if isinstance(argument, int) and argument > 2**32 else argument
 
 
 def main() -> None:

@@ -109,7 +109,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda":
         return tensor.to(device)
-    copies, current = _copy_stream(device), torch.cuda.current_stream(device)
+    current = torch.cuda.current_stream(device)
+    copies = _copy_stream(current.device)  # whose index is known, whatever the device says
     with torch.cuda.stream(copies):
         copied = tensor.pin_memory().to(device, non_blocking=True)
     current.wait_stream(copies)
