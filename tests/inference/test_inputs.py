@@ -52,6 +52,32 @@ def test_nothing_is_copied_from_a_cpu_to_itself():
     assert inputs.to_device(tensor, torch.device("cpu")) is tensor
 
 
+def test_a_copy_runs_on_its_own_stream_and_is_waited_for():
+    gpu = torch.device("cuda", 5)
+    calls = mock.MagicMock()
+    calls.current_stream.return_value.device = gpu
+    tensor, current = calls.tensor, calls.current_stream.return_value
+    with (
+        mock.patch.object(torch.cuda, "current_stream", calls.current_stream),
+        mock.patch.object(torch.cuda, "stream", calls.stream),
+        mock.patch.object(inputs, "_copy_stream", calls.copy_stream),
+    ):
+        copied = inputs.to_device(tensor, torch.device("cuda"))
+    copies = calls.copy_stream.return_value
+    assert copied is tensor.pin_memory.return_value.to.return_value
+    assert calls.mock_calls == [
+        mock.call.current_stream(torch.device("cuda")),
+        mock.call.copy_stream(gpu),
+        mock.call.stream(copies),
+        mock.call.stream().__enter__(),
+        mock.call.tensor.pin_memory(),
+        mock.call.tensor.pin_memory().to(torch.device("cuda"), non_blocking=True),
+        mock.call.stream().__exit__(None, None, None),
+        mock.call.current_stream().wait_stream(copies),
+        mock.call.tensor.pin_memory().to().record_stream(current),
+    ]
+
+
 @pytest.mark.skipif(not NATIVE, reason="copies to a GPU")
 def test_a_gpu_copies_while_it_computes():
     device = torch.device(DEVICE)
