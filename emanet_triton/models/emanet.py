@@ -20,11 +20,11 @@ from emanet_triton.models.fused import (
     FusedMaxPool,
     InputConv,
     SharedConv,
-    backbone_steps,
     convs_with_norms,
     folded,
     fuse,
     fused_conv,
+    run_backbone,
 )
 from emanet_triton.models.head import ConvModule, EMAHead, FCNHead
 from emanet_triton.models.network import RGB, FusedNetwork, Network, check_images
@@ -194,11 +194,13 @@ class FusedEMANet(FusedNetwork):
         check_images(images)
         with without_autocast(images.device.type):
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
-            # One copy for both dtype and layout; ``to`` alone returns some views as they are.
-            x = images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout)
-            # Step by step, so that a step's input is freed before the next step runs.
-            for step in (*backbone_steps(self.backbone, x.device), self.decode_head.shared_conv):
-                x = step(x)
+            # One copy for both dtype and layout; ``to`` alone returns some views as they are. No
+            # name holds the copy, so that ``run_backbone`` can free it.
+            x = run_backbone(
+                self.backbone,
+                images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout),
+            )
+            x = self.decode_head.shared_conv(x)
             return self.decode_head(*x)
 
 

@@ -1,7 +1,6 @@
 """``fuse``, and the layers of which fused networks are made."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +12,12 @@ from emanet_triton.errors import InputError, is_of_reloaded
 from emanet_triton.kernels.checks import check_float
 from emanet_triton.kernels.conv import onednn, winograd
 from emanet_triton.kernels.conv.cpu_choice import takes_winograd
-from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce, pack_weight
+from emanet_triton.kernels.conv.op import (
+    conv_bias_act,
+    expand_reduce,
+    pack_weight,
+    why_not_one_kernel,
+)
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.models.network import FusedNetwork, Network
@@ -113,7 +117,8 @@ class FusedConv(nn.Module):
             dtype of the input.
 
     Attributes:
-        backend: given to ``conv_bias_act``; "auto" at first.
+        backend: given to ``conv_bias_act``, or to ``expand_reduce``, which runs two convolutions
+            of the same backend, "auto" or "triton"; "auto" at first.
     """
 
     def __init__(
@@ -175,6 +180,10 @@ class FusedConv(nn.Module):
         if x.device.type == "cpu" and one_dtype:
             return onednn.conv_bias_act_(*arguments, **geometry)
         return conv_bias_act(*arguments, **geometry, out_dtype=out_dtype, backend=self.backend)
+
+    def is_watched(self) -> bool:
+        """Whether a call of the module itself, with its hooks, is needed."""
+        return bool(self._forward_hooks or self._forward_pre_hooks)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, dilation={self.dilation}, relu={self.relu}"
@@ -246,17 +255,10 @@ class FusedMaxPool(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
-    """A residual block.
-
-    Attributes:
-        paired: whether ``conv3`` and the ``conv1`` of the next block run as one operator in
-            ``finish``; otherwise they run as two convolutions.
-        backend: given to that operator; "auto" at first.
-    """
+    """A residual block, which may run its last convolution with the first of the next block."""
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, channels_last: bool) -> None:
         super().__init__()
-        self.backend, self.paired = "auto", True
         self.conv1 = fused_conv(block.conv1, block.bn1, dtype, channels_last)
         self.conv2 = fused_conv(block.conv2, block.bn2, dtype, channels_last)
         self.conv3 = fused_conv(block.conv3, block.bn3, dtype, channels_last)
@@ -265,49 +267,62 @@ class FusedBottleneck(nn.Module):
             ((conv, bn),) = convs_with_norms(block.downsample)
             self.downsample = fused_conv(conv, bn, dtype, channels_last, relu=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` may be overwritten."""
-        out = self.conv2(self.conv1(x))
+    def forward(
+        self,
+        x: Tensor,
+        reduced: Tensor | None = None,
+        following: "FusedBottleneck | None" = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Run the block.
+
+        Args:
+            x: [B, C, h, w]; it may be overwritten.
+            reduced: the output of ``conv1``, if the block before has computed it.
+            following: the next block, if its ``conv1`` is to run with ``conv3``.
+
+        Returns:
+            The output; with ``following`` also the output of its ``conv1``.
+        """
+        inner = self.conv2(self.conv1(x) if reduced is None else reduced)
         # conv3 writes its output over the identity, which is computed last to save its memory.
-        return self.conv3(out, self.identity(x))
+        identity = x if self.downsample is None else self.downsample(average_pool(x, self.pool))
+        if following is None:
+            return self.conv3(inner, identity)
+        pair = self.conv3, following.conv1
+        weights, biases = [conv.weight for conv in pair], [conv.bias for conv in pair]
+        return expand_reduce(inner, weights, biases, identity, backend=self.conv3.backend)
 
-    def identity(self, x: Tensor) -> Tensor:
-        """The block's input as it is added to the output of ``conv3``."""
-        return x if self.downsample is None else self.downsample(average_pool(x, self.pool))
+    def runs_with(self, following: nn.Module | None, device: torch.device) -> bool:
+        """Whether ``conv3`` and the ``conv1`` of the next layer are to run as one operator.
 
-    def finish(
-        self, inner: Tensor, identity: Tensor, following: "FusedBottleneck"
-    ) -> tuple[Tensor, Tensor]:
-        """From the output of ``conv2`` to the block's output and the next block's ``conv1``."""
-        if not self.paired:
-            out = self.conv3(inner, identity)
-            return out, following.conv1(out)
-        weights = self.conv3.weight, following.conv1.weight
-        biases = self.conv3.bias, following.conv1.bias
-        return expand_reduce(inner, weights, biases, identity, backend=self.backend)
+        They are on a GPU where activations are channels-last in memory, unless somebody asks for a
+        backend that has no such operator, or watches one of them by a hook.
+        """
+        if not isinstance(following, FusedBottleneck) or device.type == "cpu":
+            return False
+        pair = self.conv3, following.conv1
+        if not all(conv.channels_last and not conv.is_watched() for conv in pair):
+            return False
+        backends = {conv.backend for conv in pair}
+        (outputs, planes, *_), reduced = self.conv3.weight.shape, len(following.conv1.weight)
+        has_kernel = not why_not_one_kernel(self.conv3.weight.dtype, planes, outputs, reduced)
+        return backends == {"auto"} or (backends == {"triton"} and has_kernel)
 
 
-def backbone_steps(layers: nn.Sequential, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
-    """What runs the layers of a backbone on a device, in order.
+def run_backbone(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Run the layers, on a GPU the end of a residual block with the beginning of the next one.
 
-    These are the layers themselves. On a GPU the residual blocks, which are the last layers, are
-    one step if activations are channels-last in memory.
+    A layer's input is freed before the next layer runs.
     """
-    blocks = [layer for layer in layers if isinstance(layer, FusedBottleneck)]
-    if device.type == "cpu" or not blocks or not blocks[0].conv1.channels_last:
-        return list(layers)
-    return [*layers[: -len(blocks)], functools.partial(run_blocks, blocks)]
-
-
-def run_blocks(blocks: Sequence[FusedBottleneck], x: Tensor) -> Tensor:
-    """Run residual blocks in a row; the end of each runs with the beginning of the next one."""
-    inner = blocks[0].conv1(x)
-    for block, following in pairwise(blocks):
-        inner = block.conv2(inner)
-        x = block.identity(x)
-        x, inner = block.finish(inner, x, following)
-    last = blocks[-1]
-    return last.conv3(last.conv2(inner), last.identity(x))
+    reduced = None
+    for layer, following in pairwise((*layers, None)):
+        if not isinstance(layer, FusedBottleneck):
+            x = layer(x)
+        elif layer.runs_with(following, x.device):
+            x, reduced = layer(x, reduced, following)
+        else:
+            x, reduced = layer(x, reduced), None
+    return x
 
 
 def convs_with_norms(layers: nn.Sequential) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

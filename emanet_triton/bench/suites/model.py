@@ -35,11 +35,10 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.inference.taps import tap_tables
 from emanet_triton.inference.views import Size
-from emanet_triton.kernels.conv.op import why_not_one_kernel
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import FusedBottleneck, FusedConv, fuse
+from emanet_triton.models.fused import FusedConv, fuse
 from emanet_triton.models.network import FusedNetwork
 
 OPENVINO_INT8 = "openvino-int8"
@@ -230,11 +229,6 @@ def set_backend(model: FusedNetwork, backend: str) -> None:
     for module in model.modules():
         if isinstance(module, FusedConv):
             module.backend = backend
-    blocks = [module for module in model.modules() if isinstance(module, FusedBottleneck)]
-    for block, following in itertools.pairwise(blocks):
-        (outputs, planes, *_), reduced = block.conv3.weight.shape, len(following.conv1.weight)
-        has_kernel = not why_not_one_kernel(model.dtype, planes, outputs, reduced)
-        block.paired, block.backend = backend == "triton" and has_kernel, backend
 
 
 def resident_labels(model: FusedNetwork, inputs: Tensor, problem: Problem) -> Tensor:
