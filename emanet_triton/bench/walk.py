@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
         self.calls: Counter[OperatorCall] = Counter()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None) -> object:
-        if operator.namespace == NAMESPACE:  # such as emanet_triton::bottleneck
+        if operator.namespace == NAMESPACE:  # such as emanet_triton::expand_reduce
             names = [argument.name for argument in operator._schema.arguments]
             given = dict(zip(names, args, strict=False)) | (kwargs or {})
             described = tuple((name, _described(value)) for name, value in given.items())

@@ -29,10 +29,17 @@ def resize_images(images: Sequence[np.ndarray], size: Size, device: torch.device
 
     OpenCV writes to the memory that the device reads. Each copy between them would take longer than
     the resize of an image that has its size already: the system first has to map new memory.
+
+    Raises:
+        ValueError: an image is not uint8 RGB [H, W, 3].
     """
     pinned = device.type == "cuda"
     resized = torch.empty(len(images), *size, 3, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     for image, out in zip(images, resized.numpy(), strict=True):
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):  # OpenCV would not write to ``out``
+            raise ValueError(
+                f"images must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
+            )
         resize_image(image, size, out)
     return to_device(resized, device)
 
@@ -110,9 +117,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     current = torch.cuda.current_stream(device)
-    copies = _copy_stream(current.device)  # whose index is known, whatever the device says
+    copies = _copy_stream(current.device)  # it has an index, also where ``device`` has none
     with torch.cuda.stream(copies):
-        copied = tensor.pin_memory().to(device, non_blocking=True)
+        copied = tensor.pin_memory().to(current.device, non_blocking=True)
     current.wait_stream(copies)
     copied.record_stream(current)  # else the next copy could overwrite it before it is read
     return copied

@@ -2,8 +2,11 @@
 
 Triton compiles a kernel for its constants and for traits of its arguments: their types, which
 integers are 1 or multiples of 16, which pointers are aligned. At every launch it finds these traits
-anew. A ``Launcher`` finds the kernel by a key that implies them. A launch that is not as usual, as
-under a profiler, takes Triton's own way.
+anew. A ``Launcher`` finds the kernel by a key that implies them. A launch that a hook of Triton
+watches, as its profiler does, takes Triton's own way.
+
+After the first launch nobody checks whether a kernel's source or global variables have changed, or
+whether a pointer is one of the GPU: the operators check their tensors.
 """
 
 import inspect
@@ -26,7 +29,6 @@ ALIGNMENT = 16  # bytes of a pointer that Triton calls aligned
 MOST_KEYS = 1024  # of a launcher: every image size adds some
 _IS_READ = torch.version.hip is None and triton.__version__.startswith(READ_VERSIONS)
 _RUN = JITFunction.run
-_NUMBERS = frozenset({float, bool, type(None)})
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 _LAUNCHERS: dict[Hashable, "Launcher"] = {}
@@ -43,7 +45,8 @@ class Launcher:
     def __init__(self, kernel: Any, keywords: Mapping[str, Any]) -> None:
         self.kernel = kernel
         self.keywords = keywords
-        # Key → a loaded kernel, how to start it, and its last arguments, the constants.
+        # Key → a loaded kernel, how to start it, with what options, and its last arguments, the
+        # constants.
         self._ready: dict[Hashable, tuple[CompiledKernel, Callable, tuple, tuple]] = {}
 
     def __call__(self, device: torch.device, grid: tuple[int, ...], arguments: Sequence) -> None:
@@ -110,8 +113,9 @@ def _is_usual(kernel: Any) -> bool:
 def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[Any]]:
     """What decides the kernel beside its constants, or None if unknown; the arguments to start.
 
-    Numbers enter the key as they are, so Triton may see in them what it likes. Those that are no
-    int have their type before them, because 1, 1.0 and True are equal.
+    An integer enters the key as it is: Triton makes other kernels for 1, for multiples of 16 and
+    for more than 32 bits. A bool has its type before it, because True equals 1. Of a float only the
+    type matters to Triton.
     """
     compilation = knobs.compilation
     key = [
@@ -129,7 +133,10 @@ def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[A
             key.append(argument.dtype)
             key.append(pointer % ALIGNMENT == 0)
             values.append(pointer)  # faster than the tensor, which the caller keeps alive
-        elif kind in _NUMBERS:
+        elif kind is float:
+            key.append(kind)
+            values.append(argument)
+        elif kind is bool or argument is None:
             key += kind, argument
             values.append(argument)
         elif kind is TensorDescriptor:

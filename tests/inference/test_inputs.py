@@ -47,6 +47,21 @@ def test_opencv_writes_to_the_tensor_itself(images, size):
     assert places == [one.data_ptr() for one in resized]
 
 
+WRONG = {
+    "float32": np.zeros((4, 5, 3), np.float32),
+    "int16": np.zeros((4, 5, 3), np.int16),
+    "grey": np.zeros((4, 5), np.uint8),
+    "one channel": np.zeros((4, 5, 1), np.uint8),
+    "RGBA": np.zeros((4, 5, 4), np.uint8),
+}
+
+
+@pytest.mark.parametrize("image", WRONG.values(), ids=WRONG)
+def test_an_image_that_opencv_would_not_write_to_the_tensor_is_refused(images, image):
+    with pytest.raises(ValueError, match=r"must be uint8 RGB \[H, W, 3\], got"):
+        inputs.resize_images([images[0], image], (4, 5), torch.device("cpu"))
+
+
 def test_nothing_is_copied_from_a_cpu_to_itself():
     tensor = torch.zeros(3)
     assert inputs.to_device(tensor, torch.device("cpu")) is tensor
@@ -71,7 +86,7 @@ def test_a_copy_runs_on_its_own_stream_and_is_waited_for():
         mock.call.stream(copies),
         mock.call.stream().__enter__(),
         mock.call.tensor.pin_memory(),
-        mock.call.tensor.pin_memory().to(torch.device("cuda"), non_blocking=True),
+        mock.call.tensor.pin_memory().to(gpu, non_blocking=True),
         mock.call.stream().__exit__(None, None, None),
         mock.call.current_stream().wait_stream(copies),
         mock.call.tensor.pin_memory().to().record_stream(current),
@@ -100,3 +115,15 @@ def test_copies_do_not_overwrite_what_is_still_read():
     for tensor in tensors:
         results.append(inputs.to_device(tensor, device) + 1)  # the copy is freed at once
     assert all(torch.equal(r.cpu(), t + 1) for r, t in zip(results, tensors, strict=True))
+
+
+@pytest.mark.skipif(not NATIVE, reason="copies to a GPU")
+def test_what_reads_a_copy_waits_for_it():
+    device = torch.device(DEVICE)
+    tensor = torch.arange(1 << 20).to(torch.uint8)
+    inputs.to_device(tensor, device)
+    current = torch.cuda.current_stream()
+    with torch.cuda.stream(inputs._copy_stream(current.device)):
+        torch.cuda._sleep(500_000_000)
+    read = inputs.to_device(tensor, device) + 1
+    assert torch.equal(read.cpu(), tensor + 1)

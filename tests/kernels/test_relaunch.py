@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.bench.ahead_of_time import gates
@@ -31,6 +33,7 @@ DIFFERENT = {
     "size": (1, 15, 16, 17, 2**31 - 1, 2**31, 2**31 + 16, 2**63, -1),
     "dtype": (X, X.half(), X.to(torch.bfloat16), X.to(torch.int32)),
     "alignment": (X, X.view(-1)[1:]),
+    "types of numbers": (3, 3.0, None, False),
     "descriptor": (
         describe(), describe(block=(8, 16)), describe(HALF[:4]), describe(padding="nan"),
         describe(HALF.to(torch.bfloat16)), describe(torch.zeros(8, 64, dtype=torch.float16)),
@@ -46,7 +49,8 @@ def test_what_triton_tells_apart_has_another_key(arguments):
 
 def test_the_same_launch_has_the_same_key():
     arguments = [X, None, describe(), 3, 0.5, X.view(-1)[4:]]
-    others = [torch.nn.Parameter(X + 1), None, describe(HALF + 1), 3, 0.5, X.view(-1)[8:]]
+    nan = float("nan")  # Triton makes no kernels for single values of floats
+    others = [torch.nn.Parameter(X + 1), None, describe(HALF + 1), 3, nan, X.view(-1)[8:]]
     assert relaunch._key(0, arguments)[0] == relaunch._key(0, others)[0]
 
 
@@ -68,6 +72,58 @@ def test_settings_of_triton_are_in_the_key(knobs, name, value, monkeypatch):
 
 def test_pointers_start_a_kernel():
     assert relaunch._key(0, [X, None, 3])[1] == [X.data_ptr(), None, 3]
+
+
+def test_descriptors_that_round_have_another_key():
+    rounding = describe()
+    rounding.round_f32_to_tf32 = True  # later, because Triton 3.6 knows no such argument
+    assert relaunch._key(0, [rounding])[0] != relaunch._key(0, [describe()])[0]
+
+
+def test_settings_of_newer_versions_are_in_the_key(monkeypatch):
+    before = relaunch._key(0, [X])
+    compilation = SimpleNamespace(instrumentation_mode="", fpsan_homomorphic_casts=True)
+    monkeypatch.setattr(relaunch, "knobs", SimpleNamespace(
+        runtime=triton.knobs.runtime, compilation=compilation,
+    ))  # fmt: skip
+    assert relaunch._key(0, [X]) != before
+
+
+def compiled_kernel():
+    """A kernel as Triton keeps it for a GPU, which the interpreter would not make."""
+    return JITFunction(test_settings_of_newer_versions_are_in_the_key)
+
+
+def test_hooks_and_other_kernels_are_not_usual(monkeypatch):
+    kernel = compiled_kernel()
+    assert relaunch._is_usual(kernel)
+    assert not relaunch._is_usual(type("Other", (JITFunction,), {})(kernel.fn))
+    runtime = triton.knobs.runtime
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "add_stages_inspection_hook", lambda *_: ("", ""))
+        assert not relaunch._is_usual(kernel)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "launch_enter_hook", lambda *_: None)
+        assert not relaunch._is_usual(kernel)
+    assert relaunch._is_usual(kernel)
+
+
+def test_a_kernel_is_kept_only_if_it_can_be_started_again(monkeypatch):
+    def kernel(x, n, BLOCK): ...
+
+    class Compiled:
+        function = packed_metadata = run = None
+
+    monkeypatch.setattr(relaunch, "CompiledKernel", Compiled)
+    found = SimpleNamespace(fn=kernel)
+    launcher = relaunch.Launcher(found, {"BLOCK": 1})
+    launcher._keep("key", SimpleNamespace(run=None), 2)  # compiled in the background, say
+    assert launcher._ready == {}
+    launcher._keep("key", Compiled(), 2)
+    assert list(launcher._ready) == ["key"]
+    without_block = relaunch.Launcher(found, {})
+    without_block._keep("key", Compiled(), 2)
+    assert without_block._ready == {}
 
 
 @pytest.mark.parametrize("argument", ["text", (1, 2), object()], ids=["str", "tuple", "object"])

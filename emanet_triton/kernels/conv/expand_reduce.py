@@ -1,10 +1,10 @@
 """Two 1x1 convolutions in a row in one Triton kernel: the last of a residual block, which expands
 the channels and adds the identity, and the first of the next block, which reduces them again.
 
-The output of the first convolution is written, because it is the next block's identity, but it is
-not read again: each part of it goes from registers into the second product, rounded to the images'
-dtype as separate convolutions round it. Images are NHWC in memory, so they are matrices of pixels
-and channels.
+The output of the first convolution is written, because it is the next block's identity. The second
+convolution does not read it: each part of it goes from registers into the second product, rounded
+to the images' dtype as separate convolutions round it. Images are NHWC in memory, so they are
+matrices of pixels and channels.
 
 Index letters: m pixel of a tile, p input channel, o expanded channel, r reduced channel.
 """

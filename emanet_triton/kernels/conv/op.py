@@ -317,11 +317,16 @@ def _run_expand_reduce(
     if backend == "auto":
         backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
-            sizes = f"{planes}, {outputs}, {reduced} channels"
-            key = f"expand and reduce {list(x.shape)}, {sizes}, {x.dtype}"
+            key = _expand_reduce_key(x.shape, outputs, reduced, x.dtype)
             make_checks = functools.partial(_expand_reduce_checks, *arguments, precision)
             backend = choice.choose(key, x.device, calls, "separate", make_checks)
     return calls[backend]()
+
+
+@functools.lru_cache(maxsize=4096)
+def _expand_reduce_key(x: torch.Size, outputs: int, reduced: int, dtype: torch.dtype) -> str:
+    """All that decides the time of both convolutions on one device."""
+    return f"expand and reduce {list(x)}, {outputs} and {reduced} channels, {dtype}"
 
 
 def _expand_reduce_checks(

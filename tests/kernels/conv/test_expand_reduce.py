@@ -67,12 +67,13 @@ def test_one_kernel_with_the_tiles_of(arch):
 
 
 def test_operands_that_no_descriptor_can_take():
-    """Of an address that is no multiple of 16 bytes, and not channels-last."""
+    """Of an address that is no multiple of 16 bytes, and not channels-last; strided biases."""
     convolutions = pair((1, 64, 3, 5), 64, 64)
     x, weights, biases, residual = arguments(convolutions)
     shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=DEVICE)[1:]
     shifted = shifted.view(1, 3, 5, 64).permute(0, 3, 1, 2).copy_(x)
     assert shifted.data_ptr() % 16
+    biases = [torch.stack([bias, bias + 1], dim=1)[:, 0] for bias in biases]
     others = shifted, weights, biases, residual.contiguous()
     found = conv.expand_reduce(*others, backend="triton")
     assert_both_close(found, convolutions, FP16)
@@ -194,3 +195,45 @@ def test_compile_export_and_opcheck(backend):
         assert all(map(torch.equal, other(x), expected))
     operands = x, module.weights, module.biases, x, backend, "ieee"
     torch.library.opcheck(torch.ops.emanet_triton.expand_reduce, operands)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def measured(monkeypatch, shape, outputs, reduced, dtype=FP16):
+    """The key and the candidates that ``choose`` gets, or None if nothing is measured."""
+    x, weights, biases, residual = arguments(pair(shape, outputs, reduced, dtype, "cpu"))
+    calls = []
+    monkeypatch.setattr(conv, "HAS_TRITON", True)
+    monkeypatch.setattr(conv, "_separate", lambda *_: ())
+    monkeypatch.setattr(
+        conv.choice,
+        "choose",
+        lambda key, device, candidates, *_: calls.append((key, list(candidates))) or "separate",
+    )
+    arguments_on_gpu = x.as_subclass(OnGpu), weights, biases, residual
+    assert conv._run_expand_reduce(*arguments_on_gpu, "auto", "ieee") == ()
+    return calls[0] if calls else None
+
+
+def test_each_pair_is_measured_for_itself(monkeypatch):
+    sizes = [
+        ((1, 64, 2, 3), 256, 64), ((2, 64, 2, 3), 256, 64), ((1, 64, 3, 2), 256, 64),
+        ((1, 64, 2, 3), 128, 64), ((1, 64, 2, 3), 256, 128), ((1, 128, 2, 3), 256, 128),
+    ]  # fmt: skip
+    found = [measured(monkeypatch, *each) for each in sizes]
+    found.append(measured(monkeypatch, *sizes[0], torch.bfloat16))
+    assert {tuple(candidates) for _, candidates in found} == {("separate", "triton")}
+    assert len({key for key, _ in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [(((1, 64, 2, 3), 256, 64), SINGLE), (((1, 512, 2, 3), 2048, 512), FP16)],
+    ids=["float32", "512 channels"],
+)
+def test_a_pair_without_a_kernel_is_not_measured(monkeypatch, sizes, dtype):
+    assert measured(monkeypatch, *sizes, dtype) is None
