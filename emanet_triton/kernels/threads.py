@@ -170,13 +170,17 @@ class _Pool:
             worker.join(SECONDS_TO_END)
 
     def _start(self, count: int) -> None:
-        # The system refuses a thread past a limit of threads, of processes or of memory.
-        with contextlib.suppress(RuntimeError, MemoryError):
+        try:
             for _ in range(count):
                 worker = _Worker(self.jobs)
                 worker.start()
                 worker.ready.wait()
                 self.workers += [worker] if worker.serves else []
+        except (RuntimeError, MemoryError) as error:  # past a limit of threads, processes or memory
+            # If a signal interrupts a wait for the thread, Python raises this error of a lock, and
+            # only its context is the interruption.
+            if error.__context__ is not None:
+                raise error.__context__ from None
 
 
 class _Worker(threading.Thread):

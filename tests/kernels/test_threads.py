@@ -256,6 +256,19 @@ while time.monotonic() < until:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@POOL
+def test_an_interruption_while_a_thread_starts_is_not_lost(way, monkeypatch):
+    def start(worker):
+        try:
+            raise KeyboardInterrupt
+        finally:  # as the condition of Thread.start, whose lock the interruption has left open
+            raise RuntimeError("cannot release un-acquired lock")
+
+    monkeypatch.setattr(threads._Worker, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        for_each(lambda: pytest.fail, range(3), CPU)
+
+
 def test_another_openmp_than_that_of_pytorch_has_no_team():
     before = torch.get_num_threads()
     other = SimpleNamespace(omp_get_max_threads=lambda: 1, omp_set_num_threads=lambda _: None)

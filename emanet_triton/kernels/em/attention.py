@@ -95,7 +95,8 @@ class Kernels:
         channels, num_bases: C and K.
         channels_last: whether the features of a position follow one another in memory.
         precision: how float32 features are multiplied.
-        replaced: ``replacements()`` when this object was made.
+        replaced: ``replacements()`` when this object is made; after another replacement of a tile
+            another object takes its place.
     """
 
     def __init__(
