@@ -24,7 +24,7 @@ def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -
     return cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def resize_images(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
+def resize_to_device(images: Sequence[np.ndarray], size: Size, device: torch.device) -> Tensor:
     """``resize_image`` of each image: uint8 [B, height, width, 3] on the device.
 
     OpenCV writes to the memory that the device reads. Each copy between them would take longer than
@@ -103,7 +103,7 @@ def _padded_inputs(
     dtype: torch.dtype,
 ) -> Tensor:
     """Images resized to (height, width), normalised and padded with 0: [B, 3, ...] in ``dtype``."""
-    inputs = normalise(resize_images(images, size, device), network, dtype)
+    inputs = normalise(resize_to_device(images, size, device), network, dtype)
     bottom, right = padded[0] - size[0], padded[1] - size[1]
     return F.pad(inputs, (0, right, 0, bottom)) if bottom or right else inputs
 

@@ -20,7 +20,7 @@ def images():
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_images_are_resized_as_one_by_one(images, size):
-    resized = inputs.resize_images(images, size, torch.device(DEVICE))
+    resized = inputs.resize_to_device(images, size, torch.device(DEVICE))
     assert resized.device.type == DEVICE
     one_by_one = [cv2.resize(i, size[::-1], interpolation=cv2.INTER_LINEAR) for i in images]
     np.testing.assert_array_equal(resized.cpu(), np.stack(one_by_one))
@@ -30,7 +30,7 @@ def test_views_of_images_are_resized_as_their_copies(images):
     views = [images[0][:, ::-1], images[1][::-1, :, ::-1], images[2][::2].repeat(2, axis=0)]
     views[2].flags.writeable = False
     got, want = (
-        inputs.resize_images(each, (11, 40), torch.device("cpu"))
+        inputs.resize_to_device(each, (11, 40), torch.device("cpu"))
         for each in (views, [np.ascontiguousarray(view).copy() for view in views])
     )
     assert torch.equal(got, want)
@@ -39,7 +39,7 @@ def test_views_of_images_are_resized_as_their_copies(images):
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_opencv_writes_to_the_tensor_itself(images, size):
     with mock.patch.object(cv2, "resize", wraps=cv2.resize) as resize:
-        resized = inputs.resize_images(images, size, torch.device("cpu"))
+        resized = inputs.resize_to_device(images, size, torch.device("cpu"))
         written = [call.kwargs["dst"] for call in resize.call_args_list]
         rows = [cv2.resize(i, size[::-1], dst=w) for i, w in zip(images, written, strict=True)]
     assert all(row is w for row, w in zip(rows, written, strict=True))  # no copy of OpenCV's own
@@ -59,7 +59,7 @@ WRONG = {
 @pytest.mark.parametrize("image", WRONG.values(), ids=WRONG)
 def test_an_image_that_opencv_would_not_write_to_the_tensor_is_refused(images, image):
     with pytest.raises(ValueError, match=r"must be uint8 RGB \[H, W, 3\], got"):
-        inputs.resize_images([images[0], image], (4, 5), torch.device("cpu"))
+        inputs.resize_to_device([images[0], image], (4, 5), torch.device("cpu"))
 
 
 def test_nothing_is_copied_from_a_cpu_to_itself():

@@ -92,25 +92,17 @@ _SIZES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
 # warps, stages. The tile of x and the sums of all reduced channels limit the pixels of a program.
 # No times chose them. On sm_90 two programs fit a multiprocessor. With 256 reduced channels one
 # fits; its BLOCK_O is wider, so that the products read the tile of x from shared memory less often.
-_EXPAND_REDUCE = {
-    "sm_80": {
-        (64, 64): (128, 32, 8, 2), (64, 128): (64, 32, 4, 2), (128, 128): (64, 32, 4, 2),
-        (128, 256): (64, 32, 4, 2), (256, 256): (64, 32, 4, 2),
-    },
-    "sm_90": {
-        (64, 64): (128, 64, 8, 3), (64, 128): (128, 32, 8, 3), (128, 128): (128, 32, 8, 3),
-        (128, 256): (128, 64, 8, 3), (256, 256): (128, 64, 8, 2),
-    },
-    "sm_100": {
-        (64, 64): (128, 64, 8, 3), (64, 128): (128, 32, 8, 3), (128, 128): (128, 32, 8, 3),
-        (128, 256): (128, 64, 8, 3), (256, 256): (128, 64, 8, 2),
-    },
-    "gfx942": {
-        (64, 64): (64, 32, 4, 2), (64, 128): (64, 32, 4, 2), (128, 128): (64, 32, 4, 2),
-        (128, 256): (64, 32, 4, 2), (256, 256): (64, 32, 4, 2),
-    },
+_EXPAND_REDUCE_DESCRIPTORS = {
+    (64, 64): (128, 64, 8, 3), (64, 128): (128, 32, 8, 3), (128, 128): (128, 32, 8, 3),
+    (128, 256): (128, 64, 8, 3), (256, 256): (128, 64, 8, 2),
 }  # fmt: skip
-EXPAND_REDUCE_CHANNELS = tuple(_EXPAND_REDUCE["sm_90"])  # on every architecture
+EXPAND_REDUCE_CHANNELS = tuple(_EXPAND_REDUCE_DESCRIPTORS)  # on every architecture
+_EXPAND_REDUCE = {
+    "sm_80": dict.fromkeys(EXPAND_REDUCE_CHANNELS, (64, 32, 4, 2)) | {(64, 64): (128, 32, 8, 2)},
+    "sm_90": _EXPAND_REDUCE_DESCRIPTORS,
+    "sm_100": _EXPAND_REDUCE_DESCRIPTORS,
+    "gfx942": dict.fromkeys(EXPAND_REDUCE_CHANNELS, (64, 32, 4, 2)),
+}
 DESCRIPTOR_ARCHS = ("sm_90", "sm_100")
 ROW = 128  # BLOCK_M of every tile of ``conv_rows`` that reads rows of an image
 

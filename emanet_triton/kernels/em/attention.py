@@ -95,8 +95,6 @@ class Kernels:
         channels, num_bases: C and K.
         channels_last: whether the features of a position follow one another in memory.
         precision: how float32 features are multiplied.
-        replaced: ``replacements()`` when this object is made; after another replacement of a tile
-            another object takes its place.
     """
 
     def __init__(
@@ -108,7 +106,6 @@ class Kernels:
         num_bases: int,
         channels_last: bool,
         precision: str,
-        replaced: int,
     ) -> None:
         self._device, self._channels = device, channels
         self._tile_of = functools.partial(
@@ -138,7 +135,10 @@ class Kernels:
         bound(programs, *arguments)
 
 
-_kernels = functools.lru_cache(maxsize=256)(Kernels)
+@functools.lru_cache(maxsize=256)
+def _kernels(replaced: int, *configuration: Any) -> Kernels:
+    """The kernels of a configuration; others once another tile has been replaced."""
+    return Kernels(*configuration)
 
 
 class Stages:
@@ -160,8 +160,8 @@ class Stages:
         self.z_scale: dict[str, Any] = {"Z_SCALE": Z_SCALES[feats.dtype]}
         self.channels_last = {"CHANNELS_LAST": channels_last}
         kernels = _kernels(
-            feats.device, gpu_arch(feats.device), feats.dtype, channels, num_bases, channels_last,
-            precision, replacements(),
+            replacements(), feats.device, gpu_arch(feats.device), feats.dtype, channels, num_bases,
+            channels_last, precision,
         )  # fmt: skip
         self.tile, self.launch = kernels.tile, kernels.launch
         self.split = tiles.split_length(positions)
