@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import IO, NoReturn
 
 from emanet_triton.errors import InputError, first_line, printable
+from emanet_triton.heap import ask_for_large_pages
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
 _MOST_PIXELS = 2**14  # of a side of an image
@@ -183,8 +184,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     SIGTERM and a hangup act like Ctrl-C. A signal that was ignored before stays ignored: a shell
     ignores Ctrl-C for a command in the background, and nohup ignores a hangup. The work goes on if
     a standard stream is closed or full, or if its reader has ended. The exit code is 2 if standard
-    output cannot be written. A reader that ends early (``| head``) is no error.
+    output cannot be written. A reader that ends early (``| head``) is no error. PyTorch asks the
+    system for large pages.
     """
+    ask_for_large_pages()
     _handle_signals()
     _open_closed_streams()
     output, errors = _Stream(sys.stdout), _Stream(sys.stderr)
