@@ -13,6 +13,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from emanet_triton.heap import LARGE_PAGES
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -89,13 +91,15 @@ def processor_name() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, family, cores and best instructions, and how OpenMP threads wait.
+    """The processor's name, family, cores and best instructions, and settings that change times.
 
-    The family only where Linux tells it, the last only where the environment sets it.
+    The family only where Linux tells it. The settings are how OpenMP's threads wait, if the
+    environment says so, and the size of pages, if it forbids large ones.
     """
-    policy = os.environ.get("OMP_WAIT_POLICY")
+    policy, pages = os.environ.get("OMP_WAIT_POLICY"), os.environ.get(LARGE_PAGES)
     waits = f", OMP_WAIT_POLICY={policy.lower()}" if policy else ""
-    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}"
+    small = f", {LARGE_PAGES}={pages}" if pages not in (None, "1") else ""
+    return f"{processor_name()}, {cpu_capability().upper().replace('_', '-')}{waits}{small}"
 
 
 def auto_backend(on_gpu: bool) -> str:

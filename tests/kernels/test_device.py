@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from emanet_triton.heap import LARGE_PAGES
 from emanet_triton.kernels.conv.onednn import compute_dtype
 from emanet_triton.kernels.device import (
     CPU_QUERIES,
@@ -78,10 +79,15 @@ def test_bfloat16_needs_its_own_instructions(monkeypatch, vectors):
 
 def test_the_instructions_of_a_processor_tell_machines_apart(monkeypatch):
     pretend(monkeypatch, avx512_bf16=True)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in "OMP_WAIT_POLICY", LARGE_PAGES:
+        monkeypatch.delenv(name, raising=False)
+    assert cpu_name().endswith(" cores, AVX512-BF16")
+    monkeypatch.setenv(LARGE_PAGES, "1")
     assert cpu_name().endswith(" cores, AVX512-BF16")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert cpu_name().endswith(" cores, AVX512-BF16, OMP_WAIT_POLICY=passive")
+    monkeypatch.setenv(LARGE_PAGES, "0")
+    assert cpu_name().endswith(f", OMP_WAIT_POLICY=passive, {LARGE_PAGES}=0")
 
 
 @pytest.mark.parametrize("family", [25, 26])
