@@ -46,6 +46,9 @@ RUNS = {
     "emanet_triton.convert": "{weights} {new}/weights.safetensors",
     "emanet_triton.bench.exports": "--tiny --to onnx --networks {r50} --csv {new}/a.csv",
     "emanet_triton.bench.training_memory": "--tiny --csv {new}/memory.csv",
+    "emanet_triton.bench.large_pages": (
+        "--sizes 64x64 --dtypes fp32 --processes 1 --calls 1 --csv {new}/pages.csv"
+    ),
     "emanet_triton.bench.cost": "--batch 8 --positions 32768",
     "emanet_triton.bench": "em --tiny --rounds 1 --providers ours-torch",
     "emanet_triton.bench em": "--tiny --rounds 1 --providers ours-torch --csv {new}/em.csv",

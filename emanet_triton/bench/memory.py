@@ -60,14 +60,12 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     warm_up.providers[provider]()()  # loads what the libraries load at their first call
     case = next(case for case in cases(selection) if case.name == name)
     _prepare(case)
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     call = case.providers[provider]()
     warm_up.providers[provider]()  # PyTorch's exporter keeps the last network: let it be this one
-    gc.collect()
-    give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    begin_peak()
     call()
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 def _prepare(case: Case) -> None:
@@ -75,6 +73,14 @@ def _prepare(case: Case) -> None:
         case.prepare()
 
 
-def _resident_bytes(field: str) -> int:
+def begin_peak() -> None:
+    """Let the peak of this process's resident memory start anew, without memory that is free."""
+    gc.collect()
+    give_back()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(field: str) -> int:
+    """Bytes of this process that are in memory, now ("VmRSS") or at most so far ("VmHWM")."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition(f"{field}:")[2].split()[0])
