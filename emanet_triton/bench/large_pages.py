@@ -28,7 +28,7 @@ from emanet_triton.kernels.device import DTYPES, cpu_name
 from emanet_triton.models.fused import fuse
 from emanet_triton.versions import csv_with_versions
 
-SIZES = ((512, 1024), (1024, 2048))
+SIZES = ((128, 256), (512, 1024), (1024, 2048))
 WAYS = {"small": "0", "large": "1"}  # the pages, and the value of the variable
 GIVEN = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # such as "always [madvise] never"
 
@@ -42,14 +42,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog=program("bench.large_pages"), description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--sizes", type=size, nargs="+", default=SIZES, metavar="HxW",
-        help="of images, in pixels; default: 512x1024 1024x2048",
+        help="of images, in pixels; default: 128x256 512x1024 1024x2048",
     )  # fmt: skip
     parser.add_argument(
         "--dtypes", nargs="+", default=["fp32", "bf16"], choices=sorted(DTYPES),
         help="default: fp32 bf16",
     )  # fmt: skip
     parser.add_argument(
-        "--processes", type=count, default=4, metavar="N",
+        "--processes", type=count, default=3, metavar="N",
         help="for each kind of pages; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
