@@ -6,20 +6,18 @@ Each process times one network alone, call after call, as an evaluation does. Py
 setting once, so each needs a process of its own.
 """
 
-import multiprocessing
 import os
 import resource
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
 from emanet_triton.bench.machine import MEGABYTE
-from emanet_triton.bench.memory import begin_peak, resident_bytes
+from emanet_triton.bench.memory import begin_peak, in_child, resident_bytes
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.command import Parser, answer, count, program, run, say, size
 from emanet_triton.files import write_output
@@ -83,9 +81,7 @@ def _rows(image: tuple[int, int], dtype: str, processes: int, calls: int) -> lis
     for _ in range(processes):
         for pages, value in WAYS.items():
             os.environ[LARGE_PAGES] = value
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                measured[pages].append(pool.submit(_measure, image, dtype, calls).result())
+            measured[pages].append(in_child(_measure, image, dtype, calls))
     os.environ[LARGE_PAGES] = WAYS["large"]
     rows = []
     for pages, results in measured.items():

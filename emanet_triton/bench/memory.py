@@ -2,9 +2,11 @@
 
 import gc
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +16,8 @@ from emanet_triton.bench.interrupts import no_interrupts
 from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.options import Selection
 from emanet_triton.heap import give_back
+
+T = TypeVar("T")
 
 
 class CudaPeak:
@@ -44,11 +48,16 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
     """
     if "compiled" in provider:
         return None
+    return in_child(_peak, cases, selection, name, provider) / MEGABYTE
+
+
+def in_child(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a fresh process, and return its result."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         with no_interrupts():  # this process answers for both
-            peak = pool.submit(_peak, cases, selection, name, provider)
-        return peak.result() / MEGABYTE
+            result = pool.submit(function, *arguments)
+        return result.result()
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
