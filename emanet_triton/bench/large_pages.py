@@ -80,9 +80,7 @@ def _rows(image: tuple[int, int], dtype: str, processes: int, calls: int) -> lis
     measured: dict[str, list[tuple[float, float, float]]] = {pages: [] for pages in WAYS}
     for _ in range(processes):
         for pages, value in WAYS.items():
-            os.environ[LARGE_PAGES] = value
-            measured[pages].append(in_child(_measure, image, dtype, calls))
-    os.environ[LARGE_PAGES] = WAYS["large"]
+            measured[pages].append(in_child(_measure, image, dtype, calls, value))
     rows = []
     for pages, results in measured.items():
         times, system, peaks = zip(*results, strict=True)
@@ -103,12 +101,15 @@ def _rows(image: tuple[int, int], dtype: str, processes: int, calls: int) -> lis
     return rows
 
 
-def _measure(image: tuple[int, int], dtype: str, calls: int) -> tuple[float, float, float]:
+def _measure(
+    image: tuple[int, int], dtype: str, calls: int, value: str
+) -> tuple[float, float, float]:
     """The median time of a call, the system's part of its CPU time, both in ms, and the peak in MB.
 
     The peak is the memory beside the network and its input.
     """
-    network = fuse(make_network("r50", make_protocol("whole", image, False)), dtype=DTYPES[dtype])
+    os.environ[LARGE_PAGES] = value
+    network = fuse(make_network("r50", make_protocol("whole", image)), dtype=DTYPES[dtype])
     x = torch.randn(1, 3, *image).to(network.dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
         network(x[:, :, :64, :64])  # loads what the libraries load at their first call

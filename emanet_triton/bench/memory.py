@@ -1,4 +1,4 @@
-"""Peak memory of a provider: PyTorch's own count on a GPU, a process of its own on the CPU."""
+"""Memory of a process, and peak memory of a provider: on a CPU in a process of its own."""
 
 import gc
 import multiprocessing

@@ -32,8 +32,8 @@ EXPLANATION = """\
 A *provider* is one way to compute a case: our code or a competitor. Each run times all providers of
 a case alternately. On a CPU, a provider with threads of its own starts when PyTorch's threads rest.
 If a provider is missing, the run prints the reason. A provider with a wrong result gets no time.
-All weights are generated. Since commit e2a8b0c tensors on a CPU lie in large pages, also those of
-plain PyTorch ([kernels.md](kernels.md#large-pages-on-a-cpu)).
+All weights are generated. Since commit e2a8b0c PyTorch asks for large pages of memory on a CPU, for
+its own operators as for ours ([kernels.md](kernels.md#large-pages-on-a-cpu)).
 
 `--sizes 512x1024 --batches 8 --dtypes bf16 --networks r50 --providers triton` narrow a run.
 `--rounds`, `--seconds` and `--repeat-until 0.01` say how long it takes. `--csv` writes rows,
