@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,13 +14,15 @@ import triton
 from emanet_triton.bench.case import Absent
 from emanet_triton.bench.gpu_check import correct, meta, own, single, sweep, trace
 from emanet_triton.bench.gpu_check.conv_cases import with_dtype
-from emanet_triton.bench.gpu_check.families import FAMILIES, small_calls
+from emanet_triton.bench.gpu_check.families import FAMILIES, SIZE, small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.machine import Machine
 from emanet_triton.bench.measure import Lost, Watch, failed_row, measure
 from emanet_triton.bench.method import Method
 from emanet_triton.bench.rows import read_rows
+from emanet_triton.bench.walk import walk
 from emanet_triton.kernels import launch
+from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
 
@@ -53,6 +56,22 @@ def call():
 def tiles():
     """Its shipped tile, and a smaller one."""
     shipped = conv_tiles.tile("conv_rows", "sm_90", "fp16", 64, 64, 1024)
+    smaller = replace(shipped, meta={**shipped.meta, "BLOCK_O": 32}, pipeline_stages=2)
+    names = sweep.tile_name(shipped) + own.SHIPPED, sweep.tile_name(smaller)
+    return dict(zip(names, (shipped, smaller), strict=True))
+
+
+@pytest.fixture
+def pair():
+    """Two float16 convolutions that one kernel computes."""
+    (call,) = (call for call in small_calls() if call.name == "expand_reduce")
+    return with_dtype(call, torch.float16)
+
+
+@pytest.fixture
+def pair_tiles():
+    """Its shipped tile, and a smaller one."""
+    shipped = conv_tiles.expand_reduce_tile("sm_90", "fp16", 64, 64)
     smaller = replace(shipped, meta={**shipped.meta, "BLOCK_O": 32}, pipeline_stages=2)
     names = sweep.tile_name(shipped) + own.SHIPPED, sweep.tile_name(smaller)
     return dict(zip(names, (shipped, smaller), strict=True))
@@ -97,6 +116,66 @@ def test_the_tile_that_is_launched_is_the_provider_s(call, tiles, monkeypatch):
     assert [tile.meta["BLOCK_O"] for tile in launched] == [64]  # what all are held against
     case.providers["128x32x64 w4 s2"]()()
     assert {tile.meta["BLOCK_O"] for tile in launched[1:]} == {32}
+
+
+def test_a_pair_of_convolutions_is_swept_as_one(pair, pair_tiles, monkeypatch):
+    launched = []
+    launch = conv_expand_reduce.launch
+    monkeypatch.setattr(
+        conv_expand_reduce,
+        "launch",
+        lambda k, tile, *a, **c: (launched.append(tile.meta["BLOCK_O"]), launch(k, tile, *a, **c)),
+    )
+    rows = rows_of(pair, pair_tiles)
+    assert [row.provider for row in rows] == ["128x64 w8 s3 shipped", "128x32 w8 s2"]
+    assert [row.gate for row in rows] == ["passed", "passed"]
+    assert {row.case for row in rows} == {"expand-reduce P=64 O=256 R=64 H=8 W=17 B=1 fp16 uses=3"}
+    assert rows[1].tflop_s == pytest.approx(2 * 8 * 17 * 2 * 64 * 256 / rows[1].p50_ms / 1e9)
+    assert {64, 32} == set(launched)
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["expanded", "reduced"])
+def test_a_pair_with_another_result_gets_no_time(pair, pair_tiles, monkeypatch, output):
+    run = conv_expand_reduce.expand_reduce
+
+    def off_by_one(*arguments):
+        found = run(*arguments)
+        if conv_tiles.expand_reduce_tile().pipeline_stages == 2:
+            found[output].add_(1)
+        return found
+
+    case = sweep.make_case(pair, 3, pair_tiles, SM_90, "cpu")
+    case.prepare()
+    monkeypatch.setattr(conv_expand_reduce, "expand_reduce", off_by_one)
+    machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
+    shipped, wrong = measure(case, Method("cpu", rounds=1), machine)
+    assert shipped.gate == "passed"
+    assert wrong.gate.startswith("failed: error")
+    assert wrong.p50_ms is None
+
+
+def test_the_sweep_takes_what_the_networks_launch():
+    """The pairs run as pairs, so their convolutions are no cases of their own."""
+    swept = sweep.dominant(False)
+    names = [call.name for call, _ in swept]
+    assert names == [*["conv_bias_act"] * 7, *["expand_reduce"] * 4, "conv_bias_act"]
+    uses = dict(swept)
+    whole = uses_of_pairs(["r50", "r101"], "whole")
+    shared = {call: whole[call] for call in uses if call in whole}
+    assert shared
+    assert all(uses[call] == count for call, count in shared.items())
+    expands = {(256, 1024), (128, 512), (64, 256)}  # every one of these convolutions is in a pair
+    alone = [call for call in uses if call.name == "conv_bias_act"]
+    assert all(tuple(call["weight"].shape[1::-1]) not in expands for call in alone)
+
+
+def uses_of_pairs(networks, mode):
+    found = Counter()
+    for network in networks:
+        for call, count in walk(network, mode, SIZE).items():
+            if call.name == "expand_reduce" and meta.has_kernel(call):
+                found[call.but(backend="triton")] += count
+    return found
 
 
 def test_a_tile_with_another_result_gets_no_time(call, tiles, monkeypatch):
@@ -179,9 +258,12 @@ def test_a_sweep_writes_its_rows(tiles, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "tiles_of", lambda call, gpu, tiny: tiles)
     assert sweep.main(["--tiny", "--out", str(tmp_path)]) == 1
     rows = read_rows(tmp_path / own.SWEEP)
-    assert [row.provider.endswith(own.SHIPPED) for row in rows] == [True, False]
+    assert [row.provider.endswith(own.SHIPPED) for row in rows] == 2 * [True, False]
     assert {row.host_us for row in rows} == {None}  # of the patches, not of the operator
-    assert names == [rows[0].case, "closed"]
+    convolution, pair, *end = names
+    assert [row.case for row in rows] == [convolution, convolution, pair, pair]
+    assert pair.startswith("expand-reduce P=64 O=256 R=64 ")
+    assert end == [convolution, pair, "closed"]
 
 
 def test_a_profiler_s_range_is_around_the_second_run(monkeypatch):

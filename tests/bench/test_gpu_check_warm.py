@@ -115,3 +115,27 @@ def test_what_the_networks_launch_is_planned(tmp_path):
     count, missing = done.stdout.split(maxsplit=1)
     assert int(count) > 80
     assert missing == "[]\n"
+
+
+# Prints how many tiles each case of the sweep has, and how many different kernels they launch.
+SWEPT = """
+from emanet_triton.bench.gpu_check import meta, sweep
+gpu = meta.Gpu.of_arch("sm_90")
+for call, _ in sweep.dominant(False):
+    tiles = sweep.tiles_of(call, gpu, False)
+    found = {name: meta.kernels_of(meta.Launch(call, tile), gpu) for name, tile in tiles.items()}
+    kernels = {kernel for launched in found.values() for kernel in launched}
+    shipped = meta.kernels_of(meta.Launch(call), gpu)
+    print(call.name, len(tiles), len(kernels), shipped == next(iter(found.values())))
+"""
+
+
+def test_every_tile_of_the_sweep_is_a_kernel_of_its_own(tmp_path):
+    done = run("-c", SWEPT, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    names = [name for name, *_ in lines]
+    assert names == [*["conv_bias_act"] * 7, *["expand_reduce"] * 4, "conv_bias_act"]
+    for _, tiles, kernels, first_is_shipped in lines:
+        assert int(tiles) == int(kernels) > 5
+        assert first_is_shipped == "True"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
 from emanet_triton.bench.gpu_check.tf32 import cut
@@ -27,6 +28,11 @@ class ConvCase:
     @property
     def layer(self) -> Layer:
         return layer_of(self.call)
+
+    @property
+    def cost(self) -> Cost:
+        """The least that must be moved and computed."""
+        return Cost(self.layer.shape.bytes, self.layer.shape.flops)
 
     @property
     def name(self) -> str:
@@ -84,17 +90,26 @@ class ExpandReduceCase:
     call: OperatorCall
 
     @property
+    def layer(self) -> Pair:
+        return Pair.of(self.call)
+
+    @property
+    def cost(self) -> Cost:
+        """The least that must be moved and computed."""
+        return self.layer.floor()
+
+    @property
     def name(self) -> str:
-        return f"{Pair.of(self.call)} {self.call['backend']}"
+        return f"{self.layer} {self.call['backend']}"
 
     def calls(self) -> list[OperatorCall]:
         return [self.call]
 
     def runner(self, device: str) -> Run:
-        return self._runner(*self._inputs(device))
+        return self._runner(*self.inputs(device))
 
     def compare(self, device: str) -> list[Compared]:
-        x, weights, biases, residual = inputs = self._inputs(device)
+        x, weights, biases, residual = inputs = self.inputs(device)
         got = poisoned(self._runner(*inputs), device)
         images = zip(x.split(1), residual.split(1), strict=True)
         exact = [PairProblem(image, weights, biases, added).exact() for image, added in images]
@@ -106,7 +121,8 @@ class ExpandReduceCase:
             for name, found, wanted, by_torch in outputs
         ]
 
-    def _inputs(self, device: str) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    def inputs(self, device: str) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Input, weights, biases and residual, with the same values at every call."""
         x, weights, biases, residual, *_ = self.call.values(device)
         _fill([x, residual], weights, biases)
         return x, weights, biases, residual
@@ -116,6 +132,11 @@ class ExpandReduceCase:
     ) -> Run:
         options = {"backend": self.call["backend"], "precision": self.call["precision"]}
         return lambda: expand_reduce(x, weights, biases, residual, **options)
+
+
+def case_of(call: OperatorCall) -> ConvCase | ExpandReduceCase:
+    """The case of a recorded convolution or pair of convolutions."""
+    return ExpandReduceCase(call) if call.name == "expand_reduce" else ConvCase(call)
 
 
 def with_dtype(call: OperatorCall, dtype: torch.dtype) -> OperatorCall:

@@ -62,7 +62,7 @@ class Launch:
 
     Attributes:
         call: which.
-        tile: of a convolution, if it is not the shipped one.
+        tile: of a convolution or a pair of them, if it is not the shipped one.
     """
 
     call: OperatorCall
@@ -173,15 +173,20 @@ def has_kernel(call: OperatorCall) -> bool:
 
 
 def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
-    """The tile that the table has for a convolution."""
+    """The tile that the table has for a convolution or a pair of them."""
     found: list[Tile] = []
-    table = conv_tiles.tile
 
-    def note(*arguments: Any) -> Tile:
-        found.append(table(*arguments))
-        return found[-1]
+    def noted(table: Callable[..., Tile]) -> Callable[..., Tile]:
+        def note(*arguments: Any) -> Tile:
+            found.append(table(*arguments))
+            return found[-1]
 
-    with mock.patch.object(conv_tiles, "tile", note):
+        return note
+
+    with (
+        mock.patch.object(conv_tiles, "tile", noted(conv_tiles.tile)),
+        mock.patch.object(conv_tiles, "expand_reduce_tile", noted(conv_tiles.expand_reduce_tile)),
+    ):
         kernels_of(Launch(call), gpu)
     return found[0]
 
@@ -205,13 +210,15 @@ def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterato
 
 @contextlib.contextmanager
 def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
-    """Within, convolutions run with this tile if one is given, and with no smaller one."""
+    """Within, convolutions and pairs run with this tile if one is given, with no smaller one."""
     if tile is None:
         yield
         return
     with (
         mock.patch.object(conv_tiles, "tile", lambda *arguments: tile),
+        mock.patch.object(conv_tiles, "expand_reduce_tile", lambda *arguments: tile),
         mock.patch.object(conv_triton, "fitting", lambda tile, device: tile),
+        mock.patch.object(conv_expand_reduce, "fitting", lambda tile, device: tile),
     ):
         yield
 

@@ -8,7 +8,6 @@ from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
-from emanet_triton.bench.gpu_check.meta import has_kernel
 from emanet_triton.bench.gpu_check.sweep import dominant
 from emanet_triton.models.network import logits_size
 
@@ -31,8 +30,8 @@ def large_cases() -> list[Case]:
     """About ten kernels as the networks launch them."""
     found: list[Case] = [ConvCase(call) for call, _ in dominant(False)[:CONVOLUTIONS]]
     calls = network_calls(["r50"], MODES)
-    pair = next(call for call in calls if call.name == "expand_reduce" and has_kernel(call))
-    found.append(ExpandReduceCase(pair.but(backend="triton")))
+    pair = next(call for call, _ in dominant(False) if call.name == "expand_reduce")
+    found.append(ExpandReduceCase(pair))
     pool = next(call for call in calls if call.name == "max_pool")
     found.append(PoolCase(pool.but(backend="triton")))
     found.append(EmCase("block", 1, logits_size(*SIZE)))

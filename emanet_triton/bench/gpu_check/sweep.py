@@ -1,7 +1,8 @@
 """A step: the costliest convolutions of the networks and the first, timed with several tiles each.
 
-A convolution is a case of the benchmark, and its tiles are the providers. A tile gets no time if
-its result differs from the result of the shipped tile.
+Two 1x1 convolutions that one kernel computes are swept as a pair. A convolution or a pair is a case
+of the benchmark, and its tiles are the providers. A tile gets no time if its result differs from
+the result of the shipped tile.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
@@ -20,9 +22,8 @@ from torch import Tensor
 from emanet_triton.bench.ahead_of_time import code as compiled_code
 from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.clocks import Call
-from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.gpu_check import meta, own
-from emanet_triton.bench.gpu_check.conv_cases import ConvCase
+from emanet_triton.bench.gpu_check.conv_cases import ConvCase, case_of
 from emanet_triton.bench.gpu_check.families import SIZE, small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu, Launch
 from emanet_triton.bench.gpu_check.rehearsal import Nowhere
@@ -33,17 +34,18 @@ from emanet_triton.bench.rows import Key, Row, write_csv
 from emanet_triton.bench.run import Elsewhere
 from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, walk
+from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv.tiles import BLOCKS
 from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.kernels.launch import TileReplaced
 from emanet_triton.kernels.tile import Tile
 
-SHAPES = 12  # among them one of ``conv_taps``
-ROUNDS, SECONDS = 5, 10.0  # for the times of one convolution
+CONVOLUTIONS, PAIRS = 7, 4  # and one of ``conv_taps``
+ROUNDS, SECONDS = 5, 10.0  # for the times of one case
 
-# Input, weight, bias and residual, and the output that is wanted.
-Problem = tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# Input, weights, biases and residual, and the outputs that are wanted.
+Problem = tuple[tuple[Any, ...], tuple[Tensor, ...]]
 
 # BLOCK_M, BLOCK_O, BLOCK_C, warps, stages.
 CANDIDATES = (
@@ -67,6 +69,19 @@ TAPS_CANDIDATES = (
     (256, 32, 4, 1),
     (256, 32, 8, 1),
     (512, 32, 8, 1),
+)
+# BLOCK_M, BLOCK_O, warps, stages.
+PAIR_CANDIDATES = (
+    (128, 64, 8, 3),
+    (128, 64, 8, 2),
+    (128, 32, 8, 3),
+    (128, 32, 8, 4),
+    (128, 128, 8, 2),
+    (64, 64, 4, 3),
+    (64, 64, 4, 2),
+    (64, 32, 4, 4),
+    (64, 32, 4, 2),
+    (64, 128, 4, 2),
 )
 
 
@@ -103,64 +118,77 @@ def swept_launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 
 def swept_cases(gpu: Gpu, selection: Selection) -> Iterator[Case]:
-    """A case for each of the costliest convolutions."""
+    """A case for each of the costliest convolutions and pairs."""
     for call, uses in dominant(selection.tiny):
         yield make_case(call, uses, tiles_of(call, gpu, selection.tiny), gpu, selection.device)
 
 
 def make_case(call: OperatorCall, uses: int, tiles: dict[str, Tile], gpu: Gpu, device: str) -> Case:
-    """A convolution as a case whose providers are tiles.
+    """A convolution or a pair of them as a case whose providers are tiles.
 
     Args:
-        call: the convolution.
+        call: the convolution or pair.
         uses: how often R50 and R101 run it, on a whole image and on sliding windows.
         tiles: by name, the shipped one first.
         gpu: what the tiles are compiled for.
         device: where they run.
     """
     problem = functools.cache(functools.partial(_make_problem, call, device))
-    shape = ConvCase(call).layer.shape
+    case, dtype = case_of(call), call["x"].dtype
     shipped, *_ = tiles
     return Case(
         suite=own.SWEEP_SUITE,
-        name=f"{ConvCase(call).layer} uses={uses}",
+        name=f"{case.layer} uses={uses}",
         providers={
             name: functools.partial(provide, Launch(call, tile), gpu, problem)
             for name, tile in tiles.items()
         },
         baseline=shipped,
         error=lambda got: _difference(got, problem()[1]),
-        bound=torch.finfo(shape.dtype).eps,
+        bound=torch.finfo(dtype).eps,
         prepare=problem,
-        floor=Cost(shape.bytes, shape.flops),
-        dtype=DTYPE_NAMES[shape.dtype],
+        floor=case.cost,
+        dtype=DTYPE_NAMES[dtype],
         graph=True,
     )
 
 
 @functools.cache
 def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
-    """The convolutions with the most FLOPs in the four networks, and how often these run them.
+    """The calls with the most FLOPs in the four networks, and how often these run them.
 
-    The last one is of ``conv_taps``: it has few FLOPs, and its gathers take the time.
+    First convolutions, then pairs. The last one is of ``conv_taps``: it has few FLOPs, and its
+    gathers take the time.
     """
     if tiny:
-        return [(small_calls()[0], 1)]
+        convolution, *others = small_calls()
+        pair = next(call for call in others if call.name == "expand_reduce")
+        return [(convolution, 1), (pair, 1)]
     uses: Counter[OperatorCall] = Counter()
     for network, mode in itertools.product(NETWORKS, MODES):
         for call, count in walk(network, mode, SIZE).items():
-            for convolution in convolutions_of(call):
-                uses[convolution.but(backend="triton")] += count
-    flops = {call: count * ConvCase(call).layer.shape.flops for call, count in uses.items()}
+            for launched in _launched(call):
+                uses[launched.but(backend="triton")] += count
+    flops = {call: count * case_of(call).cost.flops for call, count in uses.items()}
     costliest = sorted(flops, key=flops.__getitem__, reverse=True)
-    taps = next(call for call in costliest if call["x"].shape[1] == 3)
-    return [(call, uses[call]) for call in (*costliest[: SHAPES - 1], taps)]
+    convolutions = [call for call in costliest if call.name == "conv_bias_act"]
+    pairs = [call for call in costliest if call.name == "expand_reduce"]
+    taps = next(call for call in convolutions if call["x"].shape[1] == 3)
+    wanted = *convolutions[:CONVOLUTIONS], *pairs[:PAIRS], taps
+    return [(call, uses[call]) for call in wanted]
+
+
+def _launched(call: OperatorCall) -> list[OperatorCall]:
+    """The convolutions and pairs that a call of a network launches on a GPU."""
+    is_pair = call.name == "expand_reduce" and meta.has_kernel(call)
+    return [call] if is_pair else convolutions_of(call)
 
 
 def tiles_of(call: OperatorCall, gpu: Gpu, tiny: bool) -> dict[str, Tile]:
-    """The shipped tile of a convolution, and others that suit it, by name."""
+    """The shipped tile of a convolution or a pair, and others that suit it, by name."""
     shipped = meta.shipped_tile(call, gpu)
-    candidates = TAPS_CANDIDATES if shipped.kernel == "conv_taps" else CANDIDATES
+    special = {"conv_taps": TAPS_CANDIDATES, "conv_expand_reduce": PAIR_CANDIDATES}
+    candidates: tuple[tuple[int, ...], ...] = special.get(shipped.kernel, CANDIDATES)
     others = [_with_sizes(shipped, sizes) for sizes in candidates]
     others = [tile for tile in others if tile != shipped and _suits(tile, call)]
     found = {tile_name(shipped) + own.SHIPPED: shipped}
@@ -181,26 +209,31 @@ def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:
 
 def _suits(tile: Tile, call: OperatorCall) -> bool:
     """Whether the blocks divide the channels, and at most half of a block is padding."""
+    if call.name == "expand_reduce":
+        return True
     shape = ConvCase(call).layer.shape
     divides = shape.channels % tile.meta.get("BLOCK_C", 1) == 0
     return divides and tile.meta["BLOCK_O"] < 2 * shape.outputs
 
 
 def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
-    """The convolution with one tile.
+    """The convolution or pair with one tile.
 
     Raises:
         Absent: the tile does not fit the GPU.
     """
     inputs, _ = problem()
     names = "stride", "dilation", "relu", "out_dtype", "precision"
-    geometry = [launch.call[name] for name in names]
+    is_pair = launch.call.name == "expand_reduce"
+    geometry = [] if is_pair else [launch.call[name] for name in names]
     # Without the decorator that starts again with a smaller tile.
-    convolution = inspect.unwrap(conv_triton.conv_bias_act)
+    launcher = inspect.unwrap(
+        conv_expand_reduce.expand_reduce if is_pair else conv_triton.conv_bias_act
+    )
 
-    def run() -> Tensor:
+    def run() -> object:
         with torch.inference_mode(), meta.tile_of_convolutions(launch.tile):
-            return convolution(*inputs, *geometry)
+            return launcher(*inputs, *geometry)
 
     try:
         run()
@@ -211,16 +244,18 @@ def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
 
 
 def _make_problem(call: OperatorCall, device: str) -> Problem:
-    """The inputs, and the result of the shipped tile."""
-    case = ConvCase(call)
-    (want,) = case.runner(device)()
-    return case.inputs(device), want  # the same values at every call
+    """The inputs, and the results of the shipped tile."""
+    case = case_of(call)
+    return case.inputs(device), case.runner(device)()  # the same values at every call
 
 
-def _difference(got: object, want: Tensor) -> float:
-    """The largest difference, over the largest value."""
-    assert isinstance(got, Tensor)
-    return ((got.double() - want.double()).abs().max() / want.abs().max()).item()
+def _difference(got: object, want: tuple[Tensor, ...]) -> float:
+    """The largest difference of an output, over its largest value."""
+    outputs = got if isinstance(got, tuple) else (got,)
+    return max(
+        ((found.double() - wanted.double()).abs().max() / wanted.abs().max()).item()
+        for found, wanted in zip(outputs, want, strict=True)
+    )
 
 
 def resources(launch: Launch, gpu: Gpu) -> str:
