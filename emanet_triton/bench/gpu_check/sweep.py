@@ -208,7 +208,10 @@ def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:
 
 
 def _suits(tile: Tile, call: OperatorCall) -> bool:
-    """Whether the blocks divide the channels, and at most half of a block is padding."""
+    """Whether the blocks divide the channels, and at most half of a block is padding.
+
+    The channels of every pair with a kernel are multiples of the blocks.
+    """
     if call.name == "expand_reduce":
         return True
     shape = ConvCase(call).layer.shape
