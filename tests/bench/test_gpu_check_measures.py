@@ -84,6 +84,19 @@ def rows_of(call, tiles, watch=None):
     return measure(case, Method("cpu", rounds=1), machine, watch=watch)
 
 
+def launched_blocks(module, monkeypatch):
+    """Gets BLOCK_O of every launch of a module's kernels from now on."""
+    found = []
+    launch = module.launch
+
+    def note(kernel, tile, *arguments, **constants):
+        found.append(tile.meta["BLOCK_O"])
+        launch(kernel, tile, *arguments, **constants)
+
+    monkeypatch.setattr(module, "launch", note)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
     """Kernels are interpreted here: none is compiled."""
@@ -104,34 +117,22 @@ def test_a_tile_is_timed_and_held_against_the_floor(call, tiles, capsys):
 
 
 def test_the_tile_that_is_launched_is_the_provider_s(call, tiles, monkeypatch):
-    launched = []
-    launch = conv_triton.launch
-    monkeypatch.setattr(
-        conv_triton,
-        "launch",
-        lambda k, tile, *a, **c: (launched.append(tile), launch(k, tile, *a, **c)),
-    )
+    launched = launched_blocks(conv_triton, monkeypatch)
     case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
     case.prepare()
-    assert [tile.meta["BLOCK_O"] for tile in launched] == [64]  # what all are held against
+    assert launched == [64]  # what all are held against
     case.providers["128x32x64 w4 s2"]()()
-    assert {tile.meta["BLOCK_O"] for tile in launched[1:]} == {32}
+    assert set(launched[1:]) == {32}
 
 
 def test_a_pair_of_convolutions_is_swept_as_one(pair, pair_tiles, monkeypatch):
-    launched = []
-    launch = conv_expand_reduce.launch
-    monkeypatch.setattr(
-        conv_expand_reduce,
-        "launch",
-        lambda k, tile, *a, **c: (launched.append(tile.meta["BLOCK_O"]), launch(k, tile, *a, **c)),
-    )
+    launched = launched_blocks(conv_expand_reduce, monkeypatch)
     rows = rows_of(pair, pair_tiles)
     assert [row.provider for row in rows] == ["128x64 w8 s3 shipped", "128x32 w8 s2"]
     assert [row.gate for row in rows] == ["passed", "passed"]
     assert {row.case for row in rows} == {"expand-reduce P=64 O=256 R=64 H=8 W=17 B=1 fp16 uses=3"}
     assert rows[1].tflop_s == pytest.approx(2 * 8 * 17 * 2 * 64 * 256 / rows[1].p50_ms / 1e9)
-    assert {64, 32} == set(launched)
+    assert set(launched) == {64, 32}
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["expanded", "reduced"])
@@ -164,7 +165,7 @@ def test_the_sweep_takes_what_the_networks_launch():
     shared = {call: whole[call] for call in uses if call in whole}
     assert shared
     assert all(uses[call] == count for call, count in shared.items())
-    expands = {(256, 1024), (128, 512), (64, 256)}  # every one of these convolutions is in a pair
+    expands = {(256, 1024), (128, 512), (64, 256)}  # these mostly run in pairs
     alone = [call for call in uses if call.name == "conv_bias_act"]
     assert all(tuple(call["weight"].shape[1::-1]) not in expands for call in alone)
 

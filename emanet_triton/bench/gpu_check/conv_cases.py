@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
 from emanet_triton.bench.gpu_check.tf32 import cut
@@ -28,11 +27,6 @@ class ConvCase:
     @property
     def layer(self) -> Layer:
         return layer_of(self.call)
-
-    @property
-    def cost(self) -> Cost:
-        """The least that must be moved and computed."""
-        return Cost(self.layer.shape.bytes, self.layer.shape.flops)
 
     @property
     def name(self) -> str:
@@ -92,11 +86,6 @@ class ExpandReduceCase:
     @property
     def layer(self) -> Pair:
         return Pair.of(self.call)
-
-    @property
-    def cost(self) -> Cost:
-        """The least that must be moved and computed."""
-        return self.layer.floor()
 
     @property
     def name(self) -> str:

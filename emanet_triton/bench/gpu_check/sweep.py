@@ -134,11 +134,11 @@ def make_case(call: OperatorCall, uses: int, tiles: dict[str, Tile], gpu: Gpu, d
         device: where they run.
     """
     problem = functools.cache(functools.partial(_make_problem, call, device))
-    case, dtype = case_of(call), call["x"].dtype
+    layer, dtype = case_of(call).layer, call["x"].dtype
     shipped, *_ = tiles
     return Case(
         suite=own.SWEEP_SUITE,
-        name=f"{case.layer} uses={uses}",
+        name=f"{layer} uses={uses}",
         providers={
             name: functools.partial(provide, Launch(call, tile), gpu, problem)
             for name, tile in tiles.items()
@@ -147,7 +147,7 @@ def make_case(call: OperatorCall, uses: int, tiles: dict[str, Tile], gpu: Gpu, d
         error=lambda got: _difference(got, problem()[1]),
         bound=torch.finfo(dtype).eps,
         prepare=problem,
-        floor=case.cost,
+        floor=layer.floor(),
         dtype=DTYPE_NAMES[dtype],
         graph=True,
     )
@@ -169,7 +169,7 @@ def dominant(tiny: bool) -> list[tuple[OperatorCall, int]]:
         for call, count in walk(network, mode, SIZE).items():
             for launched in _launched(call):
                 uses[launched.but(backend="triton")] += count
-    flops = {call: count * case_of(call).cost.flops for call, count in uses.items()}
+    flops = {call: count * case_of(call).layer.floor().flops for call, count in uses.items()}
     costliest = sorted(flops, key=flops.__getitem__, reverse=True)
     convolutions = [call for call in costliest if call.name == "conv_bias_act"]
     pairs = [call for call in costliest if call.name == "expand_reduce"]
@@ -226,17 +226,11 @@ def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
         Absent: the tile does not fit the GPU.
     """
     inputs, _ = problem()
-    names = "stride", "dilation", "relu", "out_dtype", "precision"
-    is_pair = launch.call.name == "expand_reduce"
-    geometry = [] if is_pair else [launch.call[name] for name in names]
-    # Without the decorator that starts again with a smaller tile.
-    launcher = inspect.unwrap(
-        conv_expand_reduce.expand_reduce if is_pair else conv_triton.conv_bias_act
-    )
+    launcher = _launcher(launch.call)
 
     def run() -> object:
         with torch.inference_mode(), meta.tile_of_convolutions(launch.tile):
-            return launcher(*inputs, *geometry)
+            return launcher(*inputs)
 
     try:
         run()
@@ -244,6 +238,15 @@ def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
         raise Absent(f"it does not fit: {error.__cause__ or error}") from None
     print(resources(launch, gpu), flush=True)
     return run
+
+
+def _launcher(call: OperatorCall) -> Callable[..., object]:
+    """What launches the kernel, without the decorator that starts again with a smaller tile."""
+    if call.name == "expand_reduce":
+        return inspect.unwrap(conv_expand_reduce.expand_reduce)
+    names = "stride", "dilation", "relu", "out_dtype", "precision"
+    geometry = {name: call[name] for name in names}
+    return functools.partial(inspect.unwrap(conv_triton.conv_bias_act), **geometry)
 
 
 def _make_problem(call: OperatorCall, device: str) -> Problem:

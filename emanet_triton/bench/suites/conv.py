@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from emanet_triton.bench import runtimes
 from emanet_triton.bench.case import Case
 from emanet_triton.bench.clocks import Call
-from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.networks import NETWORKS
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.peers import compiled, without_gradients
@@ -151,15 +150,14 @@ def make_problem(layer: Layer, device: str) -> Problem:
 
 
 def _case(selection: Selection, layer: Layer, counts: str) -> Case:
-    shape = layer.shape
     return conv_case.make_case(
         selection,
         f"{layer} {counts}",
         functools.partial(make_problem, layer, selection.device),
         names(selection, layer),
         provide,
-        Cost(shape.bytes, shape.flops),
-        DTYPE_NAMES[shape.dtype],
+        layer.floor(),
+        DTYPE_NAMES[layer.shape.dtype],
     )
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from emanet_triton.bench.cost import ConvShape
+from emanet_triton.bench.cost import ConvShape, Cost
 from emanet_triton.bench.networks import MODES, NETWORKS
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
@@ -43,6 +43,10 @@ class Layer:
     def one_dtype(self) -> bool:
         """Whether residual and output have the input's dtype."""
         return {self.shape.residual or self.shape.dtype, self.shape.out_dtype} == {self.shape.dtype}
+
+    def floor(self) -> Cost:
+        """Every tensor moved once, every product computed once."""
+        return Cost(self.shape.bytes, self.shape.flops)
 
 
 def walks(
