@@ -38,8 +38,8 @@ test-cpp: .venv/installed-cpp
 test-mmseg: .venv/installed-dev
 	$(BIN)/python tools/mmseg_env.py $(if $(TIMES),-s -k test_times --times $(TIMES))
 
-# The tests with PyTorch 2.11, with the PyTorch that pip takes and with the newest PyTorch, each in
-# its own virtual environment.
+# mypy and the tests with PyTorch 2.10, with the PyTorch that pip takes and with the newest PyTorch,
+# each in its own virtual environment.
 test-versions:
 	$(PYTHON) tools/test_versions.py $(TESTS)
 

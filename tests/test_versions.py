@@ -1,9 +1,11 @@
 """``tools/test_versions.py`` with virtual environments that only note how they are called."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "tools" / "test_versions.py"
 NAMES = ("oldest", "pip", "newest")
 
-# A stand-in for the python of an environment. pytest fails where a file "fails" lies beside it,
-# and pip where a file "offline" does.
+# A stand-in for the python of an environment. pytest fails where a file "fails" lies beside it, pip
+# where a file "offline" does, and mypy where a file "untyped" does.
 PYTHON = """#!/bin/sh
 folder=$(dirname "$(dirname "$0")")
 name=$(basename "$folder")
@@ -20,6 +22,7 @@ echo "$name [$PIP_CONFIG_FILE|$PIP_CONSTRAINT] $OMP_NUM_THREADS $*" >> "$folder/
 case "$*" in
     "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip"*) test ! -e "$folder/offline" ;;
+    "-m mypy"*) test ! -e "$folder/untyped" ;;
     "-c "*) echo "torch of $name, Triton of $name" ;;
     *)
         failures=0; test ! -e "$folder/fails" || failures=2
@@ -71,12 +74,26 @@ def test_each_is_installed_and_tested(clone):
     package = f"--editable {clone}[dev]"
     installing = [call for call in calls if " -m pip " in call]
     assert installing == [
-        f"oldest {own} 3 {pip} torch==2.11.* torchvision==0.26.* numpy<2.4 {package}",
+        f"oldest {own} 3 {pip} torch==2.10.* torchvision==0.25.* numpy<2.4 {package}",
         f"pip {own} 3 {pip} torch torchvision {package}",
         f"newest {lifted} 3 {pip} torch torchvision {package}",
     ]
     testing = [call for call in calls if " -m pytest " in call]
     assert testing == [f"{name} {own} {pytest_of[name]}" for name in NAMES]
+    checking = [call for call in calls if " -m mypy " in call]
+    assert checking == [f"{name} {own} 3 -m mypy emanet_triton" for name in NAMES]
+
+
+def test_the_oldest_is_the_oldest_that_can_be_installed(clone):
+    project = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())["project"]
+    least = [
+        "{}=={}.*".format(*re.match(r"(\w+)>=([\d.]+)", requirement).groups())
+        for requirement in project["dependencies"]
+        if requirement.startswith(("torch>", "torchvision>"))
+    ]
+    _, _, calls = run(clone)
+    (installing,) = (call for call in calls if call.startswith("oldest") and " -m pip " in call)
+    assert len(least) == 2 and set(least) <= set(installing.split())
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,7 @@ def test_each_is_installed_and_tested(clone):
     [
         ("fails", "pip: torch of pip, Triton of pip: 4 passed, 2 failed"),
         ("stops", "pip: torch of pip, Triton of pip: pytest did not end"),
+        ("untyped", "pip: torch of pip, Triton of pip: 6 passed, 0 failed, mypy failed"),
         (
             "offline",
             "pip: not installed: {python} -m pip install --quiet --upgrade torch torchvision "

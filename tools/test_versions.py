@@ -1,10 +1,11 @@
-"""Run the tests with PyTorch 2.11, with the PyTorch that pip takes, and with the newest PyTorch.
+"""Run the tests with PyTorch 2.10, with the PyTorch that pip takes, and with the newest PyTorch.
 
     python tools/test_versions.py [ARGUMENTS OF PYTEST]
 
-Each PyTorch has a virtual environment of its own in ``.venvs``. The last lines of the output say
-how many tests passed and failed with each. The exit code is 1 if a test failed or a PyTorch could
-not be installed.
+Each PyTorch has a virtual environment of its own in ``.venvs``. Before the tests, mypy checks the
+package's types, because PyTorch's own differ from version to version. The last lines of the output
+say how many tests passed and failed with each PyTorch, and whether mypy failed. The exit code is 1
+if a test or mypy failed, or if a PyTorch could not be installed.
 """
 
 import os
@@ -35,8 +36,8 @@ class Environment:
 
 
 ENVIRONMENTS = (
-    # The interpreter of Triton 3.6 needs NumPy before 2.4.
-    Environment("oldest", ("torch==2.11.*", "torchvision==0.26.*", "numpy<2.4")),
+    # The oldest that pyproject.toml allows. The interpreter of its Triton needs NumPy before 2.4.
+    Environment("oldest", ("torch==2.10.*", "torchvision==0.25.*", "numpy<2.4")),
     Environment("pip", ("torch", "torchvision")),
     # Without pip's configuration on this machine, which may hold PyTorch back.
     Environment(
@@ -59,10 +60,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
-    """Install an environment and run the tests in it.
+    """Install an environment, and run mypy and the tests in it.
 
     Returns:
-        The environment's line of the output, without its name, and whether all tests passed.
+        The environment's line of the output, without its name, and whether nothing failed.
 
     Raises:
         CalledProcessError: a package could not be installed.
@@ -76,6 +77,7 @@ def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
     subprocess.run(
         [*pip, *environment.packages, "--editable", f"{ROOT}[dev]"], check=True, env=variables
     )
+    typed = subprocess.run([python, "-m", "mypy", "emanet_triton"], cwd=ROOT).returncode == 0
     results = folder / "results.xml"
     results.unlink(missing_ok=True)
     pytest = (python, "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={results}")
@@ -83,7 +85,8 @@ def run(environment: Environment, arguments: list[str]) -> tuple[str, bool]:
         [*pytest, *arguments], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ).returncode
     versions = subprocess.check_output([python, "-c", INSTALLED], text=True).strip()
-    return f"{versions}: {counted(results)}", code == 0
+    line = f"{versions}: {counted(results)}{'' if typed else ', mypy failed'}"
+    return line, typed and code == 0
 
 
 def counted(results: Path) -> str:

@@ -45,7 +45,8 @@ class Trainer:
     ) -> None:
         self.recipe, self.group = recipe, group
         self.device = next(network.parameters()).device
-        self.network = network.to(memory_format=torch.channels_last).train()
+        self.network = network.train()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.iteration = 0
         self._class_weights = class_weights
         for module in network.modules():
