@@ -52,12 +52,23 @@ def on_meta(
         return network(architecture, protocol, num_classes)
 
 
+# What sets initial values. PyTorch 2.10 lets a mode see ``kaiming_uniform_``, but nothing in it.
+_INITIALISING = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    functional.normalize,
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+}
+
+
 class _WithoutRandomNumbers(TorchFunctionMode):
     """Skips the initial values: on the meta device they would import PyTorch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (Tensor.normal_, Tensor.uniform_, nn.init.normal_, functional.normalize):
+        if function in _INITIALISING:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exports import PADDED, PROTOCOLS, WHOLE, check_labels, pictures, tiny, wrong_labels
+from torch_version import needs_free_sizes
 
 import emanet_triton
 from emanet_triton import export
@@ -39,9 +40,8 @@ def free(request):
     return protocol, model, make_program(wanted)
 
 
+@needs_free_sizes
 def test_a_program_for_all_sizes(free):
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
-        pytest.skip("PyTorch 2.11 records whether a size is even")
     protocol, model, program = free
     labels = program.exported.module()
     for batch, size in FREE:
@@ -234,6 +234,7 @@ def test_names_of_files(tmp_path):
         export(tiny(), file / "inside.pt2", to="torch")
 
 
+@needs_free_sizes
 def test_padding_of_all_sizes(tmp_path):
     native = replace(PADDED, base_scale=None)
     options = {"part": "labels", "dynamic": True, "size": (43, 60)}

@@ -2,6 +2,7 @@
 
 import pytest
 from small_networks import VARIANTS, small_model
+from torch_version import needs_free_sizes
 
 from emanet_triton import export
 from emanet_triton.errors import InputError
@@ -16,8 +17,12 @@ def mixture():
 
 @pytest.mark.parametrize(
     ("to", "file", "options"),
-    [("onnx", "logits.onnx", {}), ("torch", "logits.pt2", {"operators": "own"})],
-    ids=["onnx", "own operators"],
+    [
+        pytest.param("onnx", "logits.onnx", {}, id="onnx"),
+        pytest.param(
+            "torch", "logits.pt2", {"operators": "own"}, id="own operators", marks=needs_free_sizes
+        ),
+    ],
 )
 def test_logits_of_all_sizes(tmp_path, to, file, options):
     if to == "onnx":

@@ -11,6 +11,7 @@ from golden_data import relative_error
 from small_networks import SMALL, TINY, logits, small_model
 from subnormal import count_subnormal
 from torch.utils.flop_counter import FlopCounterMode
+from torch_version import needs_free_sizes
 
 from emanet_triton import fuse
 from emanet_triton.inference.predictor import Predictor
@@ -283,10 +284,7 @@ def test_it_survives(model, images, through, dtype):
     assert torch.equal(through(fused)(images), want)
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.11."),
-    reason="PyTorch 2.11 exports max-pooling for sizes of the example's parity only",
-)
+@needs_free_sizes
 def test_an_exported_network_takes_any_size(model, images):
     fused = fuse(model)
     want = fused(images)
