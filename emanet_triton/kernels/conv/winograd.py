@@ -10,8 +10,9 @@ thread takes whole blocks of tiles.
 In float32 oneDNN computes the products where it is much faster than PyTorch's own
 (``onednn_beats_mkl``).
 
-In bfloat16 the transforms multiply bfloat16, too: it holds the numbers of both matrices, oneDNN
-sums in float32, and each result is rounded once.
+In bfloat16 the transforms multiply bfloat16, too: oneDNN sums in float32, and each result is
+rounded once. bfloat16 holds the numbers of both matrices for pixels and products. Those for weights
+are sums of two numbers of bfloat16, so each tap is multiplied twice.
 
 Transformed weights are four times as large as the weights. To keep them would take most of a
 network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
@@ -19,6 +20,7 @@ time. For few pixels this does not pay, and PyTorch's convolution runs instead.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import mmap
@@ -159,6 +161,7 @@ def _run(
     weights_memory, *scratch = memory.split([weights_bytes, *thread_bytes * threads])
     of_threads = list(zip(scratch[::2], scratch[1::2], strict=True))
 
+    transform_weight = functools.partial(_transform_weight, _filter(dtype, x.device))
     total = out
     if len(pieces) > 1 and out_dtype != torch.float32:
         total = torch.empty_like(out, dtype=torch.float32)
@@ -166,9 +169,9 @@ def _run(
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
         matrices = _view(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
-        at_once = min(max(tiles // 2, 1), -(-WEIGHTS // piece.shape[1]))
+        at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
         parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
-        _for_each(_transform_weight, list(parts), of_threads, x.device)
+        _for_each(transform_weight, list(parts), of_threads, x.device)
         convolve = _Convolution(
             piece, matrices, None if i else bias, addend, out if last else total, dilation,
             relu and last,
@@ -182,10 +185,9 @@ def _scratch_bytes(tiles: int, channels: int, outputs: int, itemsize: int) -> li
     """Bytes of the two parts of a thread's memory, in the order of their use.
 
     Both have to hold the transformed pixels. The first has to hold the products in float32, and the
-    second the products with one axis transformed. In bfloat16 the second also holds transformed
-    weights in float32, of at most half as many outputs as there are tiles.
+    second the products with one axis transformed. The taps of as many outputs as there are tiles
+    are smaller.
     """
-    tiles = max(tiles, 2)
     pixels = SIZE**2 * channels * itemsize
     first, second = max(pixels, SIZE**2 * outputs * 4), max(pixels, TILE * SIZE * outputs * 4)
     return [tiles * first, tiles * second]
@@ -341,19 +343,22 @@ def _view(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return memory.view(dtype)[: math.prod(shape)].view(*shape)
 
 
-def _transform_weight(scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
-    """Transform taps [9, O, C] in float32 into the part's second tensor, [36, O, C]."""
+def _filter(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix that transforms weights, [36, 9]; in bfloat16 two that add up to it, [36, 18]."""
+    one_axis = torch.tensor(FILTER, dtype=torch.float64, device=device)
+    exact = torch.kron(one_axis, one_axis)
+    matrix = exact.to(dtype)
+    return torch.cat([matrix, (exact - matrix).to(dtype)], 1) if dtype.itemsize == 2 else matrix
+
+
+def _transform_weight(matrix: Tensor, scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
+    """Transform the taps [9, O, C] of a part into its second tensor, [36, O, C]."""
     taps, out = part
-    one_axis = torch.tensor(FILTER, dtype=torch.float64, device=taps.device)
-    matrix = torch.kron(one_axis, one_axis).float()
-    if onednn_beats_mkl(taps.device):
-        out.flatten(1).copy_(onednn_linear(matrix, scratch.copy(taps).flatten(1).T))
-        return
-    taps = (taps if taps.dtype == torch.float32 else scratch.copy(taps)).flatten(1)
-    if out.dtype == torch.float32:
-        torch.mm(matrix, taps, out=out.flatten(1))
-    else:
-        out.flatten(1).copy_(torch.mm(matrix, taps, out=scratch.take(SIZE**2, taps.shape[1])))
+    terms = matrix.shape[1] // len(taps)
+    if terms > 1 or taps.dtype != matrix.dtype or not taps.is_contiguous():
+        copies = scratch.take(terms, *taps.shape, dtype=matrix.dtype)
+        taps = copies.copy_(taps).flatten(0, 1)
+    torch.mm(matrix, taps.flatten(1), out=out.flatten(1))
 
 
 def _tiles_across(x: Tensor, dilation: int) -> int:
