@@ -98,8 +98,8 @@ def winograd_conv(
     """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
 
     Bias, residual and ReLU are computed in float32, the products in ``compute_dtype``. In bfloat16
-    the transformed operands and the products are rounded once more than in a plain convolution: on
-    noise the error is about five times as large.
+    the transformed operands and the products are rounded once more than in a plain convolution: of
+    noise the error is 10 to 12 times as large, with a bias as large as the sums 5 to 6 times.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.

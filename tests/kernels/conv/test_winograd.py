@@ -57,6 +57,13 @@ def test_the_transforms_of_one_axis_compute_a_correlation():
     torch.testing.assert_close(outputs @ ((taps @ w) * (pixels @ x)), want, rtol=0, atol=1e-13)
 
 
+def test_two_matrices_of_bfloat16_add_up_to_the_one_that_transforms_weights():
+    exact = torch.kron(*[torch.tensor(winograd.FILTER, dtype=torch.float64)] * 2)
+    terms = winograd._filter(BF16, torch.device("cpu")).double().split(9, 1)
+    assert len(terms) == 2
+    torch.testing.assert_close(sum(terms), exact, rtol=2.0**-16, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 def test_of_few_pixels_it_is_the_plain_convolution(monkeypatch, dtype):
     x, weight, bias, residual = make((2, 8, 13, 17), 6, dtype)
@@ -108,6 +115,15 @@ def test_half_precision(dtype, channels):
     assert relative_error(got, want) <= 6 * relative_error(plain, want)
     rounded = winograd_conv(x, packed, bias, residual, relu=False)
     assert torch.equal(rounded, got.to(dtype))
+
+
+def test_bfloat16_without_a_bias():
+    x, weight, bias, _ = make((1, 512, 24, 24), 64, BF16)
+    bias.zero_()
+    want = exact(x, weight, bias, 1)
+    plain = relative_error(F.conv2d(x, weight, bias, padding=1), want)
+    got = winograd_conv(x, pack_weight(weight), bias, relu=False)
+    assert relative_error(got, want) <= 13 * plain
 
 
 @pytest.mark.usefixtures("products")
