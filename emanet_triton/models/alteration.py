@@ -52,7 +52,7 @@ def on_meta(
         return network(architecture, protocol, num_classes)
 
 
-# What sets initial values. PyTorch 2.10 lets a mode see ``kaiming_uniform_``, but nothing in it.
+# What sets initial values. A mode does not see what these functions call.
 _INITIALISING = {
     Tensor.normal_,
     Tensor.uniform_,

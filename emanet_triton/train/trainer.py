@@ -46,6 +46,7 @@ class Trainer:
         self.recipe, self.group = recipe, group
         self.device = next(network.parameters()).device
         self.network = network.train()
+        # The types of older versions of PyTorch lack this argument.
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.iteration = 0
         self._class_weights = class_weights

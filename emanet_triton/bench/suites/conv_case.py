@@ -13,7 +13,7 @@ from emanet_triton.bench.options import Selection
 from emanet_triton.bench.runtimes import RUNTIMES
 
 NAME = "conv"
-# The largest relative errors in norm that pass. Winograd's error in bfloat16 is five to six times
+# The largest relative errors in norm that pass. Winograd's error in bfloat16 is four to six times
 # that of a plain convolution of these inputs. A product in TF32 makes an error of about 5e-4.
 MOST_ERROR = {"fp32": 3e-6, "bf16": 2e-2, "fp16": 2.5e-3}
 MOST_ERROR_TF32X3 = 3e-5

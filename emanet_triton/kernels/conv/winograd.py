@@ -11,8 +11,8 @@ In float32 oneDNN computes the products where it is much faster than PyTorch's o
 (``onednn_beats_mkl``).
 
 In bfloat16 the transforms multiply bfloat16, too: oneDNN sums in float32, and each result is
-rounded once. bfloat16 holds the numbers of both matrices for pixels and products. Those for weights
-are sums of two numbers of bfloat16, so each tap is multiplied twice.
+rounded once. bfloat16 holds the numbers of the matrices for pixels and for products exactly. It
+holds a number of the matrix for weights in two parts, to 16 bits, so each tap is multiplied twice.
 
 Transformed weights are four times as large as the weights. To keep them would take most of a
 network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
@@ -98,8 +98,8 @@ def winograd_conv(
     """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
 
     Bias, residual and ReLU are computed in float32, the products in ``compute_dtype``. In bfloat16
-    the transformed operands and the products are rounded once more than in a plain convolution: of
-    noise the error is 10 to 12 times as large, with a bias as large as the sums 5 to 6 times.
+    the transformed operands and the products are rounded once more than in a plain convolution: for
+    random numbers the error is 10 to 12 times as large.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
@@ -185,8 +185,8 @@ def _scratch_bytes(tiles: int, channels: int, outputs: int, itemsize: int) -> li
     """Bytes of the two parts of a thread's memory, in the order of their use.
 
     Both have to hold the transformed pixels. The first has to hold the products in float32, and the
-    second the products with one axis transformed. The taps of as many outputs as there are tiles
-    are smaller.
+    second the products with one axis transformed. The first also holds taps, of at most as many
+    outputs as there are tiles, which need less.
     """
     pixels = SIZE**2 * channels * itemsize
     first, second = max(pixels, SIZE**2 * outputs * 4), max(pixels, TILE * SIZE * outputs * 4)
@@ -344,18 +344,18 @@ def _view(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _filter(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that transforms weights, [36, 9]; in bfloat16 two that add up to it, [36, 18]."""
+    """The matrix that transforms weights, [36, 9]; in bfloat16 its two parts, [36, 18]."""
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=device)
     exact = torch.kron(one_axis, one_axis)
     matrix = exact.to(dtype)
-    return torch.cat([matrix, (exact - matrix).to(dtype)], 1) if dtype.itemsize == 2 else matrix
+    return torch.cat([matrix, (exact - matrix).to(dtype)], 1) if dtype == torch.bfloat16 else matrix
 
 
 def _transform_weight(matrix: Tensor, scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
     """Transform the taps [9, O, C] of a part into its second tensor, [36, O, C]."""
     taps, out = part
     terms = matrix.shape[1] // len(taps)
-    if terms > 1 or taps.dtype != matrix.dtype or not taps.is_contiguous():
+    if terms > 1 or taps.dtype != matrix.dtype or not taps[0].is_contiguous():
         copies = scratch.take(terms, *taps.shape, dtype=matrix.dtype)
         taps = copies.copy_(taps).flatten(0, 1)
     torch.mm(matrix, taps.flatten(1), out=out.flatten(1))
