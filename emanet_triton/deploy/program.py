@@ -166,7 +166,7 @@ def _free_axes(request: Request) -> dict[str, dict[int, Any]] | None:
     if not request.dynamic:
         return None
     first = 1 if request.part == IMAGE_TO_LABELS else 2
-    # Not named: PyTorch 2.10 to 2.12 refuse named sizes, as they record whether sizes are even.
+    # Not named: PyTorch 2.11 refuses named sizes, because it records whether they are even.
     return {"images": dict.fromkeys((0, first, first + 1), Dim.DYNAMIC)}
 
 

@@ -52,7 +52,7 @@ def on_meta(
         return network(architecture, protocol, num_classes)
 
 
-# What sets initial values. A mode does not see what these functions call.
+# What sets initial values. A mode may see a function of ``nn.init``, but nothing that it calls.
 _INITIALISING = {
     Tensor.normal_,
     Tensor.uniform_,

@@ -11,8 +11,8 @@ In float32 oneDNN computes the products where it is much faster than PyTorch's o
 (``onednn_beats_mkl``).
 
 In bfloat16 the transforms multiply bfloat16, too: oneDNN sums in float32, and each result is
-rounded once. bfloat16 holds the numbers of the matrices for pixels and for products exactly. It
-holds a number of the matrix for weights in two parts, to 16 bits, so each tap is multiplied twice.
+rounded once. bfloat16 holds the numbers of the matrices for pixels and for products exactly, and
+each number of the matrix for weights as a sum of two, to 16 bits. So each tap is multiplied twice.
 
 Transformed weights are four times as large as the weights. To keep them would take most of a
 network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
@@ -185,8 +185,8 @@ def _scratch_bytes(tiles: int, channels: int, outputs: int, itemsize: int) -> li
     """Bytes of the two parts of a thread's memory, in the order of their use.
 
     Both have to hold the transformed pixels. The first has to hold the products in float32, and the
-    second the products with one axis transformed. The first also holds taps, of at most as many
-    outputs as there are tiles, which need less.
+    second the products with one axis transformed. The first also holds taps, which need less: they
+    are of at most as many outputs as there are tiles.
     """
     pixels = SIZE**2 * channels * itemsize
     first, second = max(pixels, SIZE**2 * outputs * 4), max(pixels, TILE * SIZE * outputs * 4)
