@@ -11,6 +11,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.memory import begin_peak, in_child, resident_bytes
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.command import Parser, answer, count, program, run, say, size
+from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
 from emanet_triton.heap import LARGE_PAGES
 from emanet_triton.kernels.device import DTYPES, cpu_name
@@ -55,19 +57,24 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
-    rows = [
-        row
-        for image in args.sizes
-        for dtype in args.dtypes
-        for row in _rows(image, dtype, args.processes, args.calls)
-    ]
+    rows: list[dict] = []
+    try:
+        for image in args.sizes:
+            for dtype in args.dtypes:
+                rows += _rows(image, dtype, args.processes, args.calls)
+    finally:  # whatever ends the run, the rows that it has are kept
+        if rows:
+            _keep(rows, args.csv)
+    return 0
+
+
+def _keep(rows: list[dict], path: Path | None) -> None:
     say(tabulate(rows, headers="keys", tablefmt="github"))
-    if args.csv:
+    if path:
         where = {
             "device": cpu_name(), "threads": torch.get_num_threads(), "large pages": _given(),
         }  # fmt: skip
-        write_output(args.csv, csv_with_versions(rows, **where))
-    return 0
+        write_output(path, csv_with_versions(rows, **where))
 
 
 def _given() -> str:
@@ -80,7 +87,14 @@ def _rows(image: tuple[int, int], dtype: str, processes: int, calls: int) -> lis
     measured: dict[str, list[tuple[float, float, float]]] = {pages: [] for pages in WAYS}
     for _ in range(processes):
         for pages, value in WAYS.items():
-            measured[pages].append(in_child(_measure, image, dtype, calls, value))
+            try:
+                result = in_child(_measure, image, dtype, calls, value)
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"--sizes {image[0]}x{image[1]}, {dtype}: the measuring process was ended from "
+                    "outside, as Linux does where memory is short; expected a size that fits"
+                ) from error
+            measured[pages].append(result)
     rows = []
     for pages, results in measured.items():
         times, system, peaks = zip(*results, strict=True)

@@ -11,7 +11,7 @@ from golden_data import relative_error
 from emanet_triton.bench.__main__ import main
 from emanet_triton.bench.networks import architecture, make_network, make_protocol
 from emanet_triton.bench.options import Selection
-from emanet_triton.bench.peers import mmseg_network
+from emanet_triton.bench.peers import mmseg_network, without_gradients
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import model
 from emanet_triton.bench.suites.model_problem import Problem, make_image
@@ -48,6 +48,18 @@ def test_mmsegs_labels_are_segments(mode):
     assert got.shape == (1, *SIZE)
     assert (got[0] != want).double().mean() < 1e-3
     assert want.unique().numel() > 3  # a test of labels says little where there is one
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_the_compiler_takes_what_makes_labels(mode):
+    given = problem(mode)
+    network, inputs = given.model(), given.inputs()
+    compiled = torch.compile(given.finish, dynamic=False, backend="eager")
+    got, want = (
+        without_gradients(given.labels_by(network, finish), inputs)()
+        for finish in (compiled, given.finish)
+    )
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])

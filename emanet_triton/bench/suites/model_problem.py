@@ -60,11 +60,20 @@ class Problem:
     def model(self) -> EMANet:
         return make_network(self.network, self.protocol, self.tiny)
 
-    def finish(self, logits: Tensor, inputs: Tensor) -> Tensor:
-        """mmseg's labels [1, H, W] from the logits of all windows and the inputs."""
-        height, width = inputs.shape[2:]
-        full_size = full_size_logits(logits, (height, width), self.size, self.protocol)
-        return full_size.softmax(1).argmax(1)
+    @property
+    def finish(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Makes mmseg's labels [1, H, W] from the logits of all windows and the inputs.
+
+        The function does not hold the image, of which ``torch.compile`` would make a tensor.
+        """
+        size, protocol = self.size, self.protocol
+
+        def labels(logits: Tensor, inputs: Tensor) -> Tensor:
+            height, width = inputs.shape[2:]
+            full_size = full_size_logits(logits, (height, width), size, protocol)
+            return full_size.softmax(1).argmax(1)
+
+        return labels
 
     def labels_by(
         self,

@@ -93,7 +93,11 @@ def conv_int8(
 
     Returns:
         uint8, or bfloat16, [B, O, ceil(H / stride), ceil(W / stride)], channels-last.
+
+    Raises:
+        ValueError: the zero point of ``x_scale`` is not 0.
     """
+    _check_zero_points(x_scale=x_scale)
     step, zero = out_scale or (0.0, 0)
     arguments = x, weight, weight_scales, bias, x_scale.step, step, zero
     return torch.ops.emanet_triton.conv_int8(*arguments, stride, dilation, relu)
@@ -120,13 +124,21 @@ def conv_int8_add_(
     The other arguments are those of ``conv_int8``. Returns ``residual``.
 
     Raises:
-        ValueError: the residual is not channels-last.
+        ValueError: the residual is not channels-last, or the zero point of ``x_scale`` or
+            ``out_scale`` is not 0.
     """
+    _check_zero_points(x_scale=x_scale, out_scale=out_scale)
     if not residual.is_contiguous(memory_format=torch.channels_last):
         raise ValueError("residual must be channels-last in memory")
     arguments = x, weight, weight_scales, bias, *residual_scale, x_scale.step, out_scale.step
     torch.ops.emanet_triton.conv_int8_add_(residual, *arguments)
     return residual
+
+
+def _check_zero_points(**scales: Scale) -> None:
+    for name, scale in scales.items():
+        if scale.zero != 0:
+            raise ValueError(f"the zero point of {name} must be 0, got {scale.zero}")
 
 
 def _run(

@@ -122,6 +122,16 @@ def test_a_residual_of_another_layout_is_refused():
         )
 
 
+def test_zero_points_that_the_kernel_cannot_take_are_refused():
+    x, residual, operands = uint8(1, 32, 6, 7), uint8(1, 16, 6, 7), weights(16, 32, 1)
+    plain, shifted = Scale(STEP), Scale(STEP, 128)
+    with pytest.raises(ValueError, match="x_scale must be 0, got 128"):
+        conv_int8(x, *operands, shifted, None)
+    for x_scale, out_scale, name in ((shifted, plain, "x_scale"), (plain, shifted, "out_scale")):
+        with pytest.raises(ValueError, match=f"{name} must be 0, got 128"):
+            conv_int8_add_(residual, x, *operands, plain, x_scale, out_scale)
+
+
 @needs_int8
 def test_a_changed_weight_is_packed_again():
     x, (weight, scales, bias) = uint8(1, 32, 4, 4), weights(32, 32, 3)
