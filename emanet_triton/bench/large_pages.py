@@ -22,7 +22,7 @@ from emanet_triton.bench.memory import begin_peak, in_child, resident_bytes
 from emanet_triton.bench.networks import make_network, make_protocol
 from emanet_triton.command import Parser, answer, count, program, run, say, size
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_output
+from emanet_triton.files import require_writable, write_output
 from emanet_triton.heap import LARGE_PAGES
 from emanet_triton.kernels.device import DTYPES, cpu_name
 from emanet_triton.models.fused import fuse
@@ -57,12 +57,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
+    if args.csv:
+        require_writable(args.csv)  # before the minutes that follow
     rows: list[dict] = []
     try:
         for image in args.sizes:
             for dtype in args.dtypes:
                 rows += _rows(image, dtype, args.processes, args.calls)
-    finally:  # whatever ends the run, the rows that it has are kept
+    finally:  # if a process ends without a result or Ctrl-C ends the run, too
         if rows:
             _keep(rows, args.csv)
     return 0
@@ -91,8 +93,8 @@ def _rows(image: tuple[int, int], dtype: str, processes: int, calls: int) -> lis
                 result = in_child(_measure, image, dtype, calls, value)
             except BrokenProcessPool as error:
                 raise InputError(
-                    f"--sizes {image[0]}x{image[1]}, {dtype}: the measuring process was ended from "
-                    "outside, as Linux does where memory is short; expected a size that fits"
+                    f"--sizes {image[0]}x{image[1]}, {dtype}: the measuring process ended without "
+                    "a result. Linux ends a process where memory is short: try a smaller size"
                 ) from error
             measured[pages].append(result)
     rows = []

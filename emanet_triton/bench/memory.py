@@ -52,12 +52,24 @@ def peak_in_child(cases: Cases, selection: Selection, name: str, provider: str) 
 
 
 def in_child(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a fresh process, and return its result."""
+    """Call a function in a fresh process, and return its result.
+
+    Raises:
+        BrokenProcessPool: the process ended without a result.
+        KeyboardInterrupt: Ctrl-C; the process is ended.
+    """
     spawn = multiprocessing.get_context("spawn")
+    before = multiprocessing.active_children()
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         with no_interrupts():  # this process answers for both
             result = pool.submit(function, *arguments)
-        return result.result()
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                if process not in before:
+                    process.kill()  # the pool would wait for it
+            raise
 
 
 def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
