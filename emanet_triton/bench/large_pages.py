@@ -64,13 +64,13 @@ def _main(arguments: Sequence[str] | None) -> int:
         for image in args.sizes:
             for dtype in args.dtypes:
                 rows += _rows(image, dtype, args.processes, args.calls)
-    finally:  # if a process ends without a result or Ctrl-C ends the run, too
+    finally:  # an error or Ctrl-C loses no rows
         if rows:
-            _keep(rows, args.csv)
+            _report(rows, args.csv)
     return 0
 
 
-def _keep(rows: list[dict], path: Path | None) -> None:
+def _report(rows: list[dict], path: Path | None) -> None:
     say(tabulate(rows, headers="keys", tablefmt="github"))
     if path:
         where = {

@@ -62,9 +62,9 @@ class Problem:
 
     @property
     def finish(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Makes mmseg's labels [1, H, W] from the logits of all windows and the inputs.
+        """The function that makes mmseg's labels [1, H, W] from all windows' logits and the inputs.
 
-        The function does not hold the image, of which ``torch.compile`` would make a tensor.
+        It does not hold the image, of which ``torch.compile`` would make a tensor.
         """
         size, protocol = self.size, self.protocol
 
