@@ -46,8 +46,9 @@ SCALE = 2.0**40  # of stored responsibilities; a power of two, so it rounds noth
 SMALLEST = 2.0**-64  # component of a base; divided by SCALE it is normal
 SHARE = 2048  # positions of an item of work on a CPU, about; fewer cost more calls of PyTorch
 SHARES = 64  # items of work into which the positions are split, at most
-POSITIONS = 4096  # positions of a piece on a CPU, at most: 8 MB at 512 channels
+POSITIONS = 1024  # positions of a piece on a CPU, at most: 2 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
+CHAIN = 256  # channels that oneDNN sums at once for exact logits, at most
 BASES = 32  # bases in one item of work on a CPU
 CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not average out
 
@@ -145,6 +146,8 @@ class _Steps:
         self._bias = None if mid is None else bases.new_empty(len(bases))  # of the logits
         self._z = bases.new_empty(len(f), len(bases))  # responsibilities times SCALE
         self._by_columns = f.stride(0) == 1 and not f.is_contiguous()
+        self._is_exact = f.dtype == self._dtype  # rounded features need no exact logits and sums
+        self._by_onednn = onednn_beats_mkl(f.device) and has_onednn(self._dtype)
         self._is_last = False  # whether this is the last step
         self._shares = _shares(*self._z.shape) if cpu else [slice(0, len(f))]
         self._positions = POSITIONS if cpu else WIDE
@@ -174,7 +177,7 @@ class _Steps:
             def run(share: slice) -> None:
                 for piece in self._pieces(share):
                     z = self._responsibilities(piece)
-                    if out.dtype == z.dtype:
+                    if out.dtype == z.dtype and not self._by_onednn:
                         torch.mm(z, bases, out=out[piece])
                     else:
                         out[piece] = _linear(z, bases.T)
@@ -190,7 +193,8 @@ class _Steps:
         """
         # oneDNN's product of float32 rows is faster, but cannot add in place.
         in_bfloat16 = _multiplies_bfloat16(out, weight, bias)
-        in_place = in_bfloat16 or (self._by_columns and out.dtype == self._dtype)
+        by_mkl = self._by_columns and self._is_exact and not self._by_onednn
+        in_place = in_bfloat16 or by_mkl
         make_run = self._add_in_place if in_place else self._add
         self._share(lambda: make_run(weight, bias, out_relu, out), self._shares)
 
@@ -257,17 +261,16 @@ class _Steps:
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
         for piece in self._pieces(share):
             f, z = self._features(piece), self._stored(piece)
-            exact = f.dtype == self._f.dtype  # rounded features need no exact logits
-            logits = _linear(f, self._weight, self._bias, exact=exact)
+            logits = _linear(f, self._weight, self._bias, exact=self._is_exact)
             if self._by_columns:  # softmax would copy columns
                 softmax_without_subnormals(logits.T, 0, out=z.T)
             else:
                 softmax_without_subnormals(logits, 1, out=z)
             z *= SCALE
-            if exact or not onednn_beats_mkl(f.device):
-                sums.addmm_(z.T, f)
-            else:
+            if self._by_onednn:
                 sums += onednn_linear(z.T, f.T)
+            else:
+                sums.addmm_(z.T, f)
             mass += z.sum(0)
 
     def _m_step(self, k: slice) -> None:
@@ -284,10 +287,11 @@ class _Steps:
 
     def _features(self, piece: slice) -> Tensor:
         """F of a piece, [n, C], in the dtype of the EM steps, with its memory in the same order."""
-        f = self._f[piece]
-        if self._by_columns:
-            return f.T.to(self._dtype, memory_format=torch.contiguous_format).T
-        return f.to(self._dtype)
+        f = self._f[piece].T if self._by_columns else self._f[piece]
+        f = f.to(self._dtype, memory_format=torch.contiguous_format)
+        if self._by_onednn:
+            f = f.contiguous()  # oneDNN is slow with a part of a matrix
+        return f.T if self._by_columns else f
 
     def _stored(self, piece: slice) -> Tensor:
         """The stored responsibilities of a piece, [n, K], with memory in the order of F's."""
@@ -310,14 +314,31 @@ def _linear(
 ) -> Tensor:
     """x weight' + bias, [n, O], for x [n, I]. If the columns of x are contiguous, so are its.
 
-    Without ``exact`` oneDNN computes it, which is faster but rounds more.
+    oneDNN computes it, which is faster but rounds more. With ``exact`` oneDNN computes it only
+    where it is twice as fast, and at most ``CHAIN`` channels at once: it adds the products of an
+    element one after the other.
     """
-    onednn = not exact and x.device.type == "cpu" and has_onednn(x.dtype)
+    onednn = x.device.type == "cpu" and has_onednn(x.dtype)
+    if exact and onednn and onednn_beats_mkl(x.device):
+        first, *others = (
+            _linear(_columns(x, chain), weight[:, chain].contiguous())
+            for chain in _slices(x.shape[1], CHAIN)
+        )
+        for other in others:
+            first += other
+        return first if bias is None else first.add_(bias)
+    onednn = onednn and not exact
     if x.stride(0) != 1 or x.is_contiguous():
         fast = onednn and x.is_contiguous()
         return onednn_linear(x, weight, bias) if fast else F.linear(x, weight, bias)
     out = onednn_linear(weight, x) if onednn and x.T.is_contiguous() else torch.mm(weight, x.T)
     return (out if bias is None else out.add_(bias[:, None])).T
+
+
+def _columns(x: Tensor, columns: slice) -> Tensor:
+    """Some columns of x, [n, I], in memory that ``_linear`` does not have to copy."""
+    part = x[:, columns]
+    return part if part.stride(0) == 1 else part.contiguous()
 
 
 def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
