@@ -48,7 +48,7 @@ SHARE = 2048  # positions of an item of work on a CPU, about; fewer cost more ca
 SHARES = 64  # items of work into which the positions are split, at most
 POSITIONS = 1024  # positions of a piece on a CPU, at most: 2 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
-CHAIN = 256  # channels that oneDNN sums at once for exact logits, at most
+CHAIN = 128  # channels that oneDNN sums at once for exact logits, at most
 BASES = 32  # bases in one item of work on a CPU
 CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not average out
 
@@ -146,7 +146,7 @@ class _Steps:
         self._bias = None if mid is None else bases.new_empty(len(bases))  # of the logits
         self._z = bases.new_empty(len(f), len(bases))  # responsibilities times SCALE
         self._by_columns = f.stride(0) == 1 and not f.is_contiguous()
-        self._is_exact = f.dtype == self._dtype  # rounded features need no exact logits and sums
+        self._is_exact = f.dtype == self._dtype  # rounded features need no exact logits
         self._by_onednn = onednn_beats_mkl(f.device) and has_onednn(self._dtype)
         self._is_last = False  # whether this is the last step
         self._shares = _shares(*self._z.shape) if cpu else [slice(0, len(f))]
@@ -191,9 +191,9 @@ class _Steps:
 
         With ``out_relu`` another ReLU precedes the addition of F.
         """
-        # oneDNN's product of float32 rows is faster, but cannot add in place.
+        # oneDNN cannot add in place, but is faster for rows, and on some CPUs for columns too.
         in_bfloat16 = _multiplies_bfloat16(out, weight, bias)
-        by_mkl = self._by_columns and self._is_exact and not self._by_onednn
+        by_mkl = self._by_columns and out.dtype == self._dtype and not self._by_onednn
         in_place = in_bfloat16 or by_mkl
         make_run = self._add_in_place if in_place else self._add
         self._share(lambda: make_run(weight, bias, out_relu, out), self._shares)
@@ -314,13 +314,13 @@ def _linear(
 ) -> Tensor:
     """x weight' + bias, [n, O], for x [n, I]. If the columns of x are contiguous, so are its.
 
-    oneDNN computes it, which is faster but rounds more. With ``exact`` oneDNN computes it only
-    where it is twice as fast, and at most ``CHAIN`` channels at once: it adds the products of an
-    element one after the other.
+    Without ``exact`` oneDNN computes it where it can, which is faster but rounds more, because it
+    adds the products of an element one after the other. With ``exact`` oneDNN computes it only
+    where it is twice as fast, and gets at most ``CHAIN`` channels at once.
     """
     onednn = x.device.type == "cpu" and has_onednn(x.dtype)
     if exact and onednn and onednn_beats_mkl(x.device):
-        first, *others = (
+        first, *others = (  # parts of a matrix would go to MKL, or be slow
             _linear(_columns(x, chain), weight[:, chain].contiguous())
             for chain in _slices(x.shape[1], CHAIN)
         )
@@ -336,7 +336,7 @@ def _linear(
 
 
 def _columns(x: Tensor, columns: slice) -> Tensor:
-    """Some columns of x, [n, I], in memory that ``_linear`` does not have to copy."""
+    """Some columns of x, [n, I], in memory of their own, or with contiguous columns as in x."""
     part = x[:, columns]
     return part if part.stride(0) == 1 else part.contiguous()
 

@@ -95,19 +95,29 @@ def test_as_accurate_as_plain_pytorch(dtype, scale, operator):
 
 
 @pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("channels", [256, 512])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_logits_and_sums_are_exact_with_either_library(layout):
-    """oneDNN adds more products one after the other than MKL, unless it gets parts of them.
-
-    Over all 512 channels at once its error would be 1.5 to 1.8 times plain PyTorch's.
-    """
-    feats, bases, *_ = inputs(1, 512, 64, 2048)
+def test_errors_of_one_step_with_mkl_and_onednn(layout, channels):
+    """With all channels at once oneDNN's error would be 1.5 to 1.8 times plain PyTorch's."""
+    feats, bases, *_ = inputs(1, channels, 64, 2048)
     got = em_torch.run_attention(LAYOUTS[layout](feats), bases, 1)
     plain = attention_specification(feats, bases, 1)
     want = attention_specification(feats.double(), bases.double(), 1)
     for g, p, w in zip(got, plain, want, strict=True):
         error, plain_error = ((t - w).square().mean().sqrt() for t in (g, p))
         assert error <= 1.4 * plain_error
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_errors_of_few_positions_with_mkl_and_onednn(layout):
+    """With all 256 channels at once oneDNN would exceed the bound for every third seed."""
+    for seed in range(12):
+        feats, bases, *_ = inputs(1, 256, 64, 128, seed=seed)
+        got = em_torch.run_attention(LAYOUTS[layout](feats), bases)
+        plain = attention_specification(feats, bases)
+        want = attention_specification(feats.double(), bases.double())
+        assert_three_way(got, plain, want, atol=2e-6)
 
 
 def test_the_largest_logits_exceed_400():
