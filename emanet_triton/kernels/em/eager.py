@@ -261,7 +261,7 @@ class _Steps:
         sums, mass = self._sums[i].zero_(), self._masses[i].zero_()
         for piece in self._pieces(share):
             f, z = self._features(piece), self._stored(piece)
-            logits = _linear(f, self._weight, self._bias, exact=self._is_exact)
+            logits = self._logits(f)
             if self._by_columns:  # softmax would copy columns
                 softmax_without_subnormals(logits.T, 0, out=z.T)
             else:
@@ -284,6 +284,12 @@ class _Steps:
         self.bases[k] = F.hardshrink(normalised(new, 2, self._norm_shift), SMALLEST)
         if not self._is_last:
             self._fold(k)
+
+    def _logits(self, f: Tensor) -> Tensor:
+        """The logits of a piece, [n, K], with memory in the order of F's, here [n, C]."""
+        if self._is_exact and self._by_onednn:
+            return _linear_in_chains(f, self._weight, self._bias)
+        return _linear(f, self._weight, self._bias, exact=self._is_exact)
 
     def _features(self, piece: slice) -> Tensor:
         """F of a piece, [n, C], in the dtype of the EM steps, with its memory in the same order."""
@@ -314,20 +320,9 @@ def _linear(
 ) -> Tensor:
     """x weight' + bias, [n, O], for x [n, I]. If the columns of x are contiguous, so are its.
 
-    Without ``exact`` oneDNN computes it where it can, which is faster but rounds more, because it
-    adds the products of an element one after the other. With ``exact`` oneDNN computes it only
-    where it is twice as fast, and gets at most ``CHAIN`` channels at once.
+    Without ``exact`` oneDNN computes it, which is faster but rounds more.
     """
-    onednn = x.device.type == "cpu" and has_onednn(x.dtype)
-    if exact and onednn and onednn_beats_mkl(x.device):
-        first, *others = (  # parts of a matrix would go to MKL, or be slow
-            _linear(_columns(x, chain), weight[:, chain].contiguous())
-            for chain in _slices(x.shape[1], CHAIN)
-        )
-        for other in others:
-            first += other
-        return first if bias is None else first.add_(bias)
-    onednn = onednn and not exact
+    onednn = not exact and x.device.type == "cpu" and has_onednn(x.dtype)
     if x.stride(0) != 1 or x.is_contiguous():
         fast = onednn and x.is_contiguous()
         return onednn_linear(x, weight, bias) if fast else F.linear(x, weight, bias)
@@ -335,10 +330,21 @@ def _linear(
     return (out if bias is None else out.add_(bias[:, None])).T
 
 
-def _columns(x: Tensor, columns: slice) -> Tensor:
-    """Some columns of x, [n, I], in memory of their own, or with contiguous columns as in x."""
-    part = x[:, columns]
-    return part if part.stride(0) == 1 else part.contiguous()
+def _linear_in_chains(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``_linear`` by oneDNN, of at most ``CHAIN`` channels at once, to round about as much as MKL.
+
+    oneDNN adds the products of an element one after the other.
+    """
+    by_columns = x.stride(0) == 1 and not x.is_contiguous()
+    first, *others = (  # each product of whole matrices: oneDNN is slow with a part of one
+        _linear(
+            x[:, chain] if by_columns else x[:, chain].contiguous(), weight[:, chain].contiguous()
+        )
+        for chain in _slices(x.shape[1], CHAIN)
+    )
+    for other in others:
+        first += other
+    return first if bias is None else first.add_(bias)
 
 
 def _multiplies_bfloat16(out: Tensor, weight: Tensor, bias: Tensor) -> bool:
