@@ -18,6 +18,7 @@ from emanet_triton._version import __version__
 
 ROOT = Path(__file__).parents[1]  # the repository's folder
 COMMIT = "COMMIT"
+ABSENT = "absent"
 
 
 def versions() -> dict[str, str]:
@@ -37,7 +38,7 @@ def package_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "absent"
+        return ABSENT
 
 
 def commit() -> str:

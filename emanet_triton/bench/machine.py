@@ -12,9 +12,10 @@ from emanet_triton.bench.method import Method, Statistics
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
 from emanet_triton.kernels.device import DTYPES, cpu_name, has_onednn
-from emanet_triton.versions import commit
+from emanet_triton.versions import ABSENT, commit, package_version
 
 MEGABYTE = 1e6
+RUNTIMES = "openvino", "onnxruntime", "torch-tensorrt"  # packages that run networks, as peers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Machine:
         matmul_tflop_s: 10^12 FLOP/s by dtype: of a square matrix product, or on a CPU of a
             convolution if that is faster.
         noise: (p80 - p20) / p50 of the times of one such product.
+        runtimes: the installed ones of ``RUNTIMES`` with their versions; empty without any.
     """
 
     device: str
@@ -44,13 +46,14 @@ class Machine:
     copy_gb_s: float
     matmul_tflop_s: dict[str, float]
     noise: float
+    runtimes: str = ""
 
     def __str__(self) -> str:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.matmul_tflop_s.items())
         threads = f", {self.threads} threads" if self.threads else ""
         return (
             f"{self.device}{threads}: copy {self.copy_gb_s:.4g} GB/s, matmul in TFLOP/s {rates}, "
-            f"noise {100 * self.noise:.1f}%"
+            f"noise {100 * self.noise:.1f}%" + (f"; {self.runtimes}" if self.runtimes else "")
         )
 
 
@@ -80,6 +83,7 @@ def measure_machine(device: str, dtypes: Iterable[str], tiny: bool = False) -> M
         copy_gb_s=2 * copied / min(_copy_seconds(device, copied)) / 1e9,
         matmul_tflop_s={name: rate / 1e12 for name, rate in rates.items()},
         noise=Statistics.of(next(iter(products.values()))).spread,
+        runtimes=_runtimes(),
     )
 
 
@@ -87,6 +91,11 @@ def check_device(device: str) -> None:
     """Raise ``InputError`` where there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here")
+
+
+def _runtimes() -> str:
+    found = {name: package_version(name) for name in RUNTIMES}
+    return ", ".join(f"{name} {at}" for name, at in found.items() if at != ABSENT)
 
 
 def _copy_seconds(device: str, size: int) -> list[float]:

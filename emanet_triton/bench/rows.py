@@ -42,6 +42,8 @@ class Row:
         device, threads, dtype, driver, torch, triton, commit, date: where, with what and when.
         copy_gb_s, matmul_tflop_s: the machine's rates, measured in the same run.
         noise: (p80 - p20) / p50 of a fixed matrix product in the same run.
+        runtimes: the installed versions of OpenVINO, ONNX Runtime and Torch-TensorRT. Files made
+            before 2026-11-30 lack this column.
     """
 
     suite: str
@@ -77,6 +79,7 @@ class Row:
     copy_gb_s: float | None = None
     matmul_tflop_s: float | None = None
     noise: float | None = None
+    runtimes: str = ""
 
     @property
     def is_baseline(self) -> bool:
@@ -103,6 +106,7 @@ class Key(NamedTuple):
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+_LATER = 1  # how many of the last columns older files lack
 _WHOLE = {"rounds", "threads"}
 _TEXT = {field.name for field in fields(Row) if field.type is str}
 _DIGITS = 5
@@ -133,14 +137,15 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what ``write_csv`` wrote. A number that is not finite counts as not measured.
+    """Read what ``write_csv`` wrote, in older files too. A number that is not finite counts as
+    not measured.
 
     Raises:
         InputError: the file cannot be read or is malformed, a row passed without a time, or a
             provider has two rows at one case. The message names the line.
     """
     rows: dict[Key, Row] = {}
-    for where, values in read_csv(path, COLUMNS):
+    for where, values in read_csv(path, COLUMNS, _LATER):
         columns: dict[str, Any] = {name: _value(where, name, v) for name, v in values.items()}
         row = Row(**columns)
         _check(where, row)
@@ -151,8 +156,15 @@ def read_rows(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+def read_csv(
+    path: Path, columns: Sequence[str], later: int = 0
+) -> list[tuple[str, dict[str, str]]]:
     """Read a table: for each line a description of its place, and its values by column.
+
+    Args:
+        path: the file.
+        columns: their names, in order.
+        later: how many of the last columns a file may lack, all of them together.
 
     Raises:
         InputError: the file cannot be read or has other columns. The message names the line.
@@ -160,7 +172,10 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, st
     reader = csv.reader(read_text(path).splitlines())
     rows = []
     try:
-        _check_columns(f"{path}, line 1", next(reader, []), columns)
+        found, older = next(reader, []), columns[: len(columns) - later]
+        if found == list(older):
+            columns = older
+        _check_columns(f"{path}, line 1", found, columns)
         for values in reader:
             where = f"{path}, line {reader.line_num}"
             if len(values) != len(columns):

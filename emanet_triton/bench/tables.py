@@ -58,7 +58,7 @@ def paragraphs(parts: Iterable[str]) -> str:
 
 
 def _machine(row: Row) -> tuple[object, ...]:
-    versions = row.driver, row.torch, row.triton, row.commit, row.date
+    versions = row.driver, row.torch, row.triton, row.runtimes, row.commit, row.date
     return row.device, row.threads, *versions, row.copy_gb_s, row.noise
 
 
@@ -74,6 +74,7 @@ def _where(rows: Sequence[Row]) -> str:
         f"driver {row.driver}" if row.driver else "",
         f"PyTorch {row.torch}",
         f"Triton {row.triton}" if row.triton else "",
+        row.runtimes,
         f"commit {row.commit}, {row.date}",
         f"copy {row.copy_gb_s:.4g} GB/s, matmul {', '.join(rates)}" if row.copy_gb_s else "",
         "" if row.noise is None else f"noise {row.noise:.1%}",

@@ -108,7 +108,7 @@ def test_the_flag_of_the_same_name(tmp_path):
         (None, "b.csv: cannot be read"),
         ("a,b\n", "b.csv, line 1: missing columns: suite, case, "),
         (",".join(COLUMNS) + "\n", "b.csv: expected rows, there are none"),
-        (",".join(COLUMNS) + "\nem,block\n", "b.csv, line 2: expected 33 values, got 2"),
+        (",".join(COLUMNS) + "\nem,block\n", "b.csv, line 2: expected 34 values, got 2"),
     ],
     ids=["missing", "other columns", "empty", "short line"],
 )

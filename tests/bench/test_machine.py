@@ -7,6 +7,7 @@ from emanet_triton.bench import machine as of_machine
 from emanet_triton.bench.machine import check_device, measure_machine
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.device import cpu_name
+from emanet_triton.versions import ABSENT
 
 
 def test_the_machine_is_named_and_measured():
@@ -18,6 +19,16 @@ def test_the_machine_is_named_and_measured():
     assert min(machine.copy_gb_s, *machine.matmul_tflop_s.values()) > 0
     assert machine.noise >= 0
     assert machine.device in str(machine)
+
+
+def test_the_versions_of_runtimes_are_said(monkeypatch):
+    installed = {"openvino": "2026.4.1", "torch-tensorrt": "2.11"}
+    monkeypatch.setattr(of_machine, "package_version", lambda name: installed.get(name, ABSENT))
+    machine = measure_machine("cpu", ["fp32"], tiny=True)
+    assert machine.runtimes == "openvino 2026.4.1, torch-tensorrt 2.11"
+    assert str(machine).endswith(f"%; {machine.runtimes}")
+    monkeypatch.setattr(of_machine, "package_version", lambda _: ABSENT)
+    assert measure_machine("cpu", ["fp32"], tiny=True).runtimes == ""
 
 
 @pytest.mark.parametrize(("rate", "said"), [(9e18, 9e6), (1.0, None)])

@@ -147,6 +147,17 @@ def test_who_was_not_there_is_said(folder):
     assert "- mmseg-compiled failed: error 1" in folder.section("em")
 
 
+def test_the_versions_of_other_runtimes_are_said(folder):
+    rows = [replace(row, runtimes="openvino 2026.4.1") for row in cpu_rows()]
+    write_csv(folder.results / "cpu.csv", rows)
+    assert folder.report() == 0
+    said = "; Triton 3.6; openvino 2026.4.1; commit abc1234, 2026-01-02; "
+    assert said in folder.section("model")
+    write_csv(folder.results / "cpu.csv", cpu_rows())
+    assert folder.report() == 0
+    assert said.replace("openvino 2026.4.1; ", "") in folder.section("model")
+
+
 def test_the_worst_of_each_kernel(folder):
     folder.measured()
     text = folder.section("What the compiler says of each kernel")

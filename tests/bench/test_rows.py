@@ -15,6 +15,7 @@ ROWS = [
         *(2.25, 73.0, "graph"),
         *(3.0, 2.5, 3.5, 12.5, 0.5, 4.0, 100.0, 0.25, "0.14-0.175", 'a "name", 2 cores', 2),
         *("bf16", "570.1", "2.15", "3.9", "abc", "2026-11-23", 20.5, 0.125, 0.0625),
+        "openvino 2026.4.1, onnxruntime 1.32.0",
     ),
     Row("em", "block", "tensorrt", "absent: ModuleNotFoundError: no such module"),
 ]
@@ -28,7 +29,17 @@ def test_rows_come_back(tmp_path):
 
 def test_the_columns_are_in_the_schemas_order():
     assert COLUMNS[:6] == ("suite", "case", "provider", "gate", "error", "bound")
-    assert COLUMNS[-3:] == ("copy_gb_s", "matmul_tflop_s", "noise")
+    assert COLUMNS[-3:] == ("matmul_tflop_s", "noise", "runtimes")
+
+
+def test_an_older_file_lacks_the_last_column(tmp_path):
+    rows = [replace(row, runtimes="") for row in ROWS]
+    path = tmp_path / "rows.csv"
+    write_csv(path, rows)
+    header, *lines = path.read_text().splitlines()
+    older = header.removesuffix(",runtimes"), *(line.removesuffix(",") for line in lines)
+    path.write_text("\n".join(older))
+    assert read_rows(path) == rows
 
 
 def test_a_write_that_fails_leaves_the_rows_of_the_last_one(tmp_path, monkeypatch):
@@ -61,7 +72,7 @@ def line(**columns):
 
 
 HEADER = ",".join(COLUMNS) + "\n"
-PLAIN = replace(ROWS[0], case="block", device="A processor")
+PLAIN = replace(ROWS[0], case="block", device="A processor", runtimes="")
 NO_TIME = "must be a number above 0 where the gate is passed"
 BAD_FILES = {
     "header.csv": (
@@ -74,7 +85,7 @@ BAD_FILES = {
     ),
     "empty.csv": ("", f", line 1: missing columns: {', '.join(COLUMNS)}"),
     "more.csv": (HEADER.strip() + ",more\n", ", line 1: unknown columns: more"),
-    "short.csv": (f"{HEADER}em,block\n", ", line 2: expected 33 values, got 2"),
+    "short.csv": (f"{HEADER}em,block\n", ", line 2: expected 34 values, got 2"),
     "number.csv": (
         HEADER + line(error="low"),
         ", line 2: error must be a number of at least 0, got 'low'",
