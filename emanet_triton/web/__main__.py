@@ -64,7 +64,11 @@ def _main(args: argparse.Namespace) -> int:
     torch.set_num_threads(usable_cores())
     with tempfile.TemporaryDirectory(prefix="emanet_triton_") as folder:
         examples = _draw_scenes(Path(folder))
-        close = page.serve(segmenter, desk, port, Path(folder), examples)
+        try:
+            close = page.serve(segmenter, desk, port, Path(folder), examples)
+        except OSError:
+            _free_port(port)  # says so if another program took the port meanwhile
+            raise
         try:
             address = f"http://{page.HOST}:{port}/"
             say(f"The page is at {address} (Ctrl-C ends it).")

@@ -231,6 +231,33 @@ def test_a_port_in_use(monkeypatch, capsys):
     assert f"--port {port}: cannot be used (Address already in use)" in capsys.readouterr().err
 
 
+def test_a_port_that_another_program_takes_before_the_page_does(monkeypatch, capsys):
+    monkeypatch.setattr(command, "_require_gradio", lambda: None)
+    monkeypatch.setattr(command, "_draw_scenes", lambda folder: [])
+    with command.socket.socket() as other:
+
+        def serve(_, __, port, *___):
+            other.bind((page.HOST, port))
+            other.listen()
+            raise OSError(f"Cannot find empty port in range: {port}-{port}.")  # as gradio does
+
+        monkeypatch.setattr(command.page, "serve", serve)
+        assert command.main(["--no-browser", "--device", "cpu"]) == 2
+    assert "cannot be used (Address already in use); expected" in capsys.readouterr().err
+
+
+def test_an_error_of_serving_that_is_not_the_ports(monkeypatch):
+    monkeypatch.setattr(command, "_require_gradio", lambda: None)
+    monkeypatch.setattr(command, "_draw_scenes", lambda folder: [])
+
+    def serve(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(command.page, "serve", serve)
+    with pytest.raises(OSError, match="No space left"):
+        command.main(["--no-browser", "--device", "cpu"])
+
+
 def test_the_page_is_served_until_ctrl_c(monkeypatch, capsys, tmp_path):
     served, opened, closed = [], [], []
 
