@@ -12,13 +12,12 @@ import numpy as np
 from tabulate import tabulate
 
 from emanet_triton import Predictor, create_model, fuse
+from emanet_triton.bench.script_csv import require_table, write_table
 from emanet_triton.command import Parser, answer, count, run, say
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
-from emanet_triton.files import write_output
 from emanet_triton.inference.smoothing import Smoothing
 from emanet_triton.kernels.device import cpu_name
-from emanet_triton.versions import csv_with_versions
 
 HEIGHT, WIDTH = 256, 512  # pixels of the window: what the demonstration model was trained on
 SPEEDS = (1, 4)  # pixels a frame
@@ -38,6 +37,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
+    if args.csv:
+        require_table(args.csv)
     rows = [
         {"pixels a frame": speed, "weight": "off" if weight is None else weight}
         | _measured(speed, weight, args.scenes, args.frames)
@@ -47,7 +48,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     say(tabulate(rows, headers="keys"))
     if args.csv:
         where = {"scenes": args.scenes, "frames": args.frames, "device": cpu_name()}
-        write_output(args.csv, csv_with_versions(rows, **where))
+        write_table(args.csv, rows, **where)
     return 0
 
 

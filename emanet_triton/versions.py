@@ -1,14 +1,10 @@
 """The versions of the software on which results depend."""
 
-import csv
-import io
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -58,13 +54,3 @@ def commit() -> str:
         file = ROOT / COMMIT
         said = file.read_text() if file.is_file() else "unknown"
     return said.strip()
-
-
-def csv_with_versions(rows: Sequence[Mapping[str, Any]], **where: Any) -> bytes:
-    """Measured rows as a CSV file, each with ``where``, the versions and the commit."""
-    where |= versions() | {"commit": commit()}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0], *where], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, **where} for row in rows)
-    return text.getvalue().encode()

@@ -26,15 +26,14 @@ import numpy as np
 import torch
 
 from emanet_triton import Predictor, command, create_model, list_models
+from emanet_triton.bench.script_csv import require_table, write_table
 from emanet_triton.data.picture import decode_picture
 from emanet_triton.data.png import encode_png
 from emanet_triton.data.scenes.generate import generate_scene
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_output
 from emanet_triton.inference.build import PRECISIONS, ready_network
 from emanet_triton.kernels.device import cpu_name
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.versions import csv_with_versions
 
 R50 = "emanet_r50-d8_512x1024_80k_cityscapes"
 SIZES = ((512, 1024), (480, 1024), (512, 896))  # height and width
@@ -187,6 +186,8 @@ def make_parser() -> command.Parser:
 
 
 def _main(args: Namespace) -> int:
+    if args.csv:
+        require_table(args.csv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
@@ -218,7 +219,7 @@ def _main(args: Namespace) -> int:
     for name, value in row.items():
         command.say(f"{name:31} {value}")
     if args.csv:
-        write_output(args.csv, csv_with_versions([row], device=cpu_name()))
+        write_table(args.csv, [row], device=cpu_name())
     return 1 if row["wrong answers"] else 0
 
 

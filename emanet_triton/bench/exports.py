@@ -16,17 +16,17 @@ import torch
 from tabulate import tabulate
 
 from emanet_triton.bench.networks import MODELS, make_network, make_protocol
+from emanet_triton.bench.script_csv import require_table, write_table
 from emanet_triton.command import Parser, answer, program, run, say
 from emanet_triton.deploy.formats import FORMATS
 from emanet_triton.deploy.parts import IMAGE_TO_LABELS
 from emanet_triton.deploy.program import OWN, STANDARD, Request
 from emanet_triton.deploy.verify import example_image, labels_check, wanted_labels
-from emanet_triton.files import write_output
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.views import Size
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.zoo import ZOO
-from emanet_triton.versions import csv_with_versions, package_version
+from emanet_triton.versions import package_version
 
 KINDS = (("onnx", STANDARD), ("openvino", STANDARD), ("torch", STANDARD), ("torch", OWN),
          ("aoti", STANDARD))  # fmt: skip
@@ -47,6 +47,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--networks", nargs="+", choices=MODELS.values(), metavar="MODEL")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the rows to a file")
     args = parser.parse_args(arguments)
+    if args.csv:
+        require_table(args.csv)
     rows: list[dict[str, Any]] = []
     installed = {name: package_version(name) for name in RUNTIMES}
     for (network, mode), name in MODELS.items():
@@ -56,7 +58,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             rows.append({"network": name, **row})
             say(" | ".join(map(str, rows[-1].values())))
             if args.csv:  # the next file takes minutes
-                write_output(args.csv, csv_with_versions(rows, **installed), make_folder=True)
+                write_table(args.csv, rows, **installed)
     say(tabulate(rows, headers="keys", tablefmt="github"))
     return int(any(row["wrong"] for row in rows))
 

@@ -20,13 +20,12 @@ from tabulate import tabulate
 from emanet_triton.bench.machine import MEGABYTE
 from emanet_triton.bench.memory import begin_peak, in_child, resident_bytes
 from emanet_triton.bench.networks import make_network, make_protocol
+from emanet_triton.bench.script_csv import require_table, write_table
 from emanet_triton.command import Parser, answer, count, program, run, say, size
 from emanet_triton.errors import InputError
-from emanet_triton.files import require_writable, write_output
 from emanet_triton.heap import LARGE_PAGES
 from emanet_triton.kernels.device import DTYPES, cpu_name
 from emanet_triton.models.fused import fuse
-from emanet_triton.versions import csv_with_versions
 
 SIZES = ((128, 256), (512, 1024), (1024, 2048))
 WAYS = {"small": "0", "large": "1"}  # the pages, and the value of the variable
@@ -58,7 +57,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
     if args.csv:
-        require_writable(args.csv)  # before the minutes that follow
+        require_table(args.csv)
     rows: list[dict] = []
     try:
         for image in args.sizes:
@@ -76,7 +75,7 @@ def _report(rows: list[dict], path: Path | None) -> None:
         where = {
             "device": cpu_name(), "threads": torch.get_num_threads(), "large pages": _given(),
         }  # fmt: skip
-        write_output(path, csv_with_versions(rows, **where))
+        write_table(path, rows, **where)
 
 
 def _given() -> str:

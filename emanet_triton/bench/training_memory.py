@@ -15,16 +15,15 @@ import torch
 from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from emanet_triton.bench.script_csv import require_table, write_table
 from emanet_triton.bench.suites.train_mem import MmsegAttention
 from emanet_triton.command import Parser, answer, program, run, say
-from emanet_triton.files import write_output
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.resnet import Bottleneck
 from emanet_triton.models.zoo import ZOO, create_model, list_models
 from emanet_triton.train.loss import losses
 from emanet_triton.train.memory import SavedTensors, step_memory
 from emanet_triton.train.recipe import Recipe
-from emanet_triton.versions import csv_with_versions
 
 IMAGES = 2
 WAYS = {  # the provider's operations, precision, checkpointing
@@ -48,6 +47,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--tiny", action="store_true", help="count for the first network only")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write the figures to a file")
     args = parser.parse_args(arguments)
+    if args.csv:
+        require_table(args.csv)
     names = list_models(source="mmseg")
     rows = [
         _row(name, way, *settings)
@@ -56,7 +57,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     ]
     say(tabulate(rows, headers="keys", tablefmt="github"))
     if args.csv:
-        write_output(args.csv, csv_with_versions(rows))
+        write_table(args.csv, rows)
     return 0
 
 

@@ -15,9 +15,8 @@ import torch
 import versions_of_mmseg as mm
 
 import emanet_triton.mmseg  # noqa: F401  # registers the classes
-from emanet_triton.files import write_output
+from emanet_triton.bench.script_csv import write_table
 from emanet_triton.kernels.device import cpu_name
-from emanet_triton.versions import csv_with_versions
 
 SIZE = (512, 1024)
 ROUNDS = 5
@@ -78,6 +77,6 @@ def test_times(request):
     ]
     where = {"device": cpu_name(), "threads": torch.get_num_threads(), "rounds": ROUNDS}
     path = Path(folder) / f"times_{mmseg.__version__}.csv"
-    write_output(path, csv_with_versions(rows, **where))
+    write_table(path, rows, **where)
     print(path.read_text())
     assert min(row["equal labels, %"] for row in rows) > 90
