@@ -13,7 +13,8 @@ import triton
 
 from emanet_triton.bench.case import Absent
 from emanet_triton.bench.gpu_check import correct, meta, own, single, sweep, trace
-from emanet_triton.bench.gpu_check.conv_cases import with_dtype
+from emanet_triton.bench.gpu_check.cases import EmCase
+from emanet_triton.bench.gpu_check.conv_cases import case_of, with_dtype
 from emanet_triton.bench.gpu_check.families import FAMILIES, SIZE, small_calls
 from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.machine import Machine
@@ -25,6 +26,8 @@ from emanet_triton.kernels import launch
 from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
+from emanet_triton.kernels.em import attention as em_attention
+from emanet_triton.kernels.em import tiles as em_tiles
 
 SM_90 = Gpu.of_arch("sm_90")
 MACHINE = Machine(
@@ -77,9 +80,13 @@ def pair_tiles():
     return dict(zip(names, (shipped, smaller), strict=True))
 
 
+def case_of_sweep(call, tiles):
+    return sweep.make_case(sweep.Swept(case_of(call), 3), tiles, SM_90, "cpu")
+
+
 def rows_of(call, tiles, watch=None):
     """The rows of a sweep of a convolution over tiles, measured here."""
-    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    case = case_of_sweep(call, tiles)
     machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
     return measure(case, Method("cpu", rounds=1), machine, watch=watch)
 
@@ -118,7 +125,7 @@ def test_a_tile_is_timed_and_held_against_the_floor(call, tiles, capsys):
 
 def test_the_tile_that_is_launched_is_the_provider_s(call, tiles, monkeypatch):
     launched = launched_blocks(conv_triton, monkeypatch)
-    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    case = case_of_sweep(call, tiles)
     case.prepare()
     assert launched == [64]  # what all are held against
     case.providers["128x32x64 w4 s2"]()()
@@ -145,7 +152,7 @@ def test_a_pair_with_another_result_gets_no_time(pair, pair_tiles, monkeypatch, 
             found[output].add_(1)
         return found
 
-    case = sweep.make_case(pair, 3, pair_tiles, SM_90, "cpu")
+    case = case_of_sweep(pair, pair_tiles)
     case.prepare()
     monkeypatch.setattr(conv_expand_reduce, "expand_reduce", off_by_one)
     machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
@@ -157,10 +164,10 @@ def test_a_pair_with_another_result_gets_no_time(pair, pair_tiles, monkeypatch, 
 
 def test_the_sweep_takes_what_the_networks_launch():
     """The pairs run as pairs, so their convolutions are no cases of their own."""
-    swept = sweep.dominant(False)
-    names = [call.name for call, _ in swept]
-    assert names == [*["conv_bias_act"] * 7, *["expand_reduce"] * 4, "conv_bias_act"]
-    uses = dict(swept)
+    *swept, _, _, _, _ = sweep.dominant(False)
+    names = [each.call.name for each in swept]
+    assert names == [*["conv_bias_act"] * 4, *["expand_reduce"] * 3, "conv_bias_act"]
+    uses = {each.call: each.uses for each in swept}
     whole = uses_of_pairs(["r50", "r101"], "whole")
     shared = {call: whole[call] for call in uses if call in whole}
     assert shared
@@ -168,6 +175,66 @@ def test_the_sweep_takes_what_the_networks_launch():
     expands = {(256, 1024), (128, 512), (64, 256)}  # these mostly run in pairs
     alone = [call for call in uses if call.name == "conv_bias_act"]
     assert all(tuple(call["weight"].shape[1::-1]) not in expands for call in alone)
+
+
+def test_the_sweep_takes_the_kernels_of_the_block_that_the_networks_launch():
+    *_, e_step, m_step, epilogue, project = sweep.dominant(False)
+    found = {each.kernel: each.uses for each in (e_step, m_step, epilogue, project)}
+    assert found == dict.fromkeys(sweep.EM_CANDIDATES, 2)
+    calls = {call for network in ("r50", "r101") for call in walk(network, "whole", SIZE)}
+    (block,) = (call for call in calls if call.name == "em_attention_block")
+    assert block.but(backend="triton", precision="ieee") == e_step.call
+
+
+@pytest.fixture
+def block():
+    """The E step of a float16 block, its shipped tile and a smaller one."""
+    swept = sweep.Swept(EmCase("block", 2, (5, 9), 64, 16, dtype="fp16"), 2, "em_e_step")
+    shipped = em_tiles.tile(swept.kernel, "sm_90", "fp16", 64, 16)
+    smaller = replace(shipped, meta={**shipped.meta, "BLOCK_N": 32}, pipeline_stages=2)
+    names = sweep.tile_name(shipped) + own.SHIPPED, sweep.tile_name(smaller)
+    return swept, dict(zip(names, (shipped, smaller), strict=True))
+
+
+def test_an_em_kernel_gets_the_tile_and_the_others_keep_theirs(block, monkeypatch):
+    swept, tiles = block
+    launched = {}
+    bound = em_attention.Bound
+
+    def note(kernel, tile, *arguments):
+        launched.setdefault(tile.kernel, set()).add(tile)
+        return bound(kernel, tile, *arguments)
+
+    case = sweep.make_case(swept, tiles, SM_90, "cpu")
+    case.prepare()
+    monkeypatch.setattr(em_attention, "Bound", note)
+    em_attention._kernels.cache_clear()
+    case.providers["32x64 w4 s2"]()()
+    assert launched.pop("em_e_step") == {tiles["32x64 w4 s2"]}
+    assert {*launched} > {"em_m_step", "em_project", "em_epilogue"}
+    assert all(tile.num_warps > 2 for (tile,) in launched.values())
+    machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
+    rows = measure(case, Method("cpu", rounds=1), machine)
+    assert [(row.provider, row.gate) for row in rows] == [(name, "passed") for name in tiles]
+    (name,) = {row.case for row in rows}
+    assert name == "block B=2 C=64 K=16 H=5 W=9 fp16 channels-last em_e_step uses=2"
+
+
+def test_an_em_kernel_with_another_result_gets_no_time(block, monkeypatch):
+    swept, tiles = block
+    case = sweep.make_case(swept, tiles, SM_90, "cpu")
+    case.prepare()
+    launch = em_attention.Bound.__call__
+
+    def doubled(self, programs, *arguments):
+        launch(self, programs, *arguments)
+        if self._tile.pipeline_stages == 2 and self._tile.kernel == "em_e_step":
+            arguments[6].mul_(2)  # the sums of the responsibilities
+
+    monkeypatch.setattr(em_attention.Bound, "__call__", doubled)
+    shipped, wrong = measure(case, Method("cpu", rounds=1), replace(MACHINE, matmul_tflop_s={}))
+    assert shipped.gate == "passed"
+    assert wrong.gate.startswith("failed: error")
 
 
 def uses_of_pairs(networks, mode):
@@ -207,7 +274,7 @@ def test_a_tile_that_was_refused_once_is_tried_again(call, tiles, monkeypatch):
             asked.append(num_stages)
             raise triton.OutOfResources(300_000, 200_000, "shared memory")
 
-    case = sweep.make_case(call, 3, tiles, SM_90, "cpu")
+    case = case_of_sweep(call, tiles)
     case.prepare()
     monkeypatch.setattr(launch, "_REPLACEMENTS", {})
     for kernel in ("conv_rows", "conv_pointers"):
@@ -256,15 +323,17 @@ def test_a_sweep_writes_its_rows(tiles, monkeypatch, tmp_path):
     names = []
     monkeypatch.setattr(sweep, "Elsewhere", Place)
     monkeypatch.setattr(sweep.Gpu, "here", lambda: SM_90)
-    monkeypatch.setattr(sweep, "tiles_of", lambda call, gpu, tiny: tiles)
+    monkeypatch.setattr(sweep, "tiles_of", lambda swept, gpu, tiny: tiles)
     assert sweep.main(["--tiny", "--out", str(tmp_path)]) == 1
     rows = read_rows(tmp_path / own.SWEEP)
-    assert [row.provider.endswith(own.SHIPPED) for row in rows] == 2 * [True, False]
+    assert [row.provider.endswith(own.SHIPPED) for row in rows] == 3 * [True, False]
     assert {row.host_us for row in rows} == {None}  # of the patches, not of the operator
-    convolution, pair, *end = names
-    assert [row.case for row in rows] == [convolution, convolution, pair, pair]
+    convolution, pair, block, *end = names
+    cases = [convolution, pair, block]
+    assert [row.case for row in rows] == [case for case in cases for _ in tiles]
     assert pair.startswith("expand-reduce P=64 O=256 R=64 ")
-    assert end == [convolution, pair, "closed"]
+    assert block.endswith(" em_e_step uses=1")
+    assert end == [*cases, *cases, "closed"]
 
 
 def test_a_profiler_s_range_is_around_the_second_run(monkeypatch):

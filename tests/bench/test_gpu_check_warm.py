@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from emanet_triton.bench.gpu_check import sweep
+
 ROOT = Path(__file__).parents[2]
 KERNELS = {
     *("conv_rows", "conv_pointers", "conv_taps", "conv_expand_reduce"),
@@ -117,16 +119,19 @@ def test_what_the_networks_launch_is_planned(tmp_path):
     assert missing == "[]\n"
 
 
-# Prints how many tiles each case of the sweep has, and how many different kernels they launch.
+# Prints how many tiles each case of the sweep has, how many different kernels they launch, in how
+# many uses each, and whether the first is the shipped tile.
 SWEPT = """
 from emanet_triton.bench.gpu_check import meta, sweep
 gpu = meta.Gpu.of_arch("sm_90")
-for call, _ in sweep.dominant(False):
-    tiles = sweep.tiles_of(call, gpu, False)
-    found = {name: meta.kernels_of(meta.Launch(call, tile), gpu) for name, tile in tiles.items()}
-    kernels = {kernel for launched in found.values() for kernel in launched}
-    shipped = meta.kernels_of(meta.Launch(call), gpu)
-    print(call.name, len(tiles), len(kernels), shipped == next(iter(found.values())))
+for swept in sweep.dominant(False):
+    tiles = sweep.tiles_of(swept, gpu, False).values()
+    found = [meta.kernels_of(meta.Launch(swept.call, tile), gpu) for tile in tiles]
+    own = [{key for key in keys if key.name == tile.kernel}
+           for tile, keys in zip(tiles, found, strict=True)]
+    shipped = meta.kernels_of(meta.Launch(swept.call), gpu)
+    kernel = swept.kernel or swept.call.name
+    print(kernel, len(tiles), len(set.union(*own)), len(own[0]), shipped == found[0])
 """
 
 
@@ -135,7 +140,10 @@ def test_every_tile_of_the_sweep_is_a_kernel_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     names = [name for name, *_ in lines]
-    assert names == [*["conv_bias_act"] * 7, *["expand_reduce"] * 4, "conv_bias_act"]
-    for _, tiles, kernels, first_is_shipped in lines:
-        assert int(tiles) == int(kernels) > 5
+    convolutions = [*["conv_bias_act"] * 4, *["expand_reduce"] * 3, "conv_bias_act"]
+    assert names == [*convolutions, *sweep.EM_CANDIDATES]
+    for name, tiles, kernels, uses, first_is_shipped in lines:
+        assert int(tiles) * int(uses) == int(kernels)
+        assert int(tiles) > 5
+        assert int(uses) == (2 if name in ("em_e_step", "em_project") else 1)
         assert first_is_shipped == "True"

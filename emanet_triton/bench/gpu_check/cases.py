@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from emanet_triton.bench.cost import Cost, Shape
 from emanet_triton.bench.gpu_check.compared import Compared, close, equal, poisoned
 from emanet_triton.bench.gpu_check.tf32 import CutOperands
 from emanet_triton.bench.networks import make_protocol
@@ -85,6 +86,19 @@ class EmCase:
     def runner(self, device: str) -> Run:
         arguments = self._problem(device).block_arguments()
         return lambda: self._run(*arguments)
+
+    def inputs(self, device: str) -> tuple[Any, ...]:
+        """The arguments of the block's launcher, with the same values at every call."""
+        feats, *others = self._problem(device).block_arguments()
+        (call,) = self.calls()
+        given = (call[name] for name in ("num_stages", "norm_shift", "out_relu", "precision"))
+        return feats.permute(0, 2, 3, 1).flatten(1, 2), *others, *given
+
+    def floor(self) -> Cost:
+        """The least bytes and FLOPs."""
+        positions = self.size[0] * self.size[1]
+        shape = Shape(self.batch, positions, self.channels, self.bases, dtype=self.dtype)
+        return em.FLOORS[self.operation](shape)
 
     def _problem(self, device: str) -> em.Problem:
         return em.make_problem(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emanet_triton.bench.cost import Cost
 from emanet_triton.bench.gpu_check.cases import Run
 from emanet_triton.bench.gpu_check.compared import Compared, close, poisoned
 from emanet_triton.bench.gpu_check.tf32 import cut
@@ -56,6 +57,10 @@ class ConvCase:
             x, weight, precision = cut(x), cut(weight), "ieee"
         (out,) = self._runner("torch", precision, x, weight, bias, residual)()
         return out
+
+    def floor(self) -> Cost:
+        """The least bytes and FLOPs."""
+        return self.layer.floor()
 
     def inputs(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Input, weight, bias and residual, with the same values at every call."""
@@ -109,6 +114,10 @@ class ExpandReduceCase:
             close(name, found, torch.cat(wanted), by_torch, x.dtype)
             for name, found, wanted, by_torch in outputs
         ]
+
+    def floor(self) -> Cost:
+        """The least bytes and FLOPs."""
+        return self.layer.floor()
 
     def inputs(self, device: str) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
         """Input, weights, biases and residual, with the same values at every call."""

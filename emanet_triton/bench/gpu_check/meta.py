@@ -26,6 +26,7 @@ from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import gpu_arch
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
+from emanet_triton.kernels.em import tiles as em_tiles
 from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 from emanet_triton.kernels.tile import Tile
@@ -62,7 +63,7 @@ class Launch:
 
     Attributes:
         call: which.
-        tile: of a convolution or a pair of them, if it is not the shipped one.
+        tile: of one of its kernels, if it is not the shipped one.
     """
 
     call: OperatorCall
@@ -125,7 +126,7 @@ def compile_kernels(
         wanted: which of the call's kernels; by default all.
 
     Returns:
-        The result of each kernel, and the compiled kernels.
+        The result of each kernel that no earlier launch had, and all wanted kernels.
     """
     results: list[Compiled] = []
     kernels: list[CompiledKernel] = []
@@ -144,6 +145,7 @@ def compile_kernels(
             return
         if hits:  # else it is not wanted, or an earlier launch had it
             results.append(Compiled(self.__name__, hits[0]))
+        if kernel is not None and kernel not in kernels:
             kernels.append(kernel)
 
     def listen(*, cache_hit: bool, **_: object) -> None:
@@ -161,7 +163,7 @@ def compile_kernels(
 def run_on_meta(launch: Launch, arch: str) -> None:
     """Run the launcher of a call's kernels on tensors without data."""
     with (
-        tile_of_convolutions(launch.tile),
+        with_tile(launch.tile),
         mock.patch.object(em_attention, "gpu_arch", lambda device: arch),
     ):
         LAUNCHERS[launch.call.name](launch.call.values(), arch)
@@ -172,13 +174,13 @@ def has_kernel(call: OperatorCall) -> bool:
     return Pair.of(call).has_kernel if call.name == "expand_reduce" else call.name in LAUNCHERS
 
 
-def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
-    """The tile that the table has for a convolution or a pair of them."""
+def shipped_tile(call: OperatorCall, gpu: Gpu, kernel: str | None = None) -> Tile:
+    """The tile that the tables have for a kernel of a call, by default for its first one."""
     found: list[Tile] = []
 
     def noted(table: Callable[..., Tile]) -> Callable[..., Tile]:
-        def note(*arguments: Any) -> Tile:
-            found.append(table(*arguments))
+        def note(*arguments: Any, **options: Any) -> Tile:
+            found.append(table(*arguments, **options))
             return found[-1]
 
         return note
@@ -186,9 +188,11 @@ def shipped_tile(call: OperatorCall, gpu: Gpu) -> Tile:
     with (
         mock.patch.object(conv_tiles, "tile", noted(conv_tiles.tile)),
         mock.patch.object(conv_tiles, "expand_reduce_tile", noted(conv_tiles.expand_reduce_tile)),
+        mock.patch.object(em_tiles, "tile", noted(em_tiles.tile)),
+        mock.patch.object(em_attention, "_kernels", _new_kernels),
     ):
         kernels_of(Launch(call), gpu)
-    return found[0]
+    return next(tile for tile in found if kernel in (None, tile.kernel))
 
 
 @contextlib.contextmanager
@@ -209,18 +213,35 @@ def _compile_only(gpu: Gpu, run: Callable[..., object] | None = None) -> Iterato
 
 
 @contextlib.contextmanager
-def tile_of_convolutions(tile: Tile | None) -> Iterator[None]:
-    """Within, convolutions and pairs run with this tile if one is given, with no smaller one."""
+def with_tile(tile: Tile | None) -> Iterator[None]:
+    """Within, the kernel of a tile runs with it, if one is given, and with no smaller one."""
     if tile is None:
         yield
         return
+    shipped = em_tiles.tile
+
+    def of_em(kernel: str, *arguments: Any, **options: Any) -> Tile:
+        return tile if kernel == tile.kernel else shipped(kernel, *arguments, **options)
+
     with (
         mock.patch.object(conv_tiles, "tile", lambda *arguments: tile),
         mock.patch.object(conv_tiles, "expand_reduce_tile", lambda *arguments: tile),
-        mock.patch.object(conv_triton, "fitting", lambda tile, device: tile),
-        mock.patch.object(conv_expand_reduce, "fitting", lambda tile, device: tile),
+        mock.patch.object(em_tiles, "tile", of_em),
+        mock.patch.object(em_attention, "_kernels", _new_kernels),
+        mock.patch.object(conv_triton, "fitting", _given),
+        mock.patch.object(conv_expand_reduce, "fitting", _given),
+        mock.patch.object(em_attention, "fitting", _given),
     ):
         yield
+
+
+def _given(tile: Tile, device: torch.device) -> Tile:
+    return tile
+
+
+def _new_kernels(replaced: int, *configuration: Any) -> em_attention.Kernels:
+    """Stands for ``em_attention._kernels``, which keeps the tiles of earlier calls."""
+    return em_attention.Kernels(*configuration)
 
 
 def _without_backend(values: list[Any]) -> list[Any]:
