@@ -1,6 +1,7 @@
 """The hash of a file for which nobody has published one: noted when it is first opened.
 
-The note lies beside the file, in the form that ``sha256sum --check`` reads.
+The note lies beside the file, in the form that ``sha256sum --check`` reads. A note that holds the
+hash alone, as some projects publish it, is read too.
 """
 
 import re
@@ -11,7 +12,7 @@ from emanet_triton.errors import InputError, one_line
 from emanet_triton.files import read_plain, write_whole
 from emanet_triton.models.checkpoint import Checkpoint
 
-_NOTE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\n]+)\n?")
+_NOTE = re.compile(r"([0-9a-fA-F]{64})(?: [ *]([^\n]+))?\n?")
 _MOST_BYTES = 4096
 
 
@@ -35,7 +36,7 @@ def pinned(path: Path) -> str | None:
         raise InputError(f"{note}: cannot be read ({error.strerror or error})") from error
     found = _NOTE.fullmatch(text)
     # sha256sum writes the path as it was given.
-    if found is None or Path(found[2]).name != path.name:
+    if found is None or (found[2] and Path(found[2]).name != path.name):
         problem = "is damaged" if found is None else f"is the note of {one_line(found[2])}"
         raise InputError(
             f"{note}: {problem}; expected the SHA-256 of {path.name}, as sha256sum writes it. "

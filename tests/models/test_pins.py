@@ -39,7 +39,7 @@ def test_the_hash_is_noted_once_and_checked_from_then_on(path):
     check_pin(read_checkpoint(path))
 
 
-@pytest.mark.parametrize("text", [b"", b"abc", b"\xff\n", b"0" * 64 + b"\n"])
+@pytest.mark.parametrize("text", [b"", b"abc", b"\xff\n", b"0" * 63 + b"\n", b"0" * 64 + b" \n"])
 def test_a_damaged_note_is_named(path, text):
     pin_path(path).write_bytes(text)
     with pytest.raises(InputError, match=r"file\.pth\.sha256: is damaged; expected the SHA-256"):
@@ -92,6 +92,16 @@ def test_notes_of_sha256sum(path, form):
     check_pin(read_checkpoint(path))
     pin_path(path).write_text(form.format(digits, "other.pth"))
     with pytest.raises(InputError, match=r"file\.pth\.sha256: is the note of other\.pth; expected"):
+        check_pin(read_checkpoint(path))
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_note_may_hold_the_hash_alone(path, end):
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()
+    pin_path(path).write_text(digits + end)
+    check_pin(read_checkpoint(path))
+    pin_path(path).write_text("0" * 64 + end)
+    with pytest.raises(InputError, match=r"expected 00000000 as noted in file\.pth\.sha256"):
         check_pin(read_checkpoint(path))
 
 

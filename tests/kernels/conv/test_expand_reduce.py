@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from conv_reference import Convolution, assert_close_to_eager, make, on_gpu
 from device import DEVICE, HALF, tiles_of
 from torch import nn
@@ -8,6 +11,7 @@ from emanet_triton.kernels.conv import choice as conv_choice
 from emanet_triton.kernels.conv import exact as conv_exact
 from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import op as conv
+from emanet_triton.kernels.conv.expand_reduce import load_tile, store_tile
 from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 
 FP16, SINGLE = torch.float16, torch.float32
@@ -64,6 +68,34 @@ def test_one_kernel_with_the_tiles_of(arch):
     convolutions = pair((2, 64, 7, 11), 128, 128)
     found = conv_expand_reduce.expand_reduce(*arguments(convolutions), arch)
     assert_both_close(found, convolutions, FP16)
+
+
+@triton.jit
+def copy_rows(
+    source, target, row, num_loaded, num_stored, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Load rows as a matrix of ``num_loaded`` rows has them, store as one of ``num_stored`` has."""
+    b = load_tile(source, row, 0, num_loaded, WIDTH, ROWS, WIDTH, False)
+    store_tile(target, row, 0, b, num_stored, WIDTH, False)
+
+
+def test_rows_beyond_32_bits_and_beyond_the_matrix():
+    """Where there are no descriptors. Rows outside count as zero, and none of them is written."""
+    width, rows = 1024, 16
+    row = 2**31 // width
+    # The system adds pages to such an array when they are used.
+    source, target = (
+        torch.from_numpy(np.zeros((row + rows, width), np.float16)).to(DEVICE) for _ in range(2)
+    )
+    tile = torch.arange(1, rows * width + 1, device=DEVICE).remainder(1000).view(rows, width)
+    source[row:] = tile
+    for num_loaded, num_stored in ((rows, rows), (11, rows), (rows, 11)):
+        target[row:] = 7
+        copy_rows[(1,)](source, target, row, row + num_loaded, row + num_stored, width, rows)
+        wanted = tile.to(source.dtype)
+        wanted[num_loaded:] = 0
+        wanted[num_stored:] = 7
+        torch.testing.assert_close(target[row:], wanted, rtol=0, atol=0)
 
 
 def test_operands_that_no_descriptor_can_take():
