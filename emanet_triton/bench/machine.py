@@ -15,7 +15,8 @@ from emanet_triton.kernels.device import DTYPES, cpu_name, has_onednn
 from emanet_triton.versions import ABSENT, commit, package_version
 
 MEGABYTE = 1e6
-RUNTIMES = "openvino", "onnxruntime", "torch-tensorrt"  # packages that run networks, as peers
+# Packages of other software that runs networks.
+RUNTIME_PACKAGES = "openvino", "onnxruntime", "onnxruntime-gpu", "torch-tensorrt", "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Machine:
         matmul_tflop_s: 10^12 FLOP/s by dtype: of a square matrix product, or on a CPU of a
             convolution if that is faster.
         noise: (p80 - p20) / p50 of the times of one such product.
-        runtimes: the installed ones of ``RUNTIMES`` with their versions; empty without any.
+        runtimes: the installed ones of ``RUNTIME_PACKAGES`` with their versions; empty without any.
     """
 
     device: str
@@ -94,7 +95,7 @@ def check_device(device: str) -> None:
 
 
 def _runtimes() -> str:
-    found = {name: package_version(name) for name in RUNTIMES}
+    found = {name: package_version(name) for name in RUNTIME_PACKAGES}
     return ", ".join(f"{name} {at}" for name, at in found.items() if at != ABSENT)
 
 

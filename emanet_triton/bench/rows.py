@@ -42,8 +42,8 @@ class Row:
         device, threads, dtype, driver, torch, triton, commit, date: where, with what and when.
         copy_gb_s, matmul_tflop_s: the machine's rates, measured in the same run.
         noise: (p80 - p20) / p50 of a fixed matrix product in the same run.
-        runtimes: the installed versions of OpenVINO, ONNX Runtime and Torch-TensorRT. Files made
-            before 2026-11-30 lack this column.
+        runtimes: other software that runs networks, with its versions, as ``Machine.runtimes``.
+            Files made before 2026-11-30 lack this column.
     """
 
     suite: str

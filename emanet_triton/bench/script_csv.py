@@ -10,6 +10,9 @@ from typing import Any
 from emanet_triton.files import require_own, require_writable, write_output
 from emanet_triton.versions import commit, versions
 
+# Every such table has these columns, and others before and between them.
+_BEGINNING = re.compile(rb"[^\n]*,emanet_triton,[^\n]*,commit\n")
+
 
 def require_table(path: Path) -> None:
     """Check that ``write_table`` can write the file, before minutes of measurements.
@@ -18,8 +21,7 @@ def require_table(path: Path) -> None:
         InputError: it cannot, or a file of another kind is there.
     """
     require_writable(path)
-    last = ",".join([*versions(), "commit"])
-    require_own(path, re.compile(rf"[^\n]*,{last}\n".encode()), "table of such figures")
+    require_own(path, _BEGINNING, "table of such figures")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **where: Any) -> None:

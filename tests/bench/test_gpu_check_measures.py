@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import pickle
 import re
 from collections import Counter
@@ -142,14 +143,15 @@ def test_a_pair_of_convolutions_is_swept_as_one(pair, pair_tiles, monkeypatch):
     assert set(launched) == {64, 32}
 
 
+@pytest.mark.parametrize("added", [1, math.nan])
 @pytest.mark.parametrize("output", [0, 1], ids=["expanded", "reduced"])
-def test_a_pair_with_another_result_gets_no_time(pair, pair_tiles, monkeypatch, output):
+def test_a_pair_with_another_result_gets_no_time(pair, pair_tiles, monkeypatch, output, added):
     run = conv_expand_reduce.expand_reduce
 
     def off_by_one(*arguments):
         found = run(*arguments)
         if conv_tiles.expand_reduce_tile().pipeline_stages == 2:
-            found[output].add_(1)
+            found[output].add_(added)
         return found
 
     case = case_of_sweep(pair, pair_tiles)
@@ -211,8 +213,8 @@ def test_an_em_kernel_gets_the_tile_and_the_others_keep_theirs(block, monkeypatc
     em_attention._kernels.cache_clear()
     case.providers["32x64 w4 s2"]()()
     assert launched.pop("em_e_step") == {tiles["32x64 w4 s2"]}
-    assert {*launched} > {"em_m_step", "em_project", "em_epilogue"}
-    assert all(tile.num_warps > 2 for (tile,) in launched.values())
+    for kernel in ("em_m_step", "em_project", "em_epilogue"):
+        assert launched[kernel] == {em_tiles.tile(kernel, "sm_90", "fp16", 64, 16)}
     machine = replace(MACHINE, matmul_tflop_s={"fp16": 800})
     rows = measure(case, Method("cpu", rounds=1), machine)
     assert [(row.provider, row.gate) for row in rows] == [(name, "passed") for name in tiles]

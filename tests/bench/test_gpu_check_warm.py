@@ -119,6 +119,29 @@ def test_what_the_networks_launch_is_planned(tmp_path):
     assert missing == "[]\n"
 
 
+# Prints what the tiles of an EM kernel need, those of the first one again.
+NEEDED = """
+from emanet_triton.bench.gpu_check import meta, sweep
+gpu = meta.Gpu.of_arch("sm_90")
+*_, swept = sweep.dominant(True)
+tiles = sweep.tiles_of(swept, gpu, True).values()
+for tile in (*tiles, *list(tiles)[:1]):
+    print(sweep.resources(meta.Launch(swept.call, tile), gpu))
+"""
+
+
+def test_what_a_tile_needs_is_said_for_each_use_of_its_kernel(tmp_path):
+    """With bases that are normalised and with parts of them, also if both are compiled already."""
+    done = run("-c", NEEDED, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, _, second, _, *again = lines = done.stdout.splitlines()
+    assert again == lines[:2]
+    assert first.startswith("em_e_step 128x64 w4 s3: ")
+    assert second.startswith("em_e_step 128x64 w4 s4: ")
+    needs = r": \d+ bytes of shared memory, \d+ registers and 0 bytes of stack a thread$"
+    assert all(re.search(needs, line) for line in lines)
+
+
 # Prints how many tiles each case of the sweep has, how many different kernels they launch, in how
 # many uses each, and whether the first is the shipped tile.
 SWEPT = """

@@ -22,7 +22,7 @@ def test_the_machine_is_named_and_measured():
 
 
 def test_the_versions_of_runtimes_are_said(monkeypatch):
-    installed = {"openvino": "2026.4.1", "torch-tensorrt": "2.11"}
+    installed = {"openvino": "2026.4.1", "torch-tensorrt": "2.11", "another": "1"}
     monkeypatch.setattr(of_machine, "package_version", lambda name: installed.get(name, ABSENT))
     machine = measure_machine("cpu", ["fp32"], tiny=True)
     assert machine.runtimes == "openvino 2026.4.1, torch-tensorrt 2.11"

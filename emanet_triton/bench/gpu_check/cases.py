@@ -89,6 +89,7 @@ class EmCase:
 
     def inputs(self, device: str) -> tuple[Any, ...]:
         """The arguments of the block's launcher, with the same values at every call."""
+        assert self.operation == "block"
         feats, *others = self._problem(device).block_arguments()
         (call,) = self.calls()
         given = (call[name] for name in ("num_stages", "norm_shift", "out_relu", "precision"))

@@ -27,6 +27,7 @@ from emanet_triton.kernels.device import gpu_arch
 from emanet_triton.kernels.em import attention as em_attention
 from emanet_triton.kernels.em import block as em_block
 from emanet_triton.kernels.em import tiles as em_tiles
+from emanet_triton.kernels.launch import fitting
 from emanet_triton.kernels.pool import max_pool as pool_triton
 from emanet_triton.kernels.resample import gather as resample_triton
 from emanet_triton.kernels.tile import Tile
@@ -126,7 +127,8 @@ def compile_kernels(
         wanted: which of the call's kernels; by default all.
 
     Returns:
-        The result of each kernel that no earlier launch had, and all wanted kernels.
+        The result of each kernel that no earlier launch had; and these kernels, or without
+        ``wanted`` all kernels of the call.
     """
     results: list[Compiled] = []
     kernels: list[CompiledKernel] = []
@@ -145,7 +147,7 @@ def compile_kernels(
             return
         if hits:  # else it is not wanted, or an earlier launch had it
             results.append(Compiled(self.__name__, hits[0]))
-        if kernel is not None and kernel not in kernels:
+        if (hits or wanted is None) and kernel not in kernels:
             kernels.append(kernel)
 
     def listen(*, cache_hit: bool, **_: object) -> None:
@@ -218,25 +220,30 @@ def with_tile(tile: Tile | None) -> Iterator[None]:
     if tile is None:
         yield
         return
-    shipped = em_tiles.tile
 
-    def of_em(kernel: str, *arguments: Any, **options: Any) -> Tile:
-        return tile if kernel == tile.kernel else shipped(kernel, *arguments, **options)
+    def instead_of(table: Callable[..., Tile], kernel: str = "") -> Callable[..., Tile]:
+        """A table of one kernel, or of the kernel that its first argument names."""
 
+        def found(*arguments: Any, **options: Any) -> Tile:
+            asked = kernel or arguments[0]
+            return tile if asked == tile.kernel else table(*arguments, **options)
+
+        return found
+
+    def given(found: Tile, device: torch.device) -> Tile:
+        return found if found.kernel == tile.kernel else fitting(found, device)
+
+    pairs = instead_of(conv_tiles.expand_reduce_tile, "conv_expand_reduce")
     with (
-        mock.patch.object(conv_tiles, "tile", lambda *arguments: tile),
-        mock.patch.object(conv_tiles, "expand_reduce_tile", lambda *arguments: tile),
-        mock.patch.object(em_tiles, "tile", of_em),
+        mock.patch.object(conv_tiles, "tile", instead_of(conv_tiles.tile)),
+        mock.patch.object(conv_tiles, "expand_reduce_tile", pairs),
+        mock.patch.object(em_tiles, "tile", instead_of(em_tiles.tile)),
         mock.patch.object(em_attention, "_kernels", _new_kernels),
-        mock.patch.object(conv_triton, "fitting", _given),
-        mock.patch.object(conv_expand_reduce, "fitting", _given),
-        mock.patch.object(em_attention, "fitting", _given),
+        mock.patch.object(conv_triton, "fitting", given),
+        mock.patch.object(conv_expand_reduce, "fitting", given),
+        mock.patch.object(em_attention, "fitting", given),
     ):
         yield
-
-
-def _given(tile: Tile, device: torch.device) -> Tile:
-    return tile
 
 
 def _new_kernels(replaced: int, *configuration: Any) -> em_attention.Kernels:

@@ -6,7 +6,7 @@ import torch
 
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase, PoolCase
-from emanet_triton.bench.gpu_check.conv_cases import ExpandReduceCase
+from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase
 from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
 from emanet_triton.bench.gpu_check.sweep import dominant
 from emanet_triton.models.network import logits_size
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 def large_cases() -> list[Case]:
     """About ten kernels as the networks launch them."""
     costly = [swept.case for swept in dominant(False)]
-    found: list[Case] = list(costly[:CONVOLUTIONS])
+    convolutions = [case for case in costly if isinstance(case, ConvCase)]
+    found: list[Case] = list(convolutions[:CONVOLUTIONS])
     calls = network_calls(["r50"], MODES)
     found.append(next(case for case in costly if isinstance(case, ExpandReduceCase)))
     pool = next(call for call in calls if call.name == "max_pool")

@@ -1,7 +1,7 @@
 """A step: the kernels that take the networks longest, timed with several tiles each.
 
 They are the costliest convolutions, the costliest pairs of 1x1 convolutions that one kernel
-computes, the first convolution, and the kernels of the EM attention block. Each is a case of the
+computes, the first convolution, and four kernels of the EM attention block. Each is a case of the
 benchmark, and its tiles are the providers. The time of an EM kernel's tile is that of the whole
 block. A tile gets no time if its result differs from the result of the shipped tile.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 
 from emanet_triton.bench.ahead_of_time import code as compiled_code
-from emanet_triton.bench.case import Absent, Case
+from emanet_triton.bench.case import Absent, Case, worst
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.gpu_check import meta, own
 from emanet_triton.bench.gpu_check.cases import EmCase
@@ -87,6 +87,7 @@ PAIR_CANDIDATES = (
     (64, 32, 4, 2),
     (64, 128, 4, 2),
 )
+# The block's other kernels run once a call, or mostly add and copy.
 EM_CANDIDATES = {
     "em_e_step": (  # BLOCK_N, BLOCK_C
         (128, 64, 4, 4),
@@ -132,7 +133,8 @@ class Swept(NamedTuple):
     Attributes:
         case: the call that launches it.
         uses: how often R50 and R101 make this call, on a whole image and on sliding windows.
-        kernel: its name in the EM attention block; a convolution or a pair has one kernel.
+        kernel: its name in the EM attention block; empty for a convolution or a pair, which is one
+            kernel.
     """
 
     case: ConvCase | ExpandReduceCase | EmCase
@@ -225,7 +227,7 @@ def make_case(swept: Swept, tiles: dict[str, Tile], gpu: Gpu, device: str) -> Ca
 def dominant(tiny: bool) -> list[Swept]:
     """The convolutions with the most FLOPs in the four networks, then the pairs with the most.
 
-    Then one of ``conv_taps``: it has few FLOPs, and its gathers take the time. Last the kernels of
+    Then one of ``conv_taps``: it has few FLOPs, and its gathers take the time. Last four kernels of
     the EM attention block of a whole image.
     """
     if tiny:
@@ -341,7 +343,7 @@ def _make_problem(swept: Swept, device: str) -> Problem:
 def _difference(got: object, want: tuple[Tensor, ...]) -> float:
     """The largest difference of an output, over its largest value."""
     outputs = got if isinstance(got, tuple) else (got,)
-    return max(
+    return worst(
         ((found.double() - wanted.double()).abs().max() / wanted.abs().max()).item()
         for found, wanted in zip(outputs, want, strict=True)
     )
