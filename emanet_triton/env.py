@@ -17,7 +17,7 @@ from emanet_triton.files import exists
 from emanet_triton.kernels.cache import driver_version, triton_version
 from emanet_triton.kernels.device import auto_backend, cpu_name
 from emanet_triton.models.zoo import ZOO, published_path
-from emanet_triton.versions import commit, versions
+from emanet_triton.versions import ABSENT, commit, versions
 
 # Only these variables are printed: others may hold secrets.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -75,7 +75,7 @@ def _parts() -> Iterator[Part]:
 def _software() -> Iterator[Part]:
     yield "commit", commit
     try:
-        found = versions() | {"triton": triton_version() or "absent"}
+        found = versions() | {"triton": triton_version() or ABSENT}
     except Exception as error:
         found = {"versions": f"unknown ({first_line(error)})"}
     yield from ((name, partial(str, version)) for name, version in found.items())

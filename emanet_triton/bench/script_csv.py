@@ -15,13 +15,13 @@ _BEGINNING = re.compile(rb"[^\n]*,emanet_triton,[^\n]*,commit\n")
 
 
 def require_table(path: Path) -> None:
-    """Check that ``write_table`` can write the file, before minutes of measurements.
+    """Check that ``write_table`` can write the file. Call it before a long measurement.
 
     Raises:
         InputError: it cannot, or a file of another kind is there.
     """
     require_writable(path)
-    require_own(path, _BEGINNING, "table of such figures")
+    require_own(path, _BEGINNING, "table that a script of emanet-triton wrote")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **where: Any) -> None:

@@ -26,7 +26,7 @@ def test_a_table_replaces_tables_only(tmp_path):
     write_table(path, [{"ms": 1}])
     require_table(path)
     path.write_text("case,ms\na,1\n")
-    with pytest.raises(InputError, match=r"figures\.csv: exists and is no table of such figures"):
+    with pytest.raises(InputError, match=r"figures\.csv: exists and is no table that a script"):
         require_table(path)
 
 

@@ -93,7 +93,7 @@ class EmCase:
         feats, *others = self._problem(device).block_arguments()
         (call,) = self.calls()
         given = (call[name] for name in ("num_stages", "norm_shift", "out_relu", "precision"))
-        return feats.permute(0, 2, 3, 1).flatten(1, 2), *others, *given
+        return ops.as_positions(feats), *others, *given
 
     def floor(self) -> Cost:
         """The least bytes and FLOPs."""

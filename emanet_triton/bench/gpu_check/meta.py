@@ -176,7 +176,7 @@ def has_kernel(call: OperatorCall) -> bool:
     return Pair.of(call).has_kernel if call.name == "expand_reduce" else call.name in LAUNCHERS
 
 
-def shipped_tile(call: OperatorCall, gpu: Gpu, kernel: str | None = None) -> Tile:
+def shipped_tile(call: OperatorCall, gpu: Gpu, kernel: str = "") -> Tile:
     """The tile that the tables have for a kernel of a call, by default for its first one."""
     found: list[Tile] = []
 
@@ -194,7 +194,7 @@ def shipped_tile(call: OperatorCall, gpu: Gpu, kernel: str | None = None) -> Til
         mock.patch.object(em_attention, "_kernels", _new_kernels),
     ):
         kernels_of(Launch(call), gpu)
-    return next(tile for tile in found if kernel in (None, tile.kernel))
+    return next(tile for tile in found if kernel in ("", tile.kernel))
 
 
 @contextlib.contextmanager

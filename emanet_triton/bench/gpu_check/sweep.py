@@ -262,7 +262,7 @@ def _launched(call: OperatorCall) -> list[OperatorCall]:
 
 def tiles_of(swept: Swept, gpu: Gpu, tiny: bool) -> dict[str, Tile]:
     """The shipped tile of a kernel, and others that suit it, by name."""
-    shipped = meta.shipped_tile(swept.call, gpu, swept.kernel or None)
+    shipped = meta.shipped_tile(swept.call, gpu, swept.kernel)
     special = {"conv_taps": TAPS_CANDIDATES, "conv_expand_reduce": PAIR_CANDIDATES}
     candidates = (special | EM_CANDIDATES).get(shipped.kernel, CANDIDATES)
     others = [_with_sizes(shipped, sizes) for sizes in candidates]

@@ -10,7 +10,7 @@ import torch
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.kernels.cache import driver_version
 from emanet_triton.kernels.device import cpu_name
-from emanet_triton.versions import commit, package_version
+from emanet_triton.versions import ABSENT, commit, package_version
 from emanet_triton.versions import versions as software
 
 PACKAGES = ("triton", "pytest", "pytest-xdist")
@@ -31,24 +31,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def versions() -> dict[str, object]:
-    """All versions by name; "absent" for what is not installed."""
+    """All versions by name; ``ABSENT`` for what is not installed."""
     return {
         **software(),
         **{name: package_version(name) for name in PACKAGES},
-        "cudnn": torch.backends.cudnn.version() or "absent",
+        "cudnn": torch.backends.cudnn.version() or ABSENT,
         "driver": driver_version(),
         "commit": commit(),
         "processor": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "absent",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else ABSENT,
         "nvidia-smi": _nvidia_smi(),
-        "tools": {name: shutil.which(name) or "absent" for name in TOOLS},
+        "tools": {name: shutil.which(name) or ABSENT for name in TOOLS},
     }
 
 
 def _nvidia_smi() -> dict[str, str] | str:
     """The state of the first GPU by name, or why it is not known."""
     if not shutil.which("nvidia-smi"):
-        return "absent"
+        return ABSENT
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

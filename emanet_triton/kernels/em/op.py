@@ -58,7 +58,7 @@ def em_attention(
     """
     _check(feats, bases, num_stages, norm_shift, backend, precision)
     recon, new_bases = torch.ops.emanet_triton.em_attention(
-        _as_positions(feats), bases, num_stages, norm_shift, backend, precision
+        as_positions(feats), bases, num_stages, norm_shift, backend, precision
     )
     return _as_feats(recon, feats), new_bases
 
@@ -114,7 +114,7 @@ def em_attention_block(
             raise ValueError(f"{name} must be floating point, got {weight.dtype}")
         check_device(name, weight, "feats", feats)
     out, new_bases = torch.ops.emanet_triton.em_attention_block(
-        _as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
+        as_positions(feats), bases, mid_weight, mid_bias, out_weight, out_bias,
         num_stages, norm_shift, out_relu, backend, precision,
     )  # fmt: skip
     return _as_feats(out, feats), new_bases
@@ -153,7 +153,7 @@ def _choose(backend: str, feats: Tensor) -> str:
     return auto_backend(feats.is_cuda) if backend == "auto" else backend
 
 
-def _as_positions(feats: Tensor) -> Tensor:
+def as_positions(feats: Tensor) -> Tensor:
     """[B, C, H, W] → [B, N, C], a view where the strides allow one; [B, N, C] as it is."""
     return feats.permute(0, 2, 3, 1).flatten(1, 2) if feats.dim() == 4 else feats
 
