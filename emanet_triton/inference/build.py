@@ -9,7 +9,7 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.inference.calibration import Calibration
 from emanet_triton.inference.predictor import HALF
 from emanet_triton.inference.quantize import quantize, require_int8
-from emanet_triton.kernels.conv import choice
+from emanet_triton.kernels import choice
 from emanet_triton.models.checkpoint import Checkpoint
 from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.loading import load_into

@@ -16,7 +16,7 @@ from emanet_triton.data.png import read_image
 from emanet_triton.eval import metric
 from emanet_triton.eval.__main__ import main
 from emanet_triton.inference import build
-from emanet_triton.kernels.conv import choice
+from emanet_triton.kernels import choice
 from emanet_triton.models.verified import verified_fuse
 from emanet_triton.models.zoo import ZOO
 

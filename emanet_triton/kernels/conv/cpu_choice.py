@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from emanet_triton.kernels.conv import choice
+from emanet_triton.kernels import choice
 from emanet_triton.kernels.conv.onednn import compute_dtype, conv_bias_act_
 from emanet_triton.kernels.conv.op import pack_weight
 from emanet_triton.kernels.conv.winograd import pack_weight as pack_winograd_weight

@@ -1,20 +1,21 @@
-"""Measure the errors of a backend and of plain PyTorch against a higher precision."""
+"""Measure the errors of a convolution's backends against a higher precision."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.kernels.exact import Check, wider
 from emanet_triton.kernels.precision import cuda_fp32
 
 BLOCK_BYTES = 2**26  # input and output, in the higher precision, that are compared at once
 
 
 @dataclass(frozen=True)
-class Check:
+class ConvCheck(Check):
     """Measures the error of an output of a convolution, or of several convolutions in a row.
 
     Attributes:
@@ -42,40 +43,9 @@ class Check:
     plain: Callable[[], Tensor]
     pointwise: Callable[[Tensor], Tensor] | None = None
 
-    def allowed(self) -> float:
-        """The largest error that a backend may make.
-
-        This is twice the error of plain PyTorch, plus the error of rounding the largest value to
-        the dtype of x.
-        """
-        error, largest = self._error(self.plain())
-        return 2 * error + torch.finfo(self.x.dtype).eps / 2 * largest
-
-    def error(self, found: Tensor) -> float:
-        """Largest difference between ``found`` and the exact output; NaN if either has a NaN."""
-        return self._error(found)[0]
-
-    def poison(self) -> None:
-        """Fill with NaN the memory that PyTorch's allocator will give to the next output.
-
-        An element that a backend does not write is then NaN. The memory is twice as large as an
-        output, since a backend may allocate something else first.
-        """
-        held = []
-        with contextlib.suppress(torch.OutOfMemoryError):
-            for _ in range(2):
-                device, dtype = self.x.device, self.out_dtype
-                held.append(torch.full(self.out_shape, torch.nan, dtype=dtype, device=device))
-
-    def _error(self, found: Tensor) -> tuple[float, float]:
-        """Largest difference from the exact output, and the exact output's largest magnitude."""
-        error = largest = torch.zeros((), dtype=torch.float64, device=self.x.device)
+    def pieces(self) -> Iterator[tuple[Any, Tensor]]:
         for image, rows in self._blocks():
-            exact = self._exact(image, rows)
-            difference = found[image, :, rows].to(exact.dtype) - exact
-            error = torch.maximum(error, difference.abs_().amax().double())
-            largest = torch.maximum(largest, exact.abs_().amax().double())
-        return error.item(), largest.item()
+            yield (image, slice(None), rows), self._exact(image, rows)
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield image and rows of each block of the output; the blocks are compared one by one."""
@@ -98,11 +68,6 @@ class Check:
             out = out + self.residual[image, :, rows]
         out = out.relu() if self.relu else out
         return out if self.pointwise is None else self.pointwise(out)
-
-
-def wider(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the reference if ``dtype`` is the dtype of x."""
-    return torch.float64 if dtype == torch.float32 else torch.float32
 
 
 def exact_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from emanet_triton.kernels import flops
+from emanet_triton.kernels import choice, flops
 from emanet_triton.kernels.checks import (
     check_at_least,
     check_choice,
@@ -17,7 +17,6 @@ from emanet_triton.kernels.checks import (
     check_layout,
     check_shape,
 )
-from emanet_triton.kernels.conv import choice
 from emanet_triton.kernels.conv.cudnn import (
     can_fuse,
     cudnn_benchmark_conv,
@@ -25,7 +24,7 @@ from emanet_triton.kernels.conv.cudnn import (
     has_cudnn,
 )
 from emanet_triton.kernels.conv.eager import out_shape, torch_conv
-from emanet_triton.kernels.conv.exact import Check, exact_conv
+from emanet_triton.kernels.conv.exact import ConvCheck, exact_conv
 from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
@@ -235,8 +234,8 @@ def _run_conv_bias_act(
     added = None if residual is None else residual.dtype
     key = _key(x.shape, weight.shape, stride, dilation, x.dtype, added, out_dtype, relu, precision)
 
-    def make_checks() -> tuple[Check]:
-        check = Check(
+    def make_checks() -> tuple[ConvCheck]:
+        check = ConvCheck(
             x, residual, out_shape(x, weight, stride), out_dtype, stride,
             reach=dilation * (weight.shape[2] // 2),
             relu=relu,
@@ -331,9 +330,9 @@ def _expand_reduce_key(x: torch.Size, outputs: int, reduced: int, dtype: torch.d
 
 def _expand_reduce_checks(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor, precision: str
-) -> tuple[Check, Check]:
+) -> tuple[ConvCheck, ConvCheck]:
     plain = functools.partial(_separate, x, weights, biases, residual, "torch", precision)
-    expanded = Check(
+    expanded = ConvCheck(
         x, residual, out_shape(x, weights[0], 1), x.dtype, stride=1, reach=0, relu=True,
         linear=lambda rows: exact_conv(rows, weights[0], biases[0], 1, 1),
         plain=lambda: plain()[0],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conv_reference import make, on_gpu
 
-from emanet_triton.kernels.conv import choice as conv_choice
+from emanet_triton.kernels import choice
 from emanet_triton.kernels.conv import op as conv
 from emanet_triton.kernels.conv.eager import torch_conv
 
@@ -83,7 +83,7 @@ def test_the_winner_computes(nvidia, monkeypatch, dtype, precision, winner, want
             return X
 
         monkeypatch.setitem(conv.CONVOLUTIONS, name, compute)
-    monkeypatch.setattr(conv_choice, "choose", lambda *_: winner)
+    monkeypatch.setattr(choice, "choose", lambda *_: winner)
     operands = on_gpu(X.to(dtype)), W.to(dtype), B.to(dtype)
     conv._run_conv_bias_act(*operands, None, 1, 1, True, dtype, "auto", precision)
     assert called == [wanted]
@@ -99,7 +99,7 @@ def keys(monkeypatch):
         return last_resort
 
     monkeypatch.setattr(conv, "has_cudnn", lambda x: True)
-    monkeypatch.setattr(conv_choice, "choose", choose)
+    monkeypatch.setattr(choice, "choose", choose)
     return found
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from emanet_triton.kernels.conv import choice, cpu_choice, onednn
+from emanet_triton.kernels import choice
+from emanet_triton.kernels.conv import cpu_choice, onednn
 from emanet_triton.kernels.conv.cpu_choice import NEVER, WINOGRAD_FROM, takes_winograd
 
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -6,7 +6,7 @@ import conv_reference
 import pytest
 import torch
 
-from emanet_triton.kernels.conv import choice as conv_choice
+from emanet_triton.kernels import choice
 from emanet_triton.kernels.conv import exact as conv_exact
 from emanet_triton.kernels.conv import op as conv
 
@@ -35,7 +35,7 @@ def checks(monkeypatch):
         calls.extend(make_checks())
         return last_resort
 
-    monkeypatch.setattr(conv_choice, "choose", choose)
+    monkeypatch.setattr(choice, "choose", choose)
     monkeypatch.setattr(conv, "has_cudnn", lambda x: True)
     return calls
 

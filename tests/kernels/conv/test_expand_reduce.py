@@ -7,7 +7,7 @@ from conv_reference import Convolution, assert_close_to_eager, make, on_gpu
 from device import DEVICE, HALF, tiles_of
 from torch import nn
 
-from emanet_triton.kernels.conv import choice as conv_choice
+from emanet_triton.kernels import choice
 from emanet_triton.kernels.conv import exact as conv_exact
 from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
 from emanet_triton.kernels.conv import op as conv
@@ -154,7 +154,7 @@ def test_both_outputs_are_checked_against_higher_precision(monkeypatch):
             checks.extend(make_checks())
         return last_resort
 
-    monkeypatch.setattr(conv_choice, "choose", choose)
+    monkeypatch.setattr(choice, "choose", choose)
     monkeypatch.setattr(conv_exact, "BLOCK_BYTES", 1)
     convolutions = pair((2, 64, 5, 7), 128, 64, device="cpu")
     x, *others = arguments(convolutions)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emanet_triton.kernels.conv import choice as conv_choice
-from emanet_triton.kernels.conv.exact import Check
+from emanet_triton.kernels import choice
+from emanet_triton.kernels.conv.exact import ConvCheck
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 KEY = "a convolution"
@@ -31,7 +31,7 @@ class Call:
 
 def make_check(plain=None):
     """The check of a convolution whose output is all ones."""
-    return Check(
+    return ConvCheck(
         ONES, None, ONES.shape, ONES.dtype, 1, 0, False, lambda rows: rows, plain or Call()
     )
 
@@ -44,10 +44,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
-        conv_choice, "_is_capturing", lambda device: torch.cuda.is_current_stream_capturing()
+        choice, "_is_capturing", lambda device: torch.cuda.is_current_stream_capturing()
     )
     monkeypatch.setattr(
-        conv_choice, "environment", lambda device: f"{torch.cuda.get_device_name(device)}, driver 1"
+        choice, "environment", lambda device: f"{torch.cuda.get_device_name(device)}, driver 1"
     )
     timed = []
 
@@ -55,17 +55,17 @@ def gpu(monkeypatch, tmp_path):
         timed.append(name)
         return -len(timed)
 
-    monkeypatch.setattr(conv_choice, "_seconds", seconds)
-    monkeypatch.setattr(conv_choice, "_HOPELESS", set())
-    conv_choice._cache.cache_clear()
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    monkeypatch.setattr(choice, "_HOPELESS", set())
+    choice._cache.cache_clear()
     yield timed
-    conv_choice._cache.cache_clear()
+    choice._cache.cache_clear()
 
 
 def choose(key=KEY, check=None, checks=None, **candidates):
     candidates = candidates or {"cudnn": Call(), "torch": Call(), "triton": Call()}
     checks = checks or [check or make_check()]
-    return conv_choice.choose(key, CPU, candidates, "torch", lambda: checks)
+    return choice.choose(key, CPU, candidates, "torch", lambda: checks)
 
 
 def cache_file(tmp_path):
@@ -75,7 +75,7 @@ def cache_file(tmp_path):
 def test_the_fastest_is_found_once_and_kept_on_disk(gpu, tmp_path):
     assert choose() == "triton"
     assert choose() == "triton"
-    conv_choice._cache.cache_clear()  # as in another process
+    choice._cache.cache_clear()  # as in another process
     assert choose() == "triton"
     assert gpu == ["cudnn", "torch", "triton"]
     kept = json.loads(cache_file(tmp_path).read_text())
@@ -89,8 +89,8 @@ def test_another_environment_measures_again(gpu, monkeypatch, tmp_path, what):
     if what == "device":
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
     else:
-        monkeypatch.setattr(conv_choice, "digest", lambda files: "12345678")
-    conv_choice._cache.cache_clear()
+        monkeypatch.setattr(choice, "digest", lambda files: "12345678")
+    choice._cache.cache_clear()
     assert choose() == "triton"
     assert len(gpu) == 6
     kept = [json.loads(line) for line in cache_file(tmp_path).read_text().splitlines()]
@@ -99,7 +99,7 @@ def test_another_environment_measures_again(gpu, monkeypatch, tmp_path, what):
 
 def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatch):
     digested = []
-    monkeypatch.setattr(conv_choice, "digest", lambda files: str(digested.extend(files)))
+    monkeypatch.setattr(choice, "digest", lambda files: str(digested.extend(files)))
     choose()
     names = {file.name for file in digested}
     assert {"implicit_gemm.py", "expand_reduce.py", "tiles.py", "tile.py"} <= names
@@ -108,7 +108,7 @@ def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatc
 
 def test_the_search_can_be_switched_off(gpu, monkeypatch, tmp_path):
     choose(cudnn=Call(), triton=Call())
-    conv_choice._cache.cache_clear()
+    choice._cache.cache_clear()
     monkeypatch.setenv("EMANET_TRITON_CONV_SEARCH", "0")
     kept = cache_file(tmp_path).read_text()
     assert choose() == "cudnn"
@@ -211,7 +211,7 @@ def test_where_all_fail_a_graph_records_the_last_resort(gpu, monkeypatch):
 @pytest.mark.parametrize(("faster", "winner"), [(0.04, "cudnn"), (0.06, "cudnn-benchmark")])
 def test_a_search_in_every_process_has_to_pay(gpu, monkeypatch, faster, winner):
     seconds = {"cudnn": 1.0, "cudnn-benchmark": 1 - faster, "triton": 0.99}
-    monkeypatch.setattr(conv_choice, "_seconds", lambda name, key, device, run: seconds[name])
+    monkeypatch.setattr(choice, "_seconds", lambda name, key, device, run: seconds[name])
     assert choose(**dict.fromkeys(seconds, Call())) == winner
 
 
@@ -238,7 +238,7 @@ def test_without_memory_the_default_is_taken_and_nothing_kept(gpu, tmp_path, nam
 
 
 def test_without_an_engine_for_lack_of_memory_nothing_is_kept(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(conv_choice.MemoryWatch, "_is_short", lambda watch: True)
+    monkeypatch.setattr(choice.MemoryWatch, "_is_short", lambda watch: True)
     with pytest.warns(UserWarning, match="no memory to measure a convolution; cudnn is used"):
         assert choose(cudnn=Call(), torch=Call(error=NO_ENGINE)) == "cudnn"
     assert not cache_file(tmp_path).exists()
@@ -262,8 +262,8 @@ def test_the_clock_is_that_of_replays(cuda):
     triton = launching(cuda, "triton", 11e-6, 73e-6)
     cudnn = launching(cuda, "cudnn", 20e-6, 5e-6)
     candidates = {"cudnn": cudnn, "torch": cudnn, "triton": triton}
-    assert conv_choice.fastest(KEY, GPU, candidates, lambda: [make_check()]) == "triton"
-    assert conv_choice._seconds("triton", KEY, GPU, triton) == pytest.approx(11e-6)
+    assert choice.fastest(KEY, GPU, candidates, lambda: [make_check()]) == "triton"
+    assert choice._seconds("triton", KEY, GPU, triton) == pytest.approx(11e-6)
 
 
 def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
@@ -274,7 +274,7 @@ def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
         "CUDA error: operation failed due to a previous error"
     )
     with pytest.warns(UserWarning) as warned:
-        assert conv_choice._seconds("triton", KEY, GPU, triton) == pytest.approx(73e-6, rel=0.1)
+        assert choice._seconds("triton", KEY, GPU, triton) == pytest.approx(73e-6, rel=0.1)
     assert [str(w.message) for w in warned] == [message]
     assert cuda.stream is cuda.default_stream
 
@@ -283,6 +283,6 @@ def test_without_memory_to_record_nothing_is_timed(cuda, monkeypatch):
     def fail(run):
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(conv_choice, "record", fail)
+    monkeypatch.setattr(choice, "record", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        conv_choice._seconds("triton", KEY, GPU, Call())
+        choice._seconds("triton", KEY, GPU, Call())

@@ -1,10 +1,10 @@
-"""Choose the backend of a convolution by measuring: on a GPU at the first call of a shape.
+"""Choose the backend of an operator by measuring: on a GPU at the first call of a shape.
 
-On a CPU whose fastest convolutions are not known, ``fuse`` measures (see ``cpu_choice``).
-``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl`` keeps the winner with the device, the versions
-and a digest of the kernels' sources. ``EMANET_TRITON_CONV_SEARCH=0`` switches the search off: then
-the first candidate runs. On an NVIDIA GPU it is cuDNN's fused convolution, or PyTorch's convolution
-if cuDNN cannot fuse.
+On a CPU whose fastest convolutions are not known, ``fuse`` measures (see ``conv.cpu_choice``).
+``$XDG_CACHE_HOME/emanet_triton/conv_choice.jsonl``, or ``em_choice.jsonl``, keeps the winner with
+the device, the versions and a digest of the kernels' sources. ``EMANET_TRITON_CONV_SEARCH=0``
+switches every search off: then the first candidate runs. On an NVIDIA GPU the first candidate of a
+convolution is cuDNN's fused one, or PyTorch's if cuDNN cannot fuse.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from emanet_triton.errors import first_line
 from emanet_triton.kernels.cache import Cache, digest, environment
-from emanet_triton.kernels.conv.exact import Check
 from emanet_triton.kernels.device import current_device
+from emanet_triton.kernels.exact import Check
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
 
@@ -55,23 +55,25 @@ def choose(
     candidates: Candidates,
     last_resort: str,
     make_checks: MakeChecks | None = None,
+    package: str = "conv",
 ) -> str:
-    """Choose the backend for a convolution.
+    """Choose the backend of an operator.
 
     Args:
-        key: all that decides the time of the convolution on one device.
-        device: where it runs.
-        candidates: {backend: call that computes the convolution}, the default first.
+        key: what the choice is made for.
+        device: where the operator runs.
+        candidates: {backend: call that computes the outputs}, the default first.
         last_resort: the candidate that this process uses if all fail.
         make_checks: makes the objects that measure the error of each output; None if no candidate
             can be wrong on one device only.
+        package: the kernels' package; a choice holds as long as its sources are the same.
 
     Returns:
         One of the candidates. A measured choice is kept on disk. Nothing is kept in
         ``without_measuring``, while a CUDA graph is recorded, if memory runs out, or if all
         candidates fail.
     """
-    default, cache = next(iter(candidates)), _cache(device)
+    default, cache = next(iter(candidates)), _cache(device, package)
     if cache is None:
         return default
     known = cache.get(key)
@@ -199,10 +201,10 @@ def _least_seconds(run: Callable[[], object]) -> float:
 
 
 @functools.cache
-def _cache(device: torch.device) -> Cache | None:
-    """Earlier winners on a device; None if the search is switched off."""
+def _cache(device: torch.device, package: str) -> Cache | None:
+    """Earlier winners among a package's backends on a device; None without a search."""
     if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
         return None
     folder = Path(__file__).parent
-    kernels = digest([*folder.glob("*.py"), folder.parent / "tile.py"])
-    return Cache("conv_choice.jsonl", f"{environment(device)}, kernels {kernels}")
+    kernels = digest([*(folder / package).glob("*.py"), folder / "tile.py"])
+    return Cache(f"{package}_choice.jsonl", f"{environment(device)}, kernels {kernels}")
