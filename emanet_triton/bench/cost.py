@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from emanet_triton.command import Parser, answer, program, run, say
+from emanet_triton.errors import InputError
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
 
@@ -36,7 +37,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Shape:
-    """Features [B, N, C] of a dtype, bases [1, C, K], and the tile table that they use."""
+    """Features [B, N, C] of a dtype, bases [1, C, K], and what computes them.
+
+    ``ranges`` is that of ``attention.Stages``: None for a kernel each for E and M step.
+    """
 
     batch: int
     positions: int
@@ -46,6 +50,7 @@ class Shape:
     dtype: str = "bf16"
     precision: str = "tf32x3"
     arch: str = "sm_90"
+    ranges: int | None = None
 
     @property
     def element(self) -> int:
@@ -77,9 +82,12 @@ class Shape:
 
     def blocks(self, kernel: str, block: str, size: int) -> int:
         """Blocks that a kernel cuts ``size`` into."""
+        return -(-size // self.block(kernel, block))
+
+    def block(self, kernel: str, block: str) -> int:
+        """A block size of a kernel."""
         shape = {"num_bases": self.bases, "precision": self.precision}
-        tile = tiles.tile(kernel, self.arch, self.dtype, self.channels, **shape)
-        return -(-size // tile.meta[block])
+        return tiles.tile(kernel, self.arch, self.dtype, self.channels, **shape).meta[block]
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def attention_launches(shape: Shape) -> list[tuple[str, Cost]]:
     launches = []
     for stage in range(shape.num_stages):
         old = shape.numbers(shape.batch if stage else 1) * shape.element
-        launches += _em_step(shape, old, new)
+        launches += _em_step(shape, old, new, stage == shape.num_stages - 1)
     moved = shape.responsibilities + new + shape.feats
     return [*launches, ("em_reconstruct", Cost(moved, shape.product(shape.padded)))]
 
@@ -157,13 +165,13 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
         made += Cost(gram, gram_flops)
     launches = [("em_fold", _small_product(shape, 1) + made)]
     for _ in range(shape.num_stages - 1):
-        launches += _em_step(shape, folded, sums)
+        launches += _em_step(shape, folded, sums, False)
         folded = shape.numbers(shape.batch) * shape.element + FLOAT32 * rows * (2 * parts + 1)
         product = _small_product(shape, shape.batch)
         read = Cost(FLOAT32 * rows + gram, product.flops)  # the mass and G, and its product
         launches.append(("em_project", product + read + Cost(folded)))
     last = _small_product(shape, shape.batch) + Cost(sums)
-    launches += [*_em_step(shape, folded, sums), ("em_project", last)]
+    launches += [*_em_step(shape, folded, sums, True), ("em_project", last)]
     bases = shape.numbers(shape.batch) * shape.element
     launches.append(("em_normalise", Cost(FLOAT32 * shape.numbers(shape.batch) + bases)))
     weight = shape.element * shape.channels**2 + FLOAT32 * shape.channels
@@ -173,18 +181,34 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
     return [*launches, ("em_epilogue", Cost(moved, flops))]
 
 
-def _em_step(shape: Shape, old: int, new: int) -> list[tuple[str, Cost]]:
+def _em_step(shape: Shape, old: int, new: int, is_last: bool) -> list[tuple[str, Cost]]:
     """E step, M step and its reduction, given the bytes of the bases read and written."""
     rows = shape.batch * shape.bases
-    colsum = FLOAT32 * rows * shape.blocks("em_e_step", "BLOCK_N", shape.positions)
-    splits = -(-shape.positions // tiles.split_length(shape.positions))
-    partial = splits * shape.numbers(shape.batch)
     flops = shape.product(shape.padded)
+    if shape.ranges is None:
+        tiles_of_image = shape.blocks("em_e_step", "BLOCK_N", shape.positions)
+        split = tiles.split_length(shape.positions)
+    else:
+        block_n = shape.block("em_stage", "BLOCK_N")
+        split = tiles.range_length(shape.positions, shape.ranges, block_n)
+        tiles_of_image = -(-shape.positions // split)
+    colsum = FLOAT32 * rows * tiles_of_image
+    partial = -(-shape.positions // split) * shape.numbers(shape.batch)
+    reduce = "em_reduce", Cost(FLOAT32 * partial + colsum + new, partial)
+    if shape.ranges is not None:
+        moved = (
+            shape.feats
+            + old
+            + FLOAT32 * partial
+            + colsum
+            + (shape.responsibilities if is_last else 0)
+        )
+        return [("em_stage", Cost(moved, 2 * flops)), reduce]
     moved = shape.feats + shape.responsibilities
     return [
         ("em_e_step", Cost(moved + old + colsum, flops)),
         ("em_m_step", Cost(moved + FLOAT32 * partial, flops)),
-        ("em_reduce", Cost(FLOAT32 * partial + colsum + new, partial)),
+        reduce,
     ]
 
 
@@ -222,13 +246,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--positions", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument(
+        "--backend", choices=("triton", *tiles.ONE_PASS), default="triton",
+        help="one kernel each for E and M step (default), or both in one pass over the features",
+    )  # fmt: skip
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s (default: H100)")
     parser.add_argument("--flop-rate", type=float, default=798e12, help="FLOP/s (default: H100)")
     return parser.parse_args()
 
 
 def _main(options: argparse.Namespace) -> int:
-    shape = Shape(options.batch, options.positions, dtype=options.dtype)
+    ranges = tiles.ONE_PASS.get(options.backend)
+    if ranges and options.dtype == "fp32":
+        raise InputError(f"--backend {options.backend}: needs half precision, not --dtype fp32")
+    shape = Shape(options.batch, options.positions, dtype=options.dtype, ranges=ranges)
     for name, launches, floor in (
         ("em_attention", attention_launches(shape), attention_floor(shape)),
         ("em_attention_block", block_launches(shape), block_floor(shape)),

@@ -102,7 +102,7 @@ def _is_usual(kernel: Any) -> bool:
     runtime = knobs.runtime
     return (
         JITFunction.run is _RUN
-        and type(kernel) is JITFunction
+        and (type(kernel) is JITFunction or kernel.is_gluon())
         and not kernel.pre_run_hooks
         and not getattr(runtime.launch_enter_hook, "calls", True)
         and not getattr(runtime.launch_exit_hook, "calls", True)
@@ -139,9 +139,9 @@ def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[A
         elif kind is bool or argument is None:
             key += kind, argument
             values.append(argument)
-        elif kind is TensorDescriptor:
+        elif kind is TensorDescriptor or kind.__name__ == TensorDescriptor.__name__:  # Gluon's own
             key += (
-                kind, argument.base.dtype, argument.padding,
+                kind, argument.base.dtype, argument.padding, getattr(argument, "layout", None),
                 getattr(argument, "round_f32_to_tf32", False),
             )  # fmt: skip
             for numbers in (argument.shape, argument.strides, argument.block_shape):

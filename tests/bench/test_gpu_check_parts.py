@@ -275,7 +275,9 @@ def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
     assert {row.predicted_ms for row in rows if row.provider == "triton"} == {"", "0.15-0.17"}
 
 
-@pytest.mark.parametrize(("options", "count"), [([], 10), (["--large"], 9)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("options", "count"), [([], 11), (["--large"], 11)], ids=["small", "large"]
+)
 def test_a_single_run_names_every_kind_of_kernel(options, count, capsys):
     assert single.main(["--rehearse", *options]) == 0
     names = capsys.readouterr().out.splitlines()

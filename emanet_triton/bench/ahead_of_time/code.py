@@ -94,7 +94,8 @@ def narrowest_load(compiled: CompiledKernel) -> tuple[int, int]:
     for place, width in _load_instructions(compiled):
         widths[place] = min(width, widths.get(place, width))
     found = []
-    for place, elements, itemsize in _loaded_tiles(compiled.asm["ttir"]):
+    # A kernel in Gluon has no such code. Descriptors load its tiles.
+    for place, elements, itemsize in _loaded_tiles(compiled.asm.get("ttir", "")):
         if place in widths:
             full = min(WIDEST_LOAD, max(itemsize, elements * itemsize // threads))
             found.append((min(widths[place], full), full))

@@ -139,8 +139,8 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
     """What breaks a gate, a message each.
 
     These are: a stack, too much shared memory, no tensor-core instruction where one is expected,
-    products of a convolution that wait for one another, and loads that are narrower than contiguous
-    memory and the tile allow.
+    products of a convolution or of ``em_stage`` that wait for one another, and loads that are
+    narrower than contiguous memory and the tile allow.
     """
     found = []
     for row in rows:
@@ -154,7 +154,8 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
             found.append(f"{what}: {row['count']} tensor-core instructions")
         # If the assembler serialises products, a wait follows each of them. Two waits are normal:
         # one in the loop and one after it.
-        if row["kernel"].startswith("conv_") and int(row["waits"]) > max(2, int(row["count"]) // 2):
+        is_loop = row["kernel"].startswith("conv_") or row["kernel"] == "em_stage"
+        if is_loop and int(row["waits"]) > max(2, int(row["count"]) // 2):
             found.append(f"{what}: {row['waits']} waits for {row['count']} products")
         if loads_are_contiguous(row) and int(row["load"]) < int(row["full_load"]):
             found.append(f"{what}: loads of {row['load']} bytes, not {row['full_load']}")
@@ -174,7 +175,7 @@ def is_seen(version: str) -> bool:
 def uses_tensor_cores(row: dict[str, str]) -> bool:
     """Whether a kernel should: all products do, except exact fp32 products on NVIDIA GPUs."""
     if "PRECISION" not in row["configuration"]:
-        return row["kernel"] == "conv_expand_reduce"
+        return row["kernel"] in ("conv_expand_reduce", "em_stage")
     of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
     return of_half or "PRECISION=ieee" not in row["configuration"] or row["target"] == "gfx942"
 

@@ -25,6 +25,7 @@ from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 BY_BASES = ("em_e_step", "em_m_step")
 EPILOGUE = ("em_epilogue",)
 OF_FEATURES = (*BY_BASES, *EPILOGUE)
+ONE_PASS = ("em_stage",)
 
 HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
@@ -105,6 +106,7 @@ class EMLaunch:
     bases: int
     channels_last: bool = True
     out_relu: bool = False
+    ranges: int | None = None
     kernels: tuple[str, ...] = tuple(dict.fromkeys(t.kernel for t in tiles.SHIPPED))
 
     @property
@@ -117,14 +119,15 @@ class EMLaunch:
         if not self.channels_last:
             feats = empty(2, self.channels, 97 * 97).mT
         bases = empty(1, self.channels, self.bases)
+        stages = 2 if self.ranges is None else 3  # the middle one is a kernel of its own
+        how = self.precision, self.ranges
         with mock.patch.object(em_attention, "gpu_arch", lambda device: self.arch):
             if self.operator == "em_attention":
-                em_attention.run_attention(feats, bases, 2, 0.0, self.precision)
+                em_attention.run_attention(feats, bases, stages, 0.0, *how)
             else:
                 weight, bias = empty(self.channels, self.channels), feats[0, 0]
                 convolutions = weight, bias, weight, bias
-                options = 2, 0.0, self.out_relu, self.precision
-                em_block.run_block(feats, bases, *convolutions, *options)
+                em_block.run_block(feats, bases, *convolutions, stages, 0.0, self.out_relu, *how)
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,11 @@ def _em(each: Each) -> list[EMLaunch]:
                     EMLaunch(*products, block, 512, 64),
                     EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
+                if tiles.has_one_pass(arch, dtype):
+                    found += [
+                        EMLaunch(*products, operator, 512, 64, ranges=128, kernels=ONE_PASS)
+                        for operator in ((block, attention) if all_tiles else (block,))
+                    ]
                 if all_tiles:
                     found += [
                         EMLaunch(*products, block, 512, 64, out_relu=True, kernels=EPILOGUE),

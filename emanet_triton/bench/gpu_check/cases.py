@@ -50,6 +50,7 @@ class EmCase:
         dtype: "bf16", "fp16" or "fp32".
         precision: how products of float32 are computed.
         layout: "channels-last" or "nchw".
+        backend: of the operator, one by Triton.
     """
 
     operation: str
@@ -60,13 +61,15 @@ class EmCase:
     dtype: str = "bf16"
     precision: str = "ieee"
     layout: str = "channels-last"
+    backend: str = "triton"
 
     @property
     def name(self) -> str:
         height, width = self.size
         precision = f" {self.precision}" if self.dtype == "fp32" else ""
         sizes = f"B={self.batch} C={self.channels} K={self.bases} H={height} W={width}"
-        return f"{self.operation} {sizes} {self.dtype}{precision} {self.layout}"
+        backend = "" if self.backend == "triton" else f" {self.backend}"
+        return f"{self.operation} {sizes} {self.dtype}{precision} {self.layout}{backend}"
 
     def calls(self) -> list[OperatorCall]:
         options: dict[str, Any] = {"dtype": DTYPES[self.dtype], "device": "meta"}
@@ -78,7 +81,7 @@ class EmCase:
         return recorded(lambda: self._run(feats, bases, weight, vector, weight, vector))
 
     def _run(self, feats: Tensor, bases: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
-        options: dict[str, Any] = {"backend": "triton", "precision": self.precision}
+        options: dict[str, Any] = {"backend": self.backend, "precision": self.precision}
         if self.operation == "attention":
             return ops.em_attention(feats, bases, **options)
         return ops.em_attention_block(feats, bases, *weights, **options)

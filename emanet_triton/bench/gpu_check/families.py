@@ -68,7 +68,14 @@ def small_cases() -> list[Case]:
         max_pool(image(1, 64, 9, 17), backend="triton")
 
     *convs, pair, pool = recorded(run)
-    others = [*_em("attention", True), *_em("block", True), *_labels(True), *_confusion(True)]
+    one_pass = EmCase("block", 2, (3, 43), bases=16, backend="one-pass-128")
+    others = [
+        *_em("attention", True),
+        *_em("block", True),
+        one_pass,
+        *_labels(True),
+        *_confusion(True),
+    ]
     return [*map(ConvCase, convs), ExpandReduceCase(pair), PoolCase(pool), *others]
 
 
@@ -132,6 +139,9 @@ def _em(operation: str, tiny: bool) -> list[Case]:
         *(EmCase(operation, batch, low, dtype=dtype) for dtype, batch in half),
         EmCase(operation, 8, window),
         EmCase(operation, 1, window, layout="nchw"),
+        EmCase(operation, 1, low, backend="one-pass-128"),
+        EmCase(operation, 8, low, backend="one-pass-16"),
+        EmCase(operation, 8, window, dtype="fp16", backend="one-pass-16"),
         *(EmCase(operation, 1, low, dtype="fp32", precision=p) for p in FP32_PRECISIONS),
         EmCase(operation, 8, low, dtype="fp32"),
     ]

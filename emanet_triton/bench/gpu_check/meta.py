@@ -256,6 +256,11 @@ def _without_backend(values: list[Any]) -> list[Any]:
     return [*values[:-2], values[-1]]
 
 
+def _with_ranges(values: list[Any]) -> list[Any]:
+    """The arguments of a launcher of EM attention: its last one stands for the backend."""
+    return [*_without_backend(values), em_tiles.ONE_PASS.get(values[-2])]
+
+
 # Name of an operator → runs its launcher, given the call's arguments and the tile table's name.
 LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
     "conv_bias_act": lambda values, arch: conv_triton.conv_bias_act(
@@ -263,8 +268,8 @@ LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
     ),
     "expand_reduce": lambda values, arch: conv_expand_reduce.expand_reduce(*[*values[:4], arch]),
     "max_pool": lambda values, arch: pool_triton.max_pool(values[0], arch),
-    "em_attention": lambda values, _: em_attention.run_attention(*_without_backend(values)),
-    "em_attention_block": lambda values, _: em_block.run_block(*_without_backend(values)),
+    "em_attention": lambda values, _: em_attention.run_attention(*_with_ranges(values)),
+    "em_attention_block": lambda values, _: em_block.run_block(*_with_ranges(values)),
     "resample_labels": lambda values, _: resample_triton.resample(
         values[0], values[1:5], average=values[5], probabilities=False
     ),

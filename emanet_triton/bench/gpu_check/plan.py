@@ -20,7 +20,8 @@ SEARCHING = ("model", "train-mem")  # suites with longer silences
 ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("test_launch.py", "test_native.py", "test_threads.py"),
     *("conv/test_conv_tiles.py", "conv/test_onednn.py", "conv/test_winograd.py"),
-    *("em/test_em_eager.py", "em/test_em_reference.py"),
+    *("em/test_em_eager.py", "em/test_em_passes.py", "em/test_em_reference.py"),
+    "em/test_em_stage.py",
 )
 NCU_SECTIONS = (
     "SpeedOfLight",
@@ -77,7 +78,7 @@ def _run(way: Way) -> list[Step]:
         _suite(
             *(way, "em", "em", 30),
             "--sizes 1024x2048 --batches 1 8 --dtypes bf16 --seconds 0.5 "
-            "--providers mmseg ours-torch triton",
+            "--providers mmseg ours-torch triton one-pass-128 one-pass-16",
         ),
         _suite(way, "post", "post", 25, "--dtypes bf16 --seconds 0.5 --providers plain triton"),
         _own(way, "trace", "", 40),

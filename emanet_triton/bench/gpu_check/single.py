@@ -35,7 +35,8 @@ def large_cases() -> list[Case]:
     found.append(next(case for case in costly if isinstance(case, ExpandReduceCase)))
     pool = next(call for call in calls if call.name == "max_pool")
     found.append(PoolCase(pool.but(backend="triton")))
-    found.append(EmCase("block", 1, logits_size(*SIZE)))
+    blocks = ((1, "triton"), (1, "one-pass-128"), (8, "one-pass-16"))
+    found += [EmCase("block", b, logits_size(*SIZE), backend=name) for b, name in blocks]
     found += [LabelsCase(mode, False, SIZE, "bf16") for mode in MODES]
     return found
 

@@ -20,10 +20,12 @@ from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.em.tiles import ONE_PASS
 from emanet_triton.models.network import logits_size
 
 BN_EPS = 1e-5
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
+BACKENDS = OUR_BACKENDS | {name: name for name in ONE_PASS}
 FLOORS = {"attention": attention_floor, "block": block_floor}
 SPREAD = 100.0  # times ordinary features: the logits of one position differ by hundreds
 COMPILED = ("block", "bf16", 1, 32768)  # on a GPU the one case that runs the compiled peer unasked
@@ -150,6 +152,8 @@ def _case(
     exact = functools.cache(lambda image: float64(operation, problem(), image))
     suffix = "" if scale == 1 else " spread"
     names = ["mmseg", "mmseg-compiled", *selection.ours]
+    if selection.cuda and dtype != "fp32" and not selection.tiny and layout == "channels-last":
+        names += ONE_PASS
     is_compiled = not selection.short
     if selection.cuda:
         is_compiled = (operation, dtype, batch, height * width) == COMPILED
@@ -175,10 +179,10 @@ def _case(
 def provide(name: str, operation: str, make: Callable[[], Problem]) -> Call:
     """A call that runs one provider on a problem."""
     problem, is_block = make(), operation == "block"
-    if name in OUR_BACKENDS:
+    if name in BACKENDS:
         operator = ops.em_attention_block if is_block else ops.em_attention
         arguments = problem.block_arguments() if is_block else (problem.feats, problem.bases)
-        return without_gradients(operator, *arguments, backend=OUR_BACKENDS[name])
+        return without_gradients(operator, *arguments, backend=BACKENDS[name])
     given = (problem,) if is_block else (problem.feats, problem.bases)
     function: Callable[..., Any] = mmseg_block if is_block else mmseg_attention
     return without_gradients(compiled(function) if name == "mmseg-compiled" else function, *given)
@@ -227,10 +231,12 @@ SUITE = Suite(
     cases=cases,
     text="""\
 `mmseg` runs mmsegmentation's operations in PyTorch, `mmseg-compiled` the same by `torch.compile`.
-`ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. On a GPU
-`mmseg-compiled` runs unasked for only one case: the block, one 1024x2048 image, bf16. In the cases
-*spread* the logits of one position differ by hundreds, so most responsibilities are too small for a
-normal number of float32; on many processors operations on subnormal numbers take ten times as long.
+`ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. With
+`one-pass-128` and `one-pass-16` one kernel computes E and M step
+([kernels.md](kernels.md#em-attention)). On a GPU `mmseg-compiled` runs unasked for only one case:
+the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one position differ by
+hundreds, so most responsibilities are too small for a normal number of float32; on many processors
+operations on subnormal numbers take ten times as long.
 
 In bf16 mmsegmentation's operations round the logits to bf16, and ours do not: the column `error` of
 the files compares both with float64. With AMX a CPU multiplies bf16 up to eight times as fast as

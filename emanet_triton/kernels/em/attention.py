@@ -4,6 +4,7 @@ Index letters: b image, n position, c channel, k base.
 """
 
 import functools
+import importlib
 from typing import Any, NamedTuple
 
 import torch
@@ -149,9 +150,18 @@ class Stages:
         num_bases: K.
         precision: how float32 features are multiplied.
         norm_shift: added to both norms of an M step.
+        ranges: into how many ranges of positions an image is cut at most if ``em_stage`` computes E
+            and M step in one pass; None for a kernel of each step.
     """
 
-    def __init__(self, feats: Tensor, num_bases: int, precision: str, norm_shift: float) -> None:
+    def __init__(
+        self,
+        feats: Tensor,
+        num_bases: int,
+        precision: str,
+        norm_shift: float,
+        ranges: int | None = None,
+    ) -> None:
         batch, positions, channels = feats.shape
         channels_last = feats.stride(2) == 1
         self.feats = feats
@@ -164,39 +174,65 @@ class Stages:
             channels_last, precision,
         )  # fmt: skip
         self.tile, self.launch = kernels.tile, kernels.launch
-        self.split = tiles.split_length(positions)
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
-        num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
+        self._hopper: Any = None
+        if ranges is None:
+            self.split = tiles.split_length(positions)
+            num_tiles = cdiv(positions, self.tile("em_e_step").meta["BLOCK_N"])
+        else:
+            # Gluon is experimental: where Triton has another one, the other kernels still run.
+            self._hopper = importlib.import_module("emanet_triton.kernels.em.hopper")
+            block_n = self.tile("em_stage").meta["BLOCK_N"]
+            self.split = tiles.range_length(positions, ranges, block_n)
+            num_tiles = cdiv(positions, self.split)
+            self._rows = tuple(self._hopper.rows_of(t, block_n) for t in (feats, self.z))
         num_splits = cdiv(positions, self.split)
         self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
 
-    def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None) -> None:
+    def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None, *, left: int) -> None:
         """E and M step: write new bases [B, K, C]; given mass [B, K], write sums instead.
 
-        Sums are divided by the L1 norms only, and mass is what is left of these norms.
+        Sums are divided by the L1 norms only, and mass is what is left of these norms. ``left`` is
+        the number of stages that follow.
         """
         batch, positions, channels = self.feats.shape
         num_tiles, num_splits = self.colsum.shape[2], self.partial.shape[1]
-        stride_bases_b, stride_bias_b = (
-            0 if t is None or t.shape[0] == 1 else t.stride(0) for t in old[:2]
-        )
-        self.launch(
-            em_e_step, batch * num_tiles,
-            self.feats, *old, self.z, self.colsum,
-            positions, num_tiles, batch * self.shape["K"], self.norm_shift,
-            *self.feats.stride(), stride_bases_b, stride_bias_b,
-            **self.shape, HAS_BIAS=old.bias is not None,
-            PARTS=0 if old.square is None else old.square.shape[0],
-            **self.z_scale, **self.channels_last,
-        )  # fmt: skip
-        num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
-        self.launch(
-            em_m_step, batch * num_splits * num_blocks,
-            self.feats, self.z, self.partial, positions, num_splits, *self.feats.stride(),
-            **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
-        )  # fmt: skip
+        bases = batch * self.shape["K"], self.norm_shift
+        options = {
+            **self.shape,
+            "HAS_BIAS": old.bias is not None,
+            "PARTS": 0 if old.square is None else old.square.shape[0],
+            **self.z_scale,
+        }
+        step_bases_b = 0 if old.rows.shape[0] == 1 else 1
+        stride_bases_b = step_bases_b * old.rows.stride(0)
+        stride_bias_b = 0 if old.bias is None else step_bases_b * old.bias.stride(0)
+        if self._hopper:
+            programs = batch * num_splits
+            rows, *others = old
+            self.launch(
+                self._hopper.em_stage, programs,
+                self._rows[0], self._hopper.rows_of(rows, self.z.shape[2]), *others, self._rows[1],
+                self.partial, self.colsum, positions, self.split, num_splits,
+                # The epilogue goes backwards, and each stage the other way than the next.
+                (programs - 1) * (left % 2),
+                *bases, step_bases_b, stride_bias_b, **options, STORE_Z=left == 0,
+            )  # fmt: skip
+        else:
+            self.launch(
+                em_e_step, batch * num_tiles,
+                self.feats, *old, self.z, self.colsum, positions, num_tiles, *bases,
+                *self.feats.stride(), stride_bases_b, stride_bias_b,
+                **options, **self.channels_last,
+            )  # fmt: skip
+            num_blocks = cdiv(channels, self.tile("em_m_step").meta["BLOCK_C"])
+            self.launch(
+                em_m_step, batch * num_splits * num_blocks,
+                self.feats, self.z, self.partial, positions, num_splits, *self.feats.stride(),
+                **self.shape, SPLIT=self.split, **self.z_scale, **self.channels_last,
+            )  # fmt: skip
         # The L2 norm needs all channels at once. Without it more programs share the work.
         together = channels if mass is None else min(channels, REDUCED)
         tile = self.tile("em_reduce", together)
@@ -223,13 +259,21 @@ class Stages:
 
 @with_fitting_tiles
 def run_attention(
-    feats: Tensor, bases: Tensor, num_stages: int, norm_shift: float, precision: str
+    feats: Tensor,
+    bases: Tensor,
+    num_stages: int,
+    norm_shift: float,
+    precision: str,
+    ranges: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """feats [B, N, C], bases [1 or B, C, K] → reconstruction [B, N, C], new bases [B, C, K]."""
-    stages = Stages(feats, bases.shape[2], precision, norm_shift)
+    """feats [B, N, C], bases [1 or B, C, K] → reconstruction [B, N, C], new bases [B, C, K].
+
+    ``ranges`` is that of ``Stages``.
+    """
+    stages = Stages(feats, bases.shape[2], precision, norm_shift, ranges)
     old = bases.transpose(1, 2).to(feats.dtype).contiguous()
     new = feats.new_empty(feats.shape[0], *old.shape[1:])
-    for _ in range(num_stages):
-        stages.stage(Bases(old), new)
+    for left in reversed(range(num_stages)):
+        stages.stage(Bases(old), new, left=left)
         old = new
     return stages.reconstruct(new), new.transpose(1, 2)

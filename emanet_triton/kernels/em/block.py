@@ -297,9 +297,13 @@ def run_block(
     norm_shift: float,
     out_relu: bool,
     precision: str,
+    ranges: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """feats [B, N, C], bases [1 or B, C, K] → block output [B, N, C], new bases [B, C, K]."""
-    stages = BlockStages(feats, bases.shape[2], precision, norm_shift)
+    """feats [B, N, C], bases [1 or B, C, K] → block output [B, N, C], new bases [B, C, K].
+
+    ``ranges`` is that of ``Stages``.
+    """
+    stages = BlockStages(feats, bases.shape[2], precision, norm_shift, ranges)
     mid = mid_weight.contiguous(), mid_bias.contiguous()
     # One copy if the dtype changes; ``to`` alone returns float32 bases as they are.
     mu = bases.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -308,10 +312,10 @@ def run_block(
     mass = mu.new_empty(sums.shape[:2])
     gram = mu.new_empty(mu.shape[2] + 1, mu.shape[2])
     bases_of_stage = stages.fold(mu, *mid, gram, num_stages)
-    for _ in range(num_stages - 1):
-        stages.stage(bases_of_stage, sums, mass)
+    for left in reversed(range(1, num_stages)):
+        stages.stage(bases_of_stage, sums, mass, left=left)
         bases_of_stage = stages.project(sums, mass, *mid, gram)
-    stages.stage(bases_of_stage, sums, mass)
+    stages.stage(bases_of_stage, sums, mass, left=0)
     mu = stages.last_bases(sums, mass, *mid)
     weight = out_weight.to(feats.dtype).contiguous()
     out = stages.epilogue(mu, weight, out_bias.contiguous(), out_relu)

@@ -17,11 +17,13 @@ from emanet_triton.kernels.checks import (
     check_tensor,
 )
 from emanet_triton.kernels.device import auto_backend, triton_kernels
-from emanet_triton.kernels.em import eager
-from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
+from emanet_triton.kernels.em import eager, passes
+from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS, ONE_PASS
 from emanet_triton.kernels.flops import Shape
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
+
+EM_BACKENDS = (*BACKENDS, *ONE_PASS)
 
 
 @torch.no_grad()
@@ -43,8 +45,13 @@ def em_attention(
         num_stages: number of E and M steps, at least 1.
         norm_shift: added to both norms of an M step, at least 0. The authors' EMANet adds 1e-6,
             mmsegmentation's none.
-        backend: ``"triton"`` runs on a GPU and in Triton's interpreter, ``"torch"`` anywhere;
-            ``"auto"`` is ``"triton"`` on a GPU, otherwise ``"torch"``.
+        backend: ``"torch"`` runs anywhere, ``"triton"`` on a GPU and in Triton's interpreter.
+            ``"one-pass-128"`` and ``"one-pass-16"`` read the features once for E and M step, in up
+            to so many ranges of positions an image. They need an NVIDIA Hopper GPU, half precision,
+            512 channels, up to 64 bases, and channels-last memory in which positions begin at
+            multiples of 16 bytes. ``"auto"`` is ``"torch"`` on a CPU and ``"triton"`` on a GPU;
+            where all of these can run, it measures them at the first call of a size (see
+            ``choice``) and takes the fastest whose errors are at most twice those of ``"triton"``.
         precision: how the Triton kernels multiply float32 features: ``"tf32x3"`` on an NVIDIA
             GPU's tensor cores, each number split in two, with about the error of float32 (on AMD
             the same as ``"ieee"``); ``"ieee"`` without tensor cores; or ``"tf32"``.
@@ -144,13 +151,13 @@ def _check(
         raise ValueError(f"num_stages must be an int, got {num_stages!r}")
     check_at_least("num_stages", num_stages, 1)
     check_shift("norm_shift", norm_shift)
-    check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, EM_BACKENDS)
     check_choice("precision", precision, FP32_PRECISIONS)
 
 
-def _choose(backend: str, feats: Tensor) -> str:
-    """The backend that runs. It is chosen at each call, also of a program that was exported."""
-    return auto_backend(feats.is_cuda) if backend == "auto" else backend
+def _by_torch(backend: str, feats: Tensor) -> bool:
+    """Whether PyTorch runs. It is asked at each call, also of a program that was exported."""
+    return (auto_backend(feats.is_cuda) if backend == "auto" else backend) == "torch"
 
 
 def as_positions(feats: Tensor) -> Tensor:
@@ -166,11 +173,16 @@ def _as_feats(out: Tensor, feats: Tensor) -> Tensor:
 def _run_em_attention(
     feats: Tensor, bases: Tensor, num_stages: int, norm_shift: float, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
-    if _choose(backend, feats) == "triton":
-        with triton_kernels("em.attention", feats) as kernels:
-            return kernels.run_attention(feats, bases, num_stages, norm_shift, precision)
-    recon, new_bases = eager.run_attention(feats, bases, num_stages, norm_shift)
-    return recon, new_bases.mT.contiguous().mT
+    options = num_stages, norm_shift
+    if _by_torch(backend, feats):
+        recon, new_bases = eager.run_attention(feats, bases, *options)
+        return recon, new_bases.mT.contiguous().mT
+    with triton_kernels("em.attention", feats) as kernels:
+        return passes.run(
+            backend, feats, (bases,), options,
+            lambda ranges: kernels.run_attention(feats, bases, *options, precision, ranges),
+            eager.run_attention,
+        )  # fmt: skip
 
 
 def _run_em_attention_block(
@@ -186,13 +198,17 @@ def _run_em_attention_block(
     backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    weights = mid_weight, mid_bias, out_weight, out_bias
+    tensors = bases, mid_weight, mid_bias, out_weight, out_bias
     options = num_stages, norm_shift, out_relu
-    if _choose(backend, feats) == "triton":
-        with triton_kernels("em.block", feats) as kernels:
-            return kernels.run_block(feats, bases, *weights, *options, precision)
-    out, new_bases = eager.run_block(feats, bases, *weights, *options)
-    return out, new_bases.mT.contiguous().mT
+    if _by_torch(backend, feats):
+        out, new_bases = eager.run_block(feats, *tensors, *options)
+        return out, new_bases.mT.contiguous().mT
+    with triton_kernels("em.block", feats) as kernels:
+        return passes.run(
+            backend, feats, tensors, options,
+            lambda ranges: kernels.run_block(feats, *tensors, *options, precision, ranges),
+            eager.run_block,
+        )  # fmt: skip
 
 
 def _fake(feats: Tensor, bases: Tensor, *_) -> tuple[Tensor, Tensor]:

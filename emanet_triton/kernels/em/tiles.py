@@ -18,6 +18,12 @@ MAX_BASES = 256
 MAX_CHANNELS = 2048
 MIN_SPLIT, MAX_SPLITS = 256, 48
 
+# Backends that compute E and M step in one pass over the features, and into how many ranges of
+# positions they cut an image at most. Many ranges give each of a GPU's multiprocessors work of a
+# single image; few ranges write less, and a batch has enough of them.
+ONE_PASS = {"one-pass-128": 128, "one-pass-16": 16}
+ONE_PASS_CHANNELS, ONE_PASS_BASES = 512, 64  # exactly so many channels, and at most so many bases
+
 # Block sizes, warps and pipeline stages, by architecture and by how products are computed: "half"
 # is bf16 and fp16, the others are the precisions of fp32. These are the largest candidates that
 # compile without spilling in every use (bench/ahead_of_time/gates.py). Only E step, M step and
@@ -62,6 +68,10 @@ _BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
         ("gfx942", "tf32"): ((64, 128, 4, 2), (64, 128, 4, 2), (64, 64, 4, 1)),
     },
 }
+
+# BLOCK_N, warps and 1, as Gluon makes no pipeline: two such tiles and the bases fill the shared
+# memory. No GPU has timed it.
+_STAGE: dict[tuple[str, str], _Sizes] = {("sm_90", "half"): (64, 8, 1)}
 
 # BLOCK_N, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
 _RECONSTRUCT: dict[tuple[str, str], _Sizes] = {
@@ -152,6 +162,9 @@ def tile(
         row = _BY_BASES[kernel][products][_PADDED_BASES.index(block_k)]
         meta["BLOCK_N"], meta["BLOCK_C"], *launch = row
         meta["BLOCK_K"] = block_k
+    elif kernel == "em_stage":
+        meta = {"BLOCK_K": ONE_PASS_BASES}
+        meta["BLOCK_N"], *launch = _STAGE[products]
     elif kernel == "em_reconstruct":
         meta["BLOCK_N"], meta["BLOCK_C"], *launch = _RECONSTRUCT[products]
         meta["BLOCK_K"] = 64
@@ -187,6 +200,17 @@ def split_length(num_positions: int) -> int:
     return length
 
 
+def range_length(num_positions: int, ranges: int, block_n: int) -> int:
+    """How many positions a program of ``em_stage`` takes, given the most ranges of an image."""
+    blocks = -(-num_positions // block_n)
+    return -(-blocks // ranges) * block_n
+
+
+def has_one_pass(arch: str, dtype: str) -> bool:
+    """Whether ``em_stage`` has a tile."""
+    return dtype != "fp32" and (arch, "half") in _STAGE
+
+
 def _shipped() -> Iterator[Tile]:
     of_products = (*_BY_BASES, "em_reconstruct", "em_epilogue", "em_project", "em_fold")
     for arch in ARCHS:
@@ -196,6 +220,8 @@ def _shipped() -> Iterator[Tile]:
                     for num_bases in _PADDED_BASES:
                         for channels_last in (True, False):
                             yield tile(kernel, arch, dtype, 64, num_bases, channels_last, precision)
+            if has_one_pass(arch, dtype):
+                yield tile("em_stage", arch, dtype, ONE_PASS_CHANNELS, ONE_PASS_BASES)
             for kernel in ("em_reduce", "em_normalise"):
                 for channels in _BY_CHANNELS:
                     yield tile(kernel, arch, dtype, channels, 64)

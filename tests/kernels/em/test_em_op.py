@@ -172,7 +172,10 @@ BAD = {
         {"norm_shift": float("nan")},
         "^norm_shift must be finite and at least 0, got nan$",
     ),
-    "backend": ({"backend": "cuda"}, "backend must be one of auto, triton, torch, got 'cuda'"),
+    "backend": (
+        {"backend": "cuda"},
+        "backend must be one of auto, triton, torch, one-pass-128, one-pass-16, got 'cuda'",
+    ),
     "precision": (
         {"precision": "high"},
         "precision must be one of ieee, tf32x3, tf32, got 'high'",

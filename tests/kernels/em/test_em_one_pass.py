@@ -1,0 +1,223 @@
+"""E and M step in one pass over the features: 512 channels, channels-last, half precision.
+
+Without a GPU, ``gluon_simulator`` runs ``em_stage``, and Triton's interpreter the other kernels.
+"""
+
+import pytest
+import torch
+from device import DEVICE, HALF, NATIVE, only_on
+from em_cases import Case, assert_as_exact, channels_first, eager_block, eager_em_attention
+from gluon_simulator import simulate
+
+from emanet_triton.kernels.em import attention, hopper, passes, reference, tiles
+from emanet_triton.kernels.em.op import as_positions, em_attention, em_attention_block
+from emanet_triton.kernels.em.tiles import ONE_PASS, ONE_PASS_CHANNELS
+
+pytestmark = only_on("sm_90")
+# Six tiles of 64 positions, of which the last is not full, and bases that do not fill a tile.
+CASE = Case(2, ONE_PASS_CHANNELS, (9, 37), 7, stages=2, own_bases=True)
+CASES = (
+    CASE,
+    Case(1, ONE_PASS_CHANNELS, (1, 1), 64, stages=1),
+    Case(1, ONE_PASS_CHANNELS, (8, 16), 64, "channels_last", stages=2),
+)
+RANGES = (1, 4, 128)  # of six, two and one tile; the fourth range of six tiles is empty
+TOLERANCE = torch.finfo(HALF).eps / 4  # components of bases and reconstructions are about 0.05
+BLOCK_N = tiles.tile("em_stage", "sm_90", "bf16", ONE_PASS_CHANNELS, 64).meta["BLOCK_N"]
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    """Without a GPU, simulate ``em_stage``."""
+    if NATIVE:
+        return
+    launch = attention.Kernels.launch
+
+    def launch_or_simulate(self, kernel, programs, *arguments, channels=None, **constants):
+        if kernel is not hopper.em_stage:
+            return launch(self, kernel, programs, *arguments, channels=channels, **constants)
+        return simulate(kernel, programs, arguments, constants, self.tile("em_stage"))
+
+    monkeypatch.setattr(attention.Kernels, "launch", launch_or_simulate)
+    monkeypatch.setattr(passes, "arch_of", lambda feats: "sm_90")
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    return case.feats(HALF).relu(), case.initial_bases(HALF), case.weights(HALF)
+
+
+def stages_of(case: Case, ranges: int) -> attention.Stages:
+    return attention.Stages(case.feats(HALF), case.bases, "ieee", 0.0, ranges)
+
+
+@pytest.mark.parametrize("ranges", RANGES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_against_float64(case, ranges):
+    x, mu, _ = inputs(case)
+    feats = as_positions(x)
+    got, bases = attention.run_attention(feats, mu, case.stages, 0.0, "ieee", ranges)
+    assert got.stride() == feats.stride()
+    exact = reference.em_attention(channels_first(x).double(), mu.double(), case.stages)
+    plain = eager_em_attention(channels_first(x), mu, case.stages)
+    assert_as_exact(got.mT, plain[0], exact[0])
+    assert_as_exact(bases, plain[1], exact[1])
+
+
+@pytest.mark.parametrize("backend", ["one-pass-128"] if not NATIVE else ONE_PASS)
+def test_the_block_against_float64(backend):
+    x, mu, weights = inputs(CASE)
+    stages = 3  # the middle one is a kernel of its own
+    found = em_attention_block(x, mu, *weights, stages, backend=backend)
+    doubles = (channels_first(x), mu, *weights)
+    exact = reference.em_attention_block(*(t.double() for t in doubles), stages)
+    plain = eager_block(channels_first(x), mu, weights, stages)
+    assert_as_exact(channels_first(found[0]), plain[0], exact[0])
+    assert_as_exact(found[1], plain[1], exact[1])
+
+
+@pytest.mark.parametrize("backend", ONE_PASS)
+def test_it_agrees_with_two_kernels(backend):
+    x, mu, _ = inputs(CASE)
+    one, two = (em_attention(x, mu, norm_shift=1e-6, backend=name) for name in (backend, "triton"))
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", ONE_PASS)
+@pytest.mark.usefixtures("ordered_products")
+def test_the_same_bits_on_every_run_and_in_every_batch(backend):
+    x, mu, _ = inputs(CASE)
+    together = em_attention(x, mu, backend=backend)
+    again = em_attention(x, mu, backend=backend)
+    alone = em_attention(x[1:], mu[1:], backend=backend)
+    for i in range(2):
+        assert torch.equal(together[i], again[i])
+        assert torch.equal(together[i][1:], alone[i])
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_responsibilities_are_written_in_the_last_stage_only(left):
+    stages = stages_of(CASE, 2)
+    old = attention.Bases(CASE.initial_bases(HALF).mT.contiguous())
+    new = torch.empty_like(old.rows)
+    stages.z.fill_(float("nan"))
+    stages.stage(old, new, left=left)
+    assert not new.isnan().any()
+    if left:
+        assert stages.z.isnan().all()
+        return
+    z = stages.z[..., : CASE.bases].double() / attention.Z_SCALES[HALF]
+    torch.testing.assert_close(z.sum(2), torch.ones_like(z[..., 0]), rtol=0, atol=4e-3)
+    assert stages.z[..., CASE.bases :].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("ranges", RANGES)
+@pytest.mark.usefixtures("ordered_products")
+def test_the_order_of_the_programs_changes_no_bit(ranges):
+    found = []
+    for left in (1, 2):
+        stages = stages_of(CASE, ranges)
+        for workspace in (stages.partial, stages.colsum):
+            workspace.fill_(float("nan"))  # every program must write its own
+        old = attention.Bases(CASE.initial_bases(HALF).mT.contiguous())
+        found.append(torch.empty_like(old.rows))
+        stages.stage(old, found[-1], left=left)
+        assert stages.partial.isfinite().all()
+        assert stages.colsum.isfinite().all()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("positions", [1, BLOCK_N, BLOCK_N + 1, 9409, 32768, 131072])
+@pytest.mark.parametrize("ranges", [1, 16, 128])
+def test_ranges_are_full_tiles_and_at_most_so_many(positions, ranges):
+    length = tiles.range_length(positions, ranges, BLOCK_N)
+    assert length % BLOCK_N == 0
+    assert length * ranges >= positions
+    assert (length - BLOCK_N) * ranges < positions  # no shorter range would do
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
+@pytest.mark.parametrize("position", [0, 332])
+@pytest.mark.parametrize("backend", ONE_PASS)
+def test_nan_stays_in_its_image(backend, position):
+    x, mu, _ = inputs(CASE)
+    clean = em_attention(x, mu, backend=backend)
+    x[1, position, 7] = float("nan")
+    found = em_attention(x, mu, backend=backend)
+    for got, want in zip(found, clean, strict=True):
+        assert got[1].isnan().all()
+        assert torch.equal(got[0], want[0])
+
+
+@pytest.mark.parametrize("backend", ONE_PASS)
+def test_a_base_that_no_position_takes_becomes_zero(backend):
+    x = CASE.feats(HALF).abs() + 1
+    mu = torch.full_like(CASE.initial_bases(HALF), 10)
+    mu[..., 2] = -100
+    _, bases = em_attention(x, mu, 1, backend=backend)
+    assert bases[..., 2].count_nonzero() == 0
+    _, want = reference.em_attention(x.mT.double(), mu.double(), 1)
+    eps = torch.finfo(HALF).eps
+    torch.testing.assert_close(bases.double(), want, rtol=8 * eps, atol=eps)
+
+
+def test_a_base_that_fades_keeps_its_direction_in_float16():
+    # Its responsibilities, of 6e-9 at most, would all round to zero in float16.
+    case = Case(1, ONE_PASS_CHANNELS, (9, 37), 7)
+    x = case.feats(torch.float16).abs()
+    x[..., 0] = 19 + x[..., 1]
+    mu = torch.zeros_like(case.initial_bases(torch.float16))
+    mu[0, 0, 0] = 1
+    _, bases = em_attention(x, mu, 1, backend="one-pass-16")
+    _, want = reference.em_attention(x.mT.double(), mu.double(), 1)
+    torch.testing.assert_close(bases.double(), want, rtol=2e-3, atol=2e-3)
+
+
+def test_features_between_others_in_memory():
+    x, mu, _ = inputs(CASE)
+    wide = torch.full((4, 333, 1024), float("nan"), dtype=HALF, device=DEVICE)
+    inner = wide[1:3, :, 512:]
+    inner.copy_(x)
+    want = em_attention(x, mu, backend="one-pass-16")
+    for got, same in zip(em_attention(inner, mu, backend="one-pass-16"), want, strict=True):
+        assert torch.equal(got, same)
+
+
+@pytest.mark.parametrize("backend", ONE_PASS)
+@pytest.mark.parametrize(
+    ("case", "dtype", "needs"),
+    [
+        (Case(1, 512, (3, 5), 7), torch.float32, "float16 or bfloat16 on an NVIDIA Hopper GPU"),
+        (Case(1, 256, (3, 5), 7), HALF, "512 channels and at most 64 bases, got 256 and 7"),
+        (Case(1, 512, (3, 5), 65), HALF, "512 channels and at most 64 bases, got 512 and 65"),
+        (Case(1, 512, (3, 5), 7, "nchw"), HALF, "channels-last features"),
+        (Case(1, 512, (3, 5), 7, "sliced"), HALF, "channels-last features"),
+    ],
+    ids=str,
+)
+def test_where_it_cannot_run(case, dtype, needs, backend):
+    with pytest.raises(ValueError, match=f"backend '{backend}' needs {needs}"):
+        em_attention(case.feats(dtype), case.initial_bases(dtype), backend=backend)
+
+
+def test_other_gpus_have_no_tile(monkeypatch):
+    x, mu, _ = inputs(CASE)
+    for arch in ("sm_80", "sm_100", "gfx942"):
+        monkeypatch.setattr(passes, "arch_of", lambda _, a=arch: a)
+        with pytest.raises(ValueError, match=f"Hopper GPU, got {HALF} on {arch}"):
+            em_attention(x, mu, backend="one-pass-16")
+
+
+def test_positions_that_begin_between_two_addresses():
+    wide = torch.zeros(1, 15, 516, dtype=HALF, device=DEVICE)
+    mu = CASE.initial_bases(HALF)[:1]
+    for x in (wide[..., :512], wide[..., 4:]):
+        with pytest.raises(ValueError, match="positions begin at multiples of 16 bytes"):
+            em_attention(x, mu, backend="one-pass-16")
+
+
+def test_no_images():
+    x, mu, weights = inputs(CASE)
+    out, bases = em_attention_block(x[:0], mu[:1], *weights, backend="one-pass-16")
+    assert out.shape == (0, 333, 512)
+    assert bases.shape == (0, 512, 7)
