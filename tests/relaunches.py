@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -236,12 +237,14 @@ def operators() -> dict:
     image, wide = (torch.rand(1, channels, 8, 16, dtype=torch.float16) for channels in (64, 256))
     weights = [torch.rand(*shape, 1, 1, dtype=torch.float16) for shape in ((256, 64), (64, 256))]
     biases = [torch.rand(len(w), dtype=torch.float16) for w in weights]
+    half = torch.rand(1, 300, 512).half(), torch.rand(1, 512, 8).half()
     calls = {
         "conv_bias_act": lambda: implicit_gemm.conv_bias_act(
             image, weights[0], biases[0], wide, 1, 1, True, torch.float16, "ieee"
         ),
         "expand_reduce": lambda: expand_reduce.expand_reduce(image, weights, biases, wide),
         "em_attention": lambda: attention.run_attention(x, bases, 3, 0.0, "tf32"),
+        "em_attention_in_one_pass": lambda: attention.run_attention(*half, 2, 0.0, "ieee", 16),
         "em_attention_block": lambda: block.run_block(
             x, bases, weight, bias, weight, bias, 3, 0.0, False, "tf32"
         ),
@@ -275,7 +278,7 @@ def _times(call: Callable[[], object]) -> dict[str, float]:
 
 def _shown(argument: object) -> object:
     """What of an argument is the same in every call: all but the address."""
-    if isinstance(argument, TensorDescriptor):
+    if isinstance(argument, (TensorDescriptor, GluonDescriptor)):
         return [*argument.shape], [*argument.strides], argument.block_shape
     return "pointer" if isinstance(argument, int) and argument > 2**32 else argument
 

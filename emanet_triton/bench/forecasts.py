@@ -12,6 +12,8 @@ FORECASTS: dict[tuple[str, str], dict[str, str]] = {
         "block B=8 N=32768 bf16": "1-1.05",
         "block B=1 N=32768 fp32": "0.5-0.9",
     },
+    ("em", "one-pass-128"): {"block B=1 N=32768 bf16": "0.135-0.155"},
+    ("em", "one-pass-16"): {"block B=8 N=32768 bf16": "0.6-0.75"},
     ("conv", "triton"): {
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.31-0.33",
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.31-0.33",

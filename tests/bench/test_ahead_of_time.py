@@ -142,6 +142,19 @@ def test_a_warp_group_computes_no_product_of_expand_reduce_twice():
         assert int(row["count"]) == (tile["P"] + tile["BLOCK_O"]) // 16
 
 
+def test_a_warp_group_computes_no_product_of_em_stage_twice(rows):
+    """E step: an instruction for 16 channels. M step: for 64 channels and 16 positions each."""
+    table = [*rows, *compiled.read_table(TABLE)]
+    found = [row for row in table if row["kernel"] == "em_stage"]
+    assert {row["triton"].rpartition(".")[0] for row in found} >= VERSIONS
+    for row in found:
+        tile = {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", row["configuration"])}
+        channels, groups = tiles.ONE_PASS_CHANNELS, tile["num_warps"] // 4
+        m_step = channels // 64 // groups * tile["BLOCK_N"] // 16
+        assert int(row["count"]) == channels // 16 + m_step
+        assert int(row["waits"]) == 2
+
+
 def test_the_table_holds_every_shipped_configuration_and_passes_the_gates():
     table = compiled.read_table(TABLE)
     versions = {row["triton"].rpartition(".")[0] for row in table}

@@ -81,6 +81,28 @@ def test_launches_of_the_block():
     assert launches[-1][1] == Cost(moved, 2 * PRODUCT + 2 * 2 * 300 * 64 * 64)
 
 
+def test_launches_with_one_pass(monkeypatch):
+    tile = Tile("em_stage", "sm_90", "bf16", {"BLOCK_N": 64, "BLOCK_O": 32}, 8, 1)
+    monkeypatch.setattr(tiles, "tile", lambda *shape, **options: tile)
+    # Ranges of 192 and 108 positions; Z is written after the second stage.
+    one_pass = replace(SMALL, ranges=2)
+    first, new, colsum = 7 * 64 * 2, 2 * 7 * 64 * 2, 2 * 7 * 2 * 4
+    reduce = "em_reduce", Cost(PARTIAL + colsum + new, 2 * 2 * 7 * 64)
+    assert cost.attention_launches(one_pass) == [
+        ("em_stage", Cost(FEATS + first + PARTIAL + colsum, 2 * PRODUCT)),
+        reduce,
+        ("em_stage", Cost(FEATS + new + PARTIAL + colsum + Z, 2 * PRODUCT)),
+        reduce,
+        ("em_reconstruct", Cost(Z + new + FEATS, PRODUCT)),
+    ]
+    stage = ["em_stage", "em_reduce", "em_project"]
+    names = [kernel for kernel, _ in cost.block_launches(one_pass)]
+    assert names == ["em_fold", *stage, *stage, "em_normalise", "em_epilogue"]
+    # With five tiles of 64, two ranges have three and two tiles, five ranges one tile each.
+    [(_, many), *_] = cost.attention_launches(replace(SMALL, ranges=5))
+    assert many.bytes == FEATS + first + 5 * (PARTIAL + colsum) // 2
+
+
 def test_fp32_takes_twice_the_bytes():
     wide = Shape(2, 300, channels=64, bases=7, dtype="fp32")
     [(_, moved)] = cost.attention_launches(wide)[-1:]
@@ -133,3 +155,21 @@ def test_command_prints_launches_beside_the_floor():
     lines = subprocess.check_output(command, text=True).splitlines()
     assert lines[-1].split() == ["floor", "1409.3", "257.70", "469.8"]
     assert sum(line.split()[0] == "em_e_step" for line in lines) == 2
+
+
+@pytest.mark.parametrize("backend", tiles.ONE_PASS)
+def test_command_prints_one_pass(backend, capsys, monkeypatch):
+    monkeypatch.undo()  # the shipped tiles
+    monkeypatch.setattr(sys, "argv", ["cost", "--backend", backend])
+    assert cost.main() == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines if line[0] == "em_stage"] == ["3", "3"]
+    moved = {"one-pass-128": "286.6", "one-pass-16": "198.4"}  # docs/kernels.md names them
+    assert ["all", "launches", "12", moved[backend]] in [line[:4] for line in lines]
+
+
+def test_one_pass_needs_half_precision(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cost", "--backend", "one-pass-16", "--dtype", "fp32"])
+    assert cost.main() == 2
+    message = "--backend one-pass-16: needs half precision, not --dtype fp32"
+    assert message in capsys.readouterr().err

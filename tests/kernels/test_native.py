@@ -86,14 +86,15 @@ def recorded(tmp_path_factory):
 def test_on_a_gpu_the_same_kernels_get_tensors_of_the_gpu(recorded):
     assert problems(*recorded) == []
     interpreted, native = recorded
-    assert kernels_of(interpreted) == kernels_of(native)
+    # Without a GPU a simulator runs this kernel, which is in Gluon.
+    assert kernels_of(interpreted) | {"em_stage"} == kernels_of(native)
     assert len(kernels_of(native)) > 10
 
 
 def test_a_gpu_does_not_spend_its_time_on_compiling(recorded):
-    """A kernel takes up to half a second, so eight processes have half a minute for 400 of them."""
+    """A kernel takes up to half a second, so eight processes have half a minute for 430 of them."""
     _, native = recorded
-    assert sum(test["compiled"] for test in native.values()) <= 400
+    assert sum(test["compiled"] for test in native.values()) <= 430
 
 
 def test_a_gpu_skips_what_only_others_can_run(recorded):

@@ -5,17 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from triton.experimental import gluon
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.bench.ahead_of_time import gates
 from emanet_triton.kernels import relaunch
+from emanet_triton.kernels.em import hopper
 
 SCRIPT = Path(__file__).parents[1] / "relaunches.py"
 X = torch.zeros(8, 32)
@@ -37,6 +40,8 @@ DIFFERENT = {
     "descriptor": (
         describe(), describe(block=(8, 16)), describe(HALF[:4]), describe(padding="nan"),
         describe(HALF.to(torch.bfloat16)), describe(torch.zeros(8, 64, dtype=torch.float16)),
+        hopper.rows_of(HALF[None], 4), hopper.rows_of(HALF[None], 8),
+        replace(hopper.rows_of(HALF[None], 8), layout=hopper.rows_of(HALF[None, :, :16], 8).layout),
     ),
 }  # fmt: skip
 
@@ -98,6 +103,7 @@ def test_hooks_and_other_kernels_are_not_usual(monkeypatch):
     kernel = compiled_kernel()
     assert relaunch._is_usual(kernel)
     assert not relaunch._is_usual(type("Other", (JITFunction,), {})(kernel.fn))
+    assert relaunch._is_usual(gluon.jit(kernel.fn))
     runtime = triton.knobs.runtime
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "add_stages_inspection_hook", lambda *_: ("", ""))
@@ -209,7 +215,10 @@ def test_threads_get_the_kernels_of_their_arguments(scenes):
     assert scenes["from_threads"] is True
 
 
-LAUNCHES = {"conv_bias_act": 1, "expand_reduce": 1, "em_attention": 10, "em_attention_block": 15}
+LAUNCHES = {
+    "conv_bias_act": 1, "expand_reduce": 1,
+    "em_attention": 10, "em_attention_in_one_pass": 5, "em_attention_block": 15,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
@@ -221,7 +230,7 @@ def test_operators_search_for_no_kernel_again(scenes, name):
     assert again == 0
 
 
-@pytest.mark.parametrize("name", ["em_attention", "em_attention_block"])
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("em_")])
 def test_many_launches_take_less_time(scenes, name):
     times = scenes["operators"][name]["microseconds"]
     assert times["again"] < times["triton"]

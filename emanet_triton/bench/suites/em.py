@@ -233,10 +233,10 @@ SUITE = Suite(
 `mmseg` runs mmsegmentation's operations in PyTorch, `mmseg-compiled` the same by `torch.compile`.
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. With
 `one-pass-128` and `one-pass-16` one kernel computes E and M step
-([kernels.md](kernels.md#em-attention)). On a GPU `mmseg-compiled` runs unasked for only one case:
-the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one position differ by
-hundreds, so most responsibilities are too small for a normal number of float32; on many processors
-operations on subnormal numbers take ten times as long.
+([kernels.md](kernels.md#e-and-m-step-in-one-pass-on-a-gpu)). On a GPU `mmseg-compiled` runs unasked
+for only one case: the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one
+position differ by hundreds, so most responsibilities are too small for a normal number of float32;
+on many processors operations on subnormal numbers take ten times as long.
 
 In bf16 mmsegmentation's operations round the logits to bf16, and ours do not: the column `error` of
 the files compares both with float64. With AMX a CPU multiplies bf16 up to eight times as fast as

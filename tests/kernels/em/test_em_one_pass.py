@@ -18,10 +18,9 @@ pytestmark = only_on("sm_90")
 CASE = Case(2, ONE_PASS_CHANNELS, (9, 37), 7, stages=2, own_bases=True)
 CASES = (
     CASE,
-    Case(1, ONE_PASS_CHANNELS, (1, 1), 64, stages=1),
-    Case(1, ONE_PASS_CHANNELS, (8, 16), 64, "channels_last", stages=2),
+    Case(1, ONE_PASS_CHANNELS, (1, 1), 64, "channels_last", stages=1),
 )
-RANGES = (1, 4, 128)  # of six, two and one tile; the fourth range of six tiles is empty
+RANGES = (1, 4)  # of six and of two tiles
 TOLERANCE = torch.finfo(HALF).eps / 4  # components of bases and reconstructions are about 0.05
 BLOCK_N = tiles.tile("em_stage", "sm_90", "bf16", ONE_PASS_CHANNELS, 64).meta["BLOCK_N"]
 
