@@ -24,34 +24,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from emanet_triton.kernels.em.steps import EPS, responsibilities
+from emanet_triton.kernels.em.steps import logit_scale_and_bias, responsibilities
 
 # Triton 3.9 has new names for both.
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-
-
-@gluon.jit
-def logit_scale_and_bias(
-    bias_ptr, square_ptr, size_ptr, i_b, o_k, o_part, m_k, num_rows, norm_shift, stride_bias_b,
-    K: gl.constexpr, HAS_BIAS: gl.constexpr, PARTS: gl.constexpr, LAYOUT: gl.constexpr,
-):  # fmt: skip
-    """``steps.logit_scale_and_bias``, given the layout of ``o_k``."""
-    b_scale = gl.full(o_k.shape, 1.0, gl.float32, LAYOUT)
-    b_bias = gl.full(o_k.shape, 0.0, gl.float32, LAYOUT)
-    if PARTS > 0:
-        o_row = i_b * K + o_k
-        m_part = (o_part < PARTS)[:, None] & m_k[None, :]
-        o_part = o_part[:, None] * num_rows + o_row[None, :]
-        b_square = gl.sum(gl.load(square_ptr + o_part, mask=m_part, other=0.0), axis=0)
-        b_bias = gl.sum(gl.load(bias_ptr + o_part, mask=m_part, other=0.0), axis=0)
-        b_norm = gl.sqrt(b_square) + norm_shift
-        b_norm = gl.where(b_norm < EPS, EPS, b_norm)  # a NaN stays NaN
-        b_scale = gl.load(size_ptr + o_row, mask=m_k, other=0.0) / b_norm
-        b_bias = b_bias / b_norm
-    elif HAS_BIAS:
-        b_bias = gl.load(bias_ptr + i_b * stride_bias_b + o_k, mask=m_k, other=0.0)
-    return b_scale, b_bias
 
 
 @gluon.jit(do_not_specialize=["first_program"])
@@ -109,7 +86,7 @@ def em_stage(
     m_k = o_k < K
     b_scale, b_bias = logit_scale_and_bias(
         bias_ptr, square_ptr, size_ptr, i_b.to(gl.int64), o_k, o_part, m_k, num_rows, norm_shift,
-        stride_bias_b, K, HAS_BIAS, PARTS, gl.SliceLayout(0, BY_BASES),
+        stride_bias_b, K, HAS_BIAS, PARTS,
     )  # fmt: skip
     b_sum = gl.full([C, BLOCK_K], 0.0, gl.float32, BY_CHANNELS)
     b_mass = gl.full([BLOCK_N, BLOCK_K], 0.0, gl.float32, BY_BASES)

@@ -45,18 +45,19 @@ def load_features(
 
 @triton.jit
 def logit_scale_and_bias(
-    bias_ptr, square_ptr, size_ptr, i_b, o_k, m_k, num_rows, norm_shift, stride_bias_b,
+    bias_ptr, square_ptr, size_ptr, i_b, o_k, o_part, m_k, num_rows, norm_shift, stride_bias_b,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """What a base's products with features are multiplied by, and what is added: two [BLOCK_K].
 
-    With PARTS the bases are not normalised yet: see ``BlockStages.project``.
+    With PARTS the bases are not normalised yet (see ``BlockStages.project``), and o_part counts at
+    least so many.
     """
-    b_scale, b_bias = tl.full(o_k.shape, 1.0, tl.float32), tl.zeros(o_k.shape, tl.float32)
+    b_scale, b_bias = o_k * 0.0 + 1.0, o_k * 0.0  # in the layout of o_k, since Gluon needs one
     if PARTS > 0:
         o_row = i_b * K + o_k
-        o_part = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
-        o_part, m_part = o_part * num_rows + o_row[None, :], (o_part < PARTS) & m_k[None, :]
+        m_part = (o_part < PARTS)[:, None] & m_k[None, :]
+        o_part = o_part[:, None] * num_rows + o_row[None, :]
         b_square = tl.sum(tl.load(square_ptr + o_part, mask=m_part, other=0.0), axis=0)
         b_bias = tl.sum(tl.load(bias_ptr + o_part, mask=m_part, other=0.0), axis=0)
         b_norm = tl.sqrt(b_square) + norm_shift
@@ -111,9 +112,10 @@ def em_e_step(
         p_mu = bases_ptr + o_k[None, :] * C + o_c[:, None]
         b_mu = tl.load(p_mu, mask=m_k[None, :] & (o_c < C)[:, None], other=0.0)
         b_products = tl.dot(b_x, b_mu, b_products, input_precision=PRECISION)
+    PADDED_PARTS: tl.constexpr = triton.next_power_of_2(PARTS) if PARTS > 0 else 1
     b_scale, b_bias = logit_scale_and_bias(
-        bias_ptr, square_ptr, size_ptr, i_b, o_k, m_k, num_rows, norm_shift, stride_bias_b,
-        K, HAS_BIAS, PARTS,
+        bias_ptr, square_ptr, size_ptr, i_b, o_k, tl.arange(0, PADDED_PARTS), m_k, num_rows,
+        norm_shift, stride_bias_b, K, HAS_BIAS, PARTS,
     )  # fmt: skip
     b_z = responsibilities(b_products, b_scale, b_bias, o_n < N, m_k, Z_SCALE)
     b_z = b_z.to(z_ptr.dtype.element_ty)  # [BLOCK_N, BLOCK_K]
