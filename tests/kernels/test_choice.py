@@ -106,6 +106,23 @@ def test_the_sources_of_the_kernels_and_their_tiles_are_digested(gpu, monkeypatc
     assert {"eager.py", "op.py"} <= names
 
 
+def test_each_package_of_kernels_has_its_own_file_and_sources(gpu, monkeypatch, tmp_path):
+    digested = []
+    monkeypatch.setattr(choice, "digest", lambda files: str(digested.extend(files)))
+    candidates = {"triton": Call(), "one-pass-16": Call()}
+    for _ in range(2):
+        found = choice.choose(KEY, CPU, candidates, "triton", lambda: [make_check()], "em")
+        assert found == "one-pass-16"
+    assert gpu == ["triton", "one-pass-16"]
+    names = {file.name for file in digested}
+    assert {"hopper.py", "steps.py", "attention.py", "block.py", "tiles.py", "tile.py"} <= names
+    assert not names & {"implicit_gemm.py"}
+    choose()  # the same key among convolutions
+    assert gpu[2:] == ["cudnn", "torch", "triton"]
+    kept = cache_file(tmp_path).with_name("em_choice.jsonl").read_text()
+    assert json.loads(kept)["finding"] == "one-pass-16"
+
+
 def test_the_search_can_be_switched_off(gpu, monkeypatch, tmp_path):
     choose(cudnn=Call(), triton=Call())
     choice._cache.cache_clear()

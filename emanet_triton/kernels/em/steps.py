@@ -75,7 +75,7 @@ def responsibilities(b_products, b_scale, b_bias, m_n, m_k, Z_SCALE: tl.constexp
     b_logits = b_products * b_scale[None, :] + b_bias[None, :]
     b_logits = tl.where(m_k[None, :], b_logits, float("-inf"))
     b_z = tl.exp(b_logits - tl.max(b_logits, axis=1)[:, None])
-    b_z = b_z * (Z_SCALE / tl.sum(b_z, axis=1))[:, None]
+    b_z = b_z / tl.sum(b_z, axis=1)[:, None] * Z_SCALE
     return tl.where(m_n[:, None], b_z, 0.0)
 
 
