@@ -102,6 +102,7 @@ def _is_usual(kernel: Any) -> bool:
     runtime = knobs.runtime
     return (
         JITFunction.run is _RUN
+        and isinstance(kernel, JITFunction)  # the interpreter's functions are not
         and (type(kernel) is JITFunction or kernel.is_gluon())
         and not kernel.pre_run_hooks
         and not getattr(runtime.launch_enter_hook, "calls", True)

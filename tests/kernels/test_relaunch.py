@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton
 from triton.experimental import gluon
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -104,6 +105,7 @@ def test_hooks_and_other_kernels_are_not_usual(monkeypatch):
     assert relaunch._is_usual(kernel)
     assert not relaunch._is_usual(type("Other", (JITFunction,), {})(kernel.fn))
     assert relaunch._is_usual(gluon.jit(kernel.fn))
+    assert not relaunch._is_usual(InterpretedFunction(kernel.fn))
     runtime = triton.knobs.runtime
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "add_stages_inspection_hook", lambda *_: ("", ""))
