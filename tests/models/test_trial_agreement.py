@@ -64,11 +64,11 @@ def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monk
     @contextlib.contextmanager
     def wrong_kernels(stem, tensor):
         def attention(feats, bases, *arguments):
-            recon, bases = em_torch.run_attention(feats, bases, *arguments[:-1])
+            recon, bases = em_torch.run_attention(feats, bases, *arguments[:-2])
             return 2 * recon, bases
 
         def block(feats, bases, *arguments):
-            out, bases = em_torch.run_block(feats, bases, *arguments[:-1])
+            out, bases = em_torch.run_block(feats, bases, *arguments[:-2])
             return 1.1 * out, bases
 
         yield SimpleNamespace(run_attention=attention, run_block=block)
