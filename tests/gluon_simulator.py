@@ -1,12 +1,13 @@
 """Runs the source of a Gluon kernel for Hopper on the CPU, program by program.
 
-Every asynchronous copy and product happens as late as the kernel allows, and until then its target
-holds NaN. So a result that is right does not depend on luck. An error is raised where a GPU would
-hang, and where the outcome would depend on which of two accesses comes first:
+Every asynchronous load happens as late as the kernel allows, and until then its target holds NaN.
+So a result that is right does not depend on luck. An error is raised where a GPU would hang, and
+where the outcome would depend on which of two accesses comes first:
 
 - ``HangError``: a wait for a barrier that nothing completes, or for other bytes than arrive.
 - ``RaceError``: a read of what is still being loaded; a write to what is still being read; a read
-  of stored values by tensor cores or by a copy without a fence; an element stored twice.
+  of stored values by tensor cores or by a copy without a fence; an element stored
+  twice by a pointer.
 
 Threads are not simulated: Triton puts its barriers between them. Layouts are not either: Triton
 refuses those that do not fit.

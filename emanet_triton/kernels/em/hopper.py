@@ -134,6 +134,8 @@ def em_stage(
 def rows_of(tensor: Tensor, count: int) -> TensorDescriptor:
     """What ``em_stage`` loads and stores ``count`` rows of an image by; tensor [B, rows, width]."""
     block = [1, count, tensor.shape[2]]
+    if tensor.data_ptr() % 16 or tensor.stride(1) < tensor.shape[2]:  # a single row may say so
+        tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     return TensorDescriptor.from_tensor(tensor, block, _layout(*block, tensor.dtype))
 
 

@@ -23,7 +23,7 @@ from emanet_triton.kernels.flops import Shape
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-EM_BACKENDS = (*BACKENDS, *ONE_PASS)
+EM_BACKENDS = (*BACKENDS, "fastest", *ONE_PASS)
 
 
 @torch.no_grad()
@@ -49,9 +49,9 @@ def em_attention(
             ``"one-pass-128"`` and ``"one-pass-16"`` read the features once for E and M step, in up
             to so many ranges of positions an image. They need an NVIDIA Hopper GPU, half precision,
             512 channels, up to 64 bases, and channels-last memory in which positions begin at
-            multiples of 16 bytes. ``"auto"`` is ``"torch"`` on a CPU and ``"triton"`` on a GPU;
-            where all of these can run, it measures them at the first call of a size (see
-            ``choice``) and takes the fastest whose errors are at most twice those of ``"triton"``.
+            multiples of 16 bytes. No GPU has run them yet. ``"auto"`` is ``"torch"`` on a CPU and
+            ``"triton"`` on a GPU. ``"fastest"`` is the same, but where ``"one-pass-128"`` can run
+            it measures all three at the first call of a number of positions (see ``choice``).
         precision: how the Triton kernels multiply float32 features: ``"tf32x3"`` on an NVIDIA
             GPU's tensor cores, each number split in two, with about the error of float32 (on AMD
             the same as ``"ieee"``); ``"ieee"`` without tensor cores; or ``"tf32"``.
@@ -157,7 +157,8 @@ def _check(
 
 def _by_torch(backend: str, feats: Tensor) -> bool:
     """Whether PyTorch runs. It is asked at each call, also of a program that was exported."""
-    return (auto_backend(feats.is_cuda) if backend == "auto" else backend) == "torch"
+    is_open = backend in ("auto", "fastest")
+    return (auto_backend(feats.is_cuda) if is_open else backend) == "torch"
 
 
 def as_positions(feats: Tensor) -> Tensor:

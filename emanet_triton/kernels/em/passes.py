@@ -17,7 +17,7 @@ from emanet_triton.kernels.precision import cuda_fp32
 Outputs = tuple[Tensor, Tensor]  # [B, N, C] and the bases [B, C, K]
 ALIGNMENT = 16  # bytes of addresses and strides that a tensor descriptor takes
 
-# Backends that ``"auto"`` may mean on a GPU, the default first, and the ranges of each.
+# Backends that ``"fastest"`` may mean on a GPU, the default first, and the ranges of each.
 RANGES: dict[str, int | None] = {"triton": None, **tiles.ONE_PASS}
 
 
@@ -75,8 +75,9 @@ def run(
     """Run an operator of EM attention by Triton kernels.
 
     Args:
-        backend: one of ``RANGES``, or ``"auto"``: the fastest, measured at the first call of a
-            size. The batch is no part of the size, so an image has the same bits in every batch.
+        backend: one of ``RANGES``; ``"auto"`` for ``"triton"``, since no GPU has run the others; or
+            ``"fastest"``, which measures at the first call of a number of positions, whatever the
+            batch.
         feats: [B, N, C].
         tensors: the bases and, for the block, the weights.
         options: the options that decide the outputs.
@@ -86,13 +87,15 @@ def run(
     Raises:
         ValueError: one pass was asked for and cannot run.
     """
+    if backend == "auto":
+        backend = "triton"
     if backend != "triton":
         why_not = why_not_one_pass(feats, tensors[0].shape[2])
-        if why_not and backend != "auto":
+        if why_not and backend != "fastest":
             raise ValueError(f"backend {backend!r} needs {why_not}")
         if why_not or not len(feats):
             backend = "triton"
-        elif backend == "auto":
+        elif backend == "fastest":
             backend = _fastest(feats, tensors, options, by_triton, by_torch)
     return by_triton(RANGES[backend])
 

@@ -215,6 +215,17 @@ def test_positions_that_begin_between_two_addresses():
             em_attention(x, mu, backend="one-pass-16")
 
 
+def test_a_single_base_and_bases_between_two_addresses():
+    for x, mu, _ in (inputs(Case(2, ONE_PASS_CHANNELS, (9, 37), 1)), inputs(CASE)):
+        between = torch.empty(mu.numel() + 1, dtype=HALF, device=DEVICE)[1:]
+        between = between.view(mu.mT.shape).copy_(mu.mT).mT
+        for bases in (mu, between):
+            found = em_attention(x, bases, 1, backend="one-pass-16")
+            want = em_attention(x, bases, 1, backend="torch")
+            for a, b in zip(found, want, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
+
+
 def test_no_images():
     x, mu, weights = inputs(CASE)
     out, bases = em_attention_block(x[:0], mu[:1], *weights, backend="one-pass-16")
