@@ -6,8 +6,7 @@ where the outcome would depend on which of two accesses comes first:
 
 - ``HangError``: a wait for a barrier that nothing completes, or for other bytes than arrive.
 - ``RaceError``: a read of what is still being loaded; a write to what is still being read; a read
-  of stored values by tensor cores or by a copy without a fence; an element stored
-  twice by a pointer.
+  of stored values by tensor cores or by a copy without a fence; an element stored twice.
 
 Threads are not simulated: Triton puts its barriers between them. Layouts are not either: Triton
 refuses those that do not fit.
@@ -168,6 +167,7 @@ class Descriptor:
         self.dtype = base.dtype
         nbytes = base.element_size() * torch.Size(block).numel()
         self.block_type = SimpleNamespace(nbytes=nbytes)
+        self.stored = torch.zeros(base.shape, dtype=torch.bool)
 
     def _slices(self, coord: Sequence[Any]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where the part of a block that exists lies in the tensor, and in the block."""
@@ -186,6 +186,9 @@ class Descriptor:
 
     def store(self, coord: Sequence[Any], values: Tensor) -> None:
         there, here = self._slices(coord)
+        if self.stored[there].any():
+            raise RaceError("an element is stored twice")
+        self.stored[there] = True
         self.base[there] = values[here]
 
 

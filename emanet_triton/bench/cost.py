@@ -196,14 +196,8 @@ def _em_step(shape: Shape, old: int, new: int, is_last: bool) -> list[tuple[str,
     partial = -(-shape.positions // split) * shape.numbers(shape.batch)
     reduce = "em_reduce", Cost(FLOAT32 * partial + colsum + new, partial)
     if shape.ranges is not None:
-        moved = (
-            shape.feats
-            + old
-            + FLOAT32 * partial
-            + colsum
-            + (shape.responsibilities if is_last else 0)
-        )
-        return [("em_stage", Cost(moved, 2 * flops)), reduce]
+        written = FLOAT32 * partial + colsum + (shape.responsibilities if is_last else 0)
+        return [("em_stage", Cost(shape.feats + old + written, 2 * flops)), reduce]
     moved = shape.feats + shape.responsibilities
     return [
         ("em_e_step", Cost(moved + old + colsum, flops)),

@@ -11,6 +11,16 @@ from emanet_triton.kernels.device import DTYPE_NAMES
 BACKENDS = ("auto", "triton", "torch")
 
 
+ALIGNMENT = 16  # bytes of addresses and strides that a tensor descriptor takes
+
+
+def fits_descriptor(tensor: Tensor) -> bool:
+    """Whether a GPU's tensor descriptor takes a tensor whose last axis is contiguous."""
+    steps = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
+    is_aligned = all(step % ALIGNMENT == 0 for step in (tensor.data_ptr(), *steps))
+    return is_aligned and all(steps) and tensor.stride(-1) == 1
+
+
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -8,6 +8,7 @@ from device import DEVICE
 from subnormal import count_subnormal
 
 from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.case import Absent
 from emanet_triton.bench.options import Selection
 from emanet_triton.bench.rows import read_rows
 from emanet_triton.bench.suites import em
@@ -142,3 +143,9 @@ def test_a_tiny_run(tmp_path):
     assert providers == ["mmseg", "ours-torch"] * 2
     assert all(row.gate == "passed" and row.p50_ms > 0 and row.x_floor > 0 for row in rows)
     assert all(row.error <= row.bound < 1e-5 for row in rows)
+
+
+def test_one_pass_is_absent_without_a_hopper_gpu():
+    problem = em.make_problem(1, (2, 3), dtype=torch.bfloat16)
+    with pytest.raises(Absent, match="needs float16 or bfloat16 on an NVIDIA Hopper GPU"):
+        em.provide("one-pass-16", "block", lambda: problem)

@@ -13,7 +13,8 @@ from emanet_triton.bench.gpu_check import correct, own
 from emanet_triton.bench.gpu_check.cases import ConfusionCase, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.compared import close, equal, gate_of
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase, with_dtype
-from emanet_triton.bench.gpu_check.families import SMALL, small_cases
+from emanet_triton.bench.gpu_check.families import FAMILIES, SMALL, small_cases
+from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.gpu_check.tf32 import CutOperands, cut
 from emanet_triton.bench.measure import Watch
 from emanet_triton.bench.walk import recorded
@@ -240,3 +241,13 @@ def test_a_failed_case_is_exit_code_1(monkeypatch, tmp_path):
     assert [line["gate"] for line in own.read_json_lines(tmp_path / own.CORRECT)] == [
         *("passed", "absent: x", "passed", "failed: x")
     ]
+
+
+@pytest.mark.parametrize("family", ["em-block", "em-attention"])
+def test_one_pass_is_checked_on_hopper_alone(family):
+    backends = {
+        arch: {case.backend for case in FAMILIES[family](Gpu.of_arch(arch), False)}
+        for arch in ("sm_80", "sm_90", "sm_100", "gfx942")
+    }
+    assert backends.pop("sm_90") == {"triton", "one-pass-128", "one-pass-16"}
+    assert set(map(frozenset, backends.values())) == {frozenset({"triton"})}

@@ -15,6 +15,7 @@ from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce
+from emanet_triton.kernels.em import tiles as em_tiles
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 from emanet_triton.models.entries import DEMO
@@ -79,6 +80,17 @@ def small_cases() -> list[Case]:
     return [*map(ConvCase, convs), ExpandReduceCase(pair), PoolCase(pool), *others]
 
 
+def with_tiles(cases: Sequence[Case], arch: str) -> list[Case]:
+    """The cases that an architecture has tiles for: one pass of EM attention is Hopper's alone."""
+    return [
+        case
+        for case in cases
+        if not isinstance(case, EmCase)
+        or case.backend not in em_tiles.ONE_PASS
+        or em_tiles.has_one_pass(arch, case.dtype)
+    ]
+
+
 def small_calls() -> list[OperatorCall]:
     """The calls of ``small_cases``."""
     return [call for case in small_cases() for call in case.calls()]
@@ -86,7 +98,7 @@ def small_calls() -> list[OperatorCall]:
 
 def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
     """Everything that any stage launches, but for the tiles of a sweep."""
-    calls = small_calls()
+    calls = [call for case in with_tiles(small_cases(), gpu.arch) for call in case.calls()]
     if not tiny:
         calls += _suite_calls()
     for family in FAMILIES.values():
@@ -205,7 +217,7 @@ def _chosen_half(tiny: bool) -> list[Case]:
 
 
 FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
-    "em-block": lambda _, tiny: _em("block", tiny),
+    "em-block": lambda gpu, tiny: with_tiles(_em("block", tiny), gpu.arch),
     "conv-rows": lambda gpu, tiny: _convolutions("conv_rows", gpu, tiny),
     "conv-pointers": lambda gpu, tiny: _convolutions("conv_pointers", gpu, tiny),
     "conv-taps": lambda gpu, tiny: _convolutions("conv_taps", gpu, tiny),
@@ -213,7 +225,7 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
         ExpandReduceCase(call) for call in _with_float16(_pairs(tiny, "triton"), tiny)
     ],
     "pool": lambda _, tiny: _pools(tiny),
-    "em-attention": lambda _, tiny: _em("attention", tiny),
+    "em-attention": lambda gpu, tiny: with_tiles(_em("attention", tiny), gpu.arch),
     "labels": lambda _, tiny: _labels(tiny),
     "confusion": lambda _, tiny: _confusion(tiny),
     "cudnn": _by_cudnn,

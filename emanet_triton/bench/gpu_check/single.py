@@ -7,7 +7,14 @@ import torch
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.cases import Case, EmCase, LabelsCase, PoolCase
 from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase
-from emanet_triton.bench.gpu_check.families import MODES, SIZE, network_calls, small_cases
+from emanet_triton.bench.gpu_check.families import (
+    MODES,
+    SIZE,
+    network_calls,
+    small_cases,
+    with_tiles,
+)
+from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.gpu_check.sweep import dominant
 from emanet_triton.models.network import logits_size
 
@@ -19,7 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = own.StepParser("single", __doc__)
     parser.add_argument("--large", action="store_true", help="at the networks' sizes")
     options = parser.parse(arguments)
-    for case in large_cases() if options.large else small_cases():
+    arch = options.arch if options.rehearse else Gpu.here().arch
+    for case in with_tiles(large_cases() if options.large else small_cases(), arch):
         print(case.name, flush=True)
         if not options.rehearse:
             _run(case, options.large)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.bench.case import Case, worst
+from emanet_triton.bench.case import Absent, Case, worst
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.cost import Shape, attention_floor, block_floor
 from emanet_triton.bench.options import OUR_BACKENDS, Selection
@@ -20,6 +20,7 @@ from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import op as ops
 from emanet_triton.kernels.em import reference
+from emanet_triton.kernels.em.passes import why_not_one_pass
 from emanet_triton.kernels.em.tiles import ONE_PASS
 from emanet_triton.models.network import logits_size
 
@@ -177,8 +178,16 @@ def _case(
 
 
 def provide(name: str, operation: str, make: Callable[[], Problem]) -> Call:
-    """A call that runs one provider on a problem."""
+    """A call that runs one provider on a problem.
+
+    Raises:
+        Absent: one pass cannot run on this GPU.
+    """
     problem, is_block = make(), operation == "block"
+    if name in ONE_PASS:
+        why_not = why_not_one_pass(ops.as_positions(problem.feats), problem.bases.shape[2])
+        if why_not:
+            raise Absent(f"needs {why_not}")
     if name in BACKENDS:
         operator = ops.em_attention_block if is_block else ops.em_attention
         arguments = problem.block_arguments() if is_block else (problem.feats, problem.bases)

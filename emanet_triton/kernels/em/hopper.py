@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from emanet_triton.kernels.checks import fits_descriptor
 from emanet_triton.kernels.em.steps import logit_scale_and_bias, responsibilities
 
 # Triton 3.9 has new names for both.
@@ -134,7 +135,7 @@ def em_stage(
 def rows_of(tensor: Tensor, count: int) -> TensorDescriptor:
     """What ``em_stage`` loads and stores ``count`` rows of an image by; tensor [B, rows, width]."""
     block = [1, count, tensor.shape[2]]
-    if tensor.data_ptr() % 16 or tensor.stride(1) < tensor.shape[2]:  # a single row may say so
+    if not fits_descriptor(tensor):  # PyTorch may give an axis of length 1 any stride
         tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     return TensorDescriptor.from_tensor(tensor, block, _layout(*block, tensor.dtype))
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels import choice
+from emanet_triton.kernels.checks import ALIGNMENT, fits_descriptor
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.exact import Check, wider
 from emanet_triton.kernels.precision import cuda_fp32
 
 Outputs = tuple[Tensor, Tensor]  # [B, N, C] and the bases [B, C, K]
-ALIGNMENT = 16  # bytes of addresses and strides that a tensor descriptor takes
 
 # Backends that ``"fastest"`` may mean on a GPU, the default first, and the ranges of each.
 RANGES: dict[str, int | None] = {"triton": None, **tiles.ONE_PASS}
@@ -35,8 +35,7 @@ def why_not_one_pass(feats: Tensor, num_bases: int) -> str | None:
     if channels != tiles.ONE_PASS_CHANNELS or num_bases > tiles.ONE_PASS_BASES:
         sizes = f"{tiles.ONE_PASS_CHANNELS} channels and at most {tiles.ONE_PASS_BASES} bases"
         return f"{sizes}, got {channels} and {num_bases}"
-    steps = [feats.data_ptr(), *(s * feats.element_size() for s in feats.stride()[:2])]
-    if feats.stride(2) != 1 or any(step % ALIGNMENT for step in steps):
+    if not fits_descriptor(feats):
         return f"channels-last features whose positions begin at multiples of {ALIGNMENT} bytes"
     return None
 

@@ -5,6 +5,7 @@ import torch
 from em_cases import Case, channels_first
 
 from emanet_triton.kernels import choice
+from emanet_triton.kernels.checks import fits_descriptor
 from emanet_triton.kernels.em import op, passes, reference, tiles
 
 CASE = Case(2, 512, (2, 5), 7, own_bases=True)
@@ -124,3 +125,12 @@ def test_a_result_is_compared_with_the_operator_in_higher_precision(chosen, is_b
 def test_every_backend_by_name_has_ranges():
     assert list(passes.RANGES) == ["triton", *tiles.ONE_PASS]
     assert {*op.EM_BACKENDS} == {"auto", "torch", "fastest", *passes.RANGES}
+
+
+def test_what_a_descriptor_takes():
+    x = torch.zeros(2, 5, 512, dtype=HALF)
+    assert fits_descriptor(x)
+    assert fits_descriptor(x[:, ::2])
+    assert fits_descriptor(x[..., 8:])
+    for other in (x[..., 4:], x[..., ::2], x.mT, x[:1].expand(2, 5, 512), x.view(-1, 1)[:, :1]):
+        assert not fits_descriptor(other)

@@ -147,6 +147,7 @@ MISTAKES = (
     ("start = first + 2 * BLOCK_N", "start = first + BLOCK_N", AssertionError),
     ("o_n < N - first", "o_n < N", AssertionError),
     ("i_b * step_bases_b", "0", AssertionError),
+    ("[i_b, first, 0], z_buf", "[i_b, begin, 0], z_buf", RaceError),
     ("pid.to(gl.int64) * (K * C)", "i_b.to(gl.int64) * (K * C)", RaceError),
 )
 
