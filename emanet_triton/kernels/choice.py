@@ -206,5 +206,6 @@ def _cache(device: torch.device, package: str) -> Cache | None:
     if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
         return None
     folder = Path(__file__).parent
-    kernels = digest([*(folder / package).glob("*.py"), folder / "tile.py"])
+    common = (folder / name for name in ("tile.py", "hopper.py"))
+    kernels = digest([*(folder / package).glob("*.py"), *common])
     return Cache(f"{package}_choice.jsonl", f"{environment(device)}, kernels {kernels}")

@@ -32,6 +32,11 @@ def gpu_arch(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
+def gluon_arch(x: Tensor) -> str:
+    """The architecture of a tensor's GPU; a CPU has none, as Triton's interpreter runs no Gluon."""
+    return gpu_arch(x.device) if x.device.type in ("cuda", "meta") else x.device.type
+
+
 @functools.cache
 def cpu_capability() -> str:
     """The best instructions that PyTorch finds on this CPU, by name.
@@ -59,6 +64,14 @@ def has_onednn(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:  # AVX512 alone imitates it, more slowly than float32
         return cpu_capability() != "avx512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float32
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; for the meta device 132, as an H100 or H200 with SXM has."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache

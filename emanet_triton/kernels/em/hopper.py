@@ -8,9 +8,6 @@ the M step has read the one before. Triton's interpreter does not run Gluon;
 Index letters as in ``steps``.
 """
 
-import functools
-
-import torch
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -24,12 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from emanet_triton.kernels.checks import fits_descriptor
 from emanet_triton.kernels.em.steps import logit_scale_and_bias, responsibilities
-
-# Triton 3.9 has new names for both.
-async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+from emanet_triton.kernels.hopper import async_load, async_store, described
 
 
 @gluon.jit(do_not_specialize=["first_program"])
@@ -134,13 +127,4 @@ def em_stage(
 
 def rows_of(tensor: Tensor, count: int) -> TensorDescriptor:
     """What ``em_stage`` loads and stores ``count`` rows of an image by; tensor [B, rows, width]."""
-    block = [1, count, tensor.shape[2]]
-    if not fits_descriptor(tensor):  # PyTorch may give an axis of length 1 any stride
-        tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    return TensorDescriptor.from_tensor(tensor, block, _layout(*block, tensor.dtype))
-
-
-@functools.cache
-def _layout(batch: int, count: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
-    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for([batch, count, width], element)
+    return described(tensor, 1, count, tensor.shape[2])

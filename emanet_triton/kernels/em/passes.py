@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emanet_triton.kernels import choice
 from emanet_triton.kernels.checks import ALIGNMENT, fits_descriptor
-from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
+from emanet_triton.kernels.device import DTYPE_NAMES, gluon_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.exact import Check, wider
 from emanet_triton.kernels.precision import cuda_fp32
@@ -21,14 +21,9 @@ Outputs = tuple[Tensor, Tensor]  # [B, N, C] and the bases [B, C, K]
 RANGES: dict[str, int | None] = {"triton": None, **tiles.ONE_PASS}
 
 
-def arch_of(feats: Tensor) -> str:
-    """The architecture of a GPU. Of a CPU there is none: Triton's interpreter runs no Gluon."""
-    return feats.device.type if feats.device.type == "cpu" else gpu_arch(feats.device)
-
-
 def why_not_one_pass(feats: Tensor, num_bases: int) -> str | None:
     """What one pass over ``feats`` [B, N, C] needs and does not get; None if it can run."""
-    arch = arch_of(feats)
+    arch = gluon_arch(feats)
     if not tiles.has_one_pass(arch, DTYPE_NAMES[feats.dtype]):
         return f"float16 or bfloat16 on an NVIDIA Hopper GPU, got {feats.dtype} on {arch}"
     channels = feats.shape[2]

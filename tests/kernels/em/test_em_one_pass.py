@@ -38,7 +38,7 @@ def _simulated(monkeypatch):
         return simulate(kernel, programs, arguments, constants, self.tile("em_stage"))
 
     monkeypatch.setattr(attention.Kernels, "launch", launch_or_simulate)
-    monkeypatch.setattr(passes, "arch_of", lambda feats: "sm_90")
+    monkeypatch.setattr(passes, "gluon_arch", lambda feats: "sm_90")
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -202,7 +202,7 @@ def test_where_it_cannot_run(case, dtype, needs, backend):
 def test_other_gpus_have_no_tile(monkeypatch):
     x, mu, _ = inputs(CASE)
     for arch in ("sm_80", "sm_100", "gfx942"):
-        monkeypatch.setattr(passes, "arch_of", lambda _, a=arch: a)
+        monkeypatch.setattr(passes, "gluon_arch", lambda _, a=arch: a)
         with pytest.raises(ValueError, match=f"Hopper GPU, got {HALF} on {arch}"):
             em_attention(x, mu, backend="one-pass-16")
 

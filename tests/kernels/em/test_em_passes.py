@@ -28,7 +28,7 @@ def chosen(monkeypatch):
         return list(candidates)[-1]
 
     monkeypatch.setattr(choice, "choose", choose)
-    monkeypatch.setattr(passes, "arch_of", lambda x: "sm_90" if x.is_cuda else "cpu")
+    monkeypatch.setattr(passes, "gluon_arch", lambda x: "sm_90" if x.is_cuda else "cpu")
     return calls
 
 

@@ -1,0 +1,35 @@
+"""What the Gluon kernels for NVIDIA's Hopper GPUs share: names of Gluon, and tensor descriptors."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from emanet_triton.kernels.checks import fits_descriptor
+
+# Triton 3.9 has new names for the first two, Triton 3.7 for the third.
+async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
+_ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+
+
+def described(tensor: Tensor, *block: int) -> TensorDescriptor:
+    """What a kernel loads and stores blocks of a tensor by.
+
+    A tensor that no descriptor takes is copied: PyTorch may give an axis of length 1 any stride. So
+    one that the kernel writes must be new and contiguous, in rows of whole 16 bytes.
+    """
+    if not fits_descriptor(tensor):
+        tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return TensorDescriptor.from_tensor(tensor, list(block), _layout(block, tensor.dtype))
+
+
+@functools.cache
+def _layout(block: Sequence[int], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(list(block), _ELEMENTS[dtype])
