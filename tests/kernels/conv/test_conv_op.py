@@ -88,11 +88,19 @@ def test_pointers(shape, outputs, kernel, options, launched):
     assert [tile.kernel for tile in launched] == ["conv_pointers"]
 
 
-@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
-@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(TAPS))
-def test_taps(shape, outputs, kernel, options, dtype, launched):
+def check_taps(shape, outputs, kernel, options, dtype, launched):
     check_triton(make(shape, outputs, kernel, dtype=dtype, **options), dtype)
     assert [tile.kernel for tile in launched] == ["conv_taps"]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), by_id(TAPS))
+def test_taps(shape, outputs, kernel, options, launched):
+    check_taps(shape, outputs, kernel, options, HALF, launched)
+
+
+@pytest.mark.parametrize("name", ["stem", "one-channel", "5-channels", "63-channels"])
+def test_taps_in_float32(name, launched):
+    check_taps(*TAPS[name], SINGLE, launched)
 
 
 @pytest.mark.parametrize("arch", tiles_of("sm_80", "sm_90", "sm_100", "gfx942"))
