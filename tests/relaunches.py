@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emanet_triton.bench.ahead_of_time.gates import Compiler
 from emanet_triton.kernels import launch, relaunch
-from emanet_triton.kernels.conv import expand_reduce, implicit_gemm
+from emanet_triton.kernels.conv import expand_reduce, hopper, implicit_gemm
 from emanet_triton.kernels.em import attention, block
 from emanet_triton.kernels.tile import Tile
 
@@ -240,6 +240,9 @@ def operators() -> dict:
     half = torch.rand(1, 300, 512).half(), torch.rand(1, 512, 8).half()
     calls = {
         "conv_bias_act": lambda: implicit_gemm.conv_bias_act(
+            image, weights[0], biases[0], wide, 1, 1, True, torch.float16, "ieee"
+        ),
+        "conv_bias_act_in_gluon": lambda: hopper.conv_bias_act(
             image, weights[0], biases[0], wide, 1, 1, True, torch.float16, "ieee"
         ),
         "expand_reduce": lambda: expand_reduce.expand_reduce(image, weights, biases, wide),

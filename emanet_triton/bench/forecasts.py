@@ -1,8 +1,8 @@
 """Forecasts for an H100 or H200, made before the kernels concerned ran on a GPU.
 
-Those of EM attention, of labels, of pairs of 1x1 convolutions and of an image from the host are for
-what changed after commit 436bc76 (docs/h200.md says how they were made); the others are from a
-review of commit 54dbbc2.
+Those of EM attention, of labels, of ``gluon``, of pairs of 1x1 convolutions and of an image from
+the host are for what changed after commit 436bc76 (docs/h200.md says how they were made); the
+others are from a review of commit 54dbbc2.
 """
 
 # (suite, provider) → beginning of a case's name → milliseconds of one call.
@@ -14,6 +14,14 @@ FORECASTS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("em", "one-pass-128"): {"block B=1 N=32768 bf16": "0.135-0.155"},
     ("em", "one-pass-16"): {"block B=8 N=32768 bf16": "0.6-0.75"},
+    ("conv", "gluon"): {
+        "1x1 C=512 O=2048 H=128 W=256 stride=1 dilation=1 residual relu B=1 bf16": "0.105-0.125",
+        "1x1 C=512 O=2048 H=97 W=97 stride=1 dilation=1 residual relu B=8 bf16": "0.235-0.27",
+        "1x1 C=1024 O=2048 H=128 W=256 stride=1 dilation=1 B=1 bf16": "0.18-0.2",
+        "1x1 C=1024 O=2048 H=97 W=97 stride=1 dilation=1 B=8 bf16": "0.41-0.45",
+        "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.2-0.21",
+        "3x3 C=512 O=512 H=97 W=97 stride=1 dilation=4 relu B=8 bf16": "0.5-0.53",
+    },
     ("conv", "triton"): {
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=2 relu B=1 bf16": "0.31-0.33",
         "3x3 C=512 O=512 H=128 W=256 stride=1 dilation=4 relu B=1 bf16": "0.31-0.33",

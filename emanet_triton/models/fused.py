@@ -118,7 +118,7 @@ class FusedConv(nn.Module):
 
     Attributes:
         backend: given to ``conv_bias_act``, or to ``expand_reduce``, which runs two convolutions
-            of the same backend, "auto" or "triton"; "auto" at first.
+            of the same backend, "auto", "fastest" or "triton"; "auto" at first.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class FusedBottleneck(nn.Module):
         backends = {conv.backend for conv in pair}
         (outputs, planes, *_), reduced = self.conv3.weight.shape, len(following.conv1.weight)
         has_kernel = not why_not_one_kernel(self.conv3.weight.dtype, planes, outputs, reduced)
-        return backends == {"auto"} or (backends == {"triton"} and has_kernel)
+        return backends in ({"auto"}, {"fastest"}) or (backends == {"triton"} and has_kernel)
 
 
 def run_backbone(layers: nn.Sequential, x: Tensor) -> Tensor:

@@ -155,6 +155,15 @@ def test_a_warp_group_computes_no_product_of_em_stage_twice(rows):
         assert int(row["waits"]) == 2
 
 
+def test_a_warp_group_computes_no_product_of_conv_boxes_twice(rows):
+    """An instruction for 16 of the 64 channels of a step, whatever the number of outputs."""
+    found = [row for row in (*rows, *compiled.read_table(TABLE)) if row["kernel"] == "conv_boxes"]
+    assert {row["triton"].rpartition(".")[0] for row in found} >= VERSIONS
+    for row in found:
+        assert int(row["count"]) == conv_tiles.BOX_CHANNELS // 16
+        assert int(row["waits"]) == 2
+
+
 def test_the_table_holds_every_shipped_configuration_and_passes_the_gates():
     table = compiled.read_table(TABLE)
     versions = {row["triton"].rpartition(".")[0] for row in table}

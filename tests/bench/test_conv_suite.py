@@ -1,11 +1,14 @@
 """The suite conv: the networks' own convolutions, their providers, and their sums."""
 
+import re
+
 import pytest
 import torch
 from device import DEVICE
 from fake_runtimes import fake_openvino
 
 from emanet_triton.bench.__main__ import main
+from emanet_triton.bench.case import Absent
 from emanet_triton.bench.cost import ConvShape, Cost
 from emanet_triton.bench.machine import measure_machine
 from emanet_triton.bench.measure import measure
@@ -110,13 +113,24 @@ def test_a_layer_reads_as_words_and_numbers(layer, name):
 
 def test_providers_of_a_gpu():
     found = cases(device="cuda", dtypes=("bf16", "fp32"))
+    by_gluon = set()
     for name, case in found.items():
         names = ["torch", "compiled", "cudnn", "cudnn-benchmark", "triton"]
         names += ["triton-tf32x3"] if case.dtype == "fp32" else []
+        if case.dtype == "bf16" and re.search(r"C=(64|128|256|512|1024|2048) .*stride=1 ", name):
+            names += [] if "O=19" in name else ["gluon"]
+            by_gluon.add(name)
         assert list(case.providers) == (
             list(conv_expand_reduce.PROVIDERS) if "expand-reduce" in name else names
         )
         assert case.graph
+    assert len(by_gluon) > 20
+
+
+def test_gluon_is_absent_without_a_hopper_gpu():
+    layer = conv_layers.Layer(shape(torch.bfloat16, channels=64))
+    with pytest.raises(Absent, match=r"on an NVIDIA Hopper GPU, got torch\.bfloat16 on cpu"):
+        conv.provide("gluon", lambda: conv.make_problem(layer, "cpu"))
 
 
 def test_winograd_takes_3x3_of_stride_1_only_and_onednn_one_dtype():

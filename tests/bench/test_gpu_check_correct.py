@@ -1,6 +1,7 @@
 """Families of correctness, on the CPU in Triton's interpreter: what is planted is found."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -251,3 +252,11 @@ def test_one_pass_is_checked_on_hopper_alone(family):
     }
     assert backends.pop("sm_90") == {"triton", "one-pass-128", "one-pass-16"}
     assert set(map(frozenset, backends.values())) == {frozenset({"triton"})}
+
+
+def test_conv_boxes_is_checked_on_hopper_alone_in_both_half_precisions():
+    cases = FAMILIES["conv-boxes"](Gpu.of_arch("sm_90"), False)
+    dtypes = Counter(case.call["x"].dtype for case in cases)
+    assert dtypes[torch.bfloat16] == dtypes[torch.float16] > 40
+    for arch in ("sm_80", "sm_100", "gfx942"):
+        assert FAMILIES["conv-boxes"](Gpu.of_arch(arch), False) == []

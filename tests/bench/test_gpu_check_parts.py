@@ -276,7 +276,7 @@ def test_a_rehearsed_suite_has_its_real_cases_and_no_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "count"), [([], 11), (["--large"], 11)], ids=["small", "large"]
+    ("options", "count"), [([], 12), (["--large"], 12)], ids=["small", "large"]
 )
 def test_a_single_run_names_every_kind_of_kernel(options, count, capsys):
     assert single.main(["--rehearse", *options]) == 0

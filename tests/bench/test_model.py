@@ -19,7 +19,7 @@ from emanet_triton.bench.walk import Recorder
 from emanet_triton.inference.segment import segment
 from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.fused import fuse
+from emanet_triton.models.fused import FusedConv, fuse
 
 SIZE = 40, 64
 OPERATORS = "conv_bias_act", "expand_reduce"  # with a backend
@@ -77,6 +77,15 @@ def test_the_network_alone_gives_its_logits():
         got = model.PROVIDERS[name](given)()
         assert (got - want).norm() <= 1e-4 * want.norm()
         assert torch.equal(model.labels_of(got), got.argmax(1))
+
+
+def test_all_convolutions_get_a_backend_and_the_head_only_the_fastest():
+    for backend, of_head in (("cudnn", "auto"), ("fastest", "fastest")):
+        fused = fuse(problem().model())
+        model.set_backend(fused, backend)
+        assert fused.decode_head.backend == of_head
+        convs = [module for module in fused.modules() if isinstance(module, FusedConv)]
+        assert {conv.backend for conv in convs} == {backend}
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])

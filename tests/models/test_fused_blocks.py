@@ -68,11 +68,13 @@ def test_blocks_run_in_pairs_on_a_gpu_only():
     ("backends", "width", "dtype", "in_pairs"),
     [
         (("auto", "auto"), 64, HALF, True),
+        (("fastest", "fastest"), 64, HALF, True),
         (("triton", "triton"), 64, HALF, True),
         (("triton", "triton"), 64, torch.float32, False),
         (("triton", "triton"), 16, HALF, False),
         (("cudnn", "cudnn"), 64, HALF, False),
         (("auto", "triton"), 64, HALF, False),
+        (("auto", "fastest"), 64, HALF, False),
     ],
 )
 def test_a_pair_has_one_backend(backends, width, dtype, in_pairs):

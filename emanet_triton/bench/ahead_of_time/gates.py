@@ -43,7 +43,8 @@ TARGETS = {
 }
 # Bytes of shared memory of a program; sm_80 has 166,912, but smaller GPUs use its tiles, too.
 SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-TILE_NAMES = ("PRECISION", "P", "R", "ROWS")  # constants of a tile, beside its blocks
+# Constants of a tile, beside its blocks.
+TILE_NAMES = ("PRECISION", "P", "R", "ROWS", "BUFFERS", "OUTS")
 
 COLUMNS = (
     *("kernel", "target", "dtype", "configuration", "constants"),
@@ -175,7 +176,7 @@ def is_seen(version: str) -> bool:
 def uses_tensor_cores(row: dict[str, str]) -> bool:
     """Whether a kernel should: all products do, except exact fp32 products on NVIDIA GPUs."""
     if "PRECISION" not in row["configuration"]:
-        return row["kernel"] in ("conv_expand_reduce", "em_stage")
+        return row["kernel"] in ("conv_expand_reduce", "conv_boxes", "em_stage")
     of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
     return of_half or "PRECISION=ieee" not in row["configuration"] or row["target"] == "gfx942"
 

@@ -4,13 +4,15 @@ import enum
 import functools
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from types import ModuleType
+from typing import ClassVar, NamedTuple
 from unittest import mock
 
 import torch
 
 from emanet_triton.kernels import pixels
 from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
+from emanet_triton.kernels.conv import hopper as conv_hopper
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import DTYPES
@@ -63,6 +65,20 @@ CONVOLUTIONS = (
     (1, 256, 97, 97, 3, 1, 1, 1, False, HALF, HALF),  # logits
     (1, 7, 97, 97, 32, 3, 1, 1, True, SINGLE, HALF),  # with the most taps of ``conv_taps``
     (1, 7, 97, 97, 72, 3, 1, 1, True, HALF, SINGLE),  # the same, in the wider tile
+)
+# By ``conv_boxes``: every tile in a 3x3 convolution, and layers whose 1x1 convolutions are large.
+BOXES = (
+    *(
+        (1, 128, 128, 256, outputs, 3, 1, 2, has_residual, residual, out)
+        for outputs in conv_tiles.BOXES_OUTPUTS
+        for has_residual, residual in ((False, HALF), (True, HALF), (True, SINGLE))
+        for out in (HALF, SINGLE)
+    ),
+    (1, 512, 128, 256, 2048, 1, 1, 1, True, HALF, HALF),  # expand
+    (8, 512, 97, 97, 2048, 1, 1, 1, True, HALF, HALF),  # expand
+    (1, 1024, 128, 256, 2048, 1, 1, 1, False, HALF, HALF),  # the identity's convolution
+    (8, 2048, 97, 97, 256, 3, 1, 1, False, HALF, SINGLE),
+    (2, 512, 97, 97, 512, 3, 1, 4, False, HALF, HALF),
 )
 POOLINGS = {"whole": (1, 64, 512, 1024), "slide": (8, 64, 385, 385)}
 
@@ -134,6 +150,8 @@ class EMLaunch:
 class ConvLaunch:
     """One of ``CONVOLUTIONS``."""
 
+    launcher: ClassVar[ModuleType] = conv_triton
+
     arch: str
     dtype: str
     precision: str
@@ -154,12 +172,18 @@ class ConvLaunch:
         has_residual, residual_dtype, out_dtype = rest
         dtype = DTYPES[self.dtype]
         size = batch, o, (height - 1) // stride + 1, (width - 1) // stride + 1
-        conv_triton.conv_bias_act(
+        self.launcher.conv_bias_act(
             _image(dtype, batch, c, height, width), _image(dtype, o, c, kernel, kernel),
             torch.empty(o, device="meta"),
             _image(residual_dtype or dtype, *size) if has_residual else None,
             stride, dilation, out_dtype is HALF, out_dtype or dtype, self.precision, self.arch,
         )  # fmt: skip
+
+
+class BoxesLaunch(ConvLaunch):
+    """One of ``BOXES``."""
+
+    launcher: ClassVar[ModuleType] = conv_hopper
 
 
 @dataclass(frozen=True)
@@ -289,6 +313,8 @@ def groups(each: Each) -> list[Group]:
                 ExpandReduceLaunch(arch, dtype, *channels)
                 for channels in conv_tiles.EXPAND_REDUCE_CHANNELS
             ]
+        if conv_tiles.has_boxes(arch, dtype):
+            launches += [BoxesLaunch(arch, dtype, precision, layer) for layer in BOXES]
         wanted = Each.TILE if dtype == "bf16" else min(each, Each.TILE)
         if each > Each.KERNEL and (arch, dtype) == ("sm_90", "bf16"):
             wanted = Each.USE

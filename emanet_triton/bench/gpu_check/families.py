@@ -14,7 +14,9 @@ from emanet_triton.bench.suites import train_mem
 from emanet_triton.bench.suites.conv_layers import convolutions_of
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
 from emanet_triton.inference.views import Size
+from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.conv.op import conv_bias_act, expand_reduce
+from emanet_triton.kernels.device import DTYPE_NAMES
 from emanet_triton.kernels.em import tiles as em_tiles
 from emanet_triton.kernels.pool.op import max_pool
 from emanet_triton.kernels.tile import FP32_PRECISIONS
@@ -61,6 +63,8 @@ def small_cases() -> list[Case]:
     def run() -> None:
         for sides in ((8, 128), (9, 17)):  # by conv_rows on sm_90, and by conv_pointers
             conv_bias_act(image(1, 64, *sides), image(64, 64, 3, 3), bias(64), backend="triton")
+        boxes = image(2, 64, 9, 17), image(72, 64, 3, 3), bias(72), image(2, 72, 9, 17)
+        conv_bias_act(*boxes, backend="gluon")
         stem = image(1, 3, 17, 33), image(32, 3, 3, 3), bias(32)  # by conv_taps
         conv_bias_act(*stem, stride=2, backend="triton")
         weights, biases = (image(256, 64, 1, 1), image(64, 256, 1, 1)), (bias(256), bias(64))
@@ -81,14 +85,16 @@ def small_cases() -> list[Case]:
 
 
 def with_tiles(cases: Sequence[Case], arch: str) -> list[Case]:
-    """The cases that an architecture has tiles for: one pass of EM attention is Hopper's alone."""
-    return [
-        case
-        for case in cases
-        if not isinstance(case, EmCase)
-        or case.backend not in em_tiles.ONE_PASS
-        or em_tiles.has_one_pass(arch, case.dtype)
-    ]
+    """The cases that an architecture has tiles for: kernels in Gluon are for Hopper alone."""
+    return [case for case in cases if _has_tile(case, arch)]
+
+
+def _has_tile(case: Case, arch: str) -> bool:
+    if isinstance(case, EmCase) and case.backend in em_tiles.ONE_PASS:
+        return em_tiles.has_one_pass(arch, case.dtype)
+    if isinstance(case, ConvCase) and case.call["backend"] == "gluon":
+        return conv_tiles.has_boxes(arch, DTYPE_NAMES[case.call["x"].dtype])
+    return True
 
 
 def small_calls() -> list[OperatorCall]:
@@ -109,7 +115,7 @@ def launches(gpu: Gpu, tiny: bool) -> list[Launch]:
 
 def _by_triton(call: OperatorCall) -> OperatorCall:
     chooses = call.name in ("conv_bias_act", "expand_reduce", "max_pool")
-    return call.but(backend="triton") if chooses else call
+    return call.but(backend="triton") if chooses and call["backend"] != "gluon" else call
 
 
 def _suite_calls() -> list[OperatorCall]:
@@ -169,6 +175,17 @@ def _convolutions(kernel: str, gpu: Gpu, tiny: bool) -> list[Case]:
     ]
 
 
+def by_gluon(calls: Sequence[OperatorCall]) -> list[ConvCase]:
+    """The convolutions among some calls that the kernel in Gluon can compute."""
+    found = []
+    for call in convolutions(calls, "gluon"):
+        x, outputs = call["x"], call["weight"].shape[0]
+        sizes = DTYPE_NAMES[x.dtype], x.shape[1], outputs, call["stride"]
+        if not conv_tiles.why_not_boxes("sm_90", *sizes):
+            found.append(ConvCase(call))
+    return found
+
+
 def _pairs(tiny: bool, backend: str) -> list[OperatorCall]:
     calls = (call for call in _half(tiny) if call.name == "expand_reduce" and meta.has_kernel(call))
     return [call.but(backend=backend) for call in calls]
@@ -220,6 +237,9 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
     "em-block": lambda gpu, tiny: with_tiles(_em("block", tiny), gpu.arch),
     "conv-rows": lambda gpu, tiny: _convolutions("conv_rows", gpu, tiny),
     "conv-pointers": lambda gpu, tiny: _convolutions("conv_pointers", gpu, tiny),
+    "conv-boxes": lambda gpu, tiny: with_tiles(
+        by_gluon(_with_float16(_half(tiny), tiny)), gpu.arch
+    ),
     "conv-taps": lambda gpu, tiny: _convolutions("conv_taps", gpu, tiny),
     "expand-reduce": lambda _, tiny: [
         ExpandReduceCase(call) for call in _with_float16(_pairs(tiny, "triton"), tiny)

@@ -7,6 +7,7 @@ nothing. So Triton reads, or writes, the same cache entries as the real launches
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -21,6 +22,7 @@ from emanet_triton.bench.suites.conv_expand_reduce import Pair
 from emanet_triton.bench.walk import OperatorCall
 from emanet_triton.errors import describe
 from emanet_triton.kernels.conv import expand_reduce as conv_expand_reduce
+from emanet_triton.kernels.conv import hopper as conv_hopper
 from emanet_triton.kernels.conv import implicit_gemm as conv_triton
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.device import gpu_arch
@@ -256,6 +258,10 @@ def _without_backend(values: list[Any]) -> list[Any]:
     return [*values[:-2], values[-1]]
 
 
+def _convolutions(backend: str) -> ModuleType:
+    return conv_hopper if backend == "gluon" else conv_triton
+
+
 def _with_ranges(values: list[Any]) -> list[Any]:
     """The arguments of a launcher of EM attention: its last one stands for the backend."""
     return [*_without_backend(values), em_tiles.ONE_PASS.get(values[-2])]
@@ -263,7 +269,7 @@ def _with_ranges(values: list[Any]) -> list[Any]:
 
 # Name of an operator → runs its launcher, given the call's arguments and the tile table's name.
 LAUNCHERS: dict[str, Callable[[list[Any], str], object]] = {
-    "conv_bias_act": lambda values, arch: conv_triton.conv_bias_act(
+    "conv_bias_act": lambda values, arch: _convolutions(values[-2]).conv_bias_act(
         *[*_without_backend(values), arch]
     ),
     "expand_reduce": lambda values, arch: conv_expand_reduce.expand_reduce(*[*values[:4], arch]),

@@ -19,7 +19,8 @@ OWN = f"{BENCH[2]}.gpu_check."
 SEARCHING = ("model", "train-mem")  # suites with longer silences
 ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("test_launch.py", "test_native.py", "test_threads.py"),
-    *("conv/test_conv_tiles.py", "conv/test_onednn.py", "conv/test_winograd.py"),
+    *("conv/test_conv_boxes.py", "conv/test_conv_tiles.py"),
+    *("conv/test_onednn.py", "conv/test_winograd.py"),
     *("em/test_em_eager.py", "em/test_em_passes.py", "em/test_em_reference.py"),
     "em/test_em_stage.py",
 )
@@ -60,8 +61,8 @@ def make_plan(stage: str, way: Way) -> list[Step]:
 
 def _run(way: Way) -> list[Step]:
     """Does it run, is it right, how fast is it?"""
-    model = "plain-bf16 cudnn-bf16 triton-bf16 fused-bf16"
-    conv = "torch cudnn triton separate"
+    model = "plain-bf16 cudnn-bf16 triton-bf16 fused-bf16 fastest-bf16"
+    conv = "torch cudnn triton gluon separate"
     kernels = (name for name in FAMILIES if not name.startswith("chosen"))
     return [
         _warm(way, 50),
@@ -112,7 +113,7 @@ def _rows(way: Way) -> list[Step]:
         _suite(
             *(way, "conv", "conv_gpu", 55),
             "--networks r50 --dtypes bf16 --seconds 0.3 --rounds 7 "
-            "--providers torch cudnn cudnn-benchmark separate triton",
+            "--providers torch cudnn cudnn-benchmark separate triton gluon",
         ),
         _suite(
             *(way, "em", "em_gpu", 40),

@@ -10,6 +10,7 @@ from emanet_triton.bench.gpu_check.conv_cases import ConvCase, ExpandReduceCase
 from emanet_triton.bench.gpu_check.families import (
     MODES,
     SIZE,
+    by_gluon,
     network_calls,
     small_cases,
     with_tiles,
@@ -41,6 +42,7 @@ def large_cases() -> list[Case]:
     found: list[Case] = list(convolutions[:CONVOLUTIONS])
     calls = network_calls(["r50"], MODES)
     found.append(next(case for case in costly if isinstance(case, ExpandReduceCase)))
+    found.append(max(by_gluon(calls), key=lambda case: case.floor().bytes))
     pool = next(call for call in calls if call.name == "max_pool")
     found.append(PoolCase(pool.but(backend="triton")))
     blocks = ((1, "triton"), (1, "one-pass-128"), (8, "one-pass-16"))

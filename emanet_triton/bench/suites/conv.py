@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emanet_triton.bench import runtimes
-from emanet_triton.bench.case import Case
+from emanet_triton.bench.case import Absent, Case
 from emanet_triton.bench.clocks import Call
 from emanet_triton.bench.networks import NETWORKS
 from emanet_triton.bench.options import Selection
@@ -25,7 +25,8 @@ from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.conv.onednn import conv_bias_act_
 from emanet_triton.kernels.conv.op import conv_bias_act, pack_weight
-from emanet_triton.kernels.device import DTYPE_NAMES, has_onednn
+from emanet_triton.kernels.conv.tiles import why_not_boxes
+from emanet_triton.kernels.device import DTYPE_NAMES, gluon_arch, has_onednn
 
 QUICK_LAYERS = 6  # of a short run on a CPU
 RUNTIMES = {  # on a CPU
@@ -166,6 +167,7 @@ def names(selection: Selection, layer: Layer) -> list[str]:
     shape = layer.shape
     if selection.cuda:
         ours = ["triton"] if shape.dtype != torch.float32 else ["triton", "triton-tf32x3"]
+        ours += [] if _why_not_boxes("sm_90", layer) else ["gluon"]
         return ["torch", "compiled", "cudnn", "cudnn-benchmark", *ours]
     found = ["torch", "compiled"]
     if has_onednn(shape.dtype) and layer.one_dtype:
@@ -175,10 +177,19 @@ def names(selection: Selection, layer: Layer) -> list[str]:
     return [*found, *RUNTIMES.get(shape.dtype, ())]
 
 
+def _why_not_boxes(arch: str, layer: Layer) -> str | None:
+    shape = layer.shape
+    sizes = shape.channels, shape.outputs, shape.stride
+    return why_not_boxes(arch, DTYPE_NAMES[shape.dtype], *sizes)
+
+
 def provide(name: str, make: Callable[[], Problem]) -> Call:
     """A call that runs one provider. All but the baseline on the CPU run channels-last.
 
     Other runtimes have layouts of their own; they get NCHW, which is the faster for them.
+
+    Raises:
+        Absent: a kernel in Gluon cannot run on this device.
     """
     if name in runtimes.RUNTIMES:
         return _by_runtime(name, make)
@@ -201,6 +212,8 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     if name in ("torch", "compiled"):
         function = problem.plain if name == "torch" else compiled(problem.plain)
         return without_gradients(function, *arguments)
+    if name == "gluon" and (why_not := _why_not_boxes(gluon_arch(x), problem.layer)):
+        raise Absent(f"it needs {why_not}")
     options |= problem.geometry | {"backend": name.removesuffix("-tf32x3")}
     options |= {"precision": "tf32x3"} if name == "triton-tf32x3" else {}
     return without_gradients(conv_bias_act, *arguments, **options)
@@ -238,16 +251,17 @@ SUITE = Suite(
 This suite times each convolution of the fused network, with folded batch norm, bias, residual and
 ReLU. `torch` is PyTorch's own convolution, `compiled` the same by `torch.compile`, `onednn`
 oneDNN's fused convolution, `cudnn` cuDNN's, `cudnn-benchmark` cuDNN's after its search. `winograd`
-and `triton` are ours. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are
-installed (`pip install '.[peers]'`). Before and after each convolution they copy
-the numbers to their own memory layout and back, and these copies count. A whole network needs few
-such copies, so these times are too long, most of all for 1x1 convolutions: compare the runtimes by
-the cases `network` of the suite `model`.
+and `triton` are ours. So is `gluon`, a kernel for Hopper GPUs that the network does not use
+unasked. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are installed
+(`pip install '.[peers]'`). Before and after each convolution they copy the numbers to their own
+memory layout and back, and these copies count. A whole network needs few such copies, so these
+times are too long, most of all for 1x1 convolutions: compare the runtimes by the cases `network` of
+the suite `model`.
 
 The lines below a table sum up a network. *The fastest of each* is the fastest provider that our
-network can use; `compiled` and the other runtimes are left out. The list names the convolutions in
-which the network loses the most time above the floor. Winograd needs fewer FLOP than the floor
-counts, so its time can be below the floor.
+network uses; `compiled`, `gluon` and the other runtimes are left out. The list names the
+convolutions in which the network loses the most time above the floor. Winograd needs fewer FLOP
+than the floor counts, so its time can be below the floor.
 
 `r50-whole=3` says that R50 runs a convolution three times for one image; on a GPU the suite also
 times the convolutions of the sliding window (`r50-slide`). `residual=fp32` and `out=fp32` name a

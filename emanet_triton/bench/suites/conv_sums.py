@@ -9,7 +9,7 @@ from emanet_triton.bench.runtimes import RUNTIMES
 
 USES = re.compile(r"\b(r\d+-\w+)=(\d+)")  # in a case's name: how often each network uses it
 CONVOLUTION = re.compile(r"\dx\d ")  # begins the name of a convolution, not of a pair or block
-COMPETITORS = ("compiled", *RUNTIMES)  # providers that our network cannot use
+OTHERS = ("compiled", "gluon", *RUNTIMES)  # providers that our network does not use unasked
 MOST_CONVOLUTIONS = 11  # in the list of a network
 
 
@@ -20,7 +20,7 @@ class Use:
     Attributes:
         count: how often the network runs it.
         torch_ms: the time of the baseline.
-        best_ms: the time of the fastest provider that our network can use.
+        best_ms: the time of the fastest provider that our network uses.
         row: the row of this provider.
     """
 
@@ -83,8 +83,11 @@ def uses(rows: Sequence[Row]) -> dict[tuple[str, str], list[Use]]:
     plain = {row.case: row.p50_ms for row in rows if row.provider == "torch" and row.p50_ms}
     best: dict[str, tuple[float, Row]] = {}
     for row in rows:
-        is_ours = row.provider not in COMPETITORS
-        if is_ours and row.p50_ms and row.p50_ms < best.get(row.case, (float("inf"), row))[0]:
+        if (
+            row.provider not in OTHERS
+            and row.p50_ms
+            and row.p50_ms < best.get(row.case, (float("inf"), row))[0]
+        ):
             best[row.case] = row.p50_ms, row
     found: dict[tuple[str, str], list[Use]] = {}
     for case, (best_ms, row) in best.items():

@@ -37,14 +37,15 @@ from emanet_triton.inference.taps import tap_tables
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
-from emanet_triton.models.emanet import EMANet
+from emanet_triton.models.emanet import EMANet, FusedHead
 from emanet_triton.models.fused import FusedConv, fuse
 from emanet_triton.models.network import FusedNetwork
 
 OPENVINO_INT8 = "openvino-int8"
 LABELS_BOUND = 1e-3  # the share of labels that may differ in float32
 COMPILED = ("compiled-fp32", "compiled-bf16")
-ONE_PROVIDER = ("cudnn-bf16", "triton-bf16")  # of all convolutions; run only if named
+# One provider of all convolutions, or a choice among more than usual. Run only if named.
+BY_NAME = ("cudnn-bf16", "triton-bf16", "fastest-bf16")
 MS_FLIP = ("plain-fp32", "plain-bf16", "fused-fp32", "fused-bf16")  # the providers with ms+flip
 CPU_ONLY = ("fused-int8", OPENVINO_INT8, "openvino-fp32", "openvino-bf16")
 ALONE = "network"  # in place of the mode where the network is timed alone
@@ -110,7 +111,7 @@ def _case(
         providers=selection.pick(
             {n: functools.partial(PROVIDERS[n], problem) for n in names},
             "plain-fp32",
-            (*ONE_PROVIDER, *(COMPILED if selection.short else ())),
+            (*BY_NAME, *(COMPILED if selection.short else ())),
         ),
         baseline="plain-fp32",
         error=error,
@@ -224,10 +225,12 @@ def _timed_by(model: FusedNetwork, problem: Problem) -> Call:
 def set_backend(model: FusedNetwork, backend: str) -> None:
     """Let "cudnn" or "triton" run all convolutions; "triton" also pairs of them where it can.
 
-    A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too.
+    A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too. "fastest" also
+    tries the kernels in Gluon, for EM attention too.
     """
+    changed = (FusedConv, FusedHead) if backend == "fastest" else (FusedConv,)
     for module in model.modules():
-        if isinstance(module, FusedConv):
+        if isinstance(module, changed):
             module.backend = backend
 
 
@@ -263,13 +266,14 @@ PROVIDERS: dict[str, Callable[[Problem], Call]] = {
     "compiled-bf16": lambda problem: plain(problem, "bf16", "compiled"),
     "cudnn-bf16": lambda problem: fused(problem, "bf16", "cudnn"),
     "triton-bf16": lambda problem: fused(problem, "bf16", "triton"),
+    "fastest-bf16": lambda problem: fused(problem, "bf16", "fastest"),
     "fused-fp32": lambda problem: fused(problem, "fp32"),  # these may search for minutes
     "fused-bf16": lambda problem: fused(problem, "bf16"),
     "fused-int8": quantized,
     OPENVINO_INT8: quantized_runtime,
     **{name: functools.partial(runtime, name) for name in runtimes.RUNTIMES},
 }
-GPU_ONLY = ("compiled-bf16", *ONE_PROVIDER)
+GPU_ONLY = ("compiled-bf16", *BY_NAME)
 
 
 def beside_published(rows: Sequence[Row]) -> str:
@@ -296,15 +300,16 @@ SUITE = Suite(
 `plain` runs mmsegmentation's operations in PyTorch, `compiled` the same by `torch.compile`. `fused`
 is our fused network. `fused-int8` (on a CPU) multiplies 8-bit integers in most convolutions; it
 takes the ranges of their outputs from the case's own image. `cudnn` and `triton` are the fused
-network with all convolutions by cuDNN or by our Triton kernels; they run only if `--providers`
-names them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if
-they are installed: `pip install '.[peers]'` installs the first two. They get its ONNX
-export for inputs of one shape, and PyTorch's number of threads. `openvino-fp32` computes in
-float32; without this setting OpenVINO would choose bf16 where the CPU has it. `openvino-int8` runs
-the export after `quantize_static` of ONNX Runtime has quantized its convolutions: 8-bit inputs and
-outputs whose ranges come from the case's own image, and 8-bit weights with a scale for each output
-channel. The rest it computes in bf16 where the CPU has it. Between windows, and from logits to
-labels, all but `fused` run mmsegmentation's operations in PyTorch.
+network with all convolutions by cuDNN or by our Triton kernels, `fastest` the one that also tries
+our kernels in Gluon, for convolutions and for EM attention; they run only if `--providers` names
+them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if they
+are installed: `pip install '.[peers]'` installs the first two. They get its ONNX export for inputs
+of one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32; without this
+setting OpenVINO would choose bf16 where the CPU has it. `openvino-int8` runs the export after
+`quantize_static` of ONNX Runtime has quantized its convolutions: 8-bit inputs and outputs whose
+ranges come from the case's own image, and 8-bit weights with a scale for each output channel. The
+rest it computes in bf16 where the CPU has it. Between windows, and from logits to labels, all but
+`fused` run mmsegmentation's operations in PyTorch.
 
 Of a provider's labels one in a thousand may differ from `plain-fp32`'s. In bf16 twice the share
 that differs in `plain-bf16` is added. In int8 it is twice the share that differs if `plain-fp32`

@@ -32,7 +32,7 @@ def cudnn_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    """One of ``op.CONVOLUTIONS``: cuDNN's fused convolution, or ``torch_conv`` if there is none.
+    """One of ``backends.CONVOLUTIONS``: cuDNN's fused convolution, or else ``torch_conv``.
 
     Raises:
         ValueError: x is not on an NVIDIA GPU.
@@ -102,13 +102,13 @@ def _torch_conv_instead(x: Tensor, *arguments) -> Tensor:
 
 
 def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
-    """One of ``op.CONVOLUTIONS``: cuDNN measures its engines at a process's first call of a shape.
+    """One of ``backends.CONVOLUTIONS``: at the first call of a shape cuDNN measures its engines.
 
-    PyTorch keeps one engine for a shape and some settings, whether it was measured or not. So the
-    settings here must differ from those of ``cudnn_conv``. For a plain convolution,
-    ``deterministic`` differs. A fused convolution ignores ``deterministic``, so for it the TF32
-    setting differs, which has no effect in half precision. In float32 the TF32 setting would change
-    the result, so this function does not fuse float32.
+    Every process measures anew. PyTorch keeps one engine for a shape and some settings, whether it
+    was measured or not. So the settings here must differ from those of ``cudnn_conv``. For a plain
+    convolution, ``deterministic`` differs. A fused convolution ignores ``deterministic``, so for it
+    the TF32 setting differs, which has no effect in half precision. In float32 the TF32 setting
+    would change the result, so this function does not fuse float32.
     """
     settings: Any = torch.backends.cudnn  # has attributes that no type checker sees
     with _cudnn_benchmark():

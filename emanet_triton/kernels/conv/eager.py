@@ -26,7 +26,7 @@ def torch_conv(
     out_dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
-    """One of ``op.CONVOLUTIONS``: residual and ReLU change the output in place."""
+    """One of ``backends.CONVOLUTIONS``: residual and ReLU change the output in place."""
     padding = dilation * (weight.shape[2] // 2)
     with float32_products(x, precision):
         out = F.conv2d(x, weight, bias.to(x.dtype), stride, padding, dilation)

@@ -1,7 +1,7 @@
 """The operators of convolution: they check arguments, choose a backend, and are registered."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,20 +17,16 @@ from emanet_triton.kernels.checks import (
     check_layout,
     check_shape,
 )
-from emanet_triton.kernels.conv.cudnn import (
-    can_fuse,
-    cudnn_benchmark_conv,
-    cudnn_conv,
-    has_cudnn,
-)
-from emanet_triton.kernels.conv.eager import out_shape, torch_conv
+from emanet_triton.kernels.conv.backends import CONVOLUTIONS, candidates
+from emanet_triton.kernels.conv.eager import out_shape
 from emanet_triton.kernels.conv.exact import ConvCheck, exact_conv
 from emanet_triton.kernels.conv.tiles import EXPAND_REDUCE_CHANNELS
 from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-EXPAND_REDUCE_BACKENDS = ("auto", "triton", "separate")
+CONV_BACKENDS = ("auto", "fastest", *CONVOLUTIONS)
+EXPAND_REDUCE_BACKENDS = ("auto", "fastest", "triton", "separate")
 _NHWC = torch.channels_last
 
 
@@ -58,8 +54,8 @@ def conv_bias_act(
 ) -> Tensor:
     """Convolve, add bias and residual and apply ReLU: one pass over the output where possible.
 
-    Products of float16 and bfloat16 are summed in float32. Triton adds bias and residual to this
-    sum and rounds once. cuDNN does the same if a ReLU follows and the residual, if any, has the
+    Products of float16 and bfloat16 are summed in float32. Our kernels add bias and residual to
+    this sum and round once. cuDNN does the same if a ReLU follows and the residual, if any, has the
     dtype of ``x``. In all other cases the convolution is first rounded to the dtype of ``x``.
 
     Args:
@@ -74,10 +70,13 @@ def conv_bias_act(
         out_dtype: the dtype of ``x``, which is the default, or float32.
         backend: ``"torch"`` runs anywhere, ``"triton"`` on a GPU and in Triton's interpreter,
             ``"cudnn"`` on an NVIDIA GPU; with ``"cudnn-benchmark"`` cuDNN measures which of its
-            engines is the fastest. ``"auto"`` is ``"torch"`` on a CPU. On a GPU it measures at the
-            first call of a shape (see ``choice``), and takes the fastest backend whose largest
-            error is at most twice the error of ``"torch"``. For float32 at ``"ieee"`` Triton takes
-            part with ``"tf32x3"``, and its error must be as small as ``"ieee"`` requires.
+            engines is the fastest. ``"gluon"`` is a second kernel of ours: for float16 and bfloat16
+            on a Hopper GPU, stride 1, C a multiple of 64 and O of 8. ``"auto"`` is ``"torch"`` on a
+            CPU. On a GPU it measures at the first call of a shape (see ``choice``), and takes the
+            fastest backend whose largest error is at most twice the error of ``"torch"``. For
+            float32 at ``"ieee"`` Triton takes part with ``"tf32x3"``, and its error must be as
+            small as ``"ieee"`` requires.
+            ``"fastest"`` is ``"auto"``, but measures ``"gluon"``, too, which no GPU has run yet.
         precision: how a GPU multiplies float32: ``"ieee"``, ``"tf32x3"`` (Triton on an NVIDIA GPU;
             elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
@@ -128,7 +127,7 @@ def expand_reduce(
         backend: ``"triton"`` is one kernel, for float16 and bfloat16: P is 64, 128 or 256, R is P
             or 2P and at most 256, and O is a multiple of 64. ``"separate"`` is two calls of
             ``conv_bias_act``. ``"auto"`` is ``"separate"`` on a CPU and measures on a GPU, as in
-            ``conv_bias_act``.
+            ``conv_bias_act``; so does ``"fastest"``, also for each of two separate convolutions.
         precision: for the separate convolutions, as in ``conv_bias_act``.
 
     Returns:
@@ -174,42 +173,6 @@ def _check_like(x: Tensor, name: str, tensor: Tensor, dtypes: tuple[torch.dtype,
     check_device(name, tensor, "x", x)
 
 
-def _candidates(
-    x: Tensor, residual: Tensor | None, relu: bool, precision: str
-) -> dict[str, tuple[str, str]]:
-    """{name: (backend, precision)} of the candidates on the device of x, the default first.
-
-    Triton's ``"ieee"`` is no candidate for float32, because ``"tf32x3"`` is faster.
-    """
-    pairs = {"torch": ("torch", precision)}
-    if has_cudnn(x):
-        if can_fuse(x, residual, relu):
-            pairs = {"cudnn": ("cudnn", precision)} | pairs
-        pairs["cudnn-benchmark"] = "cudnn-benchmark", precision
-    if x.is_cuda and HAS_TRITON:
-        if x.dtype != torch.float32 or precision != "ieee":
-            pairs["triton"] = "triton", precision
-        elif torch.version.hip is None:  # AMD has no TF32
-            pairs["triton-tf32x3"] = "triton", "tf32x3"
-    return pairs
-
-
-def _triton_conv(x: Tensor, *arguments) -> Tensor:
-    with triton_kernels("conv.implicit_gemm", x) as kernels:
-        return kernels.conv_bias_act(x, *arguments)
-
-
-# Each takes x, weight, bias, residual, stride, dilation, relu, out_dtype and precision, as
-# ``conv_bias_act`` has checked them, and returns the output, channels-last.
-CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {
-    "cudnn": cudnn_conv,
-    "cudnn-benchmark": cudnn_benchmark_conv,
-    "triton": _triton_conv,
-    "torch": torch_conv,
-}
-CONV_BACKENDS = ("auto", *CONVOLUTIONS)
-
-
 def _run_conv_bias_act(
     x: Tensor,
     weight: Tensor,
@@ -223,16 +186,18 @@ def _run_conv_bias_act(
     precision: str,
 ) -> Tensor:
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
-    if backend != "auto":
+    if backend in CONVOLUTIONS:
         return CONVOLUTIONS[backend](*arguments, precision)
+    pairs = candidates(x, weight, residual, stride, relu, precision, backend == "fastest")
     calls = {
-        name: functools.partial(CONVOLUTIONS[backend], *arguments, its_precision)
-        for name, (backend, its_precision) in _candidates(x, residual, relu, precision).items()
+        name: functools.partial(CONVOLUTIONS[candidate], *arguments, its_precision)
+        for name, (candidate, its_precision) in pairs.items()
     }
     if len(calls) == 1:
         return calls["torch"]()
     added = None if residual is None else residual.dtype
-    key = _key(x.shape, weight.shape, stride, dilation, x.dtype, added, out_dtype, relu, precision)
+    geometry = stride, dilation, x.dtype, added, out_dtype, relu, precision
+    key = _key(x.shape, weight.shape, *geometry, "gluon" in calls)
 
     def make_checks() -> tuple[ConvCheck]:
         check = ConvCheck(
@@ -258,11 +223,13 @@ def _key(
     out_dtype: torch.dtype,
     relu: bool,
     precision: str,
+    gluon: bool,
 ) -> str:
-    """All that decides the time of a convolution on one device."""
+    """All that decides the fastest backend of a convolution on one device."""
     return (
         f"convolution of {list(x)} with {list(weight)}, stride {stride}, dilation {dilation}, "
         f"{dtype}, residual {residual}, output {out_dtype}, relu {relu}, {precision}"
+        + (", or by gluon" if gluon else "")
     )
 
 
@@ -309,23 +276,27 @@ def _run_expand_reduce(
     if backend == "triton" and why_not:
         raise ValueError(f"backend 'triton' of expand_reduce needs {why_not}")
     arguments = x, weights, biases, residual
+    within = "fastest" if backend == "fastest" else "auto"
     calls = {
-        "separate": functools.partial(_separate, *arguments, "auto", precision),
+        "separate": functools.partial(_separate, *arguments, within, precision),
         "triton": functools.partial(_expand_reduce_by_triton, *arguments),
     }
-    if backend == "auto":
+    if backend in ("auto", "fastest"):
         backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
-            key = _expand_reduce_key(x.shape, outputs, reduced, x.dtype)
+            key = _expand_reduce_key(x.shape, outputs, reduced, x.dtype, within)
             make_checks = functools.partial(_expand_reduce_checks, *arguments, precision)
             backend = choice.choose(key, x.device, calls, "separate", make_checks)
     return calls[backend]()
 
 
 @functools.lru_cache(maxsize=4096)
-def _expand_reduce_key(x: torch.Size, outputs: int, reduced: int, dtype: torch.dtype) -> str:
-    """All that decides the time of both convolutions on one device."""
-    return f"expand and reduce {list(x)}, {outputs} and {reduced} channels, {dtype}"
+def _expand_reduce_key(
+    x: torch.Size, outputs: int, reduced: int, dtype: torch.dtype, within: str
+) -> str:
+    """All that decides the faster way on one device; within: backend of each convolution."""
+    sizes = f"{list(x)}, {outputs} and {reduced} channels, {dtype}"
+    return f"expand and reduce {sizes}" + (", or by gluon" if within == "fastest" else "")
 
 
 def _expand_reduce_checks(

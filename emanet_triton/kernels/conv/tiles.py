@@ -8,8 +8,13 @@ they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AM
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Iterator
 
+import torch
+
+from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.tile import Tile
 
 # Classes of shapes. wide: more than 128 outputs, enough pixels to fill a GPU with the widest tile,
@@ -106,6 +111,15 @@ _EXPAND_REDUCE = {
 DESCRIPTOR_ARCHS = ("sm_90", "sm_100")
 ROW = 128  # BLOCK_M of every tile of ``conv_rows`` that reads rows of an image
 
+# ``conv_boxes``, half precision on sm_90 only.
+BOX = 128  # pixels of a tile
+BOX_CHANNELS = 64  # 128 bytes: the longest row that shared memory keeps without bank conflicts
+SLICE = 64  # output channels that are stored at once
+_SHARED_MEMORY = 227 * 1024 - 512  # of an H100, less some for barriers
+_FEWEST_BUFFERS, _MOST_BUFFERS = 3, 6  # of one step each
+BOXES_OUTPUTS = (64, 128, 256)  # these have tiles of their own
+_ALIGNED = 8  # channels of 16 bytes, as tensor descriptors need them
+
 
 @functools.cache
 def tile(
@@ -136,6 +150,77 @@ def expand_reduce_tile(arch: str, dtype: str, planes: int, reduced: int) -> Tile
     block_m, block_o, num_warps, pipeline_stages = _EXPAND_REDUCE[arch][planes, reduced]
     meta = {"BLOCK_M": block_m, "BLOCK_O": block_o, "P": planes, "R": reduced}
     return Tile("conv_expand_reduce", arch, dtype, meta, num_warps, pipeline_stages)
+
+
+@functools.cache
+def boxes_tile(
+    dtype: str,
+    outputs: int,
+    pixels: int,
+    residual: torch.dtype | None,
+    out: torch.dtype,
+) -> Tile:
+    """The configuration of ``conv_boxes``, with the most buffers that an H100 has memory for.
+
+    OUTS buffers of SLICE channels hold parts of the output; with a residual, which is loaded ahead,
+    a whole tile of it. BUFFERS is the number of buffers for input and weights. ``pixels`` are those
+    of the whole batch; ``residual`` and ``out`` are dtypes.
+    """
+    slice_bytes = BOX * SLICE * out.itemsize
+    if residual not in (None, out):  # else output and residual share a buffer
+        slice_bytes += BOX * SLICE * residual.itemsize
+    narrow, medium, wide = BOXES_OUTPUTS
+    widest = narrow if outputs <= narrow else medium
+    if outputs > medium and pixels >= _WIDE_PIXELS:
+        widest = wide
+    for block_o in (size for size in reversed(BOXES_OUTPUTS) if size <= widest):
+        slices = block_o // SLICE
+        outs = slices if residual else min(slices, 4 // out.itemsize)
+        step = (BOX + block_o) * BOX_CHANNELS * 2
+        buffers = min(_MOST_BUFFERS, (_SHARED_MEMORY - outs * slice_bytes) // step)
+        if buffers >= _FEWEST_BUFFERS:
+            break
+    meta = {"BLOCK_O": block_o, "BUFFERS": buffers, "OUTS": outs}
+    return Tile("conv_boxes", "sm_90", dtype, meta, 8, 1)
+
+
+def has_boxes(arch: str, dtype: str) -> bool:
+    """Whether ``conv_boxes`` has tiles."""
+    return arch == "sm_90" and dtype in _HALF
+
+
+def why_not_boxes(arch: str, dtype: str, channels: int, outputs: int, stride: int) -> str | None:
+    """What ``conv_boxes`` needs and does not get; None if it can run."""
+    if not has_boxes(arch, dtype):
+        return f"float16 or bfloat16 on an NVIDIA Hopper GPU, got {DTYPES[dtype]} on {arch}"
+    if stride != 1:
+        return f"stride 1, got {stride}"
+    if channels % BOX_CHANNELS or outputs % _ALIGNED:
+        multiples = f"input channels in multiples of {BOX_CHANNELS}, outputs of {_ALIGNED}"
+        return f"{multiples}, got {channels} and {outputs}"
+    return None
+
+
+@functools.cache
+def box(batch: int, height: int, width: int) -> tuple[int, int, int]:
+    """Images, rows and columns of the boxes of BOX pixels that cover a batch with fewest boxes.
+
+    Each is a power of two. Among equals the longest rows win, then the fewest images.
+    """
+    sides = [2**i for i in range(BOX.bit_length())]
+    boxes = [
+        (BOX // (rows * columns), rows, columns)
+        for columns in reversed(sides)
+        for rows in reversed(sides)
+        if rows * columns <= BOX
+    ]
+
+    def count(box: tuple[int, int, int]) -> int:
+        return math.prod(
+            -(-size // side) for size, side in zip((batch, height, width), box, strict=True)
+        )
+
+    return min(boxes, key=count)
 
 
 def _shape_class(kernel: str, channels: int, outputs: int, pixels: int, flat: bool) -> str:
@@ -176,6 +261,11 @@ def _shipped() -> Iterator[Tile]:
         for dtype in _HALF:
             for channels in by_channels:
                 yield expand_reduce_tile(arch, dtype, *channels)
+    for dtype in _HALF:
+        half, single = DTYPES[dtype], torch.float32
+        kinds = itertools.product(BOXES_OUTPUTS, (None, half, single), (half, single))
+        for outputs, residual, out in kinds:
+            yield boxes_tile(dtype, outputs, _WIDE_PIXELS, residual, out)
 
 
 SHIPPED = tuple(_shipped())

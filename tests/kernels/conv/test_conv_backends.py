@@ -5,6 +5,7 @@ import torch
 from conv_reference import make, on_gpu
 
 from emanet_triton.kernels import choice
+from emanet_triton.kernels.conv import backends
 from emanet_triton.kernels.conv import op as conv
 from emanet_triton.kernels.conv.eager import torch_conv
 
@@ -41,7 +42,7 @@ def amd(monkeypatch):
 
 
 def names(dtype, precision="ieee", residual=None, relu=True):
-    return list(conv._candidates(on_gpu(X.to(dtype)), residual, relu, precision))
+    return list(backends.candidates(on_gpu(X.to(dtype)), W, residual, 1, relu, precision))
 
 
 def test_what_is_measured_on_nvidia_gpus(nvidia, monkeypatch):
@@ -50,19 +51,78 @@ def test_what_is_measured_on_nvidia_gpus(nvidia, monkeypatch):
     assert names(BF16, residual=X) == ["torch", "cudnn-benchmark", "triton"]
     assert names(SINGLE) == ["cudnn", "torch", "cudnn-benchmark", "triton-tf32x3"]
     assert names(SINGLE, "tf32") == ["cudnn", "torch", "cudnn-benchmark", "triton"]
-    monkeypatch.setattr(conv, "HAS_TRITON", False)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     assert names(HALF) == ["cudnn", "torch", "cudnn-benchmark"]
 
 
 def test_what_is_measured_on_amd_gpus(amd, monkeypatch):
     assert names(HALF) == ["torch", "triton"]
     assert names(SINGLE) == ["torch"]
-    monkeypatch.setattr(conv, "HAS_TRITON", False)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     assert names(HALF) == ["torch"]
 
 
 def test_without_a_gpu_there_is_nothing_to_measure():
-    assert list(conv._candidates(X, None, True, "ieee")) == ["torch"]
+    assert list(backends.candidates(X, W, None, 1, True, "ieee", untried=True)) == ["torch"]
+
+
+@pytest.fixture
+def hopper(nvidia, monkeypatch):
+    """On a Hopper GPU, as far as choices ask."""
+    monkeypatch.setattr(backends, "gluon_arch", lambda x: "sm_90")
+
+
+WIDE = torch.zeros(2, 64, 6, 5), torch.zeros(8, 64, 3, 3)
+
+
+def by_gluon(x=WIDE[0], weight=WIDE[1], dtype=HALF, stride=1, untried=True):
+    x = on_gpu(x.to(dtype))
+    return "gluon" in backends.candidates(x, weight, None, stride, True, "ieee", untried)
+
+
+def test_gluon_is_measured_where_it_can_run_if_asked_for(hopper, monkeypatch):
+    assert by_gluon()
+    assert by_gluon(dtype=BF16)
+    assert not by_gluon(untried=False)
+    assert not by_gluon(dtype=SINGLE)
+    assert not by_gluon(stride=2)
+    assert not by_gluon(X, W)
+    assert not by_gluon(weight=torch.zeros(19, 64, 1, 1))
+    monkeypatch.setattr(backends, "gluon_arch", lambda x: "sm_100")
+    assert not by_gluon()
+
+
+@pytest.mark.parametrize(
+    ("arch", "x", "weight", "stride", "needs"),
+    [
+        (
+            "sm_90",
+            WIDE[0],
+            WIDE[1],
+            1,
+            "float16 or bfloat16 on an NVIDIA Hopper GPU, got torch.float32",
+        ),
+        ("sm_80", WIDE[0].half(), WIDE[1], 1, "Hopper GPU, got torch.float16 on sm_80"),
+        ("sm_90", WIDE[0].half(), WIDE[1], 2, "stride 1, got 2"),
+        ("sm_90", X.half(), W, 1, "in multiples of 64, outputs of 8, got 8 and 4"),
+    ],
+)
+def test_where_gluon_cannot_run(monkeypatch, arch, x, weight, stride, needs):
+    monkeypatch.setattr(backends, "gluon_arch", lambda x: arch)
+    with pytest.raises(ValueError, match=f"backend 'gluon' needs .*{needs}"):
+        backends.CONVOLUTIONS["gluon"](on_gpu(x), weight, B, None, stride)
+
+
+def test_gluon_needs_a_gpu():
+    x, weight = (t.half() for t in WIDE)
+    with pytest.raises(ValueError, match=r"on an NVIDIA Hopper GPU, got torch\.float16 on cpu"):
+        conv.conv_bias_act(x, weight, torch.zeros(8), backend="gluon")
+
+
+def test_fastest_on_a_cpu_is_torch():
+    case = make((1, 8, 5, 5), 4, 3, device="cpu")
+    found = conv.conv_bias_act(*case.operands, backend="fastest")
+    assert torch.equal(found, conv.conv_bias_act(*case.operands, backend="torch"))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +158,7 @@ def keys(monkeypatch):
         found.append(key)
         return last_resort
 
-    monkeypatch.setattr(conv, "has_cudnn", lambda x: True)
+    monkeypatch.setattr(backends, "has_cudnn", lambda x: True)
     monkeypatch.setattr(choice, "choose", choose)
     return found
 
@@ -117,3 +177,10 @@ def test_the_choice_is_made_by_all_that_decides_the_time(keys):
     assert len(set(keys)) == 9
     conv.conv_bias_act(X + 1, W, B)
     assert keys[-1] == keys[0]
+
+
+def test_with_gluon_the_choice_is_another(keys, monkeypatch):
+    monkeypatch.setattr(backends, "why_not_gluon", lambda *_: None)
+    for backend in ("auto", "fastest"):
+        conv._run_conv_bias_act(on_gpu(X), W, B, None, 1, 1, True, SINGLE, backend, "ieee")
+    assert len(set(keys)) == 2

@@ -233,7 +233,7 @@ B = torch.zeros(4)
             {"out_dtype": FP16},
             "out_dtype must be torch.float32, got torch.float16",
         ),
-        ((X, W, B), {"backend": "cuda"}, "backend must be one of auto, cudnn, .*, got 'cuda'"),
+        ((X, W, B), {"backend": "cuda"}, "backend must be one of auto, fastest, .*, got 'cuda'"),
         ((X, W, B), {"precision": "fp8"}, "precision must be one of ieee, tf32x3, tf32, got 'fp8'"),
         ((X, W, B), {"backend": "cudnn"}, "'cudnn' needs an NVIDIA GPU and cuDNN; x is on cpu"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from emanet_triton.kernels import choice
+from emanet_triton.kernels.conv import backends
 from emanet_triton.kernels.conv import exact as conv_exact
 from emanet_triton.kernels.conv import op as conv
 
@@ -36,7 +37,7 @@ def checks(monkeypatch):
         return last_resort
 
     monkeypatch.setattr(choice, "choose", choose)
-    monkeypatch.setattr(conv, "has_cudnn", lambda x: True)
+    monkeypatch.setattr(backends, "has_cudnn", lambda x: True)
     return calls
 
 

@@ -200,7 +200,7 @@ def test_errors_say_what_they_got_and_wanted():
     for operands, message in cases:
         with pytest.raises(ValueError, match=message):
             conv.expand_reduce(x, *operands)
-    message = "backend must be one of auto, triton, separate, got 'cudnn'"
+    message = "backend must be one of auto, fastest, triton, separate, got 'cudnn'"
     with pytest.raises(ValueError, match=message):
         conv.expand_reduce(x, weights, biases, residual, backend="cudnn")
 
@@ -235,7 +235,7 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 
-def measured(monkeypatch, shape, outputs, reduced, dtype=FP16):
+def measured(monkeypatch, shape, outputs, reduced, dtype=FP16, backend="auto"):
     """The key and the candidates that ``choose`` gets, or None if nothing is measured."""
     x, weights, biases, residual = arguments(pair(shape, outputs, reduced, dtype, "cpu"))
     calls = []
@@ -247,7 +247,7 @@ def measured(monkeypatch, shape, outputs, reduced, dtype=FP16):
         lambda key, device, candidates, *_: calls.append((key, list(candidates))) or "separate",
     )
     arguments_on_gpu = x.as_subclass(OnGpu), weights, biases, residual
-    assert conv._run_expand_reduce(*arguments_on_gpu, "auto", "ieee") == ()
+    assert conv._run_expand_reduce(*arguments_on_gpu, backend, "ieee") == ()
     return calls[0] if calls else None
 
 
@@ -258,6 +258,7 @@ def test_each_pair_is_measured_for_itself(monkeypatch):
     ]  # fmt: skip
     found = [measured(monkeypatch, *each) for each in sizes]
     found.append(measured(monkeypatch, *sizes[0], torch.bfloat16))
+    found.append(measured(monkeypatch, *sizes[0], backend="fastest"))
     assert {tuple(candidates) for _, candidates in found} == {("separate", "triton")}
     assert len({key for key, _ in found}) == len(found)
 
