@@ -39,13 +39,21 @@ def model_rows():
     plain = row("model", case, "plain-bf16", 12.0, **ON_GPU)
     chosen = row("model", case, "fused-bf16", 6.5, predicted_ms="6-6.6", **ON_GPU)
     cudnn = row("model", case, "cudnn-bf16", 7.0, **ON_GPU)
-    return [plain, chosen, cudnn, without_times(plain, "triton-bf16", "failed: error 1 above 0.1")]
+    gluon = row("model", case, "fastest-bf16", 6.4, **ON_GPU)
+    return [
+        plain,
+        chosen,
+        cudnn,
+        gluon,
+        without_times(plain, "triton-bf16", "failed: error 1 above 0.1"),
+    ]
 
 
 def other_rows():
     em, hosted = "block B=1 N=32768 bf16 channels-last", ON_GPU | {"host_us": 812.0}
     return [
         row("em", em, "triton", 0.43, 3.0, predicted_ms="0.2-0.23", cold_ms=0.5, **hosted),
+        row("em", em, "one-pass-128", 0.14, 9.0, predicted_ms="0.135-0.155", **hosted),
         row("post", "whole 1024x2048 bf16", "triton", 0.05, 9.0, **ON_GPU),
         without_times(row("em", em, "mmseg", 1.0), "tensorrt", "absent: No module named 'x'"),
     ]
@@ -108,13 +116,14 @@ def test_every_finding_is_there(outcomes):
         r"  em_e_step: no registers",
         r"warm +failed: exit code 1 +12 +300",
         r"  warm: its last words",
-        r"model +passed +12 +3 of 4",
+        r"model +passed +12 +4 of 5",
         r"correct: conv-rows 0 of 12, em-block 1 of 1, labels 0 of 1",
         r"  labels: slide: failed: labels: 1 of 960 wrong, the first at \[0, 1, 2\]",
         r"  \.\.\. and 7 more in correct\.jsonl",
         r"  model: r50 whole 1024x2048 from=device: triton-bf16 failed: error 1 above 0\.1",
-        r"r50 whole 1024x2048 from=device +12 +7 +- +6\.5 +153\.8 +6-6\.6 +1\.03x",
+        r"r50 whole 1024x2048 from=device +12 +7 +- +6\.5 +6\.4 +153\.8 +6-6\.6 +1\.03x",
         r"em block B=1 N=32768 bf16 channels-last +0\.43 +0\.5 +3 +0\.2-0\.23 +2\.00x",
+        r"em block B=1 N=32768 bf16 \S+, one-pass-128 +0\.14 +- +9 +0\.135-0\.155 +0\.97x",
         r"post whole 1024x2048 bf16 +0\.05 +- +9",
         r"3x3 C=512 O=64 relu +128x256x64 w8 s3 +0\.4 +128x128x64 w8 s4 +0\.3 +2",
         r"eager calls by Triton +host us",

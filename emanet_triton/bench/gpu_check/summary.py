@@ -22,6 +22,7 @@ NETWORKS = {  # providers of the suite model, as the table names them
     "triton-bf16": "all Triton",
     "fused-fp32": "chosen fp32",
     "fused-bf16": "chosen",
+    "fastest-bf16": "with Gluon",
 }
 # In a convolution's name: what most of the networks' have, and what follows from the rest.
 USUAL = re.compile(r" (W=\d+|stride=1|dilation=1|B=1|bf16|uses=\d+|r\d+-\w+=\d+)(?= |$)")
@@ -210,14 +211,16 @@ def _layers(rows: Sequence[Row]) -> list[str]:
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
-    """The EM operators and labels by Triton."""
-    chosen = [row for row in rows if row.suite in ("em", "post") and row.provider == "triton"]
+    """The EM operators and labels by Triton, and by other kernels that have a forecast."""
+    own_rows = [row for row in rows if row.suite in ("em", "post")]
+    chosen = [row for row in own_rows if row.provider == "triton" or row.predicted_ms]
     chosen.sort(key=lambda row: not row.predicted_ms)  # those with a forecast first
     lines = []
     for row in chosen[:OTHERS]:
         times = map(_text, (row.p50_ms, row.cold_ms, row.ratio))
         forecast = [row.predicted_ms, factor(row.p50_ms, row.predicted_ms)]
-        lines.append([f"{row.suite} {row.case}", *times, *forecast])
+        other = "" if row.provider == "triton" else f", {row.provider}"
+        lines.append([f"{row.suite} {row.case}{other}", *times, *forecast])
     return _table(["by Triton", "ms", "cold", "times faster", "predicted", "factor"], lines)
 
 
