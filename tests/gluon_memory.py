@@ -69,6 +69,10 @@ class Region:
     def before_read(self) -> None:
         if self.loading:
             raise RaceError("a buffer is read while it is loaded")
+
+    def before_async_read(self) -> None:
+        """A read by tensor cores or by a copy."""
+        self.before_read()
         if self.unfenced:
             raise RaceError("stored values are read without a fence")
 
@@ -104,8 +108,7 @@ class Shared:
 
     def load(self, layout: Any) -> Tensor:
         for region in self.regions:
-            if region.loading:
-                raise RaceError("a buffer is read while it is loaded")
+            region.before_read()
         return self.values.clone()
 
     def store(self, value: Tensor) -> None:

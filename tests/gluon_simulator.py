@@ -226,7 +226,7 @@ class Program:
 
     def async_store(self, desc: Descriptor, coord: Sequence[Any], source: Shared) -> None:
         [region] = source.regions
-        region.before_read()
+        region.before_async_read()
         region.readers.add(desc)
         self.stores[self.me].append((desc, coord, source))
 
@@ -249,7 +249,7 @@ class Program:
         assert product.value.shape == before.shape
         product.value += before if use_acc else 0
         for region in regions:
-            region.before_read()
+            region.before_async_read()
             region.readers.add(product)
         self.products[self.me].append(product)
         return product

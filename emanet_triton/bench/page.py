@@ -148,8 +148,8 @@ def _compiled(results: Results) -> Iterator[str]:
         f"{len(rows)} compilations of {len({row['kernel'] for row in rows})} kernels for "
         f"{len(targets)} targets by Triton {' and '.join(sorted({r['triton'] for r in rows}))}; "
         f"{spills}. A cell shows the worst of a kernel's configurations: the most registers of a "
-        "thread, the most shared memory of a program, and the fewest and the most tensor-core "
-        f"instructions. {results.link('compiled.csv')} has each compilation."
+        "thread at its start, the most shared memory of a program, and the fewest and the most "
+        f"tensor-core instructions. {results.link('compiled.csv')} has each compilation."
     )
     worst = table(lines, ["kernel", "dtype", *targets], texts=2 + len(targets))
     yield folded("Worst case of every kernel, target and dtype", worst)

@@ -177,13 +177,8 @@ def _convolutions(kernel: str, gpu: Gpu, tiny: bool) -> list[Case]:
 
 def by_gluon(calls: Sequence[OperatorCall]) -> list[ConvCase]:
     """The convolutions among some calls that the kernel in Gluon can compute."""
-    found = []
-    for call in convolutions(calls, "gluon"):
-        x, outputs = call["x"], call["weight"].shape[0]
-        sizes = DTYPE_NAMES[x.dtype], x.shape[1], outputs, call["stride"]
-        if not conv_tiles.why_not_boxes("sm_90", *sizes):
-            found.append(ConvCase(call))
-    return found
+    cases = map(ConvCase, convolutions(calls, "gluon"))
+    return [case for case in cases if not case.layer.why_not_boxes("sm_90")]
 
 
 def _pairs(tiny: bool, backend: str) -> list[OperatorCall]:

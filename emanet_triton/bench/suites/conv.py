@@ -25,7 +25,6 @@ from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.conv.onednn import conv_bias_act_
 from emanet_triton.kernels.conv.op import conv_bias_act, pack_weight
-from emanet_triton.kernels.conv.tiles import why_not_boxes
 from emanet_triton.kernels.device import DTYPE_NAMES, gluon_arch, has_onednn
 
 QUICK_LAYERS = 6  # of a short run on a CPU
@@ -167,7 +166,7 @@ def names(selection: Selection, layer: Layer) -> list[str]:
     shape = layer.shape
     if selection.cuda:
         ours = ["triton"] if shape.dtype != torch.float32 else ["triton", "triton-tf32x3"]
-        ours += [] if _why_not_boxes("sm_90", layer) else ["gluon"]
+        ours += [] if layer.why_not_boxes("sm_90") else ["gluon"]
         return ["torch", "compiled", "cudnn", "cudnn-benchmark", *ours]
     found = ["torch", "compiled"]
     if has_onednn(shape.dtype) and layer.one_dtype:
@@ -175,12 +174,6 @@ def names(selection: Selection, layer: Layer) -> list[str]:
     if shape.kernel == 3 and shape.stride == 1:
         found.append("winograd")
     return [*found, *RUNTIMES.get(shape.dtype, ())]
-
-
-def _why_not_boxes(arch: str, layer: Layer) -> str | None:
-    shape = layer.shape
-    sizes = shape.channels, shape.outputs, shape.stride
-    return why_not_boxes(arch, DTYPE_NAMES[shape.dtype], *sizes)
 
 
 def provide(name: str, make: Callable[[], Problem]) -> Call:
@@ -212,7 +205,7 @@ def provide(name: str, make: Callable[[], Problem]) -> Call:
     if name in ("torch", "compiled"):
         function = problem.plain if name == "torch" else compiled(problem.plain)
         return without_gradients(function, *arguments)
-    if name == "gluon" and (why_not := _why_not_boxes(gluon_arch(x), problem.layer)):
+    if name == "gluon" and (why_not := problem.layer.why_not_boxes(gluon_arch(x))):
         raise Absent(f"it needs {why_not}")
     options |= problem.geometry | {"backend": name.removesuffix("-tf32x3")}
     options |= {"precision": "tf32x3"} if name == "triton-tf32x3" else {}

@@ -9,6 +9,7 @@ from emanet_triton.bench.options import Selection
 from emanet_triton.bench.walk import OperatorCall, recorded, walk
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.conv.op import conv_bias_act
+from emanet_triton.kernels.conv.tiles import why_not_boxes
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 
@@ -43,6 +44,11 @@ class Layer:
     def one_dtype(self) -> bool:
         """Whether residual and output have the input's dtype."""
         return {self.shape.residual or self.shape.dtype, self.shape.out_dtype} == {self.shape.dtype}
+
+    def why_not_boxes(self, arch: str) -> str | None:
+        """What ``conv_boxes`` needs and does not get on an architecture; None if it can run."""
+        s = self.shape
+        return why_not_boxes(arch, DTYPE_NAMES[s.dtype], s.channels, s.outputs, s.stride)
 
     def floor(self) -> Cost:
         """Every tensor moved once, every product computed once."""

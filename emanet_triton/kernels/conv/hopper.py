@@ -1,13 +1,14 @@
 """Convolution as an implicit matrix product in Gluon for NVIDIA's Hopper GPUs.
 
-A program of ``conv_boxes`` computes tile after tile; its warps have three roles. One warp loads
-images and weights through a ring of buffers, up to several steps ahead, and so begins the next
-tile while the last one ends. Two warp groups multiply, and add bias, residual and ReLU. One warp
-stores. Rows of an image need not fill a tile: a tile is a box of pixels of several images and
-rows. Triton itself does not give roles to warps on these GPUs. Triton's interpreter does not run
+A program of ``conv_boxes`` computes one tile after the other; its warps have three roles. One warp
+loads images and weights into a ring of buffers, several steps ahead; so it loads for the next tile
+while the last one is finished. Two warp groups multiply, and add bias, residual and ReLU. One warp
+stores. A tile is a box of pixels of several images and rows, so the width of an image matters
+little. Triton itself gives no roles to warps on these GPUs. Triton's interpreter does not run
 Gluon; ``tests/gluon_simulator.py`` does.
 
-Index letters as in ``implicit_gemm``.
+Index letters as in ``implicit_gemm``; step: BLOCK_C channels of a tap; n counts steps of a program,
+n_out counts slices of SLICE output channels.
 """
 
 import torch
@@ -37,7 +38,7 @@ SLICE = gl.constexpr(tiles.SLICE)
 
 @gluon.jit
 def position(tile, grid, x_desc, BLOCK_O: gl.constexpr):
-    """First image, row, column and output channel of a tile; the channels come first."""
+    """First image, row, column and output channel of a tile; first all channels of a box."""
     blocks, columns, rows = grid
     box: gl.constexpr = x_desc.block_shape
     o = tile % blocks * BLOCK_O
@@ -55,9 +56,9 @@ def load_tiles(
 ):  # fmt: skip
     """The loading warp: images and weights, and the residual of a tile.
 
-    The residual follows the first steps of its tile, which fill all buffers: until one is free,
-    nothing else could be loaded. It must find OUTS buffers for all of a tile, because the last
-    tile's are free by then, and its own would be only after steps that are not loaded yet.
+    The residual is loaded after so many steps as there are buffers: then they are full, and the
+    next step has to wait anyway. All of a tile's residual needs buffers at that time. If it had to
+    wait for a buffer of the same tile, it would wait for steps that only this warp can load.
     """
     xs, weights, residuals, _ = buffers
     loaded, free, residual_loaded, _, out_free = barriers
@@ -247,7 +248,11 @@ def conv_bias_act(
     precision: str,
     arch: str | None = None,
 ) -> Tensor:
-    """x [B, C, H, W] → [B, O, H, W], channels-last; what ``tiles.why_not_boxes`` allows."""
+    """x [B, C, H, W] → [B, O, H, W], channels-last, of what ``tiles.why_not_boxes`` allows.
+
+    So ``stride`` is 1. ``precision`` and ``arch`` are for the launcher in ``implicit_gemm``, in
+    whose place this one runs.
+    """
     x, weight = nhwc(x), nhwc(weight)
     residual = None if residual is None else nhwc(residual)
     batch, height, width, channels = x.shape
