@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
-from emanet_triton.kernels.em.steps import EPS, backwards, load_features
+from emanet_triton.kernels.em.steps import backwards, guarded, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 
 
@@ -145,8 +145,7 @@ def em_normalise(bases_ptr, out_ptr, norm_shift, C: tl.constexpr, BLOCK_C: tl.co
     i_m = tl.program_id(0).to(tl.int64)
     o_c = tl.arange(0, BLOCK_C)
     b_mu = tl.load(bases_ptr + i_m * C + o_c, mask=o_c < C, other=0.0)
-    norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift
-    b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
+    b_mu = b_mu / guarded(tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift)
     tl.store(out_ptr + i_m * C + o_c, b_mu.to(out_ptr.dtype.element_ty), mask=o_c < C)
 
 

@@ -11,7 +11,11 @@ Index letters: b image, n position, c channel, k base, s range of positions (spl
 import triton
 import triton.language as tl
 
-EPS = tl.constexpr(1e-12)  # the guard of torch.nn.functional.normalize
+
+@triton.jit
+def guarded(norm):
+    """A norm, or in place of a smaller one the least that torch.nn.functional.normalize takes."""
+    return tl.where(norm < 1e-12, 1e-12, norm)  # a NaN stays NaN
 
 
 @triton.jit
@@ -60,8 +64,7 @@ def logit_scale_and_bias(
         o_part = o_part[:, None] * num_rows + o_row[None, :]
         b_square = tl.sum(tl.load(square_ptr + o_part, mask=m_part, other=0.0), axis=0)
         b_bias = tl.sum(tl.load(bias_ptr + o_part, mask=m_part, other=0.0), axis=0)
-        b_norm = tl.sqrt(b_square) + norm_shift
-        b_norm = tl.where(b_norm < EPS, EPS, b_norm)  # a NaN stays NaN
+        b_norm = guarded(tl.sqrt(b_square) + norm_shift)
         b_scale = tl.load(size_ptr + o_row, mask=m_k, other=0.0) / b_norm
         b_bias = b_bias / b_norm
     elif HAS_BIAS:
@@ -190,14 +193,11 @@ def em_reduce(
     for s in range(0, num_splits, BLOCK_S):
         p_sum = partial_ptr + ((i_b * num_splits + s + o_s) * K + i_k)[:, None] * C + o_c[None, :]
         b_sum += tl.load(p_sum, mask=(s + o_s < num_splits)[:, None] & m_c[None, :], other=0.0)
-    # A NaN must stay NaN, so the guards are comparisons and not tl.maximum.
-    shifted = mass + norm_shift
-    guarded = tl.where(shifted < EPS, EPS, shifted)
-    b_mu = tl.sum(b_sum, axis=0) / guarded  # [BLOCK_C]
+    divisor = guarded(mass + norm_shift)
+    b_mu = tl.sum(b_sum, axis=0) / divisor  # [BLOCK_C]
     if NORMALISE:
         tl.static_assert(C <= BLOCK_C)
-        norm = tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift
-        b_mu = b_mu / tl.where(norm < EPS, EPS, norm)
+        b_mu = b_mu / guarded(tl.sqrt(tl.sum(b_mu * b_mu, axis=0)) + norm_shift)
     elif i_c == 0:
-        tl.store(mass_ptr + i_row, mass / guarded)
+        tl.store(mass_ptr + i_row, mass / divisor)
     tl.store(bases_ptr + i_row * C + o_c, b_mu.to(bases_ptr.dtype.element_ty), mask=m_c)
