@@ -161,7 +161,8 @@ class Program:
             split=lambda x: x.unbind(-1),
             warp_specialize=self.warp_specialize,
             allocate_shared_memory=self.allocate,
-            NVMMADistributedLayout=SimpleNamespace, BlockedLayout=lambda *_: None,
+            NVMMADistributedLayout=SimpleNamespace, DotOperandLayout=SimpleNamespace,
+            BlockedLayout=lambda *_: None,
             SliceLayout=lambda *_: None,
         )  # fmt: skip
         self.mbarrier = SimpleNamespace(
@@ -176,7 +177,7 @@ class Program:
 
     def names(self) -> dict[str, Any]:
         own = "gl", "mbarrier", "tma", "async_load", "async_store", "fence_async_shared"
-        own += "warpgroup_mma", "warpgroup_mma_wait"
+        own += "warpgroup_mma", "warpgroup_mma_init", "warpgroup_mma_wait"
         others = {"tl": self.gl, "barrier": lambda: None}
         return {name: getattr(self, name) for name in own} | others
 
@@ -241,11 +242,18 @@ class Program:
         for region in self.regions:
             region.unfenced = False
 
-    def warpgroup_mma(self, a: Shared, b: Shared, acc: Any, *, use_acc=True, is_async: bool):
+    def warpgroup_mma_init(self, value: Tensor) -> Product:
+        return Product(value, [])
+
+    def warpgroup_mma(
+        self, a: Shared | Tensor, b: Shared, acc: Any, *, use_acc=True, is_async: bool
+    ) -> Product:
+        """``a`` is in shared memory or in registers."""
         assert is_async
-        regions = [*a.regions, *b.regions]
+        regions, factor = (a.regions, a.values) if isinstance(a, Shared) else ([], a)
+        regions = [*regions, *b.regions]
         before = acc.value if isinstance(acc, Product) else acc
-        product = Product(a.values.float() @ b.values.float(), regions)
+        product = Product(factor.float() @ b.values.float(), regions)
         assert product.value.shape == before.shape
         product.value += before if use_acc else 0
         for region in regions:

@@ -238,6 +238,7 @@ def operators() -> dict:
     weights = [torch.rand(*shape, 1, 1, dtype=torch.float16) for shape in ((256, 64), (64, 256))]
     biases = [torch.rand(len(w), dtype=torch.float16) for w in weights]
     half = torch.rand(1, 300, 512).half(), torch.rand(1, 512, 8).half()
+    layer = torch.rand(512, 512).half(), torch.rand(512).half()
     calls = {
         "conv_bias_act": lambda: implicit_gemm.conv_bias_act(
             image, weights[0], biases[0], wide, 1, 1, True, torch.float16, "ieee"
@@ -250,6 +251,9 @@ def operators() -> dict:
         "em_attention_in_one_pass": lambda: attention.run_attention(*half, 2, 0.0, "ieee", 16),
         "em_attention_block": lambda: block.run_block(
             x, bases, weight, bias, weight, bias, 3, 0.0, False, "tf32"
+        ),
+        "em_attention_block_in_one_pass": lambda: block.run_block(
+            *half, *layer, *layer, 3, 0.0, False, "ieee", 16
         ),
     }
     found = {}

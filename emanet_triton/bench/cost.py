@@ -176,9 +176,12 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
     launches.append(("em_normalise", Cost(FLOAT32 * shape.numbers(shape.batch) + bases)))
     weight = shape.element * shape.channels**2 + FLOAT32 * shape.channels
     moved = shape.responsibilities + bases + weight + 2 * shape.feats
-    recomputed = shape.blocks("em_epilogue", "BLOCK_O", shape.channels)
-    flops = recomputed * shape.product(shape.padded) + shape.product(shape.channels)
-    return [*launches, ("em_epilogue", Cost(moved, flops))]
+    kernel = "em_epilogue" if shape.ranges is None else "em_output"
+    recomputed = shape.blocks(kernel, "BLOCK_O", shape.channels) * shape.product(shape.padded)
+    if kernel == "em_output":  # its first step needs one more reconstruction, its last step none
+        recomputed += shape.product(shape.padded) // shape.blocks(kernel, "BLOCK_C", shape.channels)
+    cost = Cost(moved, recomputed + shape.product(shape.channels))
+    return [*launches, (kernel, cost)]
 
 
 def _em_step(shape: Shape, old: int, new: int, is_last: bool) -> list[tuple[str, Cost]]:

@@ -1,10 +1,11 @@
-"""What the Gluon kernels for NVIDIA's Hopper GPUs share: names of Gluon, and tensor descriptors."""
+"""What Gluon kernels for Hopper GPUs share: names of Gluon, a function, tensor descriptors."""
 
 import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -15,6 +16,17 @@ from emanet_triton.kernels.checks import fits_descriptor
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
+
+@gluon.jit
+def columns(b, j: gl.constexpr, WIDTH: gl.constexpr):
+    """Columns ``j * WIDTH`` to ``(j + 1) * WIDTH`` of a tile in registers, without moving them."""
+    if b.shape[1] > WIDTH:
+        HALF: gl.constexpr = b.shape[1] // 2
+        low, high = gl.split(b.reshape([b.shape[0], 2, HALF]).permute([0, 2, 1]))
+        b = columns(low, j, WIDTH) if j < HALF // WIDTH else columns(high, j - HALF // WIDTH, WIDTH)
+    return b
+
 
 _ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
 

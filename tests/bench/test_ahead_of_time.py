@@ -155,6 +155,15 @@ def test_a_warp_group_computes_no_product_of_em_stage_twice(rows):
         assert int(row["waits"]) == 2
 
 
+def test_a_warp_group_computes_few_products_of_em_output_twice(rows):
+    """Two products of 64 channels in each of two steps, and the first of all once before."""
+    found = [row for row in (*rows, *compiled.read_table(TABLE)) if row["kernel"] == "em_output"]
+    assert {row["triton"].rpartition(".")[0] for row in found} >= VERSIONS
+    for row in found:
+        assert int(row["count"]) == 5 * 64 // 16
+        assert int(row["waits"]) == 4  # each product with the bases, and the end of a block
+
+
 def test_a_warp_group_computes_no_product_of_conv_boxes_twice(rows):
     """An instruction for 16 of the 64 channels of a step, whatever the number of outputs."""
     found = [row for row in (*rows, *compiled.read_table(TABLE)) if row["kernel"] == "conv_boxes"]

@@ -82,7 +82,8 @@ def test_launches_of_the_block():
 
 
 def test_launches_with_one_pass(monkeypatch):
-    tile = Tile("em_stage", "sm_90", "bf16", {"BLOCK_N": 64, "BLOCK_O": 32}, 8, 1)
+    blocks = {"BLOCK_N": 64, "BLOCK_O": 32, "BLOCK_C": 16}
+    tile = Tile("em_stage", "sm_90", "bf16", blocks, 8, 1)
     monkeypatch.setattr(tiles, "tile", lambda *shape, **options: tile)
     # Ranges of 192 and 108 positions; Z is written after the second stage.
     one_pass = replace(SMALL, ranges=2)
@@ -96,8 +97,12 @@ def test_launches_with_one_pass(monkeypatch):
         ("em_reconstruct", Cost(Z + new + FEATS, PRODUCT)),
     ]
     stage = ["em_stage", "em_reduce", "em_project"]
-    names = [kernel for kernel, _ in cost.block_launches(one_pass)]
-    assert names == ["em_fold", *stage, *stage, "em_normalise", "em_epilogue"]
+    launches = cost.block_launches(one_pass)
+    names = [kernel for kernel, _ in launches]
+    assert names == ["em_fold", *stage, *stage, "em_normalise", "em_output"]
+    # Two blocks of outputs, and so two reconstructions; and a quarter of one before all steps.
+    moved = Z + new + 64 * 64 * 2 + 64 * 4 + 2 * FEATS
+    assert launches[-1][1] == Cost(moved, 9 * PRODUCT // 4 + 2 * 2 * 300 * 64 * 64)
     # With five tiles of 64, two ranges have three and two tiles, five ranges one tile each.
     [(_, many), *_] = cost.attention_launches(replace(SMALL, ranges=5))
     assert many.bytes == FEATS + first + 5 * (PARTIAL + colsum) // 2

@@ -18,7 +18,7 @@ from emanet_triton.bench.gpu_check import sweep
 ROOT = Path(__file__).parents[2]
 KERNELS = {
     *("conv_rows", "conv_pointers", "conv_taps", "conv_boxes", "conv_expand_reduce"),
-    *("em_e_step", "em_m_step", "em_stage", "em_reduce", "em_reconstruct"),
+    *("em_e_step", "em_m_step", "em_stage", "em_output", "em_reduce", "em_reconstruct"),
     *("em_project", "em_fold", "em_normalise", "em_epilogue"),
     *("max_pool_kernel", "resample_kernel", "confusion_kernel"),
 }

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-# Prints the key of each kernel, which no other function calls, in the order of their names or the reverse.
+# Prints the key of each kernel, which no other function calls; "reversed" computes the last first.
 KEYS = """
 import importlib, pkgutil, sys
 import triton

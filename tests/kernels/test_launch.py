@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 
+from emanet_triton.bench.ahead_of_time.gates import IN_GLUON
 from emanet_triton.kernels import launch
 from emanet_triton.kernels.conv import tiles as conv_tiles
 from emanet_triton.kernels.em import tiles
@@ -114,7 +115,7 @@ def test_every_tile_of_a_product_shrinks_to_the_smallest(shipped):
     for tile in shipped:
         *_, last = shrink(tile)
         blocks = {last.meta[name] for name in launch.BLOCK_NAMES if name in last.meta}
-        if tile.kernel in ("em_reduce", "em_normalise", "em_stage", "conv_boxes"):
+        if tile.kernel in ("em_reduce", "em_normalise", *IN_GLUON):
             assert last is tile
         else:
             assert blocks == {launch.SMALLEST_BLOCK}

@@ -220,6 +220,7 @@ def test_threads_get_the_kernels_of_their_arguments(scenes):
 LAUNCHES = {
     "conv_bias_act": 1, "conv_bias_act_in_gluon": 1, "expand_reduce": 1,
     "em_attention": 10, "em_attention_in_one_pass": 5, "em_attention_block": 15,
+    "em_attention_block_in_one_pass": 12,
 }  # fmt: skip
 
 

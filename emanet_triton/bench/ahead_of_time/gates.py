@@ -43,6 +43,7 @@ TARGETS = {
 }
 # Bytes of shared memory of a program; sm_80 has 166,912, but smaller GPUs use its tiles, too.
 SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+IN_GLUON = ("conv_boxes", "em_stage", "em_output")
 # Constants of a tile, beside its blocks.
 TILE_NAMES = ("PRECISION", "P", "R", "ROWS", "BUFFERS", "OUTS")
 
@@ -140,7 +141,7 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
     """What breaks a gate, a message each.
 
     These are: a stack, too much shared memory, no tensor-core instruction where one is expected,
-    products of a convolution or of ``em_stage`` that wait for one another, and loads that are
+    products of a convolution or in Gluon that wait for one another, and loads that are
     narrower than contiguous memory and the tile allow.
     """
     found = []
@@ -155,7 +156,7 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
             found.append(f"{what}: {row['count']} tensor-core instructions")
         # If the assembler serialises products, a wait follows each of them. Two waits are normal:
         # one in the loop and one after it.
-        is_loop = row["kernel"].startswith("conv_") or row["kernel"] == "em_stage"
+        is_loop = row["kernel"].startswith("conv_") or row["kernel"] in IN_GLUON
         if is_loop and int(row["waits"]) > max(2, int(row["count"]) // 2):
             found.append(f"{what}: {row['waits']} waits for {row['count']} products")
         if loads_are_contiguous(row) and int(row["load"]) < int(row["full_load"]):
@@ -176,7 +177,7 @@ def is_seen(version: str) -> bool:
 def uses_tensor_cores(row: dict[str, str]) -> bool:
     """Whether a kernel should: all products do, except exact fp32 products on NVIDIA GPUs."""
     if "PRECISION" not in row["configuration"]:
-        return row["kernel"] in ("conv_expand_reduce", "conv_boxes", "em_stage")
+        return row["kernel"] in ("conv_expand_reduce", *IN_GLUON)
     of_half = row["dtype"] != "fp32" and row["kernel"] not in ("em_project", "em_fold")
     return of_half or "PRECISION=ieee" not in row["configuration"] or row["target"] == "gfx942"
 

@@ -27,7 +27,7 @@ from emanet_triton.kernels.tile import ARCHS, FP32_PRECISIONS
 BY_BASES = ("em_e_step", "em_m_step")
 EPILOGUE = ("em_epilogue",)
 OF_FEATURES = (*BY_BASES, *EPILOGUE)
-ONE_PASS = ("em_stage",)
+ONE_PASS = ("em_stage", "em_output")
 
 HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
@@ -351,10 +351,12 @@ def _em(each: Each) -> list[EMLaunch]:
                     EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
                 if tiles.has_one_pass(arch, dtype):
-                    found += [
-                        EMLaunch(*products, operator, 512, 64, ranges=128, kernels=ONE_PASS)
-                        for operator in ((block, attention) if all_tiles else (block,))
-                    ]
+                    one_pass = functools.partial(
+                        EMLaunch, *products, channels=512, bases=64, ranges=128, kernels=ONE_PASS
+                    )
+                    found.append(one_pass(block))
+                    if all_tiles:
+                        found += [one_pass(attention), one_pass(block, out_relu=True)]
                 if all_tiles:
                     found += [
                         EMLaunch(*products, block, 512, 64, out_relu=True, kernels=EPILOGUE),

@@ -22,7 +22,7 @@ ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("conv/test_conv_boxes.py", "conv/test_conv_tiles.py"),
     *("conv/test_onednn.py", "conv/test_winograd.py"),
     *("em/test_em_eager.py", "em/test_em_passes.py", "em/test_em_reference.py"),
-    "em/test_em_stage.py",
+    *("em/test_em_output.py", "em/test_em_stage.py", "test_kernel_keys.py"),
 )
 NCU_SECTIONS = (
     "SpeedOfLight",

@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.conv.implicit_gemm import nhwc
 from emanet_triton.kernels.device import DTYPE_NAMES, multiprocessors
-from emanet_triton.kernels.hopper import async_load, async_store, barrier, described
+from emanet_triton.kernels.hopper import async_load, async_store, barrier, columns, described
 from emanet_triton.kernels.launch import cdiv, launch
 
 INTERPRETED = False
@@ -113,16 +113,6 @@ def store_tiles(
 
 
 @gluon.jit
-def slice_of(b, j: gl.constexpr):
-    """Columns ``j * SLICE`` to ``(j + 1) * SLICE`` of a tile in registers, without moving them."""
-    if b.shape[1] > SLICE:
-        HALF: gl.constexpr = b.shape[1] // 2
-        low, high = gl.split(b.reshape([b.shape[0], 2, HALF]).permute([0, 2, 1]))
-        b = slice_of(low, j) if j < HALF // SLICE else slice_of(high, j - HALF // SLICE)
-    return b
-
-
-@gluon.jit
 def multiply_tiles(
     bias_ptr, num_tiles, grid, buffers, barriers,
     KERNEL: gl.constexpr, HAS_RESIDUAL: gl.constexpr, RELU: gl.constexpr,
@@ -161,7 +151,7 @@ def multiply_tiles(
             i = n_out % OUTS
             o_o = o_first + j * SLICE + o_slice
             b_bias = gl.load(bias_ptr + o_o, mask=o_o < OUT, other=0.0).to(gl.float32)
-            b_out = gl.convert_layout(slice_of(b_sum, j), PART) + b_bias[None, :]
+            b_out = gl.convert_layout(columns(b_sum, j, SLICE), PART) + b_bias[None, :]
             if HAS_RESIDUAL:  # it came after the buffer had become free
                 mbarrier.wait(residual_loaded.index(i), n_out // OUTS & 1)
                 b_out += residuals.index(i).reshape([BLOCK_M, SLICE]).load(PART).to(gl.float32)

@@ -12,11 +12,14 @@ The epilogue reconstructs, applies ReLU and the out convolution and adds F, tile
 Index letters: b image, m base of an image, n position, c input channel, o output channel, k base.
 """
 
+import importlib
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from emanet_triton.kernels.device import multiprocessors
 from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
 from emanet_triton.kernels.em.steps import backwards, guarded, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
@@ -263,11 +266,15 @@ class BlockStages(Stages):
         self.launch(em_project, programs, sums, mass, *arguments, rows, **constants)
 
     def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor, out_relu: bool) -> Tensor:
+        """bases [B, K, C], W₂ and b₂ → the block's output, [B, N, C]."""
+        out = torch.empty_like(self.feats)
+        if self._hopper:
+            self._output(bases, weight, bias, out, out_relu)
+            return out
         batch, positions, channels = self.feats.shape
         meta = self.tile("em_epilogue").meta
         num_tiles = cdiv(positions, meta["BLOCK_N"])
         num_blocks = cdiv(channels, meta["BLOCK_O"])
-        out = torch.empty_like(self.feats)
         self.launch(
             em_epilogue, batch * num_tiles * num_blocks,
             self.feats, self.z, bases, weight, bias, out,
@@ -277,6 +284,21 @@ class BlockStages(Stages):
             WIDE=meta["BLOCK_N"] * out.stride(1) >= 2**31,
         )  # fmt: skip
         return out
+
+    def _output(
+        self, bases: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_relu: bool
+    ) -> None:
+        hopper = importlib.import_module("emanet_triton.kernels.em.output")
+        batch, positions, channels = self.feats.shape
+        meta = self.tile("em_output").meta
+        tiles_of_image = cdiv(positions, meta["BLOCK_N"])
+        num_tiles = batch * tiles_of_image
+        *inputs, out_desc = hopper.descriptors(self.feats, self.z, bases, weight, out, meta)
+        self.launch(
+            hopper.em_output, min(num_tiles, multiprocessors(self.feats.device)),
+            *inputs, bias, out_desc, num_tiles, tiles_of_image,
+            C=channels, OUT_RELU=out_relu, **self.z_scale,
+        )  # fmt: skip
 
     def _row_programs(self, kernel: str, rows: int) -> int:
         meta = self.tile(kernel).meta

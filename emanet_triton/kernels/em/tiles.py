@@ -73,6 +73,10 @@ _BY_BASES: dict[str, dict[tuple[str, str], tuple[_Sizes, ...]]] = {
 # memory. No GPU has timed it.
 _STAGE: dict[tuple[str, str], _Sizes] = {("sm_90", "half"): (64, 8, 1)}
 
+# BLOCK_N, BLOCK_O, BLOCK_C, buffers of weights, buffers of outputs, warps and 1: they fill the
+# shared memory, too. No GPU has timed it.
+_OUTPUT: dict[tuple[str, str], _Sizes] = {("sm_90", "half"): (128, 256, 64, 3, 3, 8, 1)}
+
 # BLOCK_N, BLOCK_C, warps, stages for any K, taken 64 bases at a time.
 _RECONSTRUCT: dict[tuple[str, str], _Sizes] = {
     ("sm_80", "half"): (128, 128, 8, 3),
@@ -165,6 +169,11 @@ def tile(
     elif kernel == "em_stage":
         meta = {"BLOCK_K": ONE_PASS_BASES}
         meta["BLOCK_N"], *launch = _STAGE[products]
+    elif kernel == "em_output":
+        names = "BLOCK_N", "BLOCK_O", "BLOCK_C", "BUFFERS", "OUTS"
+        *sizes, num_warps, stages = _OUTPUT[products]
+        meta = {**dict(zip(names, sizes, strict=True)), "BLOCK_K": ONE_PASS_BASES}
+        launch = [num_warps, stages]
     elif kernel == "em_reconstruct":
         meta["BLOCK_N"], meta["BLOCK_C"], *launch = _RECONSTRUCT[products]
         meta["BLOCK_K"] = 64
@@ -207,7 +216,7 @@ def range_length(num_positions: int, ranges: int, block_n: int) -> int:
 
 
 def has_one_pass(arch: str, dtype: str) -> bool:
-    """Whether ``em_stage`` has a tile."""
+    """Whether ``em_stage`` and ``em_output`` have tiles."""
     return dtype != "fp32" and (arch, "half") in _STAGE
 
 
@@ -221,7 +230,8 @@ def _shipped() -> Iterator[Tile]:
                         for channels_last in (True, False):
                             yield tile(kernel, arch, dtype, 64, num_bases, channels_last, precision)
             if has_one_pass(arch, dtype):
-                yield tile("em_stage", arch, dtype, ONE_PASS_CHANNELS, ONE_PASS_BASES)
+                for kernel in ("em_stage", "em_output"):
+                    yield tile(kernel, arch, dtype, ONE_PASS_CHANNELS, ONE_PASS_BASES)
             for kernel in ("em_reduce", "em_normalise"):
                 for channels in _BY_CHANNELS:
                     yield tile(kernel, arch, dtype, channels, 64)

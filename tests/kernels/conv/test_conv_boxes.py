@@ -153,7 +153,7 @@ MISTAKES = (
     ("at = [i_b, y, x, o_first + j * SLICE]", "at = [i_b, y, x, o_first]", AssertionError),
     ("step == AHEAD - 1", "step == STEPS", HangError),
     ("out_desc, [i_b, y, x, o_first + j * SLICE]", "out_desc, [i_b, y, x, o_first]", RaceError),
-    ("b = slice_of(low, j)", "b = slice_of(high, j)", AssertionError),
+    ("b = columns(low, j, WIDTH)", "b = columns(high, j, WIDTH)", AssertionError),
     ("o_o = o_first + j * SLICE + o_slice", "o_o = o_first + o_slice", AssertionError),
     ("tile // rows * box[0]", "tile // rows", RaceError),
     ("tile % rows * box[1]", "tile % rows", RaceError),
