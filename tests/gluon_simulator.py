@@ -302,7 +302,8 @@ def simulate(
     sources = {name: _source(function) for name, function in functions.items()}
     if edit is not None:
         old, new = edit
-        assert sum(source.count(old) for source in sources.values()) == 1, old
+        if sum(source.count(old) for source in sources.values()) != 1:
+            raise ValueError(f"not once in the source: {old}")
         sources = {name: source.replace(old, new) for name, source in sources.items()}
     around = {name: value for f in functions.values() for name, value in f.__globals__.items()}
     around = {n: v.value if isinstance(v, constexpr) else v for n, v in around.items()}

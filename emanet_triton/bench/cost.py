@@ -178,7 +178,7 @@ def block_launches(shape: Shape) -> list[tuple[str, Cost]]:
     moved = shape.responsibilities + bases + weight + 2 * shape.feats
     kernel = "em_epilogue" if shape.ranges is None else "em_output"
     recomputed = shape.blocks(kernel, "BLOCK_O", shape.channels) * shape.product(shape.padded)
-    if kernel == "em_output":  # its first step needs one more reconstruction, its last step none
+    if kernel == "em_output":  # the last step's reconstruction is for a step that does not follow
         recomputed += shape.product(shape.padded) // shape.blocks(kernel, "BLOCK_C", shape.channels)
     cost = Cost(moved, recomputed + shape.product(shape.channels))
     return [*launches, (kernel, cost)]
@@ -245,7 +245,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument(
         "--backend", choices=("triton", *tiles.ONE_PASS), default="triton",
-        help="one kernel each for E and M step (default), or both in one pass over the features",
+        help="one kernel each for E and M step (default), or the kernels of the one-pass backends",
     )  # fmt: skip
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s (default: H100)")
     parser.add_argument("--flop-rate", type=float, default=798e12, help="FLOP/s (default: H100)")

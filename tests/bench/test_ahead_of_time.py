@@ -155,8 +155,8 @@ def test_a_warp_group_computes_no_product_of_em_stage_twice(rows):
         assert int(row["waits"]) == 2
 
 
-def test_a_warp_group_computes_few_products_of_em_output_twice(rows):
-    """Two products of 64 channels in each of two steps, and the first of all once before."""
+def test_em_output_has_five_products_and_four_waits(rows):
+    """Two products of 64 channels in each of two steps, and one before the first step."""
     found = [row for row in (*rows, *compiled.read_table(TABLE)) if row["kernel"] == "em_output"]
     assert {row["triton"].rpartition(".")[0] for row in found} >= VERSIONS
     for row in found:

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-# Prints the key of each kernel, which no other function calls; "reversed" computes the last first.
+from emanet_triton.bench.ahead_of_time.gates import IN_GLUON
+
+# Prints the key of each function that no other calls, of each kernel; "reversed": the last first.
 KEYS = """
 import importlib, pkgutil, sys
 import triton
@@ -25,12 +27,13 @@ for name in sorted(keys):
 
 def test_no_order_changes_a_key():
     # Triton 3.6 makes a constant of a module part of a kernel's key, if the kernel calls a function
-    # that uses the constant and that another kernel has called before.
+    # that uses the constant and that another kernel has called before. Later versions do not, so
+    # this test can fail with Triton 3.6 only.
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     forwards, backwards = (
         subprocess.check_output([sys.executable, "-c", KEYS, order], env=environment, text=True)
         for order in ("sorted", "reversed")
     )
     assert forwards == backwards
-    assert "em_stage" in forwards
-    assert "conv_boxes" in forwards
+    for kernel in IN_GLUON:
+        assert f" {kernel} " in forwards

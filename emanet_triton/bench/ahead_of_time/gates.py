@@ -141,7 +141,7 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
     """What breaks a gate, a message each.
 
     These are: a stack, too much shared memory, no tensor-core instruction where one is expected,
-    products of a convolution or in Gluon that wait for one another, and loads that are
+    products of a convolution or of a kernel in Gluon that wait for one another, and loads that are
     narrower than contiguous memory and the tile allow.
     """
     found = []
@@ -154,8 +154,8 @@ def problems(rows: Iterable[dict[str, str]]) -> list[str]:
             found.append(f"{what}: {row['shared']} bytes of shared memory, over {limit}")
         if uses_tensor_cores(row) != bool(int(row["count"])):
             found.append(f"{what}: {row['count']} tensor-core instructions")
-        # If the assembler serialises products, a wait follows each of them. Two waits are normal:
-        # one in the loop and one after it.
+        # If the assembler serialises products, a wait follows each of them. Two waits are normal,
+        # one in the loop and one after it; four for 20 products in ``em_output``.
         is_loop = row["kernel"].startswith("conv_") or row["kernel"] in IN_GLUON
         if is_loop and int(row["waits"]) > max(2, int(row["count"]) // 2):
             found.append(f"{what}: {row['waits']} waits for {row['count']} products")

@@ -241,7 +241,7 @@ SUITE = Suite(
     text="""\
 `mmseg` runs mmsegmentation's operations in PyTorch, `mmseg-compiled` the same by `torch.compile`.
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. With
-`one-pass-128` and `one-pass-16` one kernel computes E and M step
+`one-pass-128` and `one-pass-16` one kernel computes E and M step, and another kernel ends the block
 ([kernels.md](kernels.md#e-and-m-step-in-one-pass-on-a-gpu)). On a GPU `mmseg-compiled` runs unasked
 for only one case: the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one
 position differ by hundreds, so most responsibilities are too small for a normal number of float32;
@@ -253,6 +253,5 @@ float32, and mmsegmentation's attention of 8192 or 9409 positions in NCHW is fas
 Before commit acb507b, on a CPU our operators ran in threads of a pool, which shared the cores with
 PyTorch's waiting threads ([kernels.md](kernels.md#how-threads-wait-on-a-cpu)).
 
-*Predicted* times are forecasts for an H100 by a review of commit 54dbbc2; [h200.md](h200.md) has
-them all.""",
+*Predicted* times are forecasts for an H100 or H200; [h200.md](h200.md) has them all.""",
 )

@@ -47,7 +47,8 @@ def em_attention(
             mmsegmentation's none.
         backend: ``"torch"`` runs anywhere, ``"triton"`` on a GPU and in Triton's interpreter.
             ``"one-pass-128"`` and ``"one-pass-16"`` read the features once for E and M step, in up
-            to so many ranges of positions an image. They need an NVIDIA Hopper GPU, half precision,
+            to so many ranges of positions an image, and end the block with a kernel of their own.
+            They need an NVIDIA Hopper GPU, half precision,
             512 channels, up to 64 bases, and channels-last memory in which positions begin at
             multiples of 16 bytes. No GPU has run them yet. ``"auto"`` is ``"torch"`` on a CPU and
             ``"triton"`` on a GPU. ``"fastest"`` is the same, but where ``"one-pass-128"`` can run

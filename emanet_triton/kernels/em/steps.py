@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def guarded(norm):
-    """A norm, or in place of a smaller one the least that torch.nn.functional.normalize takes."""
+    """The norm, but at least 1e-12, as ``torch.nn.functional.normalize`` divides by."""
     return tl.where(norm < 1e-12, 1e-12, norm)  # a NaN stays NaN
 
 

@@ -1,6 +1,7 @@
 """E and M step in one pass over the features: 512 channels, channels-last, half precision.
 
-Without a GPU, ``gluon_simulator`` runs ``em_stage``, and Triton's interpreter the other kernels.
+Without a GPU, ``gluon_simulator`` runs ``em_stage`` and ``em_output``, and Triton's interpreter the
+other kernels.
 """
 
 import pytest
@@ -27,7 +28,7 @@ BLOCK_N = tiles.tile("em_stage", "sm_90", "bf16", ONE_PASS_CHANNELS, 64).meta["B
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch):
-    """Without a GPU, simulate ``em_stage``."""
+    """Without a GPU, simulate the kernels in Gluon."""
     if NATIVE:
         return
     launch = attention.Kernels.launch

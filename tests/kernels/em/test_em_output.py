@@ -86,7 +86,11 @@ class Output:
         {"bases": 64},
         {"batch": 1, "positions": 1, "programs": 1},
         {"batch": 3, "positions": BLOCK_N},
-        {"batch": 7, "positions": 2 * BLOCK_N + 1, "programs": 2},  # both change between images
+        {
+            "batch": 7,
+            "positions": 2 * BLOCK_N + 1,
+            "programs": 2,
+        },  # each has tiles of several images
         {"batch": 1, "positions": 3 * BLOCK_N, "programs": 1},
         {"channels": 256},  # fewer steps
         {"channels": 1024},

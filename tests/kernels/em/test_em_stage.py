@@ -1,7 +1,5 @@
 """The source of ``em_stage``, run by ``gluon_simulator`` on the CPU, also where there is a GPU."""
 
-import inspect
-
 import pytest
 import torch
 from gluon_simulator import HangError, RaceError, simulate
@@ -155,11 +153,10 @@ MISTAKES = (
 @pytest.mark.parametrize(("old", "new", "error"), MISTAKES)
 def test_a_mistake_in_the_kernel_is_found(old, new, error):
     stage = Stage(torch.bfloat16, 2, parts=PARTS)
-    assert inspect.getsource(hopper.em_stage.fn).count(old) == 1
     with pytest.raises(error):
         stage.run((old, new)).check()
 
 
 def test_a_text_that_is_not_there_once_cannot_be_changed():
-    with pytest.raises(AssertionError, match="num_tiles"):
+    with pytest.raises(ValueError, match="num_tiles"):
         Stage(torch.bfloat16, 1).run(("num_tiles", "N"))
