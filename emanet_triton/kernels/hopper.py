@@ -35,7 +35,8 @@ def described(tensor: Tensor, *block: int) -> TensorDescriptor:
     """What a kernel loads and stores blocks of a tensor by.
 
     A tensor that no descriptor takes is copied: PyTorch may give an axis of length 1 any stride. So
-    one that the kernel writes must be new and contiguous, in rows of whole 16 bytes.
+    one that the kernel writes must fit a descriptor, as a new contiguous one in rows of whole 16
+    bytes does.
     """
     if not fits_descriptor(tensor):
         tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

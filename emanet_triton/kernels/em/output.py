@@ -11,6 +11,8 @@ Index letters as in ``block``; step: BLOCK_C channels of the reconstruction for 
 the output; n counts steps of a program, n_out its slices of BLOCK_C output channels.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -166,8 +168,8 @@ def multiply(
                     step = 2 * pair + j
                     i = n % BUFFERS
                     mu = mus.index((step + 1) % STEPS).reshape([BLOCK_K, BLOCK_C])
-                    # Without a use of the old sums: other registers would have to be set, and the
-                    # assembler would let all products wait for each other.
+                    # Into registers that hold a product already. Zeros in others would be written
+                    # between two products, and then the assembler makes each wait for the other.
                     b_next = warpgroup_mma(z, mu, b_recon, use_acc=False, is_async=True)
                     mbarrier.wait(loaded.index(i), n // BUFFERS & 1)
                     weight = weights.index(i).permute([1, 0])
@@ -252,16 +254,17 @@ def em_output(
 
 
 def descriptors(
-    feats: Tensor, z: Tensor, bases: Tensor, weight: Tensor, out: Tensor, meta: dict[str, int]
+    feats: Tensor, z: Tensor, bases: Tensor, weight: Tensor, out: Tensor, meta: Mapping[str, int]
 ) -> tuple[TensorDescriptor, ...]:
-    """What a kernel with the block sizes ``meta`` loads and stores the tensors by."""
+    """What a kernel with the block sizes ``meta`` loads and stores the tensors by.
+
+    A descriptor takes ``feats``, and so ``out``, which is like them.
+    """
     block_n, block_c, block_k = meta["BLOCK_N"], meta["BLOCK_C"], meta["BLOCK_K"]
-    # PyTorch may give an axis of length 1 any stride, which a descriptor may not take.
-    dense = out.as_strided(out.shape, (out.shape[1] * out.shape[2], out.shape[2], 1))
     return (
         described(feats, 1, block_n, block_c),
         described(z, 1, block_n, block_k),
         described(bases, 1, block_k, block_c),
         described(weight, meta["BLOCK_O"], block_c),
-        described(dense, 1, block_n, block_c),
+        described(out, 1, block_n, block_c),
     )

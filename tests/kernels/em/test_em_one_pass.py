@@ -10,7 +10,7 @@ from device import DEVICE, HALF, NATIVE, only_on
 from em_cases import Case, assert_as_exact, channels_first, eager_block, eager_em_attention
 from gluon_simulator import simulate
 
-from emanet_triton.kernels.em import attention, hopper, output, passes, reference, tiles
+from emanet_triton.kernels.em import attention, block, hopper, output, passes, reference, tiles
 from emanet_triton.kernels.em.op import as_positions, em_attention, em_attention_block
 from emanet_triton.kernels.em.tiles import ONE_PASS, ONE_PASS_CHANNELS
 
@@ -171,6 +171,47 @@ def test_a_base_that_fades_keeps_its_direction_in_float16():
     _, bases = em_attention(x, mu, 1, backend="one-pass-16")
     _, want = reference.em_attention(x.mT.double(), mu.double(), 1)
     torch.testing.assert_close(bases.double(), want, rtol=2e-3, atol=2e-3)
+
+
+def one_base_each(positions: int) -> torch.Tensor:
+    """Responsibilities [N, K], 0 or 1: of nine positions in a row two belong to no base."""
+    base = torch.arange(positions, device=DEVICE)[:, None] % 9
+    return (base == torch.arange(CASE.bases, device=DEVICE)).to(HALF)
+
+
+def end_of_block(x: torch.Tensor, out_relu: bool = False) -> torch.Tensor:
+    """The block's output for these responsibilities."""
+    _, mu, (*_, weight, bias) = inputs(CASE)
+    stages = block.BlockStages(x, CASE.bases, "ieee", 0.0, 16)
+    stages.z.zero_()
+    stages.z[..., : CASE.bases] = one_base_each(x.shape[1]) * stages.z_scale["Z_SCALE"]
+    return stages.epilogue(mu[: len(x)].mT.contiguous(), weight, bias, out_relu)
+
+
+@pytest.mark.parametrize("out_relu", [False, True])
+def test_the_end_of_the_block(out_relu):
+    x, mu, (*_, weight, bias) = inputs(CASE)
+    x -= 1
+    recon = one_base_each(x.shape[1]).double() @ mu.mT.double()
+    out = recon.relu() @ weight.mT.double() + bias.double()
+    want = ((out.relu() if out_relu else out) + x.double()).relu()
+    torch.testing.assert_close(end_of_block(x, out_relu).double(), want, rtol=8e-3, atol=8e-3)
+
+
+def test_images_that_alternate_in_memory():
+    x, *_ = inputs(CASE)
+    alternating = x.transpose(0, 1).contiguous().transpose(0, 1)
+    found = end_of_block(alternating)
+    assert found.stride() == alternating.stride()
+    assert torch.equal(found, end_of_block(x))
+
+
+@pytest.mark.parametrize(("images", "positions"), [(1, 5), (2, 1), (1, 1)])
+def test_an_axis_of_length_1_has_any_stride(images, positions):
+    x = inputs(CASE)[0][:images, :positions].contiguous()
+    sizes = zip(x.shape, x.stride(), strict=True)
+    odd = x.as_strided(x.shape, [stride if size > 1 else 8 for size, stride in sizes])
+    assert torch.equal(end_of_block(odd), end_of_block(x))
 
 
 def test_features_between_others_in_memory():

@@ -48,7 +48,7 @@ class Output:
         self.z[..., :bases] = integers(0, 1, batch, positions, bases) * Z_SCALES[dtype]
         self.bases = integers(-2, 2, batch, bases, channels)
         self.weight = integers(-1, 1, channels, channels)
-        self.bias = integers(-9, 9, channels).float()
+        self.bias = torch.randint(-999, 1000, (channels,), generator=generator).float()
         self.out_relu, self.programs = out_relu, programs
 
     def run(self, edit=None, order=LOADS_FIRST):
@@ -106,9 +106,10 @@ def test_no_order_of_the_warps_changes_anything(order):
     Output().check(order=order)
 
 
+@pytest.mark.parametrize("out_relu", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_stays_in_its_position(value):
-    case = Output()
+def test_a_value_that_is_not_finite_stays_in_its_position(value, out_relu):
+    case = Output(out_relu=out_relu)
     clean = case.run()
     case.z[1, -1, 3] = value  # of the last tile, which is not full
     found = case.run()
