@@ -266,7 +266,10 @@ class BlockStages(Stages):
         self.launch(em_project, programs, sums, mass, *arguments, rows, **constants)
 
     def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor, out_relu: bool) -> Tensor:
-        """bases [B, K, C], W₂ and b₂ → the block's output, [B, N, C]."""
+        """bases [B, K, C], W₂ and b₂ → the block's output, [B, N, C].
+
+        With ranges, ``em_output`` computes it in place of ``em_epilogue``.
+        """
         out = torch.empty_like(self.feats)
         if self._hopper:
             self._output(bases, weight, bias, out, out_relu)

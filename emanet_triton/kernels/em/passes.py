@@ -1,4 +1,7 @@
-"""Choose how often E and M step read the features on a GPU: once each, or once together."""
+"""Choose how often E and M step read the features on a GPU: once each, or once together.
+
+The backends of one pass also end the block with a kernel of their own.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
