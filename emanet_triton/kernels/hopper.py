@@ -1,4 +1,4 @@
-"""What Gluon kernels for Hopper GPUs share: names of Gluon, a function, tensor descriptors."""
+"""What Gluon kernels for Hopper GPUs share: names of Gluon, functions, tensor descriptors."""
 
 import functools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from emanet_triton.kernels.checks import fits_descriptor
@@ -16,6 +16,16 @@ from emanet_triton.kernels.checks import fits_descriptor
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
+
+@gluon.jit
+def arrive_together(bar, pred=True):
+    """One thread arrives at an mbarrier for all warps of its role, once they have met.
+
+    Triton itself puts a barrier before an arrival today, but promises none.
+    """
+    barrier()
+    mbarrier.arrive(bar, pred=pred)
 
 
 @gluon.jit

@@ -26,7 +26,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.conv.implicit_gemm import nhwc
 from emanet_triton.kernels.device import DTYPE_NAMES, multiprocessors
-from emanet_triton.kernels.hopper import async_load, async_store, barrier, columns, described
+from emanet_triton.kernels.hopper import (
+    arrive_together,
+    async_load,
+    async_store,
+    columns,
+    described,
+)
 from emanet_triton.kernels.launch import cdiv, launch
 
 INTERPRETED = False
@@ -141,12 +147,10 @@ def multiply_tiles(
             mbarrier.wait(loaded.index(i), n // BUFFERS & 1)
             b_sum = warpgroup_mma(b_x, weights.index(i).permute([1, 0]), b_sum, is_async=True)
             b_sum = warpgroup_mma_wait(1, deps=[b_sum])  # for the product before
-            barrier()  # one thread arrives for all; Triton's own barrier before it is not promised
-            mbarrier.arrive(free.index((n + BUFFERS - 1) % BUFFERS), pred=step > 0)
+            arrive_together(free.index((n + BUFFERS - 1) % BUFFERS), pred=step > 0)
             n += 1
         b_sum = warpgroup_mma_wait(0, deps=[b_sum])
-        barrier()
-        mbarrier.arrive(free.index((n + BUFFERS - 1) % BUFFERS))
+        arrive_together(free.index((n + BUFFERS - 1) % BUFFERS))
         for j in gl.static_range(BLOCK_O // SLICE):
             i = n_out % OUTS
             o_o = o_first + j * SLICE + o_slice
@@ -161,8 +165,7 @@ def multiply_tiles(
                 b_out = gl.where(b_out < 0.0, 0.0, b_out)  # a NaN stays NaN, as in torch.relu
             outs.index(i).reshape([BLOCK_M, SLICE]).store(b_out.to(outs.dtype))
             fence_async_shared()
-            barrier()
-            mbarrier.arrive(out_full.index(i))
+            arrive_together(out_full.index(i))
             n_out += 1
 
 

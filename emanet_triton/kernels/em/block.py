@@ -291,14 +291,14 @@ class BlockStages(Stages):
     def _output(
         self, bases: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_relu: bool
     ) -> None:
-        hopper = importlib.import_module("emanet_triton.kernels.em.output")
+        output = importlib.import_module("emanet_triton.kernels.em.output")
         batch, positions, channels = self.feats.shape
         meta = self.tile("em_output").meta
         tiles_of_image = cdiv(positions, meta["BLOCK_N"])
         num_tiles = batch * tiles_of_image
-        *inputs, out_desc = hopper.descriptors(self.feats, self.z, bases, weight, out, meta)
+        *inputs, out_desc = output.descriptors(self.feats, self.z, bases, weight, out, meta)
         self.launch(
-            hopper.em_output, min(num_tiles, multiprocessors(self.feats.device)),
+            output.em_output, min(num_tiles, multiprocessors(self.feats.device)),
             *inputs, bias, out_desc, num_tiles, tiles_of_image,
             C=channels, OUT_RELU=out_relu, **self.z_scale,
         )  # fmt: skip

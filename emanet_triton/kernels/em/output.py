@@ -26,7 +26,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from emanet_triton.kernels.hopper import async_load, async_store, barrier, columns, described
+from emanet_triton.kernels.hopper import (
+    arrive_together,
+    async_load,
+    async_store,
+    columns,
+    described,
+)
 
 
 @gluon.jit
@@ -175,13 +181,11 @@ def multiply(
                     weight = weights.index(i).permute([1, 0])
                     b_sum = warpgroup_mma(b_factor, weight, b_sum, is_async=True)
                     b_recon = warpgroup_mma_wait(1, deps=[b_next])  # and for the sums before
-                    barrier()  # one thread arrives for all; see conv.hopper
-                    mbarrier.arrive(free.index((n + BUFFERS - 1) % BUFFERS), pred=step > 0)
+                    arrive_together(free.index((n + BUFFERS - 1) % BUFFERS), pred=step > 0)
                     b_factor = factor_of(b_recon, z_buf, FACTOR, Z_SCALE)
                     n += 1
             b_sum = warpgroup_mma_wait(0, deps=[b_sum])
-            barrier()
-            mbarrier.arrive(free.index((n + BUFFERS - 1) % BUFFERS))
+            arrive_together(free.index((n + BUFFERS - 1) % BUFFERS))
             for j in gl.static_range(BLOCK_O // BLOCK_C):
                 i = n_out % OUTS
                 o_o = block * BLOCK_O + j * BLOCK_C + o_slice
@@ -195,8 +199,7 @@ def multiply(
                 b_out = gl.where(b_out < 0.0, 0.0, b_out)
                 out.store(b_out.to(outs.dtype))
                 fence_async_shared()
-                barrier()
-                mbarrier.arrive(out_full.index(i))
+                arrive_together(out_full.index(i))
                 n_out += 1
 
 

@@ -143,7 +143,7 @@ MISTAKES = (
     ("pred=step > 0", "pred=True", WAITS),
     ("pred=step > 0", "pred=step > 1", HangError),
     ("mbarrier.arrive(out_free.index(i))", "pass", HangError),
-    ("mbarrier.arrive(out_full.index(i))", "pass", HangError),
+    ("arrive_together(out_full.index(i))", "pass", HangError),
     ("fence_async_shared()", "pass", RaceError),
     ("tma.store_wait(0)", "pass", RaceError),
     ("STEP_BYTES)", "STEP_BYTES - 1)", HangError),

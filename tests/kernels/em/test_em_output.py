@@ -142,7 +142,7 @@ MISTAKES = (
     ("wait(0, deps=[b_sum])", "wait(1, deps=[b_sum])", RaceError),
     ("pred=step > 0", "pred=True", WAITS),
     ("pred=step > 0", "pred=step > 1", HangError),
-    ("mbarrier.arrive(out_full.index(i))", "pass", HangError),
+    ("arrive_together(out_full.index(i))", "pass", HangError),
     ("fence_async_shared()", "pass", RaceError),
     ("tma.store_wait(0)", "pass", RaceError),
     ("Z_BYTES + MU_BYTES", "Z_BYTES", HangError),
