@@ -6,7 +6,8 @@ where the outcome would depend on which of two accesses comes first:
 
 - ``HangError``: a wait for a barrier that nothing completes, or for other bytes than arrive.
 - ``RaceError``: a read of what is still being loaded; a write to what is still being read; a read
-  of stored values by tensor cores or by a copy without a fence; an element stored twice.
+  of stored values by tensor cores or by a copy without a fence; an element stored twice; a store,
+  or a read of what the kernel before writes, before ``gdc_wait`` if the kernels overlap.
 
 A kernel whose warps have roles, its partitions, runs in one of several orders (see ``Turns``).
 
@@ -133,9 +134,13 @@ def static_assert(holds: bool) -> None:
 class Program:
     """What the names of Gluon stand for in one program of a kernel."""
 
-    def __init__(self, number: int, programs: int, order: Sequence[int]) -> None:
+    def __init__(
+        self, number: int, programs: int, order: Sequence[int], newer: Sequence[Tensor] | None
+    ) -> None:
         self.order = order
+        self.newer = None if newer is None else {tensor.data_ptr() for tensor in newer}
         self.turns: Turns | None = None  # while the program has partitions
+        self.has_waited: set[int] = set()  # partitions, for the kernel before this one
         self.regions: list[Region] = []
         self.barriers: list[Barrier] = []
         # What a partition has begun: only itself can wait for it.
@@ -155,8 +160,7 @@ class Program:
             where=torch.where, exp=torch.exp, sqrt=torch.sqrt,
             max=lambda x, axis: x.amax(axis),
             sum=lambda x, axis: x.sum(axis),
-            load=lambda pointer, mask, other: pointer.load(mask, other),
-            store=lambda pointer, value, mask: pointer.store(value, mask),
+            load=self.load, store=self.store,
             convert_layout=lambda x, layout: x,
             split=lambda x: x.unbind(-1),
             warp_specialize=self.warp_specialize,
@@ -176,7 +180,7 @@ class Program:
         self.tma = SimpleNamespace(store_wait=self.store_wait)
 
     def names(self) -> dict[str, Any]:
-        own = "gl", "mbarrier", "tma", "async_load", "async_store", "fence_async_shared"
+        own = "gl", "mbarrier", "tma", "async_load", "async_store", "fence_async_shared", "gdc_wait"
         own += "warpgroup_mma", "warpgroup_mma_init", "warpgroup_mma_wait"
         others = {"tl": self.gl, "barrier": lambda: None}
         return {name: getattr(self, name) for name in own} | others
@@ -205,6 +209,25 @@ class Program:
             found, wanted = barrier.bytes(), barrier.expected
             raise HangError(f"{found} bytes arrive where {wanted} are expected")
 
+    def gdc_wait(self) -> None:
+        self.has_waited.add(self.me)
+
+    def check_read(self, memory: Tensor) -> None:
+        if self.newer and memory.data_ptr() in self.newer and self.me not in self.has_waited:
+            raise RaceError("a tensor is read while the kernel before may still write it")
+
+    def check_store(self) -> None:
+        if self.newer is not None and self.me not in self.has_waited:
+            raise RaceError("a tensor is stored while the kernel before may still use its memory")
+
+    def load(self, pointer: Pointer, mask: Tensor, other: float) -> Tensor:
+        self.check_read(pointer.memory.values)
+        return pointer.load(mask, other)
+
+    def store(self, pointer: Pointer, value: Tensor, mask: Tensor) -> None:
+        self.check_store()
+        pointer.store(value, mask)
+
     def allocate(self, dtype: torch.dtype, shape: Sequence[int], layout: Any) -> Any:
         if layout is Barrier:
             barriers = [Barrier() for _ in range(shape[0])]
@@ -219,6 +242,7 @@ class Program:
     ) -> None:
         if not pred:
             return
+        self.check_read(desc.base)
         [region] = target.regions
         region.before_write()
         region.loading = True
@@ -226,6 +250,7 @@ class Program:
         barrier.copies.append((target, desc.load(coord)))
 
     def async_store(self, desc: Descriptor, coord: Sequence[Any], source: Shared) -> None:
+        self.check_store()
         [region] = source.regions
         region.before_async_read()
         region.readers.add(desc)
@@ -286,6 +311,7 @@ def simulate(
     tile: Tile,
     edit: tuple[str, str] | None = None,
     order: Sequence[int] = (0, 1, 2),
+    newer: Sequence[Tensor] | None = None,
 ) -> None:
     """Run all programs of a kernel, the last one first.
 
@@ -295,6 +321,7 @@ def simulate(
         edit: text of the kernel's source, or of a function that it calls, and what to put in its
             place.
         order: which of the partitions of a program has precedence, see ``Turns``.
+        newer: what the kernel before this one writes, if the two overlap.
     """
     constants = {**constants, **tile.meta, "num_warps": tile.num_warps}
     given = [_argument(argument) for argument in arguments]
@@ -308,7 +335,7 @@ def simulate(
     around = {name: value for f in functions.values() for name, value in f.__globals__.items()}
     around = {n: v.value if isinstance(v, constexpr) else v for n, v in around.items()}
     for number in reversed(range(programs)):
-        program = Program(number, programs, order)
+        program = Program(number, programs, order, newer)
         names = around | program.names()
         for source in sources.values():
             exec(source, names)

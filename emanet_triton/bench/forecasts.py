@@ -12,8 +12,8 @@ FORECASTS: dict[tuple[str, str], dict[str, str]] = {
         "block B=8 N=32768 bf16": "1-1.05",
         "block B=1 N=32768 fp32": "0.5-0.9",
     },
-    ("em", "one-pass-128"): {"block B=1 N=32768 bf16": "0.11-0.13"},
-    ("em", "one-pass-16"): {"block B=8 N=32768 bf16": "0.5-0.58"},
+    ("em", "one-pass-128"): {"block B=1 N=32768 bf16": "0.1-0.125"},
+    ("em", "one-pass-16"): {"block B=8 N=32768 bf16": "0.49-0.575"},
     ("conv", "gluon"): {
         "1x1 C=512 O=2048 H=128 W=256 stride=1 dilation=1 residual relu B=1 bf16": "0.105-0.125",
         "1x1 C=512 O=2048 H=97 W=97 stride=1 dilation=1 residual relu B=8 bf16": "0.235-0.27",

@@ -21,6 +21,17 @@ def fits_descriptor(tensor: Tensor) -> bool:
     return is_aligned and all(steps) and tensor.stride(-1) == 1
 
 
+def fitted(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if no descriptor takes it.
+
+    PyTorch may give an axis of length 1 any stride, and a view any address. A descriptor takes the
+    copy if its rows have whole 16 bytes.
+    """
+    if fits_descriptor(tensor):
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")

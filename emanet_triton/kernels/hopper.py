@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from emanet_triton.kernels.checks import fits_descriptor
+from emanet_triton.kernels.checks import fitted
 
 # Triton 3.9 has new names for the first two, Triton 3.7 for the third.
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -44,12 +44,10 @@ _ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float
 def described(tensor: Tensor, *block: int) -> TensorDescriptor:
     """What a kernel loads and stores blocks of a tensor by.
 
-    A tensor that no descriptor takes is copied: PyTorch may give an axis of length 1 any stride. So
-    one that the kernel writes must fit a descriptor, as a new contiguous one in rows of whole 16
-    bytes does.
+    A tensor that does not fit one is copied. So one that the kernel writes must fit, as a new
+    contiguous one in rows of whole 16 bytes does.
     """
-    if not fits_descriptor(tensor):
-        tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    tensor = fitted(tensor)
     return TensorDescriptor.from_tensor(tensor, list(block), _layout(block, tensor.dtype))
 
 

@@ -28,6 +28,8 @@ BY_BASES = ("em_e_step", "em_m_step")
 EPILOGUE = ("em_epilogue",)
 OF_FEATURES = (*BY_BASES, *EPILOGUE)
 ONE_PASS = ("em_stage", "em_output")
+# Other kernels of the one-pass backends: there they overlap.
+OVERLAPPING = ("em_fold", "em_reduce", "em_project", "em_normalise")
 
 HALF, SINGLE = None, torch.float32  # dtypes of a residual or an output: the images', or float32
 
@@ -351,12 +353,16 @@ def _em(each: Each) -> list[EMLaunch]:
                     EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
                 if tiles.has_one_pass(arch, dtype):
+                    kernels = (*ONE_PASS, *OVERLAPPING) if all_tiles else ONE_PASS
                     one_pass = functools.partial(
-                        EMLaunch, *products, channels=512, bases=64, ranges=128, kernels=ONE_PASS
+                        EMLaunch, *products, channels=512, bases=64, ranges=128, kernels=kernels
                     )
                     found.append(one_pass(block))
                     if all_tiles:
-                        found += [one_pass(attention), one_pass(block, out_relu=True)]
+                        found += [
+                            one_pass(attention),
+                            one_pass(block, out_relu=True, kernels=ONE_PASS),
+                        ]
                 if all_tiles:
                     found += [
                         EMLaunch(*products, block, 512, 64, out_relu=True, kernels=EPILOGUE),

@@ -151,7 +151,8 @@ class Stages:
         precision: how float32 features are multiplied.
         norm_shift: added to both norms of an M step.
         ranges: into how many ranges of positions an image is cut at most if ``em_stage`` computes E
-            and M step in one pass; None for a kernel of each step.
+            and M step in one pass; then a descriptor must take the features. None for a kernel of
+            each step.
     """
 
     def __init__(
@@ -166,14 +167,18 @@ class Stages:
         channels_last = feats.stride(2) == 1
         self.feats = feats
         self.norm_shift = float(norm_shift)  # an integer would make another kernel
-        self.shape = {"C": channels, "K": num_bases}
+        self.shape: dict[str, Any] = {"C": channels, "K": num_bases}
         self.z_scale: dict[str, Any] = {"Z_SCALE": Z_SCALES[feats.dtype]}
         self.channels_last = {"CHANNELS_LAST": channels_last}
-        kernels = _kernels(
+        # Kernels overlap on the GPUs that have one pass. Triton's interpreter cannot wait.
+        overlap = ranges is not None and not INTERPRETED
+        self.overlap = {"OVERLAP": overlap, "waits": overlap}
+        self._has_begun = False
+        self._kernels = _kernels(
             replacements(), feats.device, gpu_arch(feats.device), feats.dtype, channels, num_bases,
             channels_last, precision,
         )  # fmt: skip
-        self.tile, self.launch = kernels.tile, kernels.launch
+        self.tile = self._kernels.tile
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
         self._hopper: Any = None
         if ranges is None:
@@ -190,6 +195,17 @@ class Stages:
         self.colsum = feats.new_empty(batch, num_bases, num_tiles, dtype=torch.float32)
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
+
+    def launch(self, kernel, programs: int, *arguments, waits: bool = False, **constants) -> None:
+        """Launch a kernel with its tile; raises as ``Bound`` does.
+
+        One that ``waits`` itself until the kernel before it has ended may start earlier. The first
+        one may not: what runs before it may be writing the features.
+        """
+        if waits:
+            constants["launch_pdl"] = self._has_begun
+        self._kernels.launch(kernel, programs, *arguments, **constants)
+        self._has_begun = True
 
     def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None, *, left: int) -> None:
         """E and M step: write new bases [B, K, C]; given mass [B, K], write sums instead.
@@ -219,6 +235,7 @@ class Stages:
                 # The epilogue goes backwards, and each stage the other way than the next.
                 (programs - 1) * (left % 2),
                 *bases, step_bases_b, stride_bias_b, **options, STORE_Z=left == 0,
+                waits=True,
             )  # fmt: skip
         else:
             self.launch(
@@ -240,7 +257,7 @@ class Stages:
         self.launch(
             em_reduce, programs,
             self.partial, self.colsum, new, mass, num_splits, num_tiles, self.norm_shift,
-            **self.shape, NORMALISE=mass is None, channels=together,
+            **self.shape, NORMALISE=mass is None, **self.overlap, channels=together,
         )  # fmt: skip
 
     def reconstruct(self, bases: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from emanet_triton.kernels.checks import fitted
 from emanet_triton.kernels.device import multiprocessors
 from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
-from emanet_triton.kernels.em.steps import backwards, guarded, load_features
+from emanet_triton.kernels.em.steps import after_predecessor, backwards, guarded, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 
 
@@ -29,14 +30,15 @@ from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
 def em_fold(
     bases_ptr, weight_ptr, bias_ptr, folded_ptr, logit_bias_ptr, gram_ptr,
     num_rows, num_folding,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
+    C: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """W₁ᵀμ and b₁ᵀμ by the first num_folding programs; G = W₁ᵀW₁ and g = W₁ᵀb₁ by the others.
 
     bases float32 [rows, C]; weight [C, C] and bias [C] of any dtype; folded [rows, C] in the
     features' dtype; logit_bias float32 [rows]; gram float32 [C + 1, C], G and then g.
     """
+    after_predecessor(OVERLAP)
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
     i_o = pid % num_blocks
@@ -83,8 +85,8 @@ def em_fold(
 def em_project(
     sums_ptr, mass_ptr, weight_ptr, bias_ptr, gram_ptr, out_ptr, along_ptr, square_ptr, size_ptr,
     num_rows,
-    C: tl.constexpr, FOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, FOLD: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The new bases μ = W₁S + r·b₁, float32 [rows, C], or with FOLD the folded bases W₁ᵀμ.
 
@@ -95,6 +97,7 @@ def em_project(
     [rows]. along and square, float32 [blocks of channels, rows], receive the sums of b₁·μ and of
     μ² over BLOCK_O channels.
     """
+    after_predecessor(OVERLAP)
     pid = tl.program_id(0)
     num_blocks: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
     i_o = pid % num_blocks
@@ -143,8 +146,11 @@ def em_project(
 
 
 @triton.jit
-def em_normalise(bases_ptr, out_ptr, norm_shift, C: tl.constexpr, BLOCK_C: tl.constexpr):
+def em_normalise(
+    bases_ptr, out_ptr, norm_shift, C: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
     """Float32 bases [rows, C], divided by their L2 norms plus the shift, in the dtype of out."""
+    after_predecessor(OVERLAP)
     i_m = tl.program_id(0).to(tl.int64)
     o_c = tl.arange(0, BLOCK_C)
     b_mu = tl.load(bases_ptr + i_m * C + o_c, mask=o_c < C, other=0.0)
@@ -235,7 +241,8 @@ class BlockStages(Stages):
             programs += self._row_programs("em_fold", len(gram))
         self.launch(
             em_fold, programs,
-            bases, weight, bias, folded, logit_bias, gram, rows, folding, C=self.shape["C"],
+            bases, weight, bias, folded, logit_bias, gram, rows, folding,
+            C=self.shape["C"], **self.overlap,
         )  # fmt: skip
         return Bases(folded, logit_bias)
 
@@ -256,13 +263,14 @@ class BlockStages(Stages):
         mu = torch.empty_like(sums)
         self._project(sums, mass, weight, bias, None, mu, None, None, None, FOLD=False)
         out = torch.empty_like(mu, dtype=self.feats.dtype)
-        self.launch(em_normalise, mass.numel(), mu, out, self.norm_shift, C=self.shape["C"])
+        constants = {"C": self.shape["C"], **self.overlap}
+        self.launch(em_normalise, mass.numel(), mu, out, self.norm_shift, **constants)
         return out
 
     def _project(self, sums: Tensor, mass: Tensor, *arguments: Tensor | None, FOLD: bool) -> None:
         rows = mass.numel()
         programs = self._row_programs("em_project", rows)
-        constants = {"C": self.shape["C"], "FOLD": FOLD}
+        constants = {"C": self.shape["C"], "FOLD": FOLD, **self.overlap}
         self.launch(em_project, programs, sums, mass, *arguments, rows, **constants)
 
     def epilogue(self, bases: Tensor, weight: Tensor, bias: Tensor, out_relu: bool) -> Tensor:
@@ -300,7 +308,7 @@ class BlockStages(Stages):
         self.launch(
             output.em_output, min(num_tiles, multiprocessors(self.feats.device)),
             *inputs, bias, out_desc, num_tiles, tiles_of_image,
-            C=channels, OUT_RELU=out_relu, **self.z_scale,
+            C=channels, OUT_RELU=out_relu, **self.z_scale, waits=True,
         )  # fmt: skip
 
     def _row_programs(self, kernel: str, rows: int) -> int:
@@ -329,6 +337,10 @@ def run_block(
     """
     stages = BlockStages(feats, bases.shape[2], precision, norm_shift, ranges)
     mid = mid_weight.contiguous(), mid_bias.contiguous()
+    # Nothing may copy them between two kernels: em_output reads them without waiting for the copy.
+    end_weight, end_bias = out_weight.to(feats.dtype).contiguous(), out_bias.contiguous()
+    if ranges is not None:
+        end_weight = fitted(end_weight)
     # One copy if the dtype changes; ``to`` alone returns float32 bases as they are.
     mu = bases.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     mu = mu.contiguous()
@@ -341,6 +353,5 @@ def run_block(
         bases_of_stage = stages.project(sums, mass, *mid, gram)
     stages.stage(bases_of_stage, sums, mass, left=0)
     mu = stages.last_bases(sums, mass, *mid)
-    weight = out_weight.to(feats.dtype).contiguous()
-    out = stages.epilogue(mu, weight, out_bias.contiguous(), out_relu)
+    out = stages.epilogue(mu, end_weight, end_bias, out_relu)
     return out, mu.transpose(1, 2)

@@ -20,12 +20,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_wait
 
 from emanet_triton.kernels.em.steps import logit_scale_and_bias, responsibilities
 from emanet_triton.kernels.hopper import async_load, async_store, described
 
+# Special values of these would make no faster kernel: descriptors address X and Z.
+UNSPECIALISED = "N", "split", "num_splits", "first_program", "step_bases_b"
 
-@gluon.jit(do_not_specialize=["first_program"])
+
+@gluon.jit(do_not_specialize=UNSPECIALISED)
 def em_stage(
     x_desc, bases_desc, bias_ptr, square_ptr, size_ptr, z_desc, partial_ptr, colsum_ptr,
     N, split, num_splits, first_program, num_rows, norm_shift, step_bases_b, stride_bias_b,
@@ -65,13 +69,14 @@ def em_stage(
     loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
     for j in gl.static_range(3):
         mbarrier.init(loaded.index(j), count=1)
-    mbarrier.expect(loaded.index(MU), bases_desc.block_type.nbytes)
-    async_load(bases_desc, [i_b * step_bases_b, 0, 0], loaded.index(MU), mu_buf)  # zeros from K on
     for j in gl.static_range(2):
         has_tile = j < num_tiles
         mbarrier.expect(loaded.index(j), TILE_BYTES, pred=has_tile)
         start = begin + j * BLOCK_N
         async_load(x_desc, [i_b, start, 0], loaded.index(j), x_bufs.index(j), pred=has_tile)
+    gdc_wait()  # X is older than the kernel before this one, all other inputs may be its own
+    mbarrier.expect(loaded.index(MU), bases_desc.block_type.nbytes)
+    async_load(bases_desc, [i_b * step_bases_b, 0, 0], loaded.index(MU), mu_buf)  # zeros from K on
 
     o_k = gl.arange(0, BLOCK_K, gl.SliceLayout(0, BY_BASES))
     o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(1, BY_BASES))

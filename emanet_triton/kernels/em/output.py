@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_wait
 
 from emanet_triton.kernels.hopper import (
     arrive_together,
@@ -62,13 +63,14 @@ def load_factors(
     MU_BYTES: gl.constexpr = STEPS * bases_desc.block_type.nbytes
     n = 0
     image = -1
-    step_of_z = 0
+    step_of_z = BUFFERS - 1  # the first weights need not wait for the kernel before
     for tile in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
         i_b, first = position(tile, num_tiles, tiles_of_image, z_desc)
         for step in range(ALL_STEPS):
             i = n % BUFFERS
             mbarrier.wait(free.index(i), (n // BUFFERS & 1) ^ 1)
             if step == step_of_z:
+                gdc_wait()
                 mbarrier.expect(z_loaded, Z_BYTES, pred=i_b == image)
                 mbarrier.expect(z_loaded, Z_BYTES + MU_BYTES, pred=i_b != image)
                 async_load(z_desc, [i_b, first, 0], z_loaded, z_buf)
@@ -108,6 +110,7 @@ def store_outputs(
     _, _, _, x_loaded, out_full = barriers
     for j in range(OUTS):
         load_features(x_desc, j, num_tiles, tiles_of_image, outs, x_loaded, C, BLOCK_C, OUTS)
+    gdc_wait()  # until then the kernel before may use the memory of the output
     n_out = 0
     for tile in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
         i_b, first = position(tile, num_tiles, tiles_of_image, out_desc)
@@ -142,7 +145,8 @@ def multiply(
     A step begins the next step's product Zμᵀ before its own product with the weights, so the
     tensor cores have the second one to compute while the first one becomes a factor. The last step
     of a block of output channels prepares the first step of the next block, and in the last block
-    nothing that is used.
+    nothing that is used. These warps do not wait for the kernel before: they read the bias alone,
+    which is older, and what the other warps have loaded.
     """
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[num_warps, 1], instr_shape=[16, BLOCK_O, 16]

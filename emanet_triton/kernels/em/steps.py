@@ -10,6 +10,7 @@ Index letters: b image, n position, c channel, k base, s range of positions (spl
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -26,6 +27,18 @@ def backwards():
     is still in the L2 cache.
     """
     return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
+@triton.jit
+def after_predecessor(OVERLAP: tl.constexpr):
+    """With OVERLAP wait until the kernel before this one has ended; then the next one may start.
+
+    Every program calls this first. So when the next kernel starts, all kernels before this one have
+    ended. Until it waits itself, it may read what this kernel does not write.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -164,8 +177,8 @@ def em_m_step(
 def em_reduce(
     partial_ptr, colsum_ptr, bases_ptr, mass_ptr,
     num_splits, num_tiles, norm_shift,
-    C: tl.constexpr, K: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, NORMALISE: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_C channels of a base from its partial sums: the L1 norm over positions.
 
@@ -174,6 +187,7 @@ def em_reduce(
     sum of the L1-normalised responsibilities: 1 without a shift, or less for a base that is nearly
     dead.
     """
+    after_predecessor(OVERLAP)
     num_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     i_c = tl.program_id(0) % num_blocks
     i_row = (tl.program_id(0) // num_blocks).to(tl.int64)

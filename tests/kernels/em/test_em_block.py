@@ -134,6 +134,17 @@ def test_half_features_with_float32_weights():
     torch.testing.assert_close(bases.double(), want_bases, rtol=2e-3, atol=2e-3)
 
 
+def test_weights_with_others_between_them():
+    case = CASES[0]
+    x, mu, weights = (f(torch.float32) for f in (case.feats, case.initial_bases, case.weights))
+    wide = [torch.stack((w, torch.full_like(w, torch.nan)), -1)[..., 0] for w in weights]
+    found = em_attention_block(x, mu, *wide, case.stages, backend="triton")
+    for got, want in zip(
+        found, em_attention_block(x, mu, *weights, case.stages, backend="triton"), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("norm_shift", [0.0, 1e-6])
 @pytest.mark.parametrize(
     ("dtype", "stages"), [*((dtype, 1) for dtype in DTYPES), (torch.float32, 2)], ids=str

@@ -9,6 +9,7 @@ import torch
 from device import DEVICE, HALF, NATIVE, only_on
 from em_cases import Case, assert_as_exact, channels_first, eager_block, eager_em_attention
 from gluon_simulator import simulate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emanet_triton.kernels.em import attention, block, hopper, output, passes, reference, tiles
 from emanet_triton.kernels.em.op import as_positions, em_attention, em_attention_block
@@ -19,7 +20,7 @@ pytestmark = only_on("sm_90")
 CASE = Case(2, ONE_PASS_CHANNELS, (9, 37), 7, stages=2, own_bases=True)
 CASES = (
     CASE,
-    Case(1, ONE_PASS_CHANNELS, (1, 1), 64, "channels_last", stages=1),
+    Case(1, ONE_PASS_CHANNELS, (1, 1), 7, "channels_last", stages=1),
 )
 RANGES = (1, 4)  # of six and of two tiles
 TOLERANCE = torch.finfo(HALF).eps / 4  # components of bases and reconstructions are about 0.05
@@ -34,6 +35,7 @@ def _simulated(monkeypatch):
     launch = attention.Kernels.launch
 
     def launch_or_simulate(self, kernel, programs, *arguments, channels=None, **constants):
+        constants.pop("launch_pdl", None)
         if kernel not in (hopper.em_stage, output.em_output):
             return launch(self, kernel, programs, *arguments, channels=channels, **constants)
         return simulate(kernel, programs, arguments, constants, self.tile(kernel.__name__))
@@ -81,6 +83,65 @@ def test_it_agrees_with_two_kernels(backend):
     one, two = (em_attention(x, mu, norm_shift=1e-6, backend=name) for name in (backend, "triton"))
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
+
+
+class Noted(TorchDispatchMode):
+    """Notes the operations of PyTorch that read or write elements of tensors."""
+
+    IDLE = ("aten::empty", "aten::new_empty", "aten::transpose", "aten::unbind", "aten::select")
+
+    def __init__(self, events: list) -> None:
+        super().__init__()
+        self.events = events
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if not operation.name().startswith(self.IDLE):
+            self.events.append(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+def between_addresses(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values where no tensor descriptor takes them."""
+    place = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
+    return place.view(tensor.shape).copy_(tensor)
+
+
+def every_other(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with others between them."""
+    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), -1)[..., 0]
+
+
+@pytest.mark.parametrize("inputs_are", ["as wanted", "of other strides and dtypes", "misplaced"])
+@pytest.mark.parametrize("operator", ["attention", "block"])
+def test_each_kernel_but_the_first_may_start_early(operator, inputs_are, monkeypatch):
+    """It may read what is older than the kernel before, so nothing else runs between the two."""
+    events = []
+
+    def launch(self, kernel, programs, *arguments, channels=None, **constants):
+        assert constants.get("OVERLAP", True)
+        events.append((kernel.__name__, constants.get("launch_pdl", False)))
+
+    monkeypatch.setattr(attention, "INTERPRETED", False)
+    monkeypatch.setattr(attention.Kernels, "launch", launch)
+    x, mu, weights = inputs(CASE)
+    x, mu = as_positions(x)[:1], mu[:1]
+    if inputs_are == "of other strides and dtypes":
+        weights = [w.float().mT if w.ndim == 2 else every_other(w) for w in weights]
+    elif inputs_are == "misplaced":
+        mu, *weights = map(between_addresses, (mu, *weights))
+    with Noted(events):
+        if operator == "attention":
+            attention.run_attention(x, mu, 3, 0.0, "ieee", 16)
+            kernels = ["em_stage", "em_reduce"] * 3
+            assert events.pop() == ("em_reconstruct", False)
+        else:
+            block.run_block(x, mu, *weights, 3, 0.0, False, "ieee", 16)
+            stage = ["em_stage", "em_reduce", "em_project"]
+            kernels = ["em_fold", *stage * 3, "em_normalise", "em_output"]
+    wanted = [(name, i > 0) for i, name in enumerate(kernels)]
+    assert events[-len(wanted) :] == wanted
+    assert wanted[0] not in events[: -len(wanted)]
+    assert attention.Stages(x, CASE.bases, "ieee", 0.0).overlap["OVERLAP"] is False
 
 
 @pytest.mark.parametrize("backend", ONE_PASS)
@@ -259,9 +320,7 @@ def test_positions_that_begin_between_two_addresses():
 
 def test_a_single_base_and_bases_between_two_addresses():
     for x, mu, _ in (inputs(Case(2, ONE_PASS_CHANNELS, (9, 37), 1)), inputs(CASE)):
-        between = torch.empty(mu.numel() + 1, dtype=HALF, device=DEVICE)[1:]
-        between = between.view(mu.mT.shape).copy_(mu.mT).mT
-        for bases in (mu, between):
+        for bases in (mu, between_addresses(mu.mT).mT):
             found = em_attention(x, bases, 1, backend="one-pass-16")
             want = em_attention(x, bases, 1, backend="torch")
             for a, b in zip(found, want, strict=True):

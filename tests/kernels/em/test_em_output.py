@@ -61,7 +61,8 @@ class Output:
         arguments = *inputs, self.bias, out_desc, batch * tiles_of_image, tiles_of_image
         scale = Z_SCALES[self.x.dtype]
         constants = {"C": channels, "OUT_RELU": self.out_relu, "Z_SCALE": scale}
-        simulate(output.em_output, self.programs, arguments, constants, TILE, edit, order)
+        newer = self.z, self.bases
+        simulate(output.em_output, self.programs, arguments, constants, TILE, edit, order, newer)
         return out
 
     def wanted(self):
@@ -149,7 +150,10 @@ MISTAKES = (
     ("Z_BYTES, pred=i_b == image", "Z_BYTES + MU_BYTES, pred=i_b == image", HangError),
     ("image = i_b", "image = 0", (*WAITS, AssertionError)),
     ("i_b, 0, j * BLOCK_C]", "i_b, 0, 0]", AssertionError),
-    ("step_of_z = 0", "step_of_z = ALL_STEPS", HangError),
+    ("gdc_wait()\n                mbarrier", "pass\n                mbarrier", RaceError),
+    ("gdc_wait()  # until", "pass  # until", RaceError),
+    ("step_of_z = BUFFERS - 1", "step_of_z = BUFFERS", HangError),
+    ("step_of_z = BUFFERS - 1", "step_of_z = ALL_STEPS", HangError),
     ("step_of_z = BUFFERS - 2", "step_of_z = BUFFERS", HangError),
     ("step_of_z = BUFFERS - 2", "step_of_z = BUFFERS - 3", WAITS),
     ("step // STEPS * BLOCK_O, step", "0, step", AssertionError),

@@ -21,29 +21,31 @@ class Stage:
         parts: how many parts the norms and biases of the bases have; 0 for normalised bases.
         own_bases: whether each image has bases of its own, and a bias.
         store_z: whether the responsibilities are stored.
+        k: the number of bases.
     """
 
     def __init__(
-        self, dtype, ranges, *, backwards=False, parts=0, own_bases=True, store_z=True
+        self, dtype, ranges, *, backwards=False, parts=0, own_bases=True, store_z=True, k=BASES
     ) -> None:
         def normal(*shape):
             return torch.randn(shape, generator=generator)
 
+        self.k = k
         generator = torch.Generator().manual_seed(0)
         batch = BATCH if own_bases else 1
         self.x = (2 * normal(BATCH, POSITIONS, CHANNELS)).to(dtype)
-        self.bases = normal(batch, BASES, CHANNELS).to(dtype)
-        self.rows = BATCH * BASES
+        self.bases = normal(batch, self.k, CHANNELS).to(dtype)
+        self.rows = BATCH * self.k
         self.parts = parts
-        self.bias = normal(parts, self.rows) if parts else normal(batch, BASES)
+        self.bias = normal(parts, self.rows) if parts else normal(batch, self.k)
         self.square = normal(parts, self.rows).square() if parts else None
         self.size = normal(self.rows).abs() if parts else None
         self.has_bias = bool(parts) or own_bases
         self.split = tiles.range_length(POSITIONS, ranges, BLOCK_N)
         self.splits = -(-POSITIONS // self.split)
         self.z = torch.full((BATCH, POSITIONS, BLOCK_K), torch.nan, dtype=dtype)
-        self.partial = torch.full((BATCH, self.splits, BASES, CHANNELS), torch.nan)
-        self.colsum = torch.full((BATCH, BASES, self.splits), torch.nan)
+        self.partial = torch.full((BATCH, self.splits, self.k, CHANNELS), torch.nan)
+        self.colsum = torch.full((BATCH, self.k, self.splits), torch.nan)
         self.scale = 2.0**15 if dtype == torch.float16 else 1.0
         self.backwards, self.store_z = backwards, store_z
 
@@ -55,13 +57,14 @@ class Stage:
             self.bias if self.has_bias else None, self.square, self.size,
             hopper.rows_of(self.z, BLOCK_N), self.partial, self.colsum,
             POSITIONS, self.split, self.splits, (programs - 1) * self.backwards,
-            self.rows, 0.25, step, step * BASES,
+            self.rows, 0.25, step, step * self.k,
         )  # fmt: skip
         constants = {
-            "C": CHANNELS, "K": BASES, "HAS_BIAS": self.has_bias, "PARTS": self.parts,
+            "C": CHANNELS, "K": self.k, "HAS_BIAS": self.has_bias, "PARTS": self.parts,
             "STORE_Z": self.store_z, "Z_SCALE": self.scale,
         }  # fmt: skip
-        simulate(hopper.em_stage, programs, arguments, constants, TILE, edit)
+        newer = [t for t in (self.bases, self.bias, self.square, self.size) if t is not None]
+        simulate(hopper.em_stage, programs, arguments, constants, TILE, edit, newer=newer)
         return self
 
     def wanted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,7 +73,7 @@ class Stage:
         if self.parts:
             norm = self.square.sum(0).sqrt() + 0.25
             scale, bias = self.size / norm, self.bias.sum(0) / norm
-            logits = logits * scale.view(BATCH, 1, BASES) + bias.view(BATCH, 1, BASES)
+            logits = logits * scale.view(BATCH, 1, self.k) + bias.view(BATCH, 1, self.k)
         elif self.has_bias:
             logits = logits + self.bias[:, None]
         z = (torch.softmax(logits, 2) * self.scale).to(self.x.dtype)
@@ -84,8 +87,8 @@ class Stage:
         z, partial, colsum = self.wanted()
         eps = torch.finfo(self.x.dtype).eps
         if self.store_z:
-            torch.testing.assert_close(self.z[..., :BASES], z, rtol=2 * eps, atol=0)
-            assert self.z[..., BASES:].count_nonzero() == 0
+            torch.testing.assert_close(self.z[..., : self.k], z, rtol=2 * eps, atol=0)
+            assert self.z[..., self.k :].count_nonzero() == 0
         else:
             assert self.z.isnan().all()
         # A responsibility may round the other way, which moves a sum by its rounding.
@@ -102,7 +105,7 @@ def test_every_sum_and_every_responsibility(dtype, ranges):
 @pytest.mark.parametrize(
     "options",
     [
-        {"own_bases": False}, {"backwards": True}, {"store_z": False},
+        {"own_bases": False}, {"backwards": True}, {"store_z": False}, {"k": 1}, {"k": 64},
         {"parts": 1}, {"parts": PARTS}, {"parts": PARTS, "store_z": False, "backwards": True},
     ],
     ids=str,
@@ -132,6 +135,7 @@ MISTAKES = (
     ("fence_async_shared()", "pass", RaceError),
     ("warpgroup_mma_wait(0, deps=[b_sum])", "warpgroup_mma_wait(1, deps=[b_sum])", RaceError),
     ("wait(0, deps=[b_products])", "wait(1, deps=[b_products])", RaceError),
+    ("gdc_wait()", "pass", RaceError),
     ("mbarrier.wait(loaded.index(MU), 0)", "pass", RaceError),
     ("mbarrier.wait(loaded.index(i), t // 2 % 2)", "pass", RaceError),
     ("loaded.index(i), t // 2 % 2", "loaded.index(i), 0", RaceError),
