@@ -1,4 +1,4 @@
-"""The number of cores that this process may use, by its affinity and its cgroups' quotas."""
+"""How many cores this process may use, by its affinity and its cgroups' quotas, and its threads."""
 
 import math
 import os
@@ -15,6 +15,18 @@ def usable_cores() -> int:
     """
     quotas = (math.ceil(quota) for quota in _quotas())
     return max(1, min([_cores(), *quotas]))
+
+
+def default_threads(processes: int = 1) -> int:
+    """Threads of a network on a CPU: OMP_NUM_THREADS if the user sets it, else all usable cores.
+
+    ``processes`` of torchrun share the cores. For them the variable says nothing, because torchrun
+    sets it to 1 itself.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" nests threads
+    if processes == 1 and wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return max(1, usable_cores() // processes)
 
 
 def _cores() -> int:

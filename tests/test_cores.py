@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emanet_triton import cores
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads, usable_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 31 0:30 {} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -89,6 +89,28 @@ def test_quota(sixteen_cores, own, mounts, files, wanted):
 
 def test_without_proc(sixteen_cores):
     assert usable_cores() == 16
+
+
+@pytest.mark.parametrize(
+    ("variable", "processes", "wanted"),
+    [
+        (None, 1, 16),
+        ("3", 1, 3),
+        ("24", 1, 24),
+        ("3,2", 1, 3),
+        ("0", 1, 16),
+        ("many", 1, 16),
+        ("", 1, 16),
+        (None, 4, 4),
+        (None, 17, 1),
+        ("1", 4, 4),  # torchrun's
+    ],
+)
+def test_threads(sixteen_cores, monkeypatch, variable, processes, wanted):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert default_threads(processes) == wanted
 
 
 def test_affinity(monkeypatch):

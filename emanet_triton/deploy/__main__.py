@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from emanet_triton.command import answer, run, say
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads
 from emanet_triton.data.overlay import class_names
 from emanet_triton.deploy.export import export
 from emanet_triton.deploy.options import make_parser
@@ -26,7 +26,7 @@ def _main(args: Namespace) -> int:
     if args.dynamic and args.batch:
         raise InputError("--batch is for a file of one size; expected no --batch with --dynamic")
     device = open_device(args.device, [args.precision])
-    torch.set_num_threads(args.threads or usable_cores())
+    torch.set_num_threads(args.threads or default_threads())
     chosen = choose(args.ckpt, args.model)
     checkpoint = read_chosen(args.ckpt, chosen.name)
     model = load_network(chosen.name, checkpoint, device, num_classes=chosen.num_classes)

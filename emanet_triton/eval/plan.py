@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads
 from emanet_triton.data.dataset import Dataset, Sample, problems_error
 from emanet_triton.data.description import is_description, open_dataset
 from emanet_triton.data.public import DATASETS, in_folder
@@ -255,7 +255,7 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         samples=samples,
         stamps=stamped,
         device=device,
-        threads=args.threads or max(1, usable_cores() // ranks.local_count),
+        threads=args.threads or default_threads(ranks.local_count),
         workers=args.workers,
         precision=args.precision,
         compare=args.compare,

@@ -65,8 +65,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the network on a CPU; default: the cores that this process may use; "
-        "under torchrun its share of them",
+        help="threads of the network on a CPU; default: OMP_NUM_THREADS, else the cores that "
+        "this process may use; under torchrun its share of them",
     )
     group.add_argument(
         "--workers",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads
 from emanet_triton.data.description import SUFFIX, is_description
 from emanet_triton.data.overlay import class_names
 from emanet_triton.errors import InputError
@@ -80,7 +80,7 @@ def make_plan(args: Namespace) -> Plan:
     pictures = [source for source in left if not source.is_video]
     if left and calibration:
         sources.notes.append(f"{INT8}: {calibration}")
-    torch.set_num_threads(args.threads or usable_cores())
+    torch.set_num_threads(args.threads or default_threads())
     return Plan(
         pictures=pictures,
         videos=[source for source in left if source.is_video],

@@ -218,7 +218,8 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         type=thread_count,
         metavar="N",
         help="threads of the network on a CPU; "
-        "default: the cores that this process may use, under torchrun its share of them",
+        "default: OMP_NUM_THREADS, else the cores that this process may use; under torchrun its "
+        "share of them",
     )
     _add(group, "--seed", seed, Recipe.seed, "N", "of everything that is random")
     group.add_argument(

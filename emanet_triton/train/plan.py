@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.description import open_dataset
 from emanet_triton.errors import InputError
@@ -139,7 +139,7 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
         train=train,
         val=val,
         device=device,
-        threads=args.threads or max(1, usable_cores() // group.local_count),
+        threads=args.threads or default_threads(group.local_count),
         workers=args.workers,
         out=args.out,
         resume=args.resume,

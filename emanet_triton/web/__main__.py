@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from emanet_triton.command import Parser, answer, program, run, say
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads
 from emanet_triton.data.png import write_png
 from emanet_triton.data.scenes.generate import VAL_SEEDS, generate_scene
 from emanet_triton.errors import InputError
@@ -61,7 +61,7 @@ def _main(args: argparse.Namespace) -> int:
     _require_gradio()
     segmenter, desk = Segmenter(open_device(args.device, ())), Desk()
     port = _free_port(args.port)
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     with tempfile.TemporaryDirectory(prefix="emanet_triton_") as folder:
         examples = _draw_scenes(Path(folder))
         try:
