@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import IO, NoReturn
 
+from emanet_triton.cores import MOST_THREADS
 from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.heap import ask_for_large_pages
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
 _MOST_PIXELS = 2**14  # of a side of an image
-_MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 SCRIPT = "emanet-triton"  # the console script
 FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
 
@@ -141,6 +141,14 @@ def size(text: str, expected: str = "two sizes such as 512x1024") -> tuple[int, 
     return int(first), int(second)
 
 
+# Texts of options --threads: their default, and all of it where torchrun may start the command.
+THREADS = "default: OMP_NUM_THREADS if it is set, else one for each core that this process may use"
+RANK_THREADS = (
+    f"threads of the network on a CPU; {THREADS}; several processes of torchrun ignore the "
+    "variable and share the cores"
+)
+
+
 def thread_count(text: str) -> int:
     """A number of threads that a process can start, as the ``type`` of an option.
 
@@ -148,8 +156,8 @@ def thread_count(text: str) -> int:
         argparse.ArgumentTypeError: the text is no such number.
     """
     threads = count(text)
-    if threads > _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {threads}")
+    if threads > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS} threads, got {threads}")
     return threads
 
 

@@ -1,4 +1,4 @@
-"""How many cores this process may use, by its affinity and its cgroups' quotas, and its threads."""
+"""How many cores this process may use, and how many threads compute a network on a CPU."""
 
 import math
 import os
@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
+MOST_THREADS = 1024  # a process that starts tens of thousands of threads is killed
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use, at least 1.
+    """The number of cores that this process may use, at least 1: by its affinity and by cgroups.
 
     A quota of one and a half cores counts as two, because one thread cannot use all of it.
     """
@@ -18,13 +19,13 @@ def usable_cores() -> int:
 
 
 def default_threads(processes: int = 1) -> int:
-    """Threads of a network on a CPU: OMP_NUM_THREADS if the user sets it, else all usable cores.
+    """OMP_NUM_THREADS if it is set to a number of threads, else one thread for each usable core.
 
-    ``processes`` of torchrun share the cores. For them the variable says nothing, because torchrun
-    sets it to 1 itself.
+    Several ``processes`` that torchrun starts on this machine share its cores and ignore the
+    variable: torchrun sets it to 1 where the user has not set it.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" nests threads
-    if processes == 1 and wanted.isdecimal() and int(wanted):
+    if processes == 1 and wanted.isdecimal() and 0 < int(wanted) <= MOST_THREADS:
         return int(wanted)
     return max(1, usable_cores() // processes)
 

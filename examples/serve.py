@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from emanet_triton import Dataset, Predictor, class_names, command, overlay
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import default_threads, usable_cores
 from emanet_triton.data.picture import decode_picture
 from emanet_triton.data.png import encode_png
 from emanet_triton.errors import InputError
@@ -78,7 +78,7 @@ OPTIONS = (
     ("--host", str, "127.0.0.1", "the address to listen on"),
     ("--port", _port, 8000, "0: any free port"),
     ("--device", str, None, "by default cuda if there is a GPU, else cpu"),
-    ("--threads", command.thread_count, usable_cores(), "of the network on a CPU"),
+    ("--threads", command.thread_count, default_threads(), "of the network on a CPU"),
     ("--scale", command.size, None, "WIDTHxHEIGHT for the network; by default the checkpoint's"),
     ("--batch-size", command.count, 4, "the most pictures of one size in a batch"),
     ("--wait-ms", _time, 5, "the longest time that a picture waits for others of its size"),

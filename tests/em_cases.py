@@ -134,3 +134,8 @@ def assert_as_exact(got: Tensor, plain: Tensor, exact: Tensor) -> None:
     ulps = 4 if got.dtype == torch.float32 else 2
     floor = ulps * torch.finfo(got.dtype).eps * exact.abs().max().item()
     assert error <= 2 * allowed + floor, f"error {error:.3g}, plain PyTorch's {allowed:.3g}"
+
+
+def every_other(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with others between them."""
+    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), -1)[..., 0]

@@ -96,7 +96,9 @@ def test_without_proc(sixteen_cores):
     [
         (None, 1, 16),
         ("3", 1, 3),
-        ("24", 1, 24),
+        ("1024", 1, 1024),
+        ("1025", 1, 16),
+        ("99999999999", 1, 16),
         ("3,2", 1, 3),
         ("0", 1, 16),
         ("many", 1, 16),
@@ -106,7 +108,9 @@ def test_without_proc(sixteen_cores):
         ("1", 4, 4),  # torchrun's
     ],
 )
-def test_threads(sixteen_cores, monkeypatch, variable, processes, wanted):
+def test_threads_are_those_of_the_variable_or_a_share_of_the_cores(
+    sixteen_cores, monkeypatch, variable, processes, wanted
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emanet_triton.command import Parser, count, program, size, thread_count
+from emanet_triton.command import THREADS, Parser, count, program, size, thread_count
 from emanet_triton.deploy.formats import FORMATS
 from emanet_triton.deploy.parts import LOGITS, PARTS
 from emanet_triton.deploy.program import DTYPES, OPERATORS, STANDARD
@@ -82,7 +82,12 @@ def make_parser() -> Parser:
         "that loads the file must import emanet_triton; default: %(default)s",
     )
     how.add_argument("--device", help="for which the file is; default: cuda if there is a GPU")
-    how.add_argument("--threads", type=thread_count, metavar="N", help="of the comparison on a CPU")
+    how.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help=f"threads of the comparison on a CPU; {THREADS}",
+    )
     parser.add_argument(
         "--no-check",
         dest="check",

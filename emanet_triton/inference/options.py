@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from emanet_triton.command import Parser, count, size, thread_count
+from emanet_triton.command import RANK_THREADS, Parser, count, size, thread_count
 from emanet_triton.cores import usable_cores
 from emanet_triton.errors import InputError
 from emanet_triton.inference.build import INT8, PRECISIONS
@@ -65,8 +65,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the network on a CPU; default: OMP_NUM_THREADS, else the cores that "
-        "this process may use; under torchrun its share of them",
+        help=RANK_THREADS,
     )
     group.add_argument(
         "--workers",

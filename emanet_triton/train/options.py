@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emanet_triton.command import (
+    RANK_THREADS,
     Parser,
     below_one,
     count,
@@ -217,9 +218,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the network on a CPU; "
-        "default: OMP_NUM_THREADS, else the cores that this process may use; under torchrun its "
-        "share of them",
+        help=RANK_THREADS,
     )
     _add(group, "--seed", seed, Recipe.seed, "N", "of everything that is random")
     group.add_argument(

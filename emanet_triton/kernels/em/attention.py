@@ -151,8 +151,8 @@ class Stages:
         precision: how float32 features are multiplied.
         norm_shift: added to both norms of an M step.
         ranges: into how many ranges of positions an image is cut at most if ``em_stage`` computes E
-            and M step in one pass; then a descriptor must take the features. None for a kernel of
-            each step.
+            and M step in one pass; then a tensor descriptor must take the features. None for a
+            kernel of each step.
     """
 
     def __init__(
@@ -199,8 +199,8 @@ class Stages:
     def launch(self, kernel, programs: int, *arguments, waits: bool = False, **constants) -> None:
         """Launch a kernel with its tile; raises as ``Bound`` does.
 
-        One that ``waits`` itself until the kernel before it has ended may start earlier. The first
-        one may not: what runs before it may be writing the features.
+        One that ``waits`` itself for the end of the kernel before it may start earlier. The first
+        kernel may not: ``em_stage`` would load features that an earlier kernel may still write.
         """
         if waits:
             constants["launch_pdl"] = self._has_begun

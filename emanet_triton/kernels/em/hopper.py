@@ -25,7 +25,8 @@ from triton.language.extra.cuda import gdc_wait
 from emanet_triton.kernels.em.steps import logit_scale_and_bias, responsibilities
 from emanet_triton.kernels.hopper import async_load, async_store, described
 
-# Special values of these would make no faster kernel: descriptors address X and Z.
+# Triton would compile another kernel where one of these is 1 or a multiple of 16. It would not be
+# faster, since descriptors address X and Z.
 UNSPECIALISED = "N", "split", "num_splits", "first_program", "step_bases_b"
 
 

@@ -34,7 +34,8 @@ def after_predecessor(OVERLAP: tl.constexpr):
     """With OVERLAP wait until the kernel before this one has ended; then the next one may start.
 
     Every program calls this first. So when the next kernel starts, all kernels before this one have
-    ended. Until it waits itself, it may read what this kernel does not write.
+    ended. Until the next kernel waits, it may read only what this kernel does not write, and store
+    nothing.
     """
     if OVERLAP:
         gdc_wait()

@@ -7,7 +7,14 @@ other kernels.
 import pytest
 import torch
 from device import DEVICE, HALF, NATIVE, only_on
-from em_cases import Case, assert_as_exact, channels_first, eager_block, eager_em_attention
+from em_cases import (
+    Case,
+    assert_as_exact,
+    channels_first,
+    eager_block,
+    eager_em_attention,
+    every_other,
+)
 from gluon_simulator import simulate
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,11 +111,6 @@ def between_addresses(tensor: torch.Tensor) -> torch.Tensor:
     """The same values where no tensor descriptor takes them."""
     place = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
     return place.view(tensor.shape).copy_(tensor)
-
-
-def every_other(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values with others between them."""
-    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), -1)[..., 0]
 
 
 @pytest.mark.parametrize("inputs_are", ["as wanted", "of other strides and dtypes", "misplaced"])
