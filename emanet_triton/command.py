@@ -141,7 +141,7 @@ def size(text: str, expected: str = "two sizes such as 512x1024") -> tuple[int, 
     return int(first), int(second)
 
 
-# Texts of options --threads: their default, and all of it where torchrun may start the command.
+# Help of options --threads: their default, and the whole text where torchrun may start a command.
 THREADS = "default: OMP_NUM_THREADS if it is set, else one for each core that this process may use"
 RANK_THREADS = (
     f"threads of the network on a CPU; {THREADS}; several processes of torchrun ignore the "
