@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from emanet_triton.bench.ahead_of_time.launches import ONE_PASS, OVERLAPPING
+
 ROOT = Path(__file__).parents[2]
 ROLES = {"conv_boxes": 4, "em_output": 7}  # kernels whose warps have roles, and their arrivals
-# Kernels that wait for the kernel before them, and those of them that let the next one start early.
-WAITING = {"em_fold", "em_stage", "em_reduce", "em_project", "em_normalise", "em_output"}
-TRIGGERING = WAITING - {"em_stage", "em_output"}
+# Kernels that let the next one start early, and all that wait for the kernel before them.
+TRIGGERING = set(OVERLAPPING)
+WAITING = TRIGGERING | set(ONE_PASS)
 
 # Prints the codes of the kernels by this version of Triton for sm_90.
 COMPILE = """

@@ -338,9 +338,9 @@ def run_block(
     stages = BlockStages(feats, bases.shape[2], precision, norm_shift, ranges)
     mid = mid_weight.contiguous(), mid_bias.contiguous()
     # Nothing may copy them between two kernels: em_output reads them without waiting for the copy.
-    end_weight, end_bias = out_weight.to(feats.dtype).contiguous(), out_bias.contiguous()
+    out_weight, out_bias = out_weight.to(feats.dtype).contiguous(), out_bias.contiguous()
     if ranges is not None:
-        end_weight = fitted(end_weight)
+        out_weight = fitted(out_weight)
     # One copy if the dtype changes; ``to`` alone returns float32 bases as they are.
     mu = bases.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     mu = mu.contiguous()
@@ -353,5 +353,5 @@ def run_block(
         bases_of_stage = stages.project(sums, mass, *mid, gram)
     stages.stage(bases_of_stage, sums, mass, left=0)
     mu = stages.last_bases(sums, mass, *mid)
-    out = stages.epilogue(mu, end_weight, end_bias, out_relu)
+    out = stages.epilogue(mu, out_weight, out_bias, out_relu)
     return out, mu.transpose(1, 2)
