@@ -1,7 +1,7 @@
 """How a call is timed: by wall clock; on a GPU as the replay of its CUDA graph, or by events.
 
-Python needs 70 to 800 microseconds to launch one of our operators, and the GPU 10 to 200 to run it.
-The replay of a graph leaves the time of Python out, for every provider alike.
+Python may need longer to launch one of our operators than the GPU to run it. The replay of a graph
+leaves the time of Python out, for every provider alike.
 """
 
 import statistics

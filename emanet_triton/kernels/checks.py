@@ -29,7 +29,7 @@ def fitted(tensor: Tensor) -> Tensor:
     """
     if fits_descriptor(tensor):
         return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -9,12 +9,12 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import triton
 
-from emanet_triton.kernels.relaunch import launcher
+from emanet_triton.kernels.relaunch import start
 from emanet_triton.kernels.tile import Tile
 
 P = ParamSpec("P")
@@ -37,33 +37,22 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class Bound:
-    """A kernel with its constants, a tile and a device; it may be kept for many launches."""
-
-    def __init__(self, kernel, tile: Tile, device: torch.device, constants: dict[str, Any]) -> None:
-        self._tile = tile
-        self._device = device
-        self._launcher = launcher(kernel, constants, tile)
-
-    def __call__(self, programs: int, *arguments: Any) -> None:
-        """Launch ``programs`` programs with the block sizes and options of the tile.
-
-        Raises:
-            TileReplaced: the tile does not fit the device, and a smaller one is noted.
-            triton.OutOfResources: no smaller tile is left.
-        """
-        try:
-            self._launcher(self._device, (programs,), arguments)
-        except triton.OutOfResources as error:
-            _replace(self._tile, self._device, error)
-            raise TileReplaced from error
-
-
 def launch(
     kernel, tile: Tile, device: torch.device, programs: int, *arguments, **constants
 ) -> None:
-    """Bind a kernel and launch it once; raises as ``Bound`` does."""
-    Bound(kernel, tile, device, constants)(programs, *arguments)
+    """Launch ``programs`` programs of a kernel with the block sizes and options of a tile.
+
+    The device is the current one, where the arguments are.
+
+    Raises:
+        TileReplaced: the tile does not fit the device, and a smaller one is noted.
+        triton.OutOfResources: no smaller tile is left.
+    """
+    try:
+        start(kernel, (programs,), arguments, {**constants, **tile.keywords()})
+    except triton.OutOfResources as error:
+        _replace(tile, device, error)
+        raise TileReplaced from error
 
 
 def fitting(tile: Tile, device: torch.device) -> Tile:

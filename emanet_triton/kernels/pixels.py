@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
-from emanet_triton.kernels.relaunch import launcher
+from emanet_triton.kernels.relaunch import start
+from emanet_triton.kernels.tape import taped
 
 BLOCK, NUM_WARPS = 4096, 8  # a thread has 16 bytes of pixels
 
@@ -37,6 +38,7 @@ def normalise_kernel(
 INTERPRETED = not isinstance(normalise_kernel, triton.JITFunction)
 
 
+@taped
 def normalise(
     pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
@@ -45,8 +47,6 @@ def normalise(
     out = torch.empty_like(pixels, dtype=dtype)
     if pixels.numel():
         constants = {"BLOCK": BLOCK, "num_warps": NUM_WARPS, "enable_fp_fusion": False}
-        launcher(normalise_kernel, constants)(
-            out.device, (cdiv(pixels.numel(), BLOCK),),
-            (pixels, out, pixels.numel(), *map(float, mean), *map(float, std)),
-        )  # fmt: skip
+        arguments = pixels, out, pixels.numel(), *map(float, mean), *map(float, std)
+        start(normalise_kernel, (cdiv(pixels.numel(), BLOCK),), arguments, constants)
     return out.permute(0, 3, 1, 2)

@@ -1,153 +1,131 @@
-"""Launch a compiled kernel again without Triton's search for it, which takes most of a launch.
+"""Start kernels by Triton, and what it takes to start a compiled kernel again without Triton.
 
 Triton compiles a kernel for its constants and for traits of its arguments: their types, which
 integers are 1 or multiples of 16, which pointers are aligned. At every launch it finds these traits
-anew. A ``Launcher`` finds the kernel by a key that implies them. A launch that a hook of Triton
-watches, as its profiler does, takes Triton's own way.
-
-After the first launch nobody checks whether a kernel's source or global variables have changed, or
-whether a pointer is one of the GPU: the operators check their tensors.
+anew, which takes most of a launch. Code that knows that a launch has the traits of an earlier one,
+as a ``tape.Tape`` does, can start the same compiled kernel. Then nobody checks whether a kernel's
+source or global variables have changed, or whether a pointer is one of the GPU.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from emanet_triton.kernels.tile import Tile
-
 # How a compiled kernel starts is private to Triton, and was read in these versions.
 READ_VERSIONS = ("3.6.", "3.7.", "3.8.", "3.9.")
 ALIGNMENT = 16  # bytes of a pointer that Triton calls aligned
-MOST_KEYS = 1024  # of a launcher: every image size adds some
 _IS_READ = torch.version.hip is None and triton.__version__.startswith(READ_VERSIONS)
 _RUN = JITFunction.run
-_TENSORS = frozenset({Tensor, torch.nn.Parameter})
-
-_LAUNCHERS: dict[Hashable, "Launcher"] = {}
 
 
-class Launcher:
-    """A kernel with its constants: ``kernel[grid](*arguments, **keywords)``, but faster again.
+class Ready(NamedTuple):
+    """A loaded kernel, how it starts, with what options, and its last arguments, the constants.
+
+    ``run(x, y, z, stream, *options, *arguments, *constants)`` starts a grid of x * y * z programs.
+    """
+
+    compiled: CompiledKernel
+    run: Callable[..., None]
+    options: tuple
+    constants: tuple
+
+
+# Is told of each launch: the kernel, how it starts again or None, its grid and its arguments.
+Note = Callable[[Any, Ready | None, tuple[int, ...], Sequence], None]
+_NOTE: ContextVar[Note | None] = ContextVar("_NOTE", default=None)
+
+
+@contextlib.contextmanager
+def noting(note: Note) -> Iterator[None]:
+    """In this context ``note`` is told of each launch."""
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
+
+
+def is_noted() -> bool:
+    """Whether somebody is told of launches: a tape is being made."""
+    return _NOTE.get() is not None
+
+
+def start(
+    kernel: Any, grid: tuple[int, ...], arguments: Sequence, keywords: Mapping[str, Any]
+) -> None:
+    """Have Triton launch a kernel on the current device, where the arguments are.
 
     Args:
-        kernel: a function of ``@triton.jit``.
-        keywords: its constants and Triton's options.
+        kernel: a function of ``@triton.jit`` or ``@gluon.jit``.
+        grid: of one to three axes.
+        arguments: all before the constants.
+        keywords: the constants and Triton's options.
     """
-
-    def __init__(self, kernel: Any, keywords: Mapping[str, Any]) -> None:
-        self.kernel = kernel
-        self.keywords = keywords
-        # Key → a loaded kernel, how to start it, with what options, and its last arguments, the
-        # constants.
-        self._ready: dict[Hashable, tuple[CompiledKernel, Callable, tuple, tuple]] = {}
-
-    def __call__(self, device: torch.device, grid: tuple[int, ...], arguments: Sequence) -> None:
-        """Launch a grid of one to three axes on the current device, where the arguments are."""
-        key = None
-        if has_fast_way(device) and _is_usual(self.kernel):
-            driver = triton.runtime.driver.active
-            current = driver.get_current_device()
-            key, values = _key(current, arguments)
-            if ready := self._ready.get(key):
-                _, run, options, constants = ready
-                x, y, z = (*grid, 1, 1)[:3]
-                run(x, y, z, driver.get_current_stream(current), *options, *values, *constants)
-                return
-        compiled = self.kernel[grid](*arguments, **self.keywords)
-        if key is not None:
-            self._keep(key, compiled, len(arguments))
-
-    def _keep(self, key: Hashable, compiled: Any, count: int) -> None:
-        """Note a kernel that has just been launched with ``count`` arguments before constants."""
-        constants = list(inspect.signature(self.kernel.fn).parameters)[count:]
-        if type(compiled) is not CompiledKernel or not self.keywords.keys() >= set(constants):
-            return  # it is compiled in the background, say, or a constant precedes an argument
-        if len(self._ready) >= MOST_KEYS:
-            self._ready.clear()
-        without_hooks = None, None, None  # nor what a hook is told
-        options = compiled.function, compiled.packed_metadata, *without_hooks
-        values = tuple(self.keywords[name] for name in constants)
-        self._ready[key] = compiled, compiled.run, options, values
+    compiled = kernel[grid](*arguments, **keywords)
+    if note := _NOTE.get():
+        note(kernel, ready(kernel, compiled, len(arguments), keywords), grid, arguments)
 
 
-def launcher(kernel: Any, constants: Mapping[str, Any], tile: Tile | None = None) -> Launcher:
-    """The launcher of a kernel with these constants and options, and those of a tile.
+def ready(kernel: Any, compiled: Any, count: int, keywords: Mapping[str, Any]) -> Ready | None:
+    """How a kernel starts that was just launched with ``count`` arguments before its constants.
 
-    As in Triton, constants of 1 and True are the same kernel.
+    None if nobody knows: it is compiled in the background, say, or a constant has its default.
     """
-    # A kernel is known by its id, since its own hash is slow; its launcher keeps it alive.
-    key = id(kernel), tile, *constants, *constants.values()
-    found = _LAUNCHERS.get(key)
-    if found is None:
-        found = Launcher(kernel, {**constants, **(tile.keywords() if tile else {})})
-        found = _LAUNCHERS.setdefault(key, found)
-    return found
+    if type(compiled) is not CompiledKernel or not _is_usual(kernel):
+        return None
+    constants = list(inspect.signature(kernel.fn).parameters)[count:]
+    if not keywords.keys() >= set(constants):
+        return None
+    without_hooks = None, None, None  # nor what a hook is told
+    options = compiled.function, compiled.packed_metadata, *without_hooks
+    return Ready(compiled, compiled.run, options, tuple(keywords[name] for name in constants))
 
 
 def has_fast_way(device: torch.device) -> bool:
-    """Whether a kernel can be launched again on this device. AMD's depend on more traits."""
+    """Whether a kernel can start again on this device. AMD's depend on more traits."""
     return device.type == "cuda" and _IS_READ
 
 
-def _is_usual(kernel: Any) -> bool:
-    """Whether nobody watches or changes launches: a profiler, a debugger, or a test."""
+def is_watched() -> bool:
+    """Whether a profiler, a debugger, or a test watches or changes all launches."""
     runtime = knobs.runtime
     return (
-        JITFunction.run is _RUN
-        and isinstance(kernel, JITFunction)  # the interpreter's functions are not
-        and (type(kernel) is JITFunction or kernel.is_gluon())
-        and not kernel.pre_run_hooks
-        and not getattr(runtime.launch_enter_hook, "calls", True)
-        and not getattr(runtime.launch_exit_hook, "calls", True)
-        and runtime.add_stages_inspection_hook is None
+        JITFunction.run is not _RUN
+        or getattr(runtime.launch_enter_hook, "calls", True)
+        or getattr(runtime.launch_exit_hook, "calls", True)
+        or runtime.add_stages_inspection_hook is not None
     )
 
 
-def _key(device: int, arguments: Sequence[Any]) -> tuple[Hashable | None, list[Any]]:
-    """What decides the kernel beside its constants, or None if unknown; the arguments to start.
+def _is_usual(kernel: Any) -> bool:
+    """Whether nobody watches or changes a kernel's launches."""
+    return (
+        isinstance(kernel, JITFunction)  # the interpreter's functions are not
+        and (type(kernel) is JITFunction or kernel.is_gluon())
+        and not kernel.pre_run_hooks
+        and not is_watched()
+    )
 
-    An integer enters the key as it is: Triton makes other kernels for 1, for multiples of 16 and
-    for more than 32 bits. A bool has its type before it, because True equals 1. Of a float only the
-    type matters to Triton.
-    """
+
+def settings() -> tuple:
+    """What decides a kernel, and is no argument of it: the current device, and Triton's knobs."""
     compilation = knobs.compilation
-    key = [
-        device, knobs.runtime.debug, compilation.instrumentation_mode,
-        getattr(compilation, "fpsan_homomorphic_casts", None),
-    ]  # fmt: skip
-    values = []
-    for argument in arguments:
-        kind = type(argument)
-        if kind is int:
-            key.append(argument)
-            values.append(argument)
-        elif kind in _TENSORS:
-            pointer = argument.data_ptr()
-            key.append(argument.dtype)
-            key.append(pointer % ALIGNMENT == 0)
-            values.append(pointer)  # faster than the tensor, which the caller keeps alive
-        elif kind is float:
-            key.append(kind)
-            values.append(argument)
-        elif kind is bool or argument is None:
-            key += kind, argument
-            values.append(argument)
-        elif kind is TensorDescriptor or kind.__name__ == TensorDescriptor.__name__:  # Gluon's own
-            key += (
-                kind, argument.base.dtype, argument.padding, getattr(argument, "layout", None),
-                getattr(argument, "round_f32_to_tf32", False),
-            )  # fmt: skip
-            for numbers in (argument.shape, argument.strides, argument.block_shape):
-                key += numbers
-            values.append(argument)
-        else:
-            return None, []
-    return tuple(key), values
+    return (
+        triton.runtime.driver.active.get_current_device(), knobs.runtime.debug,
+        compilation.instrumentation_mode, getattr(compilation, "fpsan_homomorphic_casts", None),
+    )  # fmt: skip
+
+
+def is_descriptor(value: object) -> bool:
+    """Whether it is Triton's tensor descriptor, or Gluon's."""
+    kind = type(value)
+    return kind is TensorDescriptor or kind.__name__ == TensorDescriptor.__name__

@@ -37,6 +37,7 @@ FP32_ERROR = 1e-4  # bound of the logits' relative error, as in the golden tests
 HALF_ERROR = 1e-3  # in half precision: added to twice the error of PyTorch's operations
 SECONDS = 600  # for a child: enough to compile all kernels and to measure all convolutions
 SOUND = "sound"
+_UNTAPED = 2  # calls before the launchers play their tapes (see ``kernels.tape``)
 _USUAL_SCALE = (1024, 512)  # for a protocol in which every image keeps its own size
 # Signals that come from outside and say nothing about the network. Windows lacks some of them.
 FROM_OUTSIDE = {getattr(signal, name, None) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")}
@@ -221,8 +222,9 @@ def disagreement(
 ) -> str | None:
     """What is wrong with a network's logits for noise of the protocol's size, or ``None``.
 
-    The logits are compared with ``model.reference_logits``, in float64 if possible. In half
-    precision the network's error may be twice the error of the same operations under autocast.
+    The logits of a third call are compared with ``model.reference_logits``, in float64 if possible.
+    In half precision the network's error may be twice the error of the same operations under
+    autocast.
 
     Args:
         network: float32 [1, 3, H, W] on the model's device → logits.
@@ -235,6 +237,8 @@ def disagreement(
     images = torch.randn(1, 3, *size, generator=generator).to(device)
     with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):
         want = _wide_logits(model, images)
+        for _ in range(_UNTAPED):
+            network(torch.zeros_like(images))
         error = _relative_error(network(images), want)
     bound = FP32_ERROR
     if dtype != torch.float32:

@@ -201,16 +201,15 @@ def block():
 def test_an_em_kernel_gets_the_tile_and_the_others_keep_theirs(block, monkeypatch):
     swept, tiles = block
     launched = {}
-    bound = em_attention.Bound
+    launch = em_attention.launch
 
-    def note(kernel, tile, *arguments):
+    def note(kernel, tile, *arguments, **constants):
         launched.setdefault(tile.kernel, set()).add(tile)
-        return bound(kernel, tile, *arguments)
+        launch(kernel, tile, *arguments, **constants)
 
     case = sweep.make_case(swept, tiles, SM_90, "cpu")
     case.prepare()
-    monkeypatch.setattr(em_attention, "Bound", note)
-    em_attention._kernels.cache_clear()
+    monkeypatch.setattr(em_attention, "launch", note)
     case.providers["32x64 w4 s2"]()()
     assert launched.pop("em_e_step") == {tiles["32x64 w4 s2"]}
     for kernel in ("em_m_step", "em_project", "em_epilogue"):
@@ -226,14 +225,14 @@ def test_an_em_kernel_with_another_result_gets_no_time(block, monkeypatch):
     swept, tiles = block
     case = sweep.make_case(swept, tiles, SM_90, "cpu")
     case.prepare()
-    launch = em_attention.Bound.__call__
+    launch = em_attention.launch
 
-    def doubled(self, programs, *arguments):
-        launch(self, programs, *arguments)
-        if self._tile.pipeline_stages == 2 and self._tile.kernel == "em_e_step":
+    def doubled(kernel, tile, device, programs, *arguments, **constants):
+        launch(kernel, tile, device, programs, *arguments, **constants)
+        if tile.pipeline_stages == 2 and tile.kernel == "em_e_step":
             arguments[6].mul_(2)  # the sums of the responsibilities
 
-    monkeypatch.setattr(em_attention.Bound, "__call__", doubled)
+    monkeypatch.setattr(em_attention, "launch", doubled)
     shipped, wrong = measure(case, Method("cpu", rounds=1), replace(MACHINE, matmul_tflop_s={}))
     assert shipped.gate == "passed"
     assert wrong.gate.startswith("failed: error")

@@ -1,12 +1,18 @@
 """Settings of the kernels' tests."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import tape_cases
 import torch
 
+from emanet_triton.kernels import relaunch, tape
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.device import has_onednn
 from emanet_triton.kernels.em import eager
+
+TRAITS = tape._traits
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +24,26 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _without_tapes(monkeypatch):
+    """On a GPU, too, every call of an operator runs its Python, which tests change."""
+    monkeypatch.setattr(tape, "_traits", lambda arguments: None)
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """Launchers play tapes, and the CPU plays the GPU: its driver knows the stream of a device."""
+    driver = SimpleNamespace(
+        get_current_stream={3: tape_cases.STREAM}.__getitem__, get_current_device=lambda: 3
+    )
+    runtime = SimpleNamespace(driver=SimpleNamespace(active=driver))
+    monkeypatch.setattr(tape, "triton", SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(relaunch, "triton", SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(tape, "_traits", TRAITS)
+    monkeypatch.setattr(relaunch, "has_fast_way", lambda device: True)
+    monkeypatch.setattr(relaunch, "is_watched", lambda: False)
 
 
 @pytest.fixture

@@ -56,6 +56,17 @@ def test_disagreement(model, dtype, wrong):
     assert "relative error" in disagreement(fused, model, dtype)
 
 
+def test_a_network_whose_third_call_is_wrong_is_found_out(model):
+    """Only then the operators play tapes."""
+    fused, calls = fuse(model), []
+
+    def network(images):
+        calls.append(images)
+        return fused(images) * (1.1 if len(calls) > 2 else 1.0)
+
+    assert "relative error" in disagreement(network, model, SINGLE)
+
+
 @by_dtype
 @pytest.mark.parametrize("network", ["fused", "plain"])
 def test_a_wrong_em_attention_of_triton_is_found_out(model, dtype, network, monkeypatch):

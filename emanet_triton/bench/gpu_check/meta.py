@@ -193,7 +193,6 @@ def shipped_tile(call: OperatorCall, gpu: Gpu, kernel: str = "") -> Tile:
         mock.patch.object(conv_tiles, "tile", noted(conv_tiles.tile)),
         mock.patch.object(conv_tiles, "expand_reduce_tile", noted(conv_tiles.expand_reduce_tile)),
         mock.patch.object(em_tiles, "tile", noted(em_tiles.tile)),
-        mock.patch.object(em_attention, "_kernels", _new_kernels),
     ):
         kernels_of(Launch(call), gpu)
     return next(tile for tile in found if kernel in ("", tile.kernel))
@@ -240,17 +239,11 @@ def with_tile(tile: Tile | None) -> Iterator[None]:
         mock.patch.object(conv_tiles, "tile", instead_of(conv_tiles.tile)),
         mock.patch.object(conv_tiles, "expand_reduce_tile", pairs),
         mock.patch.object(em_tiles, "tile", instead_of(em_tiles.tile)),
-        mock.patch.object(em_attention, "_kernels", _new_kernels),
         mock.patch.object(conv_triton, "fitting", given),
         mock.patch.object(conv_expand_reduce, "fitting", given),
         mock.patch.object(em_attention, "fitting", given),
     ):
         yield
-
-
-def _new_kernels(replaced: int, *configuration: Any) -> em_attention.Kernels:
-    """Stands for ``em_attention._kernels``, which keeps the tiles of earlier calls."""
-    return em_attention.Kernels(*configuration)
 
 
 def _without_backend(values: list[Any]) -> list[Any]:

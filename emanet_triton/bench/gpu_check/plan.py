@@ -19,6 +19,7 @@ OWN = f"{BENCH[2]}.gpu_check."
 SEARCHING = ("model", "train-mem")  # suites with longer silences
 ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("test_launch.py", "test_native.py", "test_threads.py"),
+    *("test_tape.py", "test_tape_keys.py", "test_tape_refusals.py"),
     *("conv/test_conv_boxes.py", "conv/test_conv_tiles.py"),
     *("conv/test_onednn.py", "conv/test_winograd.py"),
     *("em/test_em_eager.py", "em/test_em_passes.py", "em/test_em_reference.py"),

@@ -322,7 +322,7 @@ def provide(launch: Launch, gpu: Gpu, problem: Callable[[], Problem]) -> Call:
 
 
 def _launcher(call: OperatorCall) -> Callable[..., object]:
-    """What launches the kernel, without the decorator that starts again with a smaller tile."""
+    """What launches the kernel, without tapes, and without another start with a smaller tile."""
     if call.name == "em_attention_block":
         return inspect.unwrap(em_block.run_block)
     if call.name == "expand_reduce":

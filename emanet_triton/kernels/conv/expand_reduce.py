@@ -18,6 +18,7 @@ from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.conv.implicit_gemm import nhwc
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
+from emanet_triton.kernels.tape import taped
 
 
 @triton.jit
@@ -81,6 +82,7 @@ def conv_expand_reduce(
     store_tile(reduced, first, 0, b_reduced, num_pixels, R, DESCRIPTORS)
 
 
+@taped
 @with_fitting_tiles
 def expand_reduce(
     x: Tensor,

@@ -34,6 +34,7 @@ from emanet_triton.kernels.hopper import (
     described,
 )
 from emanet_triton.kernels.launch import cdiv, launch
+from emanet_triton.kernels.tape import taped
 
 INTERPRETED = False
 
@@ -229,6 +230,7 @@ def conv_boxes(
     )  # fmt: skip
 
 
+@taped
 def conv_bias_act(
     x: Tensor,
     weight: Tensor,

@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from emanet_triton.kernels.conv import tiles
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
+from emanet_triton.kernels.tape import taped
 
 # If an image's rows fill a smaller share of their tiles, ``conv_pointers`` runs.
 _MIN_FILLED = 0.8
@@ -179,6 +180,7 @@ def nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
+@taped
 @with_fitting_tiles
 def conv_bias_act(
     x: Tensor,

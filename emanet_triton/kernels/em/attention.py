@@ -15,7 +15,8 @@ from torch import Tensor
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.em.steps import backwards, em_e_step, em_m_step, em_reduce
-from emanet_triton.kernels.launch import Bound, cdiv, fitting, replacements, with_fitting_tiles
+from emanet_triton.kernels.launch import cdiv, fitting, launch, with_fitting_tiles
+from emanet_triton.kernels.tape import taped
 from emanet_triton.kernels.tile import Tile
 
 # float16 holds numbers down to 2^-24 only. Scaled by 2^15, responsibilities reach down to 2^-39.
@@ -87,61 +88,6 @@ class Bases(NamedTuple):
     size: Tensor | None = None
 
 
-class Kernels:
-    """The kernels of EM attention with their tiles: the same in every call of one configuration.
-
-    Args:
-        device: where they run; ``arch`` is its architecture.
-        dtype: of the features.
-        channels, num_bases: C and K.
-        channels_last: whether the features of a position follow one another in memory.
-        precision: how float32 features are multiplied.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        arch: str,
-        dtype: torch.dtype,
-        channels: int,
-        num_bases: int,
-        channels_last: bool,
-        precision: str,
-    ) -> None:
-        self._device, self._channels = device, channels
-        self._tile_of = functools.partial(
-            tiles.tile, arch=arch, dtype=DTYPE_NAMES[dtype], num_bases=num_bases,
-            channels_last=channels_last, precision=precision,
-        )  # fmt: skip
-        self._tiles: dict[tuple[str, int | None], Tile] = {}
-        self._bound: dict[tuple, Bound] = {}
-
-    def tile(self, kernel: str, channels: int | None = None) -> Tile:
-        """The tile of a kernel, for all channels or for fewer."""
-        found = self._tiles.get((kernel, channels))
-        if found is None:
-            tile = self._tile_of(kernel, channels=channels or self._channels)
-            found = self._tiles[kernel, channels] = fitting(tile, self._device)
-        return found
-
-    def launch(
-        self, kernel, programs: int, *arguments, channels: int | None = None, **constants
-    ) -> None:
-        """Launch a kernel with its tile; raises as ``Bound`` does."""
-        key = kernel.__name__, channels, *constants.values()
-        bound = self._bound.get(key)
-        if bound is None:
-            tile = self.tile(kernel.__name__, channels)
-            bound = self._bound[key] = Bound(kernel, tile, self._device, constants)
-        bound(programs, *arguments)
-
-
-@functools.lru_cache(maxsize=256)
-def _kernels(replaced: int, *configuration: Any) -> Kernels:
-    """The kernels of a configuration; others once another tile has been replaced."""
-    return Kernels(*configuration)
-
-
 class Stages:
     """The launches of one EM run on features of one shape, and their workspace.
 
@@ -174,11 +120,10 @@ class Stages:
         overlap = ranges is not None and not INTERPRETED
         self.overlap = {"OVERLAP": overlap, "waits": overlap}
         self._has_begun = False
-        self._kernels = _kernels(
-            replacements(), feats.device, gpu_arch(feats.device), feats.dtype, channels, num_bases,
-            channels_last, precision,
+        self._tile = functools.partial(
+            tiles.tile, arch=gpu_arch(feats.device), dtype=DTYPE_NAMES[feats.dtype],
+            num_bases=num_bases, channels_last=channels_last, precision=precision,
         )  # fmt: skip
-        self.tile = self._kernels.tile
         self.z = feats.new_empty(batch, positions, tiles.pad_bases(num_bases))
         self._hopper: Any = None
         if ranges is None:
@@ -196,15 +141,24 @@ class Stages:
         partial = batch, num_splits, num_bases, channels
         self.partial = feats.new_empty(partial, dtype=torch.float32)
 
-    def launch(self, kernel, programs: int, *arguments, waits: bool = False, **constants) -> None:
-        """Launch a kernel with its tile; raises as ``Bound`` does.
+    def tile(self, kernel: str, channels: int | None = None) -> Tile:
+        """The tile of a kernel, for all channels or for fewer."""
+        tile = self._tile(kernel, channels=channels or self.shape["C"])
+        return fitting(tile, self.feats.device)
+
+    def launch(
+        self, kernel, programs: int, *arguments, channels: int | None = None, waits: bool = False,
+        **constants,
+    ) -> None:  # fmt: skip
+        """Launch a kernel with its tile, for all channels or for fewer; raises as ``launch`` does.
 
         One that ``waits`` itself for the end of the kernel before it may start earlier. The first
         kernel may not: ``em_stage`` would load features that an earlier kernel may still write.
         """
         if waits:
             constants["launch_pdl"] = self._has_begun
-        self._kernels.launch(kernel, programs, *arguments, **constants)
+        tile = self.tile(kernel.__name__, channels)
+        launch(kernel, tile, self.feats.device, programs, *arguments, **constants)
         self._has_begun = True
 
     def stage(self, old: Bases, new: Tensor, mass: Tensor | None = None, *, left: int) -> None:
@@ -274,6 +228,7 @@ class Stages:
         return out
 
 
+@taped
 @with_fitting_tiles
 def run_attention(
     feats: Tensor,

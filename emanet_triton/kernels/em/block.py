@@ -24,6 +24,7 @@ from emanet_triton.kernels.device import multiprocessors
 from emanet_triton.kernels.em.attention import Bases, Stages, reconstruct
 from emanet_triton.kernels.em.steps import after_predecessor, backwards, guarded, load_features
 from emanet_triton.kernels.launch import cdiv, with_fitting_tiles
+from emanet_triton.kernels.tape import taped
 
 
 @triton.jit
@@ -317,6 +318,7 @@ class BlockStages(Stages):
         return cdiv(rows, meta["BLOCK_M"]) * num_blocks
 
 
+@taped
 @with_fitting_tiles
 def run_block(
     feats: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 from emanet_triton.kernels.device import DTYPE_NAMES, gpu_arch
 from emanet_triton.kernels.launch import cdiv, launch
 from emanet_triton.kernels.pool import tiles
+from emanet_triton.kernels.tape import taped
 
 
 @triton.jit
@@ -48,6 +49,7 @@ def max_pool_kernel(
     tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
+@taped
 def max_pool(x: Tensor, arch: str | None = None) -> Tensor:
     """x [B, C, H, W] → [B, C, ceil(H / 2), ceil(W / 2)], channels-last."""
     tile = tiles.tile(arch or gpu_arch(x.device), DTYPE_NAMES[x.dtype])

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from emanet_triton.kernels.launch import cdiv
-from emanet_triton.kernels.relaunch import launcher
+from emanet_triton.kernels.relaunch import start
+from emanet_triton.kernels.tape import taped
 
 # Rows of a program's run. More rows share more loads, but fewer programs fill a GPU less evenly,
 # and scores of several views need registers for each row.
@@ -285,6 +286,7 @@ def confusion_kernel(
 INTERPRETED = not isinstance(resample_kernel, triton.runtime.JITFunction)
 
 
+@taped
 def resample(
     logits: Tensor, tables: Sequence[Tensor], *, average: str, probabilities: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -315,12 +317,13 @@ def resample(
         "BLOCK_C": max(32, triton.next_power_of_2(C)), "BLOCK_W": block_w, "ROWS": ROWS[use],
         "num_warps": 1, "enable_fp_fusion": True, **limit,
     }  # fmt: skip
-    launcher(resample_kernel, constants)(
-        logits.device, (cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B),
+    start(
+        resample_kernel, (cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B),
         (
             logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
             H, W, P, V, T_r, T_c,
         ),
+        constants,
     )  # fmt: skip
     return labels, mean
 
@@ -343,14 +346,13 @@ def registers(use: str, held: int, more: bool, classes: int, itemsize: int) -> i
     return 168 if few else 255
 
 
+@taped
 def confusion(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts of each (target, label) pair, then of pixels without a class: int64 [C * C + 1]."""
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=labels.device)
     bins = min(MOST_BINS, triton.next_power_of_2(num_classes**2 + 2))
     blocks = cdiv(labels.numel(), CONFUSION_TILE["BLOCK"]), cdiv(num_classes**2 + 1, bins - 1)
     constants = {"C": num_classes, "BINS": bins, **CONFUSION_TILE, "enable_fp_fusion": True}
-    launcher(confusion_kernel, constants)(
-        labels.device, blocks,
-        (targets.contiguous(), labels.contiguous(), counts, labels.numel()),
-    )  # fmt: skip
+    arguments = targets.contiguous(), labels.contiguous(), counts, labels.numel()
+    start(confusion_kernel, blocks, arguments, constants)
     return counts

@@ -39,15 +39,15 @@ def _simulated(monkeypatch):
     """Without a GPU, simulate the kernels in Gluon."""
     if NATIVE:
         return
-    launch = attention.Kernels.launch
+    launch = attention.launch
 
-    def launch_or_simulate(self, kernel, programs, *arguments, channels=None, **constants):
+    def launch_or_simulate(kernel, tile, device, programs, *arguments, **constants):
         constants.pop("launch_pdl", None)
         if kernel not in (hopper.em_stage, output.em_output):
-            return launch(self, kernel, programs, *arguments, channels=channels, **constants)
-        return simulate(kernel, programs, arguments, constants, self.tile(kernel.__name__))
+            return launch(kernel, tile, device, programs, *arguments, **constants)
+        return simulate(kernel, programs, arguments, constants, tile)
 
-    monkeypatch.setattr(attention.Kernels, "launch", launch_or_simulate)
+    monkeypatch.setattr(attention, "launch", launch_or_simulate)
     monkeypatch.setattr(passes, "gluon_arch", lambda feats: "sm_90")
 
 
@@ -119,12 +119,12 @@ def test_each_kernel_but_the_first_may_start_early(operator, inputs_are, monkeyp
     """It may read what is older than the kernel before, so nothing else runs between the two."""
     events = []
 
-    def launch(self, kernel, programs, *arguments, channels=None, **constants):
+    def launch(kernel, tile, device, programs, *arguments, **constants):
         assert constants.get("OVERLAP", True)
         events.append((kernel.__name__, constants.get("launch_pdl", False)))
 
     monkeypatch.setattr(attention, "INTERPRETED", False)
-    monkeypatch.setattr(attention.Kernels, "launch", launch)
+    monkeypatch.setattr(attention, "launch", launch)
     x, mu, weights = inputs(CASE)
     x, mu = as_positions(x)[:1], mu[:1]
     if inputs_are == "of other strides and dtypes":
