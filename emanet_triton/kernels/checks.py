@@ -9,9 +9,8 @@ from torch import Tensor
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 BACKENDS = ("auto", "triton", "torch")
-
-
-ALIGNMENT = 16  # bytes of addresses and strides that a tensor descriptor takes
+# Bytes: of a pointer that Triton calls aligned; of addresses and strides that a descriptor takes.
+ALIGNMENT = 16
 
 
 def fits_descriptor(tensor: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from emanet_triton.errors import first_line
 from emanet_triton.kernels.cache import Cache, digest, environment
-from emanet_triton.kernels.device import current_device
+from emanet_triton.kernels.device import current_device, is_capturing
 from emanet_triton.kernels.exact import Check
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.replay import record, seconds_on_device
@@ -83,7 +83,7 @@ def choose(
         return last_resort
     if not _MAY_MEASURE.get():
         return default
-    if _is_capturing(device):
+    if is_capturing(device):
         return default
     watch = MemoryWatch(device)
     try:
@@ -161,10 +161,6 @@ def _require_exact(
         found = check.error(output)
         if not found <= most:
             raise ValueError(f"its error is {found:.3g}, where {most:.3g} is allowed")
-
-
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _seconds(name: str, key: str, device: torch.device, run: Callable[[], object]) -> float:

@@ -152,3 +152,8 @@ def triton_kernels(stem: str, tensor: Tensor) -> Iterator[ModuleType]:
 def current_device(device: torch.device) -> contextlib.AbstractContextManager:
     """A context in which a GPU is the current device; on a CPU it does nothing."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is recorded on the current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -42,7 +42,7 @@ def launch(
 ) -> None:
     """Launch ``programs`` programs of a kernel with the block sizes and options of a tile.
 
-    The device is the current one, where the arguments are.
+    The device must be the current one, and the arguments must be on it.
 
     Raises:
         TileReplaced: the tile does not fit the device, and a smaller one is noted.

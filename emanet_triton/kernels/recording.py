@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from emanet_triton.errors import describe
 from emanet_triton.kernels.relaunch import Ready, is_descriptor
 
 _ATEN = torch.ops.aten
@@ -131,7 +132,7 @@ class Recorder(TorchDispatchMode):
         steps: what it did, in order.
         kernels: that it launched, by id, since a kernel's own hash is slow.
         layouts: by slot.
-        allocated: slots of tensors that no operation has filled.
+        allocated: slots of tensors that an allocation alone has made.
         problem: the first thing that a tape cannot repeat, or None.
     """
 
@@ -144,6 +145,7 @@ class Recorder(TorchDispatchMode):
         self.problem: str | None = None
         # By id; with the tensor, so that no other gets its id.
         self._places: dict[int, tuple[Tensor, Place]] = {}
+        self._device = inputs[0].device
         for tensor in inputs:
             self._put(tensor)
 
@@ -173,8 +175,8 @@ class Recorder(TorchDispatchMode):
         if self.problem is None:
             try:
                 note(*noted)
-            except Untapable as problem:
-                self.problem = str(problem)
+            except Exception as problem:  # a new version of PyTorch or Triton may raise others
+                self.problem = describe(problem)
 
     def _put(self, tensor: Tensor, place: Place | None = None) -> int:
         """Note where a tensor is; its slot. Without a place it has memory of its own."""
@@ -193,14 +195,20 @@ class Recorder(TorchDispatchMode):
             raise Untapable(f"{function} changes a tensor, or makes none")
         if len(given) != sum(isinstance(a, Tensor) for a in tree_leaves((args, keywords))):
             raise Untapable(f"{function} takes a list of tensors, or one by name")
-        roots = {t.untyped_storage().data_ptr(): t for t in given if t.numel()}
+        if torch.Tag.dynamic_output_shape in function.tags:
+            raise Untapable(f"the shape that {function} makes depends on values")
+        # Of several tensors in one memory an operation returns a view of the first.
+        roots = {t.untyped_storage()._cdata: t for t in reversed(given)}
         for output in outputs:
-            root = roots.get(output.untyped_storage().data_ptr())
+            root = roots.get(output.untyped_storage()._cdata)
             if root is not None:
                 if root.dtype != output.dtype:
                     raise Untapable(f"{function} gives bytes another dtype")
                 slot, offset = self.view(root).place
-                self._put(output, Place(slot, offset + output.data_ptr() - root.data_ptr()))
+                elements = output.storage_offset() - root.storage_offset()
+                self._put(output, Place(slot, offset + elements * root.element_size()))
+            elif output.device != self._device:
+                raise Untapable(f"{function} makes a tensor on {output.device}")
             elif function in _ALLOCATIONS:
                 self.allocated.append(self._put(output))
             elif len(outputs) > 1:
@@ -209,7 +217,7 @@ class Recorder(TorchDispatchMode):
                 arguments = [self.view(a) if isinstance(a, Tensor) else a for a in args]
                 slots = {a.place.slot for a in arguments if isinstance(a, View)}
                 if slots.intersection(self.allocated):
-                    raise Untapable(f"{function} reads what a kernel has written")
+                    raise Untapable(f"{function} reads memory that the launcher allocated")
                 slot = self._put(output)
                 self.steps.append(Operation(function, arguments, keywords, slot))
 

@@ -22,7 +22,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 # How a compiled kernel starts is private to Triton, and was read in these versions.
 READ_VERSIONS = ("3.6.", "3.7.", "3.8.", "3.9.")
-ALIGNMENT = 16  # bytes of a pointer that Triton calls aligned
 _IS_READ = torch.version.hip is None and triton.__version__.startswith(READ_VERSIONS)
 _RUN = JITFunction.run
 
@@ -62,12 +61,12 @@ def is_noted() -> bool:
 def start(
     kernel: Any, grid: tuple[int, ...], arguments: Sequence, keywords: Mapping[str, Any]
 ) -> None:
-    """Have Triton launch a kernel on the current device, where the arguments are.
+    """Have Triton launch a kernel on the current device.
 
     Args:
         kernel: a function of ``@triton.jit`` or ``@gluon.jit``.
         grid: of one to three axes.
-        arguments: all before the constants.
+        arguments: all before the constants; tensors must be on the current device.
         keywords: the constants and Triton's options.
     """
     compiled = kernel[grid](*arguments, **keywords)

@@ -1,12 +1,14 @@
 """Repeat what a launcher did for other tensors, without its Python and Triton's: a tape.
 
-What a launcher of ours does depends on its options and on traits of its tensors: shapes, strides,
-dtypes, and the last bits of addresses. So one call's tape can be played for all tensors of the same
-traits: it allocates the same memory, runs the same operations of PyTorch and starts the same
-kernels. Only the addresses differ. It has nothing to do with the tape of automatic differentiation.
+What a launcher of ours does depends on its options, on traits of its tensors (shapes, strides,
+dtypes, the device, the last bits of addresses), and on Triton's settings. So one call's tape can be
+played for all tensors of the same traits: it allocates the same memory, runs the same operations of
+PyTorch and starts the same kernels. Only the addresses differ. It has nothing to do with the tape
+of automatic differentiation.
 
 Making a tape takes longer than a call, so it is made at the second call of the same options and
-traits. Where launches take Triton's own way (see ``relaunch``), nothing is taped or played.
+traits, but not while a CUDA graph is recorded, whose replays need no tape. Where launches take
+Triton's own way (see ``relaunch``), nothing is taped or played.
 """
 
 import functools
@@ -17,15 +19,18 @@ import torch
 import triton
 from torch import Tensor
 
+from emanet_triton.errors import describe
 from emanet_triton.kernels import relaunch
+from emanet_triton.kernels.checks import ALIGNMENT
+from emanet_triton.kernels.device import is_capturing
 from emanet_triton.kernels.launch import cdiv, replacements
-from emanet_triton.kernels.recording import Address, Operation, Recorder, Untapable
-from emanet_triton.kernels.relaunch import ALIGNMENT
+from emanet_triton.kernels.recording import Address, Operation, Recorder
 
 F = TypeVar("F", bound=Callable)
 Outputs = Tensor | tuple[Tensor | None, ...]
 
 MOST_TAPES = 4096  # of a launcher: an image size adds one for each kind of layer
+FIRST_CALL = "the second call makes it"
 PIECE = 256  # bytes; a tensor of the workspace begins at a multiple of it
 _TENSORS = {Tensor, torch.nn.Parameter}
 _SEQUENCES = {list, tuple}
@@ -51,15 +56,16 @@ class Tape:
         self._is_single = isinstance(outputs, Tensor)
         returned = (outputs,) if isinstance(outputs, Tensor) else outputs
         self._outputs = [None if tensor is None else recorder.view(tensor) for tensor in returned]
-        # Outputs have memory of their own. All else that is allocated lies in one tensor.
         allocated = {slot: recorder.layouts[slot] for slot in recorder.allocated}
         slots = [view.place.slot for view in self._outputs if view]
         for i, view in enumerate(self._outputs):
             if not view or slots.count(slot := view.place.slot) > 1 or slot not in allocated:
                 continue
+            # An output of as many bytes begins where its memory does.
             if allocated[slot].num_bytes() == view.layout.num_bytes():
                 allocated[slot] = view.layout  # so that no view is made of it
                 self._outputs[i] = view._replace(is_whole=True)
+        # Outputs have memory of their own. All else that is allocated lies in one tensor.
         self._returned = [(slot, layout) for slot, layout in allocated.items() if slot in slots]
         self._workspace, self._bytes = [], 0
         for slot in allocated.keys() - slots:
@@ -120,19 +126,16 @@ def taped(launcher: F) -> F:
         if type(tape) is Tape:
             if not any(kernel.pre_run_hooks for kernel in tape.kernels):
                 return tape.play(tensors, addresses)
-        elif tape == _FIRST_CALL:
-            tapes[key], outputs = _record(launcher, arguments, keywords)
-            return outputs
         elif tape is None:
             if len(tapes) >= MOST_TAPES:
                 tapes.clear()
-            tapes[key] = _FIRST_CALL
+            tapes[key] = FIRST_CALL
+        elif tape is FIRST_CALL and not is_capturing(tensors[0].device):
+            tapes[key], outputs = _record(launcher, arguments, keywords)
+            return outputs
         return launcher(*arguments, **keywords)
 
     return cast(F, run)
-
-
-_FIRST_CALL = "it is made at the second call"
 
 
 def _record(
@@ -149,8 +152,8 @@ def _record(
         return recorder.problem or "a smaller tile took the place of another", outputs
     try:
         return Tape(recorder, outputs), outputs
-    except Untapable as problem:
-        return str(problem), outputs
+    except Exception as problem:  # a new version of PyTorch may raise other than Untapable
+        return describe(problem), outputs
 
 
 def _others(value: Any, tensors: list[Tensor]) -> Any:
@@ -168,6 +171,8 @@ def _others(value: Any, tensors: list[Tensor]) -> Any:
 
 def _traits(arguments: Iterable) -> tuple[tuple, list[Tensor], list[int]] | None:
     """What decides a launcher's steps, its tensors and their addresses; None without tapes."""
+    if relaunch.is_noted() or relaunch.is_watched():
+        return None
     values: list[Any] = []
     for argument in arguments:
         if type(argument) in _SEQUENCES:
@@ -181,15 +186,13 @@ def _traits(arguments: Iterable) -> tuple[tuple, list[Tensor], list[int]] | None
         kind = type(value)
         if kind in _TENSORS:
             address = value.data_ptr()
-            key += value.shape, value.stride(), value.dtype, address % ALIGNMENT
+            key += value.shape, value.stride(), value.dtype, value.device, address % ALIGNMENT
             tensors.append(value)
             addresses.append(address)
-        elif isinstance(value, Tensor):
-            return None  # of a class that may do something else
+        elif kind in _SEQUENCES or isinstance(value, Tensor):
+            return None  # a sequence in a sequence; a class that may do something else
         else:
             key += kind, value  # True equals 1, and 1 equals 1.0
-    if relaunch.is_noted() or relaunch.is_watched():
-        return None
     if not tensors or not relaunch.has_fast_way(tensors[0].device):
         return None
     return (*relaunch.settings(), replacements(), *key), tensors, addresses

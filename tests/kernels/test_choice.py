@@ -44,7 +44,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
-        choice, "_is_capturing", lambda device: torch.cuda.is_current_stream_capturing()
+        choice, "is_capturing", lambda device: torch.cuda.is_current_stream_capturing()
     )
     monkeypatch.setattr(
         choice, "environment", lambda device: f"{torch.cuda.get_device_name(device)}, driver 1"

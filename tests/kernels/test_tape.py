@@ -171,10 +171,26 @@ def test_what_other_threads_launch_is_not_taped():
     assert operator.calls == 2
 
 
-def test_tensors_without_elements():
-    operator = Operator(lambda x, y: x.new_empty(0, 2))
+NOTHING = {
+    "allocated": lambda x, y: x.new_empty(0, 2, 3).permute(2, 0, 1),
+    "view": lambda x, y: y[4:],
+    "taken": lambda x, y: y[4:].double(),
+}
+
+
+@pytest.mark.parametrize("operate", NOTHING.values(), ids=NOTHING)
+def test_tensors_without_elements(operate):
+    operator = Operator(operate)
     for _ in range(4):
-        assert operator.check(torch.rand(0, 4), torch.rand(4)).data_ptr() == 0
+        operator.check(torch.rand(0, 4), torch.rand(4))
+    assert operator.calls == 2
+
+
+@torch.inference_mode()
+def test_a_view_of_one_of_two_tensors_in_one_memory():
+    operator = Operator(lambda x, y: summed(x.view_as(y), y.view_as(x).double().float()))
+    for i in range(4):
+        operator.check(*(torch.rand(2, 4) if i < 2 else pair(4)))
     assert operator.calls == 2
 
 

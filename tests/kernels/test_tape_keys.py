@@ -134,6 +134,18 @@ def test_options_that_cannot_be_hashed():
     assert operator.calls == 3
 
 
+def test_the_device_is_a_trait():
+    here, there = (torch.empty(4, device=device) for device in ("cpu", "meta"))
+    assert tape._traits((here, there))[0] != tape._traits((here, torch.empty(4)))[0]
+
+
+def test_a_sequence_of_sequences_runs_as_usual():
+    operator = Operator(lambda x, ys: summed(x, ys[0][0]))
+    for _ in range(3):
+        operator.check(torch.rand(4), [[torch.rand(4)]])
+    assert operator.calls == 3
+
+
 def test_equal_options_of_other_types_have_another_tape():
     operator = Operator(summed)
     for factor in (1.0, 1.0, 1.0, 1, 1, 1):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tape_cases import Operator, launch, pair, summed
 
-from emanet_triton.kernels import tape
+from emanet_triton.kernels import recording, tape
 
 pytestmark = pytest.mark.usefixtures("tapes")
 
@@ -69,7 +69,18 @@ def without_a_launch(x, y):
     return x.view(2, 2)
 
 
+def depends_on_values(x, y):
+    return summed(x, y)[(x > 0.5).nonzero().flatten()]
+
+
+def makes_on_another_device(x, y):
+    torch.zeros(4, device="meta")
+    return summed(x, y)
+
+
 REASONS = {
+    depends_on_values: "the shape that aten.nonzero.default makes depends on values",
+    makes_on_another_device: "zeros.default makes a tensor on meta",
     changes: "add_.Tensor changes a tensor",
     reads_elsewhere: "a tensor comes from elsewhere",
     returns_elsewhere: "a tensor comes from elsewhere",
@@ -78,7 +89,7 @@ REASONS = {
     takes_a_list: "cat.default takes a list of tensors",
     makes_several: "sort.default makes several tensors",
     changes_the_dtype: "view.dtype gives bytes another dtype",
-    reads_its_own: "_to_copy.default reads what a kernel has written",
+    reads_its_own: "_to_copy.default reads memory that the launcher allocated",
     looks_at_values: "_local_scalar_dense.default changes a tensor, or makes none",
 }
 
@@ -132,6 +143,32 @@ def test_a_tile_replaced_meanwhile_is_not_taped(monkeypatch):
     key = traits(pair(4))[0]
     monkeypatch.setattr(tape, "_traits", lambda arguments: (key, *traits(arguments)[1:]))
     monkeypatch.setattr(tape, "replacements", lambda: next(count))
+    for _ in range(3):
+        operator.check(*pair(4))
+    assert operator.calls == 4
+
+
+def test_errors_while_a_tape_is_made_do_not_reach_the_caller(monkeypatch):
+    def fail(tensor):
+        raise AttributeError("of a newer PyTorch")
+
+    operator = Operator(summed)
+    operator.check(*pair(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recorder, "view", lambda self, tensor: fail(tensor))
+        operator.check(*pair(4))
+    for _ in range(2):
+        operator.check(*pair(4))
+    assert operator.calls == 4
+
+
+def test_no_tape_is_made_while_a_graph_is_recorded(monkeypatch):
+    operator = Operator(summed)
+    with monkeypatch.context() as patch:
+        patch.setattr(tape, "is_capturing", lambda device: True)
+        for _ in range(3):
+            operator.check(*pair(4))
+    assert operator.calls == 3
     for _ in range(3):
         operator.check(*pair(4))
     assert operator.calls == 4
