@@ -1,4 +1,4 @@
-"""Launch kernels again and again on pretended GPUs, and say what ran and when Triton searched.
+"""Launch kernels again and again by a fake driver: say what ran, and when Triton searched.
 
     python tests/relaunches.py [--times CSV]
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from pretended_gpu import SMALL, At, Gpu, searches
+from fake_driver import SMALL, At, Gpu, searches
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
@@ -189,7 +189,7 @@ def from_threads() -> bool:
 
 
 class Call:
-    """A call of an operator."""
+    """A call of a launcher, or of an operator."""
 
     def __init__(self, operator: Callable, *arguments: object) -> None:
         self.operator, self.arguments = operator, arguments
@@ -214,8 +214,8 @@ class Call:
     def launched(self) -> tuple[int, list, list]:
         """Make the call: Triton's searches, its launches, and what it returned.
 
-        In place of an address there is the number of the operator's tensor, or after these the
-        number of the tensor that was made.
+        In place of an address there is the number of an argument, or after these the number of a
+        tensor that was made.
         """
         first = len(GPU.launches)
         numbers = {tensor.data_ptr(): i for i, tensor in enumerate(self._inputs)}
@@ -294,7 +294,7 @@ def calls() -> dict[str, Call]:
 
 
 def operators() -> dict:
-    """Operators: three calls, and a fourth with other tensors.
+    """Each of ``calls``: three times, and a fourth time with other tensors.
 
     The second call makes a tape, the third and the fourth play it. Times are medians of one call,
     with a driver that does nothing but what Triton's own does to tensor descriptors.
@@ -346,7 +346,7 @@ def network() -> dict:
 
 
 def write_times(path: Path) -> None:
-    """A row for each operator and for R50: the host's microseconds, and where they were taken."""
+    """A row for each of ``calls`` and for R50: the host's microseconds, and where and with what."""
     taken_with = {
         "device": cpu_name(), "torch": torch.__version__, "triton": triton.__version__,
         "commit": commit(), "date": datetime.date.today().isoformat(),

@@ -189,8 +189,8 @@ def _traits(arguments: Iterable) -> tuple[tuple, list[Tensor], list[int]] | None
             key += value.shape, value.stride(), value.dtype, value.device, address % ALIGNMENT
             tensors.append(value)
             addresses.append(address)
-        elif kind in _SEQUENCES or isinstance(value, Tensor):
-            return None  # a sequence in a sequence; a class that may do something else
+        elif isinstance(value, (Tensor, list, tuple)):
+            return None  # a class that may do something else; a sequence in a sequence
         else:
             key += kind, value  # True equals 1, and 1 equals 1.0
     if not tensors or not relaunch.has_fast_way(tensors[0].device):

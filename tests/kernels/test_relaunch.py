@@ -1,5 +1,6 @@
 """Compiled kernels start again without Triton, where nobody watches and Triton is known."""
 
+import csv
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import relaunches
 import torch
 import triton
 from triton.experimental import gluon
@@ -207,3 +209,20 @@ def test_a_tape_launches_the_same(scenes, name):
 def test_many_launches_take_less_time(scenes, name):
     times = scenes["operators"][name]["microseconds"]
     assert times["tape_us"] < times["triton_us"]
+
+
+def test_times_become_rows(tmp_path, monkeypatch):
+    times = {"triton_us": 3.0, "tape_us": 1.5}
+    found = {"kernels": ["a", "b"], "microseconds": times}
+    monkeypatch.setattr(relaunches, "operators", lambda: {"operator": found})
+    monkeypatch.setattr(relaunches, "network", lambda: {**found, "kernels": ["a"]})
+    relaunches.write_times(tmp_path / "times.csv")
+    with (tmp_path / "times.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = Path(__file__).parents[2] / "benchmarks/results/zen4/launches.csv"
+    assert [*rows[0]] == kept.read_text().splitlines()[0].split(",")
+    names = "operator", "launches", "triton_us", "tape_us"
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("operator", "2", "3.0", "1.5"), ("fused R50", "1", "3.0", "1.5"),
+    ]  # fmt: skip
+    assert {row["torch"] for row in rows} == {torch.__version__}

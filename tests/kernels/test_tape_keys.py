@@ -1,5 +1,7 @@
 """Each combination of options and traits has a tape of its own, where there may be tapes."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -139,10 +141,22 @@ def test_the_device_is_a_trait():
     assert tape._traits((here, there))[0] != tape._traits((here, torch.empty(4)))[0]
 
 
-def test_a_sequence_of_sequences_runs_as_usual():
-    operator = Operator(lambda x, ys: summed(x, ys[0][0]))
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("sequence", [lambda *tensors: [tensors], Pair])
+def test_other_sequences_run_as_usual(sequence):
+    """A tape's key would hold their tensors."""
+
+    def operate(xs):
+        x, y = xs if len(xs) == 2 else xs[0]
+        return summed(x, y)
+
+    operator = Operator(operate)
     for _ in range(3):
-        operator.check(torch.rand(4), [[torch.rand(4)]])
+        operator.check(sequence(*pair(4)))
     assert operator.calls == 3
 
 

@@ -1,4 +1,4 @@
-"""A fake GPU: Triton compiles for it, and its driver notes what would be launched."""
+"""A driver without a GPU: Triton compiles for an H100, and the driver notes each launch."""
 
 import inspect
 import itertools
