@@ -88,7 +88,9 @@ def test_each_version_is_installed_once_and_tested(clone):
         folder = clone / ".venvs" / f"mmseg-{version}"
         venv, small, large, test = of_version
         assert venv == f"-m venv --clear {folder}"
-        assert small.startswith("-m pip install --quiet --no-deps setuptools<81 wheel addict ")
+        assert small.startswith(
+            "-m pip install --quiet --no-deps setuptools>=70.1,<81 wheel addict "
+        )
         packages = f"mmsegmentation=={version} {mmcv[version]}"
         assert large == f"-m pip install --quiet --no-deps --no-build-isolation {packages}"
         assert test == testing

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venvs"
 TESTS = ROOT / "tests" / "in_mmseg"
 
-# Packages by version of mmsegmentation. mmcv 1.7.2 is built from its source, by an older setuptools
-# that still has pkg_resources.
+# Packages by version of mmsegmentation. mmcv 1.7.2 is built from its source, by a setuptools that
+# still has pkg_resources, and already the command bdist_wheel, which a new wheel takes from it.
 VERSIONS = {"0.30.0": ("mmcv==1.7.2",), "1.2.2": ("mmcv-lite==2.1.0", "mmengine")}
-BUILD = ("setuptools<81", "wheel")
+BUILD = ("setuptools>=70.1,<81", "wheel")
 # What these import. Nothing else is installed, so that PyTorch and OpenCV stay those of the script.
 IMPORTED = (
     *("addict", "ftfy", "platformdirs", "prettytable", "pyyaml", "regex", "rich", "scipy"),
