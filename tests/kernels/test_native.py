@@ -92,9 +92,9 @@ def test_on_a_gpu_the_same_kernels_get_tensors_of_the_gpu(recorded):
 
 
 def test_a_gpu_does_not_spend_its_time_on_compiling(recorded):
-    """A kernel takes up to half a second, so eight processes have half a minute for 430 of them."""
+    """A kernel takes up to half a second, so eight processes have half a minute for 450 of them."""
     _, native = recorded
-    assert sum(test["compiled"] for test in native.values()) <= 430
+    assert sum(test["compiled"] for test in native.values()) <= 450
 
 
 def test_a_gpu_skips_what_only_others_can_run(recorded):

@@ -45,7 +45,7 @@ TARGETS = {
 SHARED_LIMITS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 IN_GLUON = ("conv_boxes", "em_stage", "em_output")
 # Constants of a tile, beside its blocks.
-TILE_NAMES = ("PRECISION", "P", "R", "ROWS", "BUFFERS", "OUTS")
+TILE_NAMES = ("PRECISION", "P", "R", "ROWS", "CHAINS", "BUFFERS", "OUTS")
 
 COLUMNS = (
     *("kernel", "target", "dtype", "configuration", "constants"),

@@ -51,7 +51,8 @@ ROUNDS, SECONDS = 5, 10.0  # for the times of one case
 # The arguments of a kernel's launcher, and the outputs that are wanted.
 Problem = tuple[tuple[Any, ...], tuple[Tensor, ...]]
 
-# Block sizes in the order of ``BLOCK_NAMES``, warps, stages. BLOCK_M, BLOCK_O, BLOCK_C:
+SIZE_NAMES = (*BLOCK_NAMES, "CHAINS")  # of the numbers in a tile's name, in their order
+# Sizes in this order, warps, stages. Here BLOCK_M, BLOCK_O and BLOCK_C:
 CANDIDATES = (
     (128, 256, 64, 8, 4),
     (128, 256, 64, 8, 3),
@@ -115,14 +116,15 @@ EM_CANDIDATES = {
         (64, 128, 32, 4, 4),
         (64, 256, 32, 4, 3),
     ),
-    "em_project": (  # BLOCK_M, BLOCK_O, BLOCK_C
-        (16, 32, 64, 4, 3),
-        (16, 32, 64, 4, 4),
-        (16, 32, 32, 4, 5),
-        (16, 64, 64, 4, 4),
-        (16, 64, 64, 8, 4),
-        (16, 16, 64, 4, 5),
-        (16, 32, 64, 8, 4),
+    "em_project": (  # BLOCK_M, BLOCK_O, BLOCK_C, CHAINS
+        (16, 32, 64, 1, 4, 4),
+        (16, 32, 32, 2, 4, 4),
+        (16, 32, 16, 4, 4, 3),
+        (16, 32, 16, 4, 4, 5),
+        (16, 32, 32, 4, 4, 3),
+        (16, 32, 16, 8, 8, 3),
+        (16, 64, 16, 4, 4, 4),
+        (16, 16, 16, 4, 4, 4),
     ),
 }
 
@@ -272,13 +274,13 @@ def tiles_of(swept: Swept, gpu: Gpu, tiny: bool) -> dict[str, Tile]:
 
 
 def tile_name(tile: Tile) -> str:
-    """Such as "128x256x64 w8 s4": blocks in the order of ``BLOCK_NAMES``, warps and stages."""
+    """Such as "128x256x64 w8 s4": sizes in the order of ``SIZE_NAMES``, warps and stages."""
     blocks = "x".join(str(tile.meta[name]) for name in _blocks(tile))
     return f"{blocks} w{tile.num_warps} s{tile.pipeline_stages}"
 
 
 def _blocks(tile: Tile) -> list[str]:
-    return [name for name in BLOCK_NAMES if name in tile.meta]
+    return [name for name in SIZE_NAMES if name in tile.meta]
 
 
 def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:

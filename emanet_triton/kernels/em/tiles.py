@@ -1,7 +1,8 @@
 """Tile sizes of the EM kernels by GPU architecture and shape.
 
-Times of an H200 (benchmarks/results/h200/tiles.csv) chose the block sizes of the block's small
-products, and on ``sm_90`` in half precision the tiles of 64 bases; no others were chosen by timing.
+Times of an H200 (benchmarks/results/h200/tiles.csv) chose the tiles of 64 bases on ``sm_90`` in
+half precision, and of the block's small products the rows, columns and channels of a step, but not
+the chains. No other tiles were chosen by timing.
 
 The tiles of ``sm_80`` fit the 99 KB of shared memory that every NVIDIA GPU from Ampere on has, so
 they serve all GPUs without a table of their own. The tiles of ``gfx942`` fit AMD's 64 KB.
@@ -123,14 +124,17 @@ _EPILOGUE_OF_FEW: dict[tuple[str, str], _Sizes] = {
     ("sm_100", "half"): (128, 128, 64, 8, 3),
 }
 
-# The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, warps, stages. The tiles are small,
-# because the 64 bases of one image would else keep few multiprocessors busy.
-_PROJECTION = (16, 32, 64, 4, 3)
+# The block's small float32 products: BLOCK_M, BLOCK_O, BLOCK_C, CHAINS (see ``folding.chains``),
+# warps, stages. The tiles are small, because the 64 bases of one image would else keep few
+# multiprocessors busy. Without tensor cores one chain is enough, and needs fewer registers.
+_PROJECTION = (16, 32, 16, 4, 4, 3)
 _PROJECTION_OF = {
-    # One program waits for its loads alone: an H200 took 2.7 µs less with three stages than with
-    # two. Five are not timed.
-    ("sm_90", "half"): (16, 32, 64, 4, 5),
-    ("sm_100", "ieee"): (16, 32, 64, 4, 2),  # the usual one spills in Triton 3.9
+    ("sm_80", "ieee"): (16, 32, 64, 1, 4, 3),
+    ("sm_90", "ieee"): (16, 32, 64, 1, 4, 3),
+    ("sm_100", "ieee"): (16, 32, 64, 1, 4, 2),  # three stages spill in Triton 3.9
+    # A multiprocessor has one program, so nothing else runs while it waits for loads: with one
+    # chain an H200 took 2.7 µs less with three stages than with two. Four are not timed.
+    ("sm_90", "half"): (16, 32, 16, 4, 4, 4),
 }
 
 # em_reduce and em_normalise run one program per base. The table says how many partial sums
@@ -184,7 +188,7 @@ def tile(
         meta["BLOCK_K"] = 64
     elif kernel in ("em_project", "em_fold"):
         row = _PROJECTION_OF.get(products, _PROJECTION)
-        meta["BLOCK_M"], meta["BLOCK_O"], meta["BLOCK_C"], *launch = row
+        meta["BLOCK_M"], meta["BLOCK_O"], meta["BLOCK_C"], meta["CHAINS"], *launch = row
         exact = arch == "gfx942" or products[1] == "ieee"
         meta["PRECISION"] = "ieee" if exact else "tf32x3"
     else:
