@@ -101,7 +101,7 @@ def _gpu(index: int) -> str:
     found = torch.cuda.get_device_properties(index)
     return (
         f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability "
-        f"{found.major}.{found.minor}, backend {auto_backend(True)}; convolutions: the fastest"
+        f"{found.major}.{found.minor}, backend {auto_backend(True)}; convolutions: measured"
     )
 
 

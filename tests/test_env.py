@@ -59,8 +59,7 @@ def test_gpus(cuda, monkeypatch):
     said = values()
     backend = "triton" if HAS_TRITON else "torch"
     assert said["gpu 0"] == (
-        f"NVIDIA H200, 140.0 GiB, compute capability 9.0, backend {backend}; "
-        "convolutions: the fastest"
+        f"NVIDIA H200, 140.0 GiB, compute capability 9.0, backend {backend}; convolutions: measured"
     )
     assert said["gpu 1"] == "unknown (CUDA error: lost)"
     assert "gpus" not in said

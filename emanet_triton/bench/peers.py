@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.bench.clocks import Call
-from emanet_triton.inference.views import Size, window_grid
+from emanet_triton.inference.views import Size
 from emanet_triton.models.emanet import EMANet
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import Protocol, window_grid
 
 
 def mmseg_attention(x: Tensor, bases: Tensor, num_stages: int = 3) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.inference.views import Size, scales, window_grid
+from emanet_triton.inference.views import Size, scales
 from emanet_triton.kernels.device import auto_backend, triton_kernels
 from emanet_triton.models.network import input_form
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import Protocol, window_grid
 
 
 def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:

@@ -45,8 +45,8 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--fuse",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run the fused network; on a GPU only if its results agree with the plain network; "
-        "tf32 always runs the plain network",
+        help="run the fused network; on a GPU only if it passes its checks, which take some "
+        "minutes in the first run; tf32 always runs the plain network",
     )
     group.add_argument(
         "--cuda-graphs",

@@ -18,18 +18,17 @@ from emanet_triton.errors import InputError
 from emanet_triton.inference.graphs import GraphedNetwork
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
 from emanet_triton.inference.taps import tap_tables
-from emanet_triton.inference.views import logits_grid, num_windows, view_sizes, views
+from emanet_triton.inference.views import logits_grid, view_sizes, views
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.resample.op import Taps, resample_labels, resample_probabilities
 from emanet_triton.models.network import FusedNetwork, input_form
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import MOST_INPUTS, Protocol, num_windows
 from emanet_triton.models.quantized import QuantizedEMANet
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_FINITE = 255  # the label of every pixel of an image whose logits are not finite
 NOT_FINITE_MESSAGE = "the logits of the network are not finite"
-MANY = 64  # network inputs at once on a GPU by default: enough for all windows of an image
 
 
 class Predictor:
@@ -70,7 +69,7 @@ class Predictor:
         first = next(model.parameters())
         self.device, self._dtype = first.device, first.dtype
         self.images_at_once = batch_size or 1
-        self.inputs_at_once = batch_size or (MANY if self.device.type == "cuda" else 1)
+        self.inputs_at_once = batch_size or (MOST_INPUTS if self.device.type == "cuda" else 1)
         self.cuda_graphs = cuda_graphs and self.device.type == "cuda"
         self.stride = input_form(model).stride
         nhwc = isinstance(model, FusedNetwork) and model.channels_last

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emanet_triton.inference.inputs import cut_windows, scaled_inputs
-from emanet_triton.inference.views import Size, View, cover_count, views, window_grid
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.inference.views import Size, View, cover_count, views
+from emanet_triton.models.protocol import Protocol, window_grid
 
 
 def probabilities(

@@ -19,11 +19,10 @@ from emanet_triton.inference.views import (
     cover_count,
     logits_grid,
     views,
-    window_grid,
 )
 from emanet_triton.kernels.resample.op import Taps
 from emanet_triton.models.network import Network
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import Protocol, window_grid
 
 
 @dataclass(frozen=True, eq=False)

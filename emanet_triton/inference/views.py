@@ -1,4 +1,4 @@
-"""The size of an image in each view, and the places of the sliding windows."""
+"""The size of an image in each view, and of its logits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emanet_triton.models.network import Network, logits_size
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import Protocol, num_windows, window_grid
 
 Size = tuple[int, int]  # (height, width) in pixels, throughout the package
 
@@ -118,45 +118,6 @@ def _padded(protocol: Protocol, size: Size) -> Size:
     height, width = map(max, size, protocol.pad_size or (1, 1))
     step = protocol.pad_step or 1
     return height + -(height - 1) % step, width + -(width - 1) % step
-
-
-def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """Sliding windows along one axis (mmseg ``EncoderDecoder.slide_inference``).
-
-    The last window is moved back so that it ends at the border; an axis shorter than ``crop``
-    gets one shorter window.
-
-    Args:
-        length: of the axis in pixels.
-        crop: length of a window in pixels.
-        stride: pixels from the beginning of a window to the next, at most ``crop``.
-
-    Returns:
-        (begin, end) of each window, in order.
-    """
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    ends = [min(i * stride + crop, length) for i in range(count)]
-    return [(max(end - crop, 0), end) for end in ends]
-
-
-def window_grid(
-    protocol: Protocol, size: Size
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The windows of a network input: (begin, end) along its rows, then along its columns.
-
-    Whole mode has one window, the input. ``size`` is (height, width) in pixels.
-    """
-    height, width = size
-    if protocol.crop is None or protocol.stride is None:
-        return [(0, height)], [(0, width)]
-    (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
-    return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
-
-
-def num_windows(protocol: Protocol, size: Size) -> int:
-    """How many windows a network input of (height, width) has."""
-    rows, columns = window_grid(protocol, size)
-    return len(rows) * len(columns)
 
 
 def logits_grid(

@@ -9,6 +9,9 @@ from torch import Tensor
 from emanet_triton.kernels.device import DTYPE_NAMES
 
 BACKENDS = ("auto", "triton", "torch")
+# Backends that choose another one. "fastest" also measures the kernels in Gluon, which no GPU has
+# run; "fastest-known" takes them where "fastest" has chosen them earlier, and else is "auto".
+OPEN_BACKENDS = ("auto", "fastest", "fastest-known")
 # Bytes: of a pointer that Triton calls aligned; of addresses and strides that a descriptor takes.
 ALIGNMENT = 16
 

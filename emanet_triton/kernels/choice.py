@@ -104,6 +104,17 @@ def choose(
     return winner
 
 
+def known(key: str, device: torch.device, package: str = "conv") -> str | None:
+    """An earlier winner on a device; None if there is none, or without a search."""
+    cache = _cache(device, package)
+    return None if cache is None else cache.get(key)
+
+
+def reread() -> None:
+    """Read earlier winners from disk again, since another process may have added some."""
+    _cache.cache_clear()
+
+
 def fastest(
     key: str,
     device: torch.device,
@@ -196,10 +207,15 @@ def _least_seconds(run: Callable[[], object]) -> float:
     return min(times)
 
 
+def may_search() -> bool:
+    """Whether the environment allows any search."""
+    return os.environ.get("EMANET_TRITON_CONV_SEARCH") != "0"
+
+
 @functools.cache
 def _cache(device: torch.device, package: str) -> Cache | None:
     """Earlier winners among a package's backends on a device; None without a search."""
-    if os.environ.get("EMANET_TRITON_CONV_SEARCH") == "0":
+    if not may_search():
         return None
     folder = Path(__file__).parent
     common = (folder / name for name in ("tile.py", "hopper.py"))

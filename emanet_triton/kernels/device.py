@@ -37,6 +37,13 @@ def gluon_arch(x: Tensor) -> str:
     return gpu_arch(x.device) if x.device.type in ("cuda", "meta") else x.device.type
 
 
+def has_gluon(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our kernels in Gluon can run: on a Hopper GPU, in half precision."""
+    if not HAS_TRITON or device.type != "cuda":
+        return False
+    return dtype != torch.float32 and gpu_arch(device) == "sm_90"
+
+
 @functools.cache
 def cpu_capability() -> str:
     """The best instructions that PyTorch finds on this CPU, by name.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emanet_triton.kernels.checks import OPEN_BACKENDS
 from emanet_triton.kernels.em import reference
 from emanet_triton.kernels.em.op import em_attention_block
 from emanet_triton.kernels.precision import without_autocast
@@ -188,6 +189,13 @@ class FusedEMANet(FusedNetwork):
         super().__init__(model, dtype, channels_last)
         self.backbone = _fused_backbone(model.backbone, dtype, channels_last)
         self.decode_head = FusedHead(model.decode_head, dtype, channels_last)
+
+    def choose_by(self, backend: str) -> bool:
+        layers = (m for m in self.modules() if isinstance(m, (FusedConv, FusedHead)))
+        choosing = [layer for layer in layers if layer.backend in OPEN_BACKENDS]
+        for layer in choosing:
+            layer.backend = backend
+        return bool(choosing)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

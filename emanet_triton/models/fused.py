@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emanet_triton.errors import InputError, is_of_reloaded
-from emanet_triton.kernels.checks import check_float
+from emanet_triton.kernels.checks import OPEN_BACKENDS, check_float
 from emanet_triton.kernels.conv import onednn, winograd
 from emanet_triton.kernels.conv.cpu_choice import takes_winograd
 from emanet_triton.kernels.conv.op import (
@@ -118,7 +118,7 @@ class FusedConv(nn.Module):
 
     Attributes:
         backend: given to ``conv_bias_act``, or to ``expand_reduce``, which runs two convolutions
-            of the same backend, "auto", "fastest" or "triton"; "auto" at first.
+            of the same backend, "triton" or one of ``OPEN_BACKENDS``; "auto" at first.
     """
 
     def __init__(
@@ -306,7 +306,8 @@ class FusedBottleneck(nn.Module):
         backends = {conv.backend for conv in pair}
         (outputs, planes, *_), reduced = self.conv3.weight.shape, len(following.conv1.weight)
         has_kernel = not why_not_one_kernel(self.conv3.weight.dtype, planes, outputs, reduced)
-        return backends in ({"auto"}, {"fastest"}) or (backends == {"triton"} and has_kernel)
+        (backend,) = backends if len(backends) == 1 else ("",)
+        return backend in OPEN_BACKENDS or (backend == "triton" and has_kernel)
 
 
 def run_backbone(layers: nn.Sequential, x: Tensor) -> Tensor:

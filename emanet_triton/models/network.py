@@ -84,6 +84,18 @@ class FusedNetwork(Network):
         self.dtype = dtype
         self.channels_last = channels_last
 
+    def choose_by(self, backend: str) -> bool:
+        """Say how the operators choose that nobody has given a backend.
+
+        Args:
+            backend: one of ``checks.OPEN_BACKENDS``; at first "auto". An operator with another
+                backend, such as "triton", keeps it.
+
+        Returns:
+            Whether the network has operators that this concerns.
+        """
+        return False
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         if dtype != self.dtype:

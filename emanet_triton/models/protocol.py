@@ -1,4 +1,7 @@
-"""How an image becomes inputs of the network, and how logits become labels."""
+"""How an image becomes inputs of the network, and how logits become labels.
+
+Here are also the places of the sliding windows.
+"""
 
 import operator
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MMSEG_VERSIONS = ("mmseg-0.x", "mmseg-1.x")
 VERSIONS = (*MMSEG_VERSIONS, "sssegmentation", "official", "paddleseg")
 AVERAGES = ("probabilities", "logits")
+MOST_INPUTS = 64  # of the network at once on a GPU by default: enough for all windows of an image
 LARGEST = 2**16  # pixels of a side
 LARGEST_RATIO = 16
 SCALINGS = ("image", "input", "rounded", "previous")
@@ -111,3 +115,42 @@ class Protocol:
                 "direct resizes logits once: it takes no windows, no padding and no "
                 "final_align_corners"
             )
+
+
+def windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Sliding windows along one axis (mmseg ``EncoderDecoder.slide_inference``).
+
+    The last window is moved back so that it ends at the border; an axis shorter than ``crop``
+    gets one shorter window.
+
+    Args:
+        length: of the axis in pixels.
+        crop: length of a window in pixels.
+        stride: pixels from the beginning of a window to the next, at most ``crop``.
+
+    Returns:
+        (begin, end) of each window, in order.
+    """
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    ends = [min(i * stride + crop, length) for i in range(count)]
+    return [(max(end - crop, 0), end) for end in ends]
+
+
+def window_grid(
+    protocol: Protocol, size: tuple[int, int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The windows of a network input: (begin, end) along its rows, then along its columns.
+
+    Whole mode has one window, the input. ``size`` is (height, width) in pixels.
+    """
+    height, width = size
+    if protocol.crop is None or protocol.stride is None:
+        return [(0, height)], [(0, width)]
+    (crop_h, crop_w), (stride_h, stride_w) = protocol.crop, protocol.stride
+    return windows(height, crop_h, stride_h), windows(width, crop_w, stride_w)
+
+
+def num_windows(protocol: Protocol, size: tuple[int, int]) -> int:
+    """How many windows a network input of (height, width) has."""
+    rows, columns = window_grid(protocol, size)
+    return len(rows) * len(columns)

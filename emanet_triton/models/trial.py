@@ -25,17 +25,20 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import describe
+from emanet_triton.kernels import choice
 from emanet_triton.kernels.cache import Cache, digest, environment
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_out_of_memory, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.head import attentions
 from emanet_triton.models.network import Network
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import MOST_INPUTS, Protocol, num_windows
 
 FP32_ERROR = 1e-4  # bound of the logits' relative error, as in the golden tests
 HALF_ERROR = 1e-3  # in half precision: added to twice the error of PyTorch's operations
-SECONDS = 600  # for a child: enough to compile all kernels and to measure all convolutions
+# For a child: enough to compile and to measure all kernels on most machines. Three trials take less
+# than the half hour after which an evaluation in several processes gives a process up.
+SECONDS = 540
 SOUND = "sound"
 _UNTAPED = 2  # calls before the launchers play their tapes (see ``kernels.tape``)
 _USUAL_SCALE = (1024, 512)  # for a protocol in which every image keeps its own size
@@ -51,10 +54,12 @@ class Trial:
     """One network with generated weights, to be run on noise.
 
     Attributes:
-        network: "fused", or "plain" for the network itself, which tries its EM attention.
+        network: "fused"; "fastest", the fused network that also measures kernels in Gluon; or
+            "plain", the network itself, which tries its EM attention.
         kind: the network's class.
         architecture, num_classes: the class is called with them.
         height, width: of the noise.
+        windows: of an image of the base scale: so many inputs run at once, if memory suffices.
         backend: of the EM attention.
         dtype: in which the network computes, by PyTorch's name.
         device: where it runs.
@@ -66,6 +71,7 @@ class Trial:
     num_classes: int
     height: int
     width: int
+    windows: int
     backend: str
     dtype: str
     device: str
@@ -75,6 +81,7 @@ class Trial:
         """The trial that resembles a model most."""
         backends = [attention.backend for attention in attentions(model)]
         height, width = _input_size(model.protocol)
+        windows = min(num_windows(model.protocol, _usual_size(model.protocol)), MOST_INPUTS)
         return cls(
             network,
             type(model),
@@ -82,6 +89,7 @@ class Trial:
             model.num_classes,
             height,
             width,
+            windows,
             backends[0] if backends else "auto",
             str(dtype).removeprefix("torch."),
             str(device),
@@ -115,6 +123,7 @@ def problem_of(trial: Trial) -> str | None:
             return None
         return f"{known}; found earlier: to have it tried again, delete {cache.path}"
     verdict = run(trial)
+    choice.reread()
     if verdict.lasting:
         cache.put(trial.key, verdict.problem or SOUND)
     return verdict.problem
@@ -191,12 +200,27 @@ def attempt(trial: Trial) -> Verdict:
     except Exception as error:  # the device cannot be used, which says nothing about the network
         return Verdict(describe(error), lasting=False)
     try:
-        plain = functools.partial(plain_logits, model, dtype)
-        network = fuse(model, dtype=dtype) if trial.network == "fused" else plain
+        network: Callable[[Tensor], Tensor] = functools.partial(plain_logits, model, dtype)
+        if trial.network != "plain":
+            network = fused = fuse(model, dtype=dtype)
+            fused.choose_by("fastest" if trial.network == "fastest" else "auto")
+        _run_windows(network, trial)
         return Verdict(disagreement(network, model, dtype))
     except Exception as error:  # whatever a kernel that does not compile or launch raises
         lasting = not watch.explains(error)
         return Verdict(describe(error), lasting)
+
+
+@torch.inference_mode()
+def _run_windows(network: Callable[[Tensor], Tensor], trial: Trial) -> None:
+    """Run all windows of a usual image, so that this process measures their kernels."""
+    device = torch.device(trial.device)
+    watch = MemoryWatch(device)
+    try:
+        network(torch.randn(trial.windows, 3, trial.height, trial.width, device=device))
+    except Exception as error:
+        if not watch.explains(error):  # an evaluation would go on with fewer windows at once
+            raise
 
 
 def _generated(trial: Trial) -> Network:
@@ -238,7 +262,7 @@ def disagreement(
     with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):
         want = _wide_logits(model, images)
         for _ in range(_UNTAPED):
-            network(torch.zeros_like(images))
+            network(images.flip(3))  # other numbers: a network may not repeat an earlier result
         error = _relative_error(network(images), want)
     bound = FP32_ERROR
     if dtype != torch.float32:
@@ -255,8 +279,13 @@ def plain_logits(model: Network, dtype: torch.dtype, images: Tensor) -> Tensor:
 
 def _input_size(protocol: Protocol) -> tuple[int, int]:
     """(height, width) of the network's inputs for an image of the protocol's base scale."""
+    return protocol.crop or _usual_size(protocol)
+
+
+def _usual_size(protocol: Protocol) -> tuple[int, int]:
+    """(height, width) of an image of the protocol's base scale."""
     width, height = protocol.base_scale or _USUAL_SCALE
-    return protocol.crop or (height, width)
+    return height, width
 
 
 def _wide_logits(model: Network, images: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 On the CPU the tests prove that fused networks work. On a GPU their kernels may never have run.
 There a fused network is used only if a trial in another process succeeds on the same device, and
-if its logits, from the model's own weights, agree with those of PyTorch's operations.
+if its logits, from the model's own weights, agree with those of PyTorch's operations. On a Hopper
+GPU, in half precision, the network is first tried with the kernels in Gluon, which no GPU has run.
 """
 
 import copy
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from emanet_triton.errors import describe
+from emanet_triton.kernels import choice
+from emanet_triton.kernels.device import has_gluon
 from emanet_triton.models import trial
 from emanet_triton.models.fused import fuse_if_possible
 from emanet_triton.models.head import attentions
@@ -24,9 +27,11 @@ from emanet_triton.models.trial import disagreement, plain_logits
 def verified_fuse(model: nn.Module, dtype: torch.dtype = torch.float32) -> Network:
     """Fuse a model. Return the model itself if it has no fused form.
 
-    If the fused network does not work on a GPU, a warning says so, and the model itself is
-    returned. If the model's EM attention does not work either, a copy is returned that shares the
-    weights and runs the EM attention by PyTorch's operations.
+    On a Hopper GPU, in half precision, the fused network is first tried with the kernels in Gluon,
+    of which it takes those that were the fastest in a trial, and then without them. If it fails on
+    a GPU in both forms, the model itself is returned. If the model's EM attention fails too, a copy
+    is returned that shares the weights and runs the EM attention by PyTorch's operations. A warning
+    names each failure.
 
     Raises:
         InputError, ValueError: for the same reasons as ``fuse``.
@@ -38,6 +43,16 @@ def verified_fuse(model: nn.Module, dtype: torch.dtype = torch.float32) -> Netwo
     device = device_of(model)
     if device.type == "cpu":
         return fused
+    if has_gluon(device, dtype) and choice.may_search() and fused.choose_by("fastest-known"):
+        problem = _problem("fastest", fused, model, dtype)
+        if problem is None:
+            return fused
+        fused.choose_by("auto")
+        warnings.warn(
+            f"the fused network with kernels in Gluon fails on {device} ({problem}); it is tried "
+            "without them",
+            stacklevel=2,
+        )
     problem = _problem("fused", fused, model, dtype)
     if problem is None:
         return fused

@@ -79,13 +79,14 @@ def test_the_network_alone_gives_its_logits():
         assert torch.equal(model.labels_of(got), got.argmax(1))
 
 
-def test_all_convolutions_get_a_backend_and_the_head_only_the_fastest():
-    for backend, of_head in (("cudnn", "auto"), ("fastest", "fastest")):
-        fused = fuse(problem().model())
-        model.set_backend(fused, backend)
-        assert fused.decode_head.backend == of_head
-        convs = [module for module in fused.modules() if isinstance(module, FusedConv)]
-        assert {conv.backend for conv in convs} == {backend}
+@pytest.mark.parametrize("backend", ["auto", "cudnn", "fastest"])
+def test_all_convolutions_get_a_backend_and_the_head_only_the_fastest(backend, monkeypatch):
+    timed = []
+    monkeypatch.setattr(model, "_timed_by", lambda fused, _: timed.append(fused))
+    model.fused(problem(), "bf16", backend)
+    convs = [module for module in timed[0].modules() if isinstance(module, FusedConv)]
+    assert {conv.backend for conv in convs} == {backend}
+    assert timed[0].decode_head.backend == ("fastest" if backend == "fastest" else "auto")
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from emanet_triton.inference import reference
 from emanet_triton.inference.taps import AxisMap, resize_map, tap_tables, view_maps
-from emanet_triton.inference.views import View, window_grid
+from emanet_triton.inference.views import View
 from emanet_triton.kernels.resample.op import resample_probabilities
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.models.protocol import Protocol, window_grid
 
 WHOLE = Protocol((2048, 1024))
 SLIDE = Protocol((2049, 1025), "slide", (769, 769), (513, 513), align_corners=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emanet_triton.inference.views import cover_count, rescaled, view_sizes, windows
-from emanet_triton.models.protocol import Protocol
+from emanet_triton.inference.views import cover_count, rescaled, view_sizes
+from emanet_triton.models.protocol import Protocol, windows
 
 SIDE = st.integers(1, 4000)
 

@@ -115,7 +115,7 @@ def test_each_package_of_kernels_has_its_own_file_and_sources(gpu, monkeypatch, 
         assert found == "one-pass-16"
     assert gpu == ["triton", "one-pass-16"]
     names = {file.name for file in digested}
-    assert {"hopper.py", "steps.py", "attention.py", "block.py", "tiles.py", "tile.py"} <= names
+    assert {"hopper.py", "steps.py", "folding.py", "block.py", "tiles.py", "tile.py"} <= names
     assert not names & {"implicit_gemm.py"}
     choose()  # the same key among convolutions
     assert gpu[2:] == ["cudnn", "torch", "triton"]
@@ -132,6 +132,23 @@ def test_the_search_can_be_switched_off(gpu, monkeypatch, tmp_path):
     assert choose(key="another convolution") == "cudnn"
     assert cache_file(tmp_path).read_text() == kept
     assert gpu == ["cudnn", "triton"]
+    assert choice.known(KEY, CPU) is None
+
+
+def test_another_value_of_the_variable_switches_nothing_off(gpu, monkeypatch):
+    monkeypatch.setenv("EMANET_TRITON_CONV_SEARCH", "1")
+    assert choose() == "triton"
+
+
+def test_what_another_process_has_found_is_known_after_rereading(gpu, tmp_path):
+    assert choice.known(KEY, CPU) is None
+    choose()
+    assert choice.known(KEY, CPU) == "triton"
+    path = cache_file(tmp_path)
+    path.write_text(path.read_text().replace("triton", "cudnn"))  # as another process would
+    assert choice.known(KEY, CPU) == "triton"
+    choice.reread()
+    assert choice.known(KEY, CPU) == "cudnn"
 
 
 def test_nothing_is_measured_while_a_graph_is_recorded(gpu, monkeypatch):

@@ -7,16 +7,23 @@ import pytest
 import torch
 
 from emanet_triton.heap import LARGE_PAGES
+from emanet_triton.kernels import device
 from emanet_triton.kernels.conv.onednn import compute_dtype
+from emanet_triton.kernels.conv.tiles import has_boxes
 from emanet_triton.kernels.device import (
     CPU_QUERIES,
+    DTYPE_NAMES,
+    DTYPES,
     cpu_capability,
     cpu_family,
     cpu_name,
+    has_gluon,
     has_onednn,
     processor_name,
 )
+from emanet_triton.kernels.em.tiles import has_one_pass
 from emanet_triton.kernels.products import onednn_beats_mkl
+from emanet_triton.kernels.tile import ARCHS
 
 CPU = torch.device("cpu")
 CORE = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel name\t: AMD EPYC\n\n"
@@ -120,3 +127,14 @@ def test_who_multiplies_float32_faster(monkeypatch, device, family, vectors, mkl
     pretend_cpuinfo(monkeypatch, CORE.format(0, family))
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     assert onednn_beats_mkl(device) == beaten
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_gluon_is_where_its_kernels_have_tiles(arch, dtype, monkeypatch):
+    monkeypatch.setattr(device, "gpu_arch", lambda device: arch)
+    has_tiles = has_one_pass(arch, DTYPE_NAMES[dtype]), has_boxes(arch, DTYPE_NAMES[dtype])
+    assert {has_gluon(torch.device("cuda", 0), dtype)} == set(has_tiles)
+    assert not has_gluon(CPU, dtype)
+    monkeypatch.setattr(device, "HAS_TRITON", False)
+    assert not has_gluon(torch.device("cuda", 0), dtype)

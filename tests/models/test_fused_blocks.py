@@ -69,6 +69,7 @@ def test_blocks_run_in_pairs_on_a_gpu_only():
     [
         (("auto", "auto"), 64, HALF, True),
         (("fastest", "fastest"), 64, HALF, True),
+        (("fastest-known", "fastest-known"), 64, HALF, True),
         (("triton", "triton"), 64, HALF, True),
         (("triton", "triton"), 64, torch.float32, False),
         (("triton", "triton"), 16, HALF, False),

@@ -18,7 +18,7 @@ from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.trial import Trial, Verdict
 
 SMALL = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
-TRIAL = Trial("fused", EMANet, SMALL, 19, 32, 64, "auto", "float32", "cpu")
+TRIAL = Trial("fused", EMANet, SMALL, 19, 32, 64, 1, "auto", "float32", "cpu")
 SOUND = Verdict(None)
 
 
@@ -34,16 +34,79 @@ def test_of_a_model():
     sliding = Protocol((64, 32), "slide", crop=(33, 35), stride=(17, 17))
     found = Trial.of("plain", EMANet(SMALL, sliding, 5), torch.float32, device)
     assert (found.network, found.height, found.width, found.num_classes) == ("plain", 33, 35, 5)
+    assert (found.windows, Trial.of("fused", model, torch.float32, device).windows) == (3, 1)
+    many = Protocol((640, 320), "slide", crop=(32, 32), stride=(32, 32))
+    assert Trial.of("fused", EMANet(SMALL, many), torch.float32, device).windows == 64
 
 
 @pytest.mark.parametrize(
     "asked",
-    [TRIAL, replace(TRIAL, network="plain", dtype="bfloat16")],
-    ids=["fused-fp32", "plain-bf16"],
+    [
+        TRIAL,
+        replace(TRIAL, network="fastest", dtype="bfloat16"),
+        replace(TRIAL, network="plain", dtype="bfloat16"),
+    ],
+    ids=["fused-fp32", "fastest-bf16", "plain-bf16"],
 )
 def test_a_child_finds_the_network_sound(asked, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where the package cannot be found by chance
     assert trial.run(asked) == SOUND
+
+
+@pytest.mark.parametrize(("network", "backend"), [("fused", "auto"), ("fastest", "fastest")])
+def test_kernels_in_gluon_are_tried_if_they_are_asked_for(network, backend, monkeypatch):
+    tried = []
+    monkeypatch.setattr(trial, "disagreement", lambda fused, *_: tried.append(fused))
+    assert trial.attempt(replace(TRIAL, network=network)) == SOUND
+    found = {module.backend for module in tried[0].modules() if hasattr(module, "backend")}
+    assert found == {backend}
+
+
+class Noted:
+    """A network that notes the sizes of its inputs, and may fail."""
+
+    def __init__(self, failure=None):
+        self.sizes, self.failure = [], failure
+
+    def choose_by(self, backend):
+        return True
+
+    def __call__(self, images):
+        self.sizes.append(tuple(images.shape))
+        assert images.std() > 0.5  # noise: a kernel that reads the wrong element is found
+        assert torch.is_inference_mode_enabled()
+        if self.failure:
+            raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "problem"),
+    [
+        (None, None),
+        (torch.OutOfMemoryError("CUDA out of memory."), None),
+        (RuntimeError("illegal memory access"), "RuntimeError: illegal memory access"),
+    ],
+    ids=["none", "memory", "kernel"],
+)
+def test_a_trial_runs_all_windows_of_an_image_first(monkeypatch, failure, problem):
+    noted = Noted(failure)
+    monkeypatch.setattr(trial, "fuse", lambda *_, **__: noted)
+    compared = []
+    monkeypatch.setattr(trial, "disagreement", lambda *given: compared.append(given))
+    assert trial.attempt(replace(TRIAL, windows=8)) == Verdict(problem)
+    assert noted.sizes == [(8, 3, 32, 64)]
+    assert len(compared) == (0 if problem else 1)
+
+
+def test_without_memory_for_the_noise_the_comparison_decides(monkeypatch):
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trial, "fuse", lambda *_, **__: Noted())
+    monkeypatch.setattr(trial, "_generated", lambda _: torch.nn.Identity())
+    monkeypatch.setattr(torch, "randn", no_memory)
+    monkeypatch.setattr(trial, "disagreement", lambda *_: None)
+    assert trial.attempt(TRIAL) == SOUND
 
 
 def test_a_child_finds_what_is_wrong():
@@ -210,6 +273,15 @@ def test_a_verdict_is_kept_on_disk(trials, problem):
     assert problem is None or BROKEN in json.dumps(json.loads(path.read_text()))
 
 
+def test_what_a_child_has_measured_is_read(trials, monkeypatch):
+    tried, _ = trials
+    seen = []
+    monkeypatch.setattr(trial.choice, "reread", lambda: seen.append(list(tried)))
+    for _ in range(2):  # the second time there is no child
+        trial.problem_of(ON_GPU)
+    assert seen == [[ON_GPU]]
+
+
 def test_a_verdict_that_does_not_last_is_not_kept(trials):
     tried, verdicts = trials
     verdicts.append(Verdict("OutOfMemoryError: CUDA out of memory.", lasting=False))
@@ -224,6 +296,7 @@ CHANGES = {
     "architecture": {"architecture": replace(SMALL, num_bases=8)},
     "classes": {"num_classes": 5},
     "size": {"width": 65},
+    "windows": {"windows": 8},
     "backend": {"backend": "torch"},
     "dtype": {"dtype": "float16"},
 }

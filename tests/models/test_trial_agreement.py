@@ -124,3 +124,14 @@ def test_other_errors_of_the_reference_are_errors(model, monkeypatch):
     failing_in_float64(monkeypatch, RuntimeError("illegal memory access"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         disagreement(fuse(model), model, SINGLE)
+
+
+def test_a_network_that_repeats_its_first_result_disagrees(model):
+    results = []
+
+    def stale(images):
+        results.append(model(images))
+        return results[0]
+
+    assert disagreement(stale, model, SINGLE).startswith("relative error ")
+    assert len(results) == 3

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from emanet_triton.kernels import device
 from emanet_triton.models import trial, verified
 from emanet_triton.models.emanet import Architecture, EMANet, FusedEMANet
+from emanet_triton.models.fused import fuse
+from emanet_triton.models.network import FusedNetwork
 from emanet_triton.models.protocol import Protocol
 
 
@@ -23,6 +26,17 @@ def model():
 
 
 @pytest.fixture
+def on_hopper(monkeypatch):
+    monkeypatch.setattr(device, "gpu_arch", lambda device: "sm_90")
+
+
+def form(fused):
+    """Whether a fused network may take the kernels in Gluon."""
+    (backend,) = {module.backend for module in fused.modules() if hasattr(module, "backend")}
+    return {"fastest-known": "fastest", "auto": "fused"}[backend]
+
+
+@pytest.fixture
 def on_gpu(model, monkeypatch):
     """The model, and the problems that its trials and comparisons find, by network."""
     monkeypatch.setattr(verified, "device_of", lambda model: torch.device("cuda", 0))
@@ -34,7 +48,7 @@ def on_gpu(model, monkeypatch):
         return problems["trial"].get(asked.network)
 
     def disagreement(network, model, dtype):
-        name = "fused" if isinstance(network, FusedEMANet) else "plain"
+        name = form(network) if isinstance(network, FusedEMANet) else "plain"
         order.append(f"comparison of {name}")
         found = problems["comparison"].get(name)
         if isinstance(found, Exception):
@@ -94,6 +108,79 @@ def test_the_plain_network_does_without_an_em_attention_that_does_not_work(on_gp
     ]
     assert plain.decode_head.ema_module.backend == "torch"
     assert model.decode_head.ema_module.backend == "auto"
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_hopper_gpu_kernels_in_gluon_run_where_they_work(on_gpu, dtype):
+    model, _, order = on_gpu
+    assert form(verified.verified_fuse(model, dtype)) == "fastest"
+    assert order == ["trial of fastest", "comparison of fastest"]
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("where", ["trial", "comparison"])
+def test_the_fused_network_does_without_kernels_in_gluon_if_they_fail(on_gpu, where):
+    model, problems, order = on_gpu
+    problems[where]["fastest"] = "its trial has not ended after 600 seconds"
+    with pytest.warns(UserWarning) as warned:
+        assert form(verified.verified_fuse(model, torch.bfloat16)) == "fused"
+    assert [str(w.message) for w in warned] == [
+        "the fused network with kernels in Gluon fails on cuda:0 (its trial has not ended after "
+        "600 seconds); it is tried without them"
+    ]
+    assert order[-2:] == ["trial of fused", "comparison of fused"]
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_the_plain_network_runs_where_every_form_fails(on_gpu):
+    model, problems, order = on_gpu
+    problems["trial"] |= {"fastest": "first", "fused": "second"}
+    with pytest.warns(UserWarning) as warned:
+        assert verified.verified_fuse(model, torch.bfloat16) is model
+    assert [str(w.message).partition(" fails")[0] for w in warned] == [
+        "the fused network with kernels in Gluon",
+        "the fused network",
+    ]
+    assert order[0:3] == ["trial of fastest", "trial of fused", "trial of plain"]
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_float32_has_no_kernels_in_gluon(on_gpu):
+    model, _, order = on_gpu
+    assert form(verified.verified_fuse(model)) == "fused"
+    assert order == ["trial of fused", "comparison of fused"]
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("why", ["nothing-is-measured", "no-such-kernels"])
+def test_nothing_is_tried_that_cannot_run(on_gpu, monkeypatch, why):
+    model, _, order = on_gpu
+    if why == "nothing-is-measured":
+        monkeypatch.setenv("EMANET_TRITON_CONV_SEARCH", "0")
+    else:
+        monkeypatch.setattr(FusedEMANet, "choose_by", FusedNetwork.choose_by)
+    assert form(verified.verified_fuse(model, torch.bfloat16)) == "fused"
+    assert order == ["trial of fused", "comparison of fused"]
+
+
+@pytest.mark.parametrize("backend", ["fastest", "fastest-known", "auto"])
+def test_a_backend_that_somebody_asked_for_stays(model, backend):
+    model.decode_head.ema_module.backend = "triton"
+    fused = fuse(model)
+    fused.backbone[0].backend = "cudnn"
+    assert fused.choose_by(backend)
+    backends = [m.backend for m in fused.modules() if hasattr(m, "backend")]
+    assert (fused.backbone[0].backend, fused.decode_head.backend) == ("cudnn", "triton")
+    assert set(backends) == {"cudnn", "triton", backend}
+
+
+def test_a_network_whose_backends_are_all_asked_for_has_nothing_to_choose(model):
+    fused = fuse(model)
+    for module in fused.modules():
+        if hasattr(module, "backend"):
+            module.backend = "triton"
+    assert not fused.choose_by("fastest")
 
 
 def test_a_copy_with_pytorchs_em_attention_shares_the_weights(model):

@@ -244,17 +244,17 @@ SUITE = Suite(
 This suite times each convolution of the fused network, with folded batch norm, bias, residual and
 ReLU. `torch` is PyTorch's own convolution, `compiled` the same by `torch.compile`, `onednn`
 oneDNN's fused convolution, `cudnn` cuDNN's, `cudnn-benchmark` cuDNN's after its search. `winograd`
-and `triton` are ours. So is `gluon`, a kernel for Hopper GPUs that the network does not use
-unasked. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are installed
-(`pip install '.[peers]'`). Before and after each convolution they copy the numbers to their own
-memory layout and back, and these copies count. A whole network needs few such copies, so these
-times are too long, most of all for 1x1 convolutions: compare the runtimes by the cases `network` of
-the suite `model`.
+and `triton` are ours. So is `gluon`, a kernel for Hopper GPUs, which a network with the backend
+"auto" does not use. On a CPU, OpenVINO and ONNX Runtime run each convolution too, if they are
+installed (`pip install '.[peers]'`). Before and after each convolution they copy the numbers to
+their own memory layout and back, and these copies count. A whole network needs few such copies, so
+these times are too long, most of all for 1x1 convolutions: compare the runtimes by the cases
+`network` of the suite `model`.
 
 The lines below a table sum up a network. *The fastest of each* is the fastest provider that our
-network uses; `compiled`, `gluon` and the other runtimes are left out. The list names the
-convolutions in which the network loses the most time above the floor. Winograd needs fewer FLOP
-than the floor counts, so its time can be below the floor.
+network uses with the backend "auto"; `compiled`, `gluon` and the other runtimes are left out. The
+list names the convolutions in which the network loses the most time above the floor. Winograd needs
+fewer FLOP than the floor counts, so its time can be below the floor.
 
 `r50-whole=3` says that R50 runs a convolution three times for one image; on a GPU the suite also
 times the convolutions of the sliding window (`r50-slide`). `residual=fp32` and `out=fp32` name a

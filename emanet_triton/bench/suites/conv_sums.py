@@ -9,7 +9,8 @@ from emanet_triton.bench.runtimes import RUNTIMES
 
 USES = re.compile(r"\b(r\d+-\w+)=(\d+)")  # in a case's name: how often each network uses it
 CONVOLUTION = re.compile(r"\dx\d ")  # begins the name of a convolution, not of a pair or block
-OTHERS = ("compiled", "gluon", *RUNTIMES)  # providers that our network does not use unasked
+# Providers that a network with the backend "auto" does not use.
+OTHERS = ("compiled", "gluon", *RUNTIMES)
 MOST_CONVOLUTIONS = 11  # in the list of a network
 
 

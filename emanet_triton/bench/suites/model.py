@@ -35,9 +35,10 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.inference.quantize import quantize, require_int8
 from emanet_triton.inference.taps import tap_tables
 from emanet_triton.inference.views import Size
+from emanet_triton.kernels.checks import OPEN_BACKENDS
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.resample.op import resample_labels
-from emanet_triton.models.emanet import EMANet, FusedHead
+from emanet_triton.models.emanet import EMANet
 from emanet_triton.models.fused import FusedConv, fuse
 from emanet_triton.models.network import FusedNetwork
 
@@ -191,10 +192,13 @@ def fused(problem: Problem, dtype: str, backend: str = "auto") -> Call:
     Args:
         problem: the image and the network.
         dtype: of the network.
-        backend: of all convolutions; "auto" chooses for each.
+        backend: of all convolutions. "auto" chooses for each. "fastest" may also choose kernels in
+            Gluon, for convolutions and for EM attention.
     """
     model = fuse(problem.model().to(problem.device), dtype=DTYPES[dtype])
-    if backend != "auto":
+    if backend in OPEN_BACKENDS:
+        model.choose_by(backend)
+    else:
         set_backend(model, backend)
     return _timed_by(model, problem)
 
@@ -225,12 +229,10 @@ def _timed_by(model: FusedNetwork, problem: Problem) -> Call:
 def set_backend(model: FusedNetwork, backend: str) -> None:
     """Let "cudnn" or "triton" run all convolutions; "triton" also pairs of them where it can.
 
-    A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too. "fastest" also
-    tries the kernels in Gluon, for EM attention too.
+    A convolution that cuDNN cannot fuse is run by PyTorch, which uses cuDNN too.
     """
-    changed = (FusedConv, FusedHead) if backend == "fastest" else (FusedConv,)
     for module in model.modules():
-        if isinstance(module, changed):
+        if isinstance(module, FusedConv):
             module.backend = backend
 
 
@@ -302,14 +304,16 @@ is our fused network. `fused-int8` (on a CPU) multiplies 8-bit integers in most 
 takes the ranges of their outputs from the case's own image. `cudnn` and `triton` are the fused
 network with all convolutions by cuDNN or by our Triton kernels, `fastest` the one that also tries
 our kernels in Gluon, for convolutions and for EM attention; they run only if `--providers` names
-them. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a GPU) run `plain`'s network if they
-are installed: `pip install '.[peers]'` installs the first two. They get its ONNX export for inputs
-of one shape, and PyTorch's number of threads. `openvino-fp32` computes in float32; without this
-setting OpenVINO would choose bf16 where the CPU has it. `openvino-int8` runs the export after
-`quantize_static` of ONNX Runtime has quantized its convolutions: 8-bit inputs and outputs whose
-ranges come from the case's own image, and 8-bit weights with a scale for each output channel. The
-rest it computes in bf16 where the CPU has it. Between windows, and from logits to labels, all but
-`fused` run mmsegmentation's operations in PyTorch.
+them. In half precision on a Hopper GPU the evaluation takes the kernels in Gluon that win in a
+trial, if the network passes its checks. OpenVINO (on a CPU), ONNX Runtime and Torch-TensorRT (on a
+GPU) run `plain`'s network if they are installed: `pip install '.[peers]'` installs the first two.
+They get its ONNX export for inputs of one shape, and PyTorch's number of threads. `openvino-fp32`
+computes in float32; without this setting OpenVINO would choose bf16 where the CPU has it.
+`openvino-int8` runs the export after `quantize_static` of ONNX Runtime has quantized its
+convolutions: 8-bit inputs and outputs whose ranges come from the case's own image, and 8-bit
+weights with a scale for each output channel. The rest it computes in bf16 where the CPU has it.
+Between windows, and from logits to labels, all but `fused` run mmsegmentation's operations in
+PyTorch.
 
 Of a provider's labels one in a thousand may differ from `plain-fp32`'s. In bf16 twice the share
 that differs in `plain-bf16` is added. In int8 it is twice the share that differs if `plain-fp32`

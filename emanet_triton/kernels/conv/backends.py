@@ -23,12 +23,12 @@ def candidates(
     stride: int,
     relu: bool,
     precision: str,
-    untried: bool = False,
+    gluon: bool = False,
 ) -> dict[str, tuple[str, str]]:
     """{name: (backend, precision)} of the candidates on the device of x, the default first.
 
-    Triton's ``"ieee"`` is no candidate for float32, because ``"tf32x3"`` is faster. ``untried``
-    says whether a kernel that no GPU has run is one.
+    Triton's ``"ieee"`` is no candidate for float32, because ``"tf32x3"`` is faster. ``gluon``
+    says whether the kernel in Gluon, which no GPU has run, is one.
     """
     pairs = {"torch": ("torch", precision)}
     if has_cudnn(x):
@@ -40,7 +40,7 @@ def candidates(
             pairs["triton"] = "triton", precision
         elif torch.version.hip is None:  # AMD has no TF32
             pairs["triton-tf32x3"] = "triton", "tf32x3"
-        if untried and not why_not_gluon(x, weight, stride):
+        if gluon and not why_not_gluon(x, weight, stride):
             pairs["gluon"] = "gluon", precision
     return pairs
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emanet_triton.kernels import choice, flops
 from emanet_triton.kernels.checks import (
+    OPEN_BACKENDS,
     check_at_least,
     check_choice,
     check_device,
@@ -25,8 +26,8 @@ from emanet_triton.kernels.device import HAS_TRITON, triton_kernels
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-CONV_BACKENDS = ("auto", "fastest", *CONVOLUTIONS)
-EXPAND_REDUCE_BACKENDS = ("auto", "fastest", "triton", "separate")
+CONV_BACKENDS = (*OPEN_BACKENDS, *CONVOLUTIONS)
+EXPAND_REDUCE_BACKENDS = (*OPEN_BACKENDS, "triton", "separate")
 _NHWC = torch.channels_last
 
 
@@ -77,6 +78,8 @@ def conv_bias_act(
             float32 at ``"ieee"`` Triton takes part with ``"tf32x3"``, and its error must be as
             small as ``"ieee"`` requires.
             ``"fastest"`` is ``"auto"``, but measures ``"gluon"``, too, which no GPU has run yet.
+            ``"fastest-known"`` takes what ``"fastest"`` has chosen earlier for the shape on this
+            kind of GPU, and else is ``"auto"``.
         precision: how a GPU multiplies float32: ``"ieee"``, ``"tf32x3"`` (Triton on an NVIDIA GPU;
             elsewhere the same as ``"ieee"``) or ``"tf32"``.
 
@@ -128,6 +131,7 @@ def expand_reduce(
             or 2P and at most 256, and O is a multiple of 64. ``"separate"`` is two calls of
             ``conv_bias_act``. ``"auto"`` is ``"separate"`` on a CPU and measures on a GPU, as in
             ``conv_bias_act``; so does ``"fastest"``, also for each of two separate convolutions.
+            ``"fastest-known"`` takes what ``"fastest"`` has chosen earlier, and else is ``"auto"``.
         precision: for the separate convolutions, as in ``conv_bias_act``.
 
     Returns:
@@ -188,16 +192,25 @@ def _run_conv_bias_act(
     arguments = x, weight, bias, residual, stride, dilation, relu, out_dtype
     if backend in CONVOLUTIONS:
         return CONVOLUTIONS[backend](*arguments, precision)
-    pairs = candidates(x, weight, residual, stride, relu, precision, backend == "fastest")
+    added = None if residual is None else residual.dtype
+    shapes = x.shape, weight.shape
+    geometry = stride, dilation, x.dtype, added, out_dtype, relu, precision
+    found = None
+    if backend == "fastest-known" and x.is_cuda:
+        found = choice.known(_key(*shapes, *geometry, True), x.device)
+    gluon = backend == "fastest" or found is not None
+    pairs = candidates(x, weight, residual, stride, relu, precision, gluon)
     calls = {
         name: functools.partial(CONVOLUTIONS[candidate], *arguments, its_precision)
         for name, (candidate, its_precision) in pairs.items()
     }
+    if found in calls:
+        return calls[found]()
+    if backend != "fastest":
+        calls.pop("gluon", None)  # so it is not measured if an earlier winner is gone
     if len(calls) == 1:
         return calls["torch"]()
-    added = None if residual is None else residual.dtype
-    geometry = stride, dilation, x.dtype, added, out_dtype, relu, precision
-    key = _key(x.shape, weight.shape, *geometry, "gluon" in calls)
+    key = _key(*shapes, *geometry, "gluon" in calls)
 
     def make_checks() -> tuple[ConvCheck]:
         check = ConvCheck(
@@ -276,15 +289,18 @@ def _run_expand_reduce(
     if backend == "triton" and why_not:
         raise ValueError(f"backend 'triton' of expand_reduce needs {why_not}")
     arguments = x, weights, biases, residual
-    within = "fastest" if backend == "fastest" else "auto"
+    sizes = x.shape, outputs, reduced, x.dtype
+    within = backend if backend in OPEN_BACKENDS else "auto"
+    if within == "fastest-known" and x.is_cuda and HAS_TRITON and not why_not:
+        within = within if choice.known(_expand_reduce_key(*sizes, True), x.device) else "auto"
     calls = {
         "separate": functools.partial(_separate, *arguments, within, precision),
         "triton": functools.partial(_expand_reduce_by_triton, *arguments),
     }
-    if backend in ("auto", "fastest"):
+    if backend in OPEN_BACKENDS:
         backend = "separate"
         if x.is_cuda and HAS_TRITON and not why_not:
-            key = _expand_reduce_key(x.shape, outputs, reduced, x.dtype, within)
+            key = _expand_reduce_key(*sizes, within != "auto")
             make_checks = functools.partial(_expand_reduce_checks, *arguments, precision)
             backend = choice.choose(key, x.device, calls, "separate", make_checks)
     return calls[backend]()
@@ -292,11 +308,11 @@ def _run_expand_reduce(
 
 @functools.lru_cache(maxsize=4096)
 def _expand_reduce_key(
-    x: torch.Size, outputs: int, reduced: int, dtype: torch.dtype, within: str
+    x: torch.Size, outputs: int, reduced: int, dtype: torch.dtype, gluon: bool
 ) -> str:
-    """All that decides the faster way on one device; within: backend of each convolution."""
+    """All that decides the faster way on one device."""
     sizes = f"{list(x)}, {outputs} and {reduced} channels, {dtype}"
-    return f"expand and reduce {sizes}" + (", or by gluon" if within == "fastest" else "")
+    return f"expand and reduce {sizes}" + (", or by gluon" if gluon else "")
 
 
 def _expand_reduce_checks(

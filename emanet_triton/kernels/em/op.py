@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels.checks import (
-    BACKENDS,
+    OPEN_BACKENDS,
     check_at_least,
     check_choice,
     check_device,
@@ -23,7 +23,7 @@ from emanet_triton.kernels.flops import Shape
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.tile import FP32_PRECISIONS
 
-EM_BACKENDS = (*BACKENDS, "fastest", *ONE_PASS)
+EM_BACKENDS = (*OPEN_BACKENDS, "triton", "torch", *ONE_PASS)
 
 
 @torch.no_grad()
@@ -53,6 +53,7 @@ def em_attention(
             multiples of 16 bytes. No GPU has run them yet. ``"auto"`` is ``"torch"`` on a CPU and
             ``"triton"`` on a GPU. ``"fastest"`` is the same, but where ``"one-pass-128"`` can run
             it measures all three at the first call of a number of positions (see ``choice``).
+            ``"fastest-known"`` takes what ``"fastest"`` has chosen earlier, and else is ``"auto"``.
         precision: how the Triton kernels multiply float32 features: ``"tf32x3"`` on an NVIDIA
             GPU's tensor cores, each number split in two, with about the error of float32 (on AMD
             the same as ``"ieee"``); ``"ieee"`` without tensor cores; or ``"tf32"``.
@@ -158,7 +159,7 @@ def _check(
 
 def _by_torch(backend: str, feats: Tensor) -> bool:
     """Whether PyTorch runs. It is asked at each call, also of a program that was exported."""
-    is_open = backend in ("auto", "fastest")
+    is_open = backend in OPEN_BACKENDS
     return (auto_backend(feats.is_cuda) if is_open else backend) == "torch"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emanet_triton.kernels import choice
-from emanet_triton.kernels.checks import ALIGNMENT, fits_descriptor
+from emanet_triton.kernels.checks import ALIGNMENT, OPEN_BACKENDS, fits_descriptor
 from emanet_triton.kernels.device import DTYPE_NAMES, gluon_arch
 from emanet_triton.kernels.em import tiles
 from emanet_triton.kernels.exact import Check, wider
@@ -72,9 +72,9 @@ def run(
     """Run an operator of EM attention by Triton kernels.
 
     Args:
-        backend: one of ``RANGES``; ``"auto"`` for ``"triton"``, since no GPU has run the others; or
+        backend: one of ``RANGES``; ``"auto"`` for ``"triton"``, since no GPU has run the others;
             ``"fastest"``, which measures at the first call of a number of positions, whatever the
-            batch.
+            batch; or ``"fastest-known"``, which takes what ``"fastest"`` has chosen earlier.
         feats: [B, N, C].
         tensors: the bases and, for the block, the weights.
         options: the options that decide the outputs.
@@ -88,12 +88,15 @@ def run(
         backend = "triton"
     if backend != "triton":
         why_not = why_not_one_pass(feats, tensors[0].shape[2])
-        if why_not and backend != "fastest":
+        if why_not and backend not in OPEN_BACKENDS:
             raise ValueError(f"backend {backend!r} needs {why_not}")
         if why_not or not len(feats):
             backend = "triton"
         elif backend == "fastest":
             backend = _fastest(feats, tensors, options, by_triton, by_torch)
+        elif backend == "fastest-known":
+            found = choice.known(_key_of(feats, tensors, options), feats.device, "em")
+            backend = found if found in RANGES else "triton"
     return by_triton(RANGES[backend])
 
 
@@ -123,8 +126,13 @@ def _fastest(
             for output, shape in enumerate(shapes)
         ]
 
-    key = _key(feats.shape[1:], bases.shape[2], feats.dtype, bool(weights), options)
+    key = _key_of(feats, tensors, options)
     return choice.choose(key, feats.device, calls, "triton", make_checks, "em")
+
+
+def _key_of(feats: Tensor, tensors: tuple[Tensor, ...], options: tuple[Any, ...]) -> str:
+    bases, *weights = tensors
+    return _key(feats.shape[1:], bases.shape[2], feats.dtype, bool(weights), options)
 
 
 @functools.lru_cache(maxsize=4096)

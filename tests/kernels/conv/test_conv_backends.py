@@ -63,7 +63,7 @@ def test_what_is_measured_on_amd_gpus(amd, monkeypatch):
 
 
 def test_without_a_gpu_there_is_nothing_to_measure():
-    assert list(backends.candidates(X, W, None, 1, True, "ieee", untried=True)) == ["torch"]
+    assert list(backends.candidates(X, W, None, 1, True, "ieee", gluon=True)) == ["torch"]
 
 
 @pytest.fixture
@@ -75,15 +75,15 @@ def hopper(nvidia, monkeypatch):
 WIDE = torch.zeros(2, 64, 6, 5), torch.zeros(8, 64, 3, 3)
 
 
-def by_gluon(x=WIDE[0], weight=WIDE[1], dtype=HALF, stride=1, untried=True):
+def by_gluon(x=WIDE[0], weight=WIDE[1], dtype=HALF, stride=1, gluon=True):
     x = on_gpu(x.to(dtype))
-    return "gluon" in backends.candidates(x, weight, None, stride, True, "ieee", untried)
+    return "gluon" in backends.candidates(x, weight, None, stride, True, "ieee", gluon)
 
 
 def test_gluon_is_measured_where_it_can_run_if_asked_for(hopper, monkeypatch):
     assert by_gluon()
     assert by_gluon(dtype=BF16)
-    assert not by_gluon(untried=False)
+    assert not by_gluon(gluon=False)
     assert not by_gluon(dtype=SINGLE)
     assert not by_gluon(stride=2)
     assert not by_gluon(X, W)
@@ -181,6 +181,24 @@ def test_the_choice_is_made_by_all_that_decides_the_time(keys):
 
 def test_with_gluon_the_choice_is_another(keys, monkeypatch):
     monkeypatch.setattr(backends, "why_not_gluon", lambda *_: None)
-    for backend in ("auto", "fastest"):
+    known = {}
+    monkeypatch.setattr(choice, "known", lambda key, device: known.get((key, device)))
+
+    def key_by(backend):
         conv._run_conv_bias_act(on_gpu(X), W, B, None, 1, 1, True, SINGLE, backend, "ieee")
-    assert len(set(keys)) == 2
+        return keys[-1]
+
+    assert key_by("auto") != key_by("fastest")
+    assert key_by("fastest-known") == key_by("auto")
+    known[key_by("fastest"), X.device] = "gone"  # no candidate any more
+    assert key_by("fastest-known") == key_by("auto")
+
+
+@pytest.mark.parametrize("winner", ["gluon", "torch"])
+def test_an_earlier_winner_runs_and_nothing_is_measured(keys, monkeypatch, winner):
+    monkeypatch.setattr(backends, "why_not_gluon", lambda *_: None)
+    monkeypatch.setattr(choice, "known", lambda key, device: winner)
+    monkeypatch.setitem(conv.CONVOLUTIONS, winner, lambda *_: winner)
+    arguments = on_gpu(X), W, B, None, 1, 1, True, SINGLE, "fastest-known", "ieee"
+    assert conv._run_conv_bias_act(*arguments) == winner
+    assert keys == []

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -200,7 +202,7 @@ def test_errors_say_what_they_got_and_wanted():
     for operands, message in cases:
         with pytest.raises(ValueError, match=message):
             conv.expand_reduce(x, *operands)
-    message = "backend must be one of auto, fastest, triton, separate, got 'cudnn'"
+    message = "backend must be one of auto, fastest, fastest-known, triton, separate, got 'cudnn'"
     with pytest.raises(ValueError, match=message):
         conv.expand_reduce(x, weights, biases, residual, backend="cudnn")
 
@@ -235,12 +237,23 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 
-def measured(monkeypatch, shape, outputs, reduced, dtype=FP16, backend="auto"):
-    """The key and the candidates that ``choose`` gets, or None if nothing is measured."""
+def measured(
+    monkeypatch, shape, outputs, reduced, dtype=FP16, backend="auto", known=(), within=None
+):
+    """The key and the candidates that ``choose`` gets, or None if nothing is measured.
+
+    Args:
+        known: keys that were chosen for earlier, each with its device.
+        within: the backend of each convolution; by default as the other arguments have it.
+    """
     x, weights, biases, residual = arguments(pair(shape, outputs, reduced, dtype, "cpu"))
     calls = []
     monkeypatch.setattr(conv, "HAS_TRITON", True)
-    monkeypatch.setattr(conv, "_separate", lambda *_: ())
+    given = []
+    monkeypatch.setattr(conv, "_separate", lambda *all_: tuple(given.append(all_[-2]) or ()))
+    monkeypatch.setattr(
+        conv.choice, "known", lambda key, device: "triton" if (key, device) in known else None
+    )
     monkeypatch.setattr(
         conv.choice,
         "choose",
@@ -248,7 +261,26 @@ def measured(monkeypatch, shape, outputs, reduced, dtype=FP16, backend="auto"):
     )
     arguments_on_gpu = x.as_subclass(OnGpu), weights, biases, residual
     assert conv._run_expand_reduce(*arguments_on_gpu, backend, "ieee") == ()
+    assert given == [within or ("auto" if backend == "fastest-known" and not known else backend)]
     return calls[0] if calls else None
+
+
+def test_a_known_choice_is_taken_and_no_other_is_made(monkeypatch):
+    sizes = (1, 64, 2, 3), 256, 64
+    auto, fastest = (measured(monkeypatch, *sizes, backend=name) for name in ("auto", "fastest"))
+    by_known = functools.partial(measured, monkeypatch, *sizes, backend="fastest-known")
+    assert by_known() == auto
+    assert by_known(known=[(fastest[0], torch.device("cpu"))]) == fastest
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [(((1, 64, 2, 3), 256, 64), SINGLE), (((1, 512, 2, 3), 2048, 512), FP16)],
+    ids=["float32", "512 channels"],
+)
+def test_without_a_kernel_each_convolution_takes_what_is_known(monkeypatch, sizes, dtype):
+    no_pair = {"backend": "fastest-known", "within": "fastest-known"}
+    assert measured(monkeypatch, *sizes, dtype, **no_pair) is None
 
 
 def test_each_pair_is_measured_for_itself(monkeypatch):

@@ -174,8 +174,8 @@ BAD = {
     ),
     "backend": (
         {"backend": "cuda"},
-        "backend must be one of auto, triton, torch, fastest, one-pass-128, one-pass-16, "
-        "got 'cuda'",
+        "backend must be one of auto, fastest, fastest-known, triton, torch, one-pass-128, "
+        "one-pass-16, got 'cuda'",
     ),
     "precision": (
         {"precision": "high"},

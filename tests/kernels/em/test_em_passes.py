@@ -5,7 +5,7 @@ import torch
 from em_cases import Case, channels_first
 
 from emanet_triton.kernels import choice
-from emanet_triton.kernels.checks import fits_descriptor
+from emanet_triton.kernels.checks import OPEN_BACKENDS, fits_descriptor
 from emanet_triton.kernels.em import op, passes, reference, tiles
 
 CASE = Case(2, 512, (2, 5), 7, own_bases=True)
@@ -51,6 +51,28 @@ def test_the_fastest_is_the_winner(chosen):
     [(_, candidates, last_resort, _, package)] = chosen
     assert candidates == ["triton", "one-pass-128", "one-pass-16"]
     assert (last_resort, package) == ("triton", "em")
+
+
+def test_an_earlier_winner_is_taken_if_there_is_one(chosen, monkeypatch):
+    x, bases, weights = inputs()
+    run("fastest", x, bases)
+    key = chosen.pop()[0]
+    known = {(key, x.device, "em"): "one-pass-128"}
+    monkeypatch.setattr(choice, "known", lambda *asked: known.get(asked))
+    assert run("fastest-known", x, bases) == 128
+    assert run("fastest-known", x, bases, weights, (3, 0.0, False)) is None
+    assert run("fastest-known", x.as_subclass(torch.Tensor), bases) is None
+    known[key, x.device, "em"] = "damaged"
+    assert run("fastest-known", x, bases) is None
+    assert chosen == []
+
+
+@pytest.mark.parametrize("backend", OPEN_BACKENDS)
+def test_on_a_cpu_pytorch_runs_whoever_chooses(backend):
+    x, bases, _ = inputs(dtype=torch.float32)
+    x = x.as_subclass(torch.Tensor)
+    found, wanted = (op.em_attention(x, bases, backend=name)[0] for name in (backend, "torch"))
+    assert torch.equal(found, wanted)
 
 
 def test_a_named_backend_is_not_measured(chosen):
@@ -124,7 +146,7 @@ def test_a_result_is_compared_with_the_operator_in_higher_precision(chosen, is_b
 
 def test_every_backend_by_name_has_ranges():
     assert list(passes.RANGES) == ["triton", *tiles.ONE_PASS]
-    assert {*op.EM_BACKENDS} == {"auto", "torch", "fastest", *passes.RANGES}
+    assert {*op.EM_BACKENDS} == {"torch", *OPEN_BACKENDS, *passes.RANGES}
 
 
 def test_what_a_descriptor_takes():
