@@ -303,10 +303,11 @@ class FusedBottleneck(nn.Module):
         pair = self.conv3, following.conv1
         if not all(conv.channels_last and not conv.is_watched() for conv in pair):
             return False
-        backends = {conv.backend for conv in pair}
+        backend = self.conv3.backend
+        if following.conv1.backend != backend:
+            return False
         (outputs, planes, *_), reduced = self.conv3.weight.shape, len(following.conv1.weight)
         has_kernel = not why_not_one_kernel(self.conv3.weight.dtype, planes, outputs, reduced)
-        (backend,) = backends if len(backends) == 1 else ("",)
         return backend in OPEN_BACKENDS or (backend == "triton" and has_kernel)
 
 

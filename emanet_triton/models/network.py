@@ -85,7 +85,7 @@ class FusedNetwork(Network):
         self.channels_last = channels_last
 
     def choose_by(self, backend: str) -> bool:
-        """Say how the operators choose that nobody has given a backend.
+        """Set how those operators choose a backend that nobody has given one.
 
         Args:
             backend: one of ``checks.OPEN_BACKENDS``; at first "auto". An operator with another

@@ -1,7 +1,4 @@
-"""How an image becomes inputs of the network, and how logits become labels.
-
-Here are also the places of the sliding windows.
-"""
+"""How an image becomes inputs and windows of the network, and how logits become labels."""
 
 import operator
 from dataclasses import dataclass

@@ -275,17 +275,17 @@ def tiles_of(swept: Swept, gpu: Gpu, tiny: bool) -> dict[str, Tile]:
 
 def tile_name(tile: Tile) -> str:
     """Such as "128x256x64 w8 s4": sizes in the order of ``SIZE_NAMES``, warps and stages."""
-    blocks = "x".join(str(tile.meta[name]) for name in _blocks(tile))
-    return f"{blocks} w{tile.num_warps} s{tile.pipeline_stages}"
+    sizes = "x".join(str(tile.meta[name]) for name in _size_names(tile))
+    return f"{sizes} w{tile.num_warps} s{tile.pipeline_stages}"
 
 
-def _blocks(tile: Tile) -> list[str]:
+def _size_names(tile: Tile) -> list[str]:
     return [name for name in SIZE_NAMES if name in tile.meta]
 
 
 def _with_sizes(tile: Tile, sizes: tuple[int, ...]) -> Tile:
     *blocks, num_warps, pipeline_stages = sizes
-    meta = {**tile.meta, **dict(zip(_blocks(tile), blocks, strict=True))}
+    meta = {**tile.meta, **dict(zip(_size_names(tile), blocks, strict=True))}
     return replace(tile, meta=meta, num_warps=num_warps, pipeline_stages=pipeline_stages)
 
 
