@@ -39,9 +39,10 @@ class GraphedNetwork:
         shape = inputs.shape
         if shape in self._seen and shape not in self._replays:
             self._replays[shape] = self._recorded(inputs)
-        if len(self._seen) < MOST_GRAPHS:
+        output = self._replays.get(shape, self.network)(inputs)
+        if len(self._seen) < MOST_GRAPHS:  # only now: memory may have run out before
             self._seen.add(shape)
-        return self._replays.get(shape, self.network)(inputs)
+        return output
 
     def _recorded(self, inputs: Tensor) -> Network:
         try:
@@ -73,7 +74,7 @@ class CudaRecorder:
         """
         held = inputs.clone(memory_format=torch.preserve_format)
         try:
-            graph, output = record(lambda: network(held), self._pool)
+            graph, output = record(lambda: network(held), inputs.device, self._pool)
         except BaseException:
             self._pool = torch.cuda.graph_pool_handle()  # the old pool may be unusable
             raise

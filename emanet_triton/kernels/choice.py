@@ -9,6 +9,7 @@ convolution is cuDNN's fused one, or PyTorch's if cuDNN cannot fuse.
 
 import contextlib
 import functools
+import math
 import os
 import statistics
 import time
@@ -34,6 +35,11 @@ GAINS = {"cudnn-benchmark": 0.05}  # larger, because cuDNN searches anew in ever
 
 Candidates = Mapping[str, Callable[[], Tensor | tuple[Tensor, ...]]]
 MakeChecks = Callable[[], Sequence[Check]]
+
+
+class NotFiniteError(ValueError):
+    """An operator's outputs are not finite, so no backend can be compared with another."""
+
 
 _HOPELESS: set[tuple[torch.device, str]] = set()  # keys for which all candidates failed
 _MAY_MEASURE: ContextVar[bool] = ContextVar("_MAY_MEASURE", default=True)
@@ -70,8 +76,8 @@ def choose(
 
     Returns:
         One of the candidates. A measured choice is kept on disk. Nothing is kept in
-        ``without_measuring``, while a CUDA graph is recorded, if memory runs out, or if all
-        candidates fail.
+        ``without_measuring``, while a CUDA graph is recorded, if memory runs out, if outputs are
+        not finite, or if all candidates fail.
     """
     default, cache = next(iter(candidates)), _cache(device, package)
     if cache is None:
@@ -89,6 +95,8 @@ def choose(
     try:
         with current_device(device):
             winner = fastest(key, device, candidates, make_checks)
+    except NotFiniteError:  # whatever these inputs were, the next ones may be finite
+        return default
     except Exception as error:
         if not watch.explains(error):
             raise
@@ -128,6 +136,7 @@ def fastest(
 
     Raises:
         RuntimeError: memory ran out.
+        NotFiniteError: the outputs are not finite.
     """
     watch, times = MemoryWatch(device), {}
     checks: Sequence[Check] = ()
@@ -140,6 +149,8 @@ def fastest(
             raise
         warnings.warn(f"{key} cannot be checked: {first_line(error)}", stacklevel=3)
         return None
+    if not all(map(math.isfinite, allowed)):
+        raise NotFiniteError(f"{key}: the outputs are not finite, so none can be checked")
     for name, run in candidates.items():
         try:
             if checks:
@@ -182,7 +193,7 @@ def _seconds(name: str, key: str, device: torch.device, run: Callable[[], object
     if device.type == "cpu":
         return _least_seconds(run)
     try:
-        graph, _ = record(run)
+        graph, _ = record(run, device)
     except Exception as error:  # whatever the driver raises for a launch that cannot be recorded
         if is_out_of_memory(error):
             raise
@@ -218,6 +229,5 @@ def _cache(device: torch.device, package: str) -> Cache | None:
     if not may_search():
         return None
     folder = Path(__file__).parent
-    common = (folder / name for name in ("tile.py", "hopper.py"))
-    kernels = digest([*(folder / package).glob("*.py"), *common])
+    kernels = digest([*folder.glob("*.py"), *(folder / package).glob("*.py")])
     return Cache(f"{package}_choice.jsonl", f"{environment(device)}, kernels {kernels}")

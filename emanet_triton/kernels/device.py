@@ -162,5 +162,6 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is recorded on the current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether a CUDA graph is recorded on a device's current stream."""
+    with current_device(device):
+        return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,10 +1,14 @@
 """Record a call as a CUDA graph and time its replays, without the time of Python and launches."""
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from emanet_triton.kernels.device import current_device
 
 T = TypeVar("T")
 
@@ -12,30 +16,43 @@ FLUSHES = 4  # before a cold replay, memory of so many times the L2 cache is wri
 WARM_SECONDS = 1e-3  # about the time of all replays of one warm round
 MOST_REPLAYS = 100
 
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch records one graph at a time in a process
 
-def record(call: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Record the launches of ``call``, which has run before, on the current device.
+
+def record(
+    call: Callable[[], T], device: torch.device, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Record the launches of ``call``, which has run before.
 
     Other threads may use the device meanwhile. If recording fails, the earlier stream is current
     again, and allocations and random numbers work as before.
 
     Args:
-        call: launches kernels without waiting for them. The tensors that they read must stay as
-            long as the graph.
+        call: launches kernels on ``device`` without waiting for them. The tensors that they read
+            must stay as long as the graph.
+        device: a GPU. It need not be the current one.
         pool: memory to share with other graphs, from ``torch.cuda.graph_pool_handle``.
 
     Returns:
         The graph, and the result of ``call``, which every replay writes anew.
     """
     pool = pool or torch.cuda.graph_pool_handle()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = call()
-    except BaseException:
-        _leave(pool, stream)
-        raise
+    with _ONE_AT_A_TIME, current_device(device):
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # PyTorch's own stream for recordings is on the device where it recorded first.
+        stream = _recording_stream(torch.cuda.current_device())
+        try:
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                result = call()
+        except BaseException:
+            _leave(pool, before)
+            raise
     return graph, result
+
+
+@functools.cache  # since cuBLAS keeps memory for each stream
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _leave(pool: Any, stream: torch.cuda.Stream) -> None:
@@ -68,7 +85,8 @@ class Replay(Generic[T]):
         with torch.cuda.stream(stream):
             call()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph, self._result = record(call)
+        device = torch.device("cuda", torch.cuda.current_device())
+        self._graph, self._result = record(call, device)
         self._call = call  # holds the tensors that the graph reads
 
     def __call__(self) -> T:

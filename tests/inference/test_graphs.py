@@ -76,16 +76,16 @@ def test_after_a_recording_that_fails_the_network_runs_where_it_did(cuda):
     with pytest.warns(UserWarning, match="operation failed due to a previous error"):
         assert factors(network, 5, 5, 5) == [3, 3, 3]
     assert cuda.log == ["triple"] * 3
-    assert cuda.stream is cuda.default_stream
+    assert cuda.streams == cuda.default_streams
     assert cuda.pools == []
 
 
 def test_after_a_recording_that_fails_the_next_one_gets_other_memory(cuda, monkeypatch):
     used = []
 
-    def graph(*arguments, pool, **options):
+    def graph(graph, pool, *arguments, **options):
         used.append(pool)
-        return cuda.graph(*arguments, pool, **options)
+        return cuda.graph(graph, pool, *arguments, **options)
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
     recorder = CudaRecorder()
@@ -96,6 +96,37 @@ def test_after_a_recording_that_fails_the_next_one_gets_other_memory(cuda, monke
     recorder(lambda inputs: inputs, torch.zeros(1))
     recorder(lambda inputs: inputs, torch.zeros(1))
     assert used[0] != used[1] == used[2]
+
+
+def test_a_network_is_recorded_on_its_own_device(monkeypatch):
+    devices = []
+
+    def record(call, device, pool):
+        devices.append(device)
+        return None, None
+
+    monkeypatch.setattr(graphs, "record", record)
+    CudaRecorder()(triple, torch.zeros(1, device="meta"))
+    assert devices == [torch.device("meta")]
+
+
+def test_a_shape_whose_first_run_fails_is_not_recorded_at_the_next():
+    """Its kernels may not have been compiled."""
+    runs = []
+
+    def network(inputs):
+        runs.append("run")
+        if len(runs) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 3 * inputs
+
+    recorder = FakeRecorder()
+    graphed = GraphedNetwork(network, recorder)
+    with pytest.raises(torch.OutOfMemoryError):
+        factors(graphed, 5)
+    assert factors(graphed, 5) == [3]
+    assert recorder.shapes == []
+    assert factors(graphed, 5) == [2]
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU")

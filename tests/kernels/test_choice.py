@@ -249,6 +249,15 @@ def test_a_search_in_every_process_has_to_pay(gpu, monkeypatch, faster, winner):
     assert choose(**dict.fromkeys(seconds, Call())) == winner
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_outputs_that_are_not_finite_decide_nothing(gpu, tmp_path, wrong):
+    """One damaged image must not cost the process its backends."""
+    assert choose(check=make_check(Call(1.0, wrong, 1.0))) == "cudnn"
+    assert gpu == []
+    assert not cache_file(tmp_path).exists()
+    assert choose() == "triton"
+
+
 def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):
     with pytest.warns(UserWarning) as warned:
         assert choose(check=make_check(Call(error=NO_ENGINE))) == "torch"
@@ -310,11 +319,11 @@ def test_what_cannot_be_recorded_is_timed_by_launches(cuda):
     with pytest.warns(UserWarning) as warned:
         assert choice._seconds("triton", KEY, GPU, triton) == pytest.approx(73e-6, rel=0.1)
     assert [str(w.message) for w in warned] == [message]
-    assert cuda.stream is cuda.default_stream
+    assert cuda.streams == cuda.default_streams
 
 
 def test_without_memory_to_record_nothing_is_timed(cuda, monkeypatch):
-    def fail(run):
+    def fail(run, device):
         raise OUT_OF_MEMORY
 
     monkeypatch.setattr(choice, "record", fail)

@@ -1,7 +1,11 @@
 """Recording and timing of CUDA graphs: with a stand-in for a GPU, and on a GPU if there is one."""
 
+import contextlib
 import gc
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from emanet_triton.kernels import replay
 from emanet_triton.kernels.replay import Replay, record, seconds_on_device
 
 MICRO = 1e-6
+FIRST, SECOND = (torch.device("cuda", index) for index in range(2))
 
 
 class Weights:
@@ -46,7 +51,7 @@ def test_a_replay_launches_what_was_recorded_and_gives_the_result(cuda, convolut
     assert [run(), run()] == ["conv", "conv"]
     assert cuda.log == ["conv"] * 3
     assert cuda.host - host == pytest.approx(10 * MICRO)
-    assert cuda.stream is cuda.default_stream
+    assert cuda.streams == cuda.default_streams
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
@@ -78,16 +83,44 @@ def test_launches_count_where_nothing_is_recorded(cuda, convolution):
 def test_everything_is_put_back_where_recording_fails(cuda, convolution):
     cuda.invalid = True
     with pytest.raises(RuntimeError, match="operation failed due to a previous error"):
-        record(convolution)
-    assert cuda.stream is cuda.default_stream
+        record(convolution, FIRST)
+    assert cuda.streams == cuda.default_streams
     assert cuda.pools == []
 
 
 def test_everything_is_put_back_where_the_call_fails(cuda):
     with pytest.raises(ZeroDivisionError):
-        record(lambda: 1 / 0)
-    assert cuda.stream is cuda.default_stream
+        record(lambda: 1 / 0, FIRST)
+    assert cuda.streams == cuda.default_streams
     assert cuda.pools == []
+
+
+@pytest.mark.parametrize("invalid", [False, True], ids=["whole", "failed"])
+def test_a_recording_on_another_device_leaves_the_current_one(cuda, invalid):
+    """PyTorch would record on the device of the first recording, and thus nothing."""
+    for device in (FIRST, SECOND):
+        graph, _ = record(lambda: cuda.launch("conv", MICRO, device=device.index), device)  # noqa: B023
+        assert graph.launches == [("conv", MICRO)]
+    cuda.invalid = invalid
+    with pytest.raises(RuntimeError) if invalid else contextlib.nullcontext():
+        record(lambda: None, SECOND)
+    assert cuda.log == []
+    assert cuda.current == 0
+    assert cuda.streams == cuda.default_streams
+    assert cuda.pools == []
+
+
+def test_two_threads_record_one_after_the_other(cuda):
+    inside = threading.Semaphore()
+
+    def launch():
+        assert inside.acquire(blocking=False)
+        time.sleep(0.01)
+        inside.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        for recorded in [pool.submit(record, launch, FIRST) for _ in range(8)]:
+            recorded.result()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
