@@ -61,7 +61,7 @@ class Report:
         reconstruct: False for the ablation without the EM attention's reconstruction.
         precision: of the network.
         device: on which the network ran.
-        network: "quantized", "fused" or "plain", with "compiled " before it if it was compiled.
+        network: "plain", "fused" or another ``Predictor.network_name``.
         calibration: paths of the images from which int8 took its ranges; empty without int8.
         seconds: from the first file to the last label of all images.
         confusion: int64 [C, C], rows = label.

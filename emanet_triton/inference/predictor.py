@@ -80,10 +80,17 @@ class Predictor:
 
     @property
     def network_name(self) -> str:
-        """``"quantized"``, ``"fused"`` or ``"plain"``, after ``"compiled "`` if it is compiled."""
-        name = "fused" if isinstance(self.model, FusedNetwork) else "plain"
+        """``"quantized"``, ``"fused"`` or ``"plain"``, after ``"compiled "`` if it is compiled.
+
+        ``"fused (fastest-known)"`` names the backend by which a fused network chooses its kernels,
+        if it is not "auto".
+        """
+        name = "plain"
         if isinstance(self.model, QuantizedEMANet):
             name = "quantized"
+        elif isinstance(self.model, FusedNetwork):
+            backend = self.model.backend
+            name = "fused" if backend == "auto" else f"fused ({backend})"
         return f"compiled {name}" if self._compiled else name
 
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:

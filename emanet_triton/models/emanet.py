@@ -194,7 +194,7 @@ class FusedEMANet(FusedNetwork):
         layers = (m for m in self.modules() if isinstance(m, (FusedConv, FusedHead)))
         choosing = [layer for layer in layers if layer.backend in OPEN_BACKENDS]
         for layer in choosing:
-            layer.backend = backend
+            layer.backend = self.backend = backend
         return bool(choosing)
 
     @torch.no_grad()

@@ -74,6 +74,9 @@ class Network(nn.Module):
 class FusedNetwork(Network):
     """The fused form of a network, for inference in one dtype.
 
+    Attributes:
+        backend: how its operators choose a backend, as ``choose_by`` has set it; at first "auto".
+
     Raises:
         ValueError: a call such as ``half()`` would change the dtype for which it was folded.
     """
@@ -83,13 +86,14 @@ class FusedNetwork(Network):
         self.stride, self.mean, self.std = input_form(model)
         self.dtype = dtype
         self.channels_last = channels_last
+        self.backend = "auto"
 
     def choose_by(self, backend: str) -> bool:
         """Set how those operators choose a backend that nobody has given one.
 
         Args:
-            backend: one of ``checks.OPEN_BACKENDS``; at first "auto". An operator with another
-                backend, such as "triton", keeps it.
+            backend: one of ``checks.OPEN_BACKENDS``. An operator with another backend, such as
+                "triton", keeps it.
 
         Returns:
             Whether the network has operators that this concerns.

@@ -42,6 +42,7 @@ SECONDS = 540
 SOUND = "sound"
 _UNTAPED = 2  # calls before the launchers play their tapes (see ``kernels.tape``)
 _USUAL_SCALE = (1024, 512)  # for a protocol in which every image keeps its own size
+_LEAST_SIDE = 128  # pixels of noise: smaller noise would say little about the network
 # Signals that come from outside and say nothing about the network. Windows lacks some of them.
 FROM_OUTSIDE = {getattr(signal, name, None) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")}
 
@@ -59,7 +60,9 @@ class Trial:
         kind: the network's class.
         architecture, num_classes: the class is called with them.
         height, width: of the noise.
-        windows: of an image of the base scale: so many inputs run at once, if memory suffices.
+        windows: of an image of the base scale: so many inputs run at once, or as many as fit into
+            memory.
+        measures: whether backends are measured; the environment may forbid it.
         backend: of the EM attention.
         dtype: in which the network computes, by PyTorch's name.
         device: where it runs.
@@ -72,6 +75,7 @@ class Trial:
     height: int
     width: int
     windows: int
+    measures: bool
     backend: str
     dtype: str
     device: str
@@ -90,6 +94,7 @@ class Trial:
             height,
             width,
             windows,
+            choice.may_search(),
             backends[0] if backends else "auto",
             str(dtype).removeprefix("torch."),
             str(device),
@@ -137,6 +142,8 @@ def _cache(device: torch.device) -> Cache:
 
 def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS) -> Verdict:
     """Have a child process make the trial, and end it after some seconds."""
+    # Kernels run natively: else a verdict, which is kept, would be about Triton's interpreter.
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     paths = os.environ.get("PYTHONPATH", ""), str(_PACKAGE.parent)
     try:
         asked = base64.b64encode(pickle.dumps(trial)).decode()
@@ -147,7 +154,7 @@ def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS)
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             start_new_session=True,  # a compiler that the child has started ends with it
         )
     except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:
@@ -213,14 +220,20 @@ def attempt(trial: Trial) -> Verdict:
 
 @torch.inference_mode()
 def _run_windows(network: Callable[[Tensor], Tensor], trial: Trial) -> None:
-    """Run all windows of a usual image, so that this process measures their kernels."""
+    """Run all windows of a usual image, so that this process measures their kernels.
+
+    If memory runs out, run half as many at once, as ``Predictor`` does.
+    """
     device = torch.device(trial.device)
-    watch = MemoryWatch(device)
-    try:
-        network(torch.randn(trial.windows, 3, trial.height, trial.width, device=device))
-    except Exception as error:
-        if not watch.explains(error):  # an evaluation would go on with fewer windows at once
-            raise
+    watch, windows = MemoryWatch(device), trial.windows
+    while windows:
+        try:
+            network(torch.randn(windows, 3, trial.height, trial.width, device=device))
+            return
+        except Exception as error:
+            if not watch.explains(error):
+                raise
+        windows //= 2
 
 
 def _generated(trial: Trial) -> Network:
@@ -240,7 +253,6 @@ def _generated(trial: Trial) -> Network:
     return model.eval()
 
 
-@torch.inference_mode()
 def disagreement(
     network: Callable[[Tensor], Tensor], model: Network, dtype: torch.dtype
 ) -> str | None:
@@ -248,15 +260,31 @@ def disagreement(
 
     The logits of a third call are compared with ``model.reference_logits``, in float64 if possible.
     In half precision the network's error may be twice the error of the same operations under
-    autocast.
+    autocast. If memory runs out, since the reference needs more of it than the network, the noise
+    has half the height and width.
 
     Args:
         network: float32 [1, 3, H, W] on the model's device → logits.
         model: has the network's weights, in float32.
         dtype: in which the network computes.
     """
-    device = next(model.parameters()).device
+    watch = MemoryWatch(next(model.parameters()).device)
     size = _input_size(model.protocol)
+    while True:
+        try:
+            return _disagreement(network, model, dtype, size)
+        except Exception as error:
+            if min(size) < 2 * _LEAST_SIDE or not watch.explains(error):
+                raise
+        size = size[0] // 2, size[1] // 2
+
+
+@torch.inference_mode()
+def _disagreement(
+    network: Callable[[Tensor], Tensor], model: Network, dtype: torch.dtype, size: tuple[int, int]
+) -> str | None:
+    """``disagreement`` for noise of one (height, width)."""
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, *size, generator=generator).to(device)
     with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):

@@ -126,6 +126,20 @@ def test_versions_differ_only_in_ms_flip():
     assert np.abs(a - b).max() > 1e-3
 
 
+def test_the_name_says_how_a_fused_network_chooses_its_kernels():
+    model = tiny_model()
+    fused = fuse(model)
+
+    def name(network):
+        return Predictor(network, model.protocol).network_name
+
+    assert (name(model), name(fused)) == ("plain", "fused")
+    fused.choose_by("fastest-known")
+    assert name(fused) == "fused (fastest-known)"
+    fused.choose_by("auto")
+    assert name(fused) == "fused"
+
+
 def test_batches_of_equal_images_give_each_image_its_labels():
     model = tiny_model()
     images = [random_image(24, 40, i) for i in range(5)] + [random_image(25, 31)]

@@ -18,12 +18,21 @@ from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.trial import Trial, Verdict
 
 SMALL = Architecture((1, 1, 1, 1), 8, ema_channels=16, num_bases=4, head_channels=8)
-TRIAL = Trial("fused", EMANet, SMALL, 19, 32, 64, 1, "auto", "float32", "cpu")
+TRIAL = Trial("fused", EMANet, SMALL, 19, 32, 64, 1, True, "auto", "float32", "cpu")
 SOUND = Verdict(None)
 
 
 def child(code: str) -> list[str]:
     return [sys.executable, "-c", code]
+
+
+def test_whether_backends_are_measured(monkeypatch):
+    """A trial that measured none says nothing about those that another process would measure."""
+    model = EMANet(SMALL, Protocol((64, 32))).eval()
+    given = "fused", model, torch.float32, torch.device("cuda", 0)
+    assert Trial.of(*given).measures
+    monkeypatch.setenv("EMANET_TRITON_CONV_SEARCH", "0")
+    assert not Trial.of(*given).measures
 
 
 def test_of_a_model():
@@ -63,10 +72,10 @@ def test_kernels_in_gluon_are_tried_if_they_are_asked_for(network, backend, monk
 
 
 class Noted:
-    """A network that notes the sizes of its inputs, and may fail."""
+    """A network that notes the sizes of its inputs, and may fail for more than ``most`` of them."""
 
-    def __init__(self, failure=None):
-        self.sizes, self.failure = [], failure
+    def __init__(self, failure=None, most=0):
+        self.sizes, self.failure, self.most = [], failure, most
 
     def choose_by(self, backend):
         return True
@@ -75,26 +84,30 @@ class Noted:
         self.sizes.append(tuple(images.shape))
         assert images.std() > 0.5  # noise: a kernel that reads the wrong element is found
         assert torch.is_inference_mode_enabled()
-        if self.failure:
+        if self.failure and len(images) > self.most:
             raise self.failure
 
 
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
+
+
 @pytest.mark.parametrize(
-    ("failure", "problem"),
+    ("failure", "most", "runs", "problem"),
     [
-        (None, None),
-        (torch.OutOfMemoryError("CUDA out of memory."), None),
-        (RuntimeError("illegal memory access"), "RuntimeError: illegal memory access"),
+        (None, 0, [9], None),
+        (NO_MEMORY, 2, [9, 4, 2], None),
+        (NO_MEMORY, 0, [9, 4, 2, 1], None),
+        (RuntimeError("illegal memory access"), 2, [9], "RuntimeError: illegal memory access"),
     ],
-    ids=["none", "memory", "kernel"],
+    ids=["none", "memory", "no-memory", "kernel"],
 )
-def test_a_trial_runs_all_windows_of_an_image_first(monkeypatch, failure, problem):
-    noted = Noted(failure)
+def test_a_trial_runs_all_windows_of_an_image_first(monkeypatch, failure, most, runs, problem):
+    noted = Noted(failure, most)
     monkeypatch.setattr(trial, "fuse", lambda *_, **__: noted)
     compared = []
     monkeypatch.setattr(trial, "disagreement", lambda *given: compared.append(given))
-    assert trial.attempt(replace(TRIAL, windows=8)) == Verdict(problem)
-    assert noted.sizes == [(8, 3, 32, 64)]
+    assert trial.attempt(replace(TRIAL, windows=9)) == Verdict(problem)
+    assert noted.sizes == [(number, 3, 32, 64) for number in runs]
     assert len(compared) == (0 if problem else 1)
 
 
@@ -107,6 +120,12 @@ def test_without_memory_for_the_noise_the_comparison_decides(monkeypatch):
     monkeypatch.setattr(torch, "randn", no_memory)
     monkeypatch.setattr(trial, "disagreement", lambda *_: None)
     assert trial.attempt(TRIAL) == SOUND
+
+
+def test_a_child_runs_kernels_natively(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tell = "import os; print('{\"problem\": \"' + os.environ.get('TRITON_INTERPRET', 'no') + '\"}')"
+    assert trial.run(TRIAL, child(tell)) == Verdict("no")
 
 
 def test_a_child_finds_what_is_wrong():
@@ -297,6 +316,7 @@ CHANGES = {
     "classes": {"num_classes": 5},
     "size": {"width": 65},
     "windows": {"windows": 8},
+    "search": {"measures": False},
     "backend": {"backend": "torch"},
     "dtype": {"dtype": "float16"},
 }

@@ -10,6 +10,7 @@ import torch
 
 from emanet_triton.kernels.em import eager as em_torch
 from emanet_triton.kernels.em import op as ops
+from emanet_triton.models import trial
 from emanet_triton.models.emanet import Architecture, EMANet
 from emanet_triton.models.fused import fuse
 from emanet_triton.models.protocol import Protocol
@@ -118,6 +119,42 @@ def test_the_reference_is_in_float32_where_float64_does_not_run(model, monkeypat
     assert dtypes == [torch.float64, SINGLE]
     fused.decode_head.conv_seg.weight *= 1.1
     assert "relative error" in disagreement(fused, model, SINGLE)
+
+
+def failing_above(height, error, compute):
+    """A network, or a method of one, that fails for noise of more rows; and its sizes."""
+    sizes = []
+
+    def network(*arguments):
+        sizes.append(tuple(arguments[-1].shape[2:]))
+        if sizes[-1][0] > height:
+            raise error
+        return compute(*arguments)
+
+    return network, sizes
+
+
+@pytest.mark.parametrize("who", ["reference", "network"])
+def test_without_memory_smaller_noise_decides(model, monkeypatch, who):
+    monkeypatch.setattr(trial, "_LEAST_SIDE", 8)
+    fused = fuse(model)
+    network, sizes = failing_above(8, OUT_OF_MEMORY, fused)
+    if who == "reference":
+        network = fused
+        logits, sizes = failing_above(8, OUT_OF_MEMORY, EMANet.reference_logits)
+        monkeypatch.setattr(EMANet, "reference_logits", logits)
+    assert disagreement(network, model, SINGLE) is None
+    assert list(dict.fromkeys(sizes)) == [(32, 64), (16, 32), (8, 16)]
+    fused.decode_head.conv_seg.weight *= 1.1
+    assert "relative error" in disagreement(network, model, SINGLE)
+
+
+def test_there_is_an_end_to_smaller_noise(model, monkeypatch):
+    monkeypatch.setattr(trial, "_LEAST_SIDE", 16)
+    network, sizes = failing_above(0, OUT_OF_MEMORY, None)
+    with pytest.raises(torch.OutOfMemoryError):
+        disagreement(network, model, SINGLE)
+    assert sizes == [(32, 64), (16, 32)]
 
 
 def test_other_errors_of_the_reference_are_errors(model, monkeypatch):
