@@ -2,39 +2,43 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from emanet_triton.kernels.settings import Setting
 
 # An object with an ``fp32_precision``, then the objects that it follows while its own is "none".
 Place = tuple[Any, ...]
 
 
-@contextlib.contextmanager
-def cuda_fp32(precision: str) -> Iterator[None]:
+def cuda_fp32(precision: str) -> contextlib.AbstractContextManager:
     """A context in which a GPU multiplies float32 in ``precision``, ``"ieee"`` or ``"tf32"``.
 
     By default PyTorch lets cuDNN round to TF32. PyTorch has an old and a new interface for this
     setting, and raises if the two differ, so this function sets both. The settings belong to the
-    process, and the end of the context restores them. One difference stays, as with
-    ``torch.backends.cudnn.flags``: a cuDNN setting that nobody had set then holds the value that
-    PyTorch showed for it before.
+    process, and the end of the context restores them (see ``Setting`` for several threads). One
+    difference stays, as with ``torch.backends.cudnn.flags``: a cuDNN setting that nobody had set
+    then holds the value that PyTorch showed for it before.
     """
-    if _is_set(precision):
-        yield
-        return
+    return _CUDA_FP32(precision)
+
+
+def _set(precision: str) -> Callable[[], None]:
+    """Set a precision; returns a function that restores all settings."""
     before = [(setting, _own(setting, *parents)) for setting, *parents in _places()]
     legacy = _legacy()
     _set_legacy(precision == "tf32", "high" if precision == "tf32" else "highest")
     for setting, _ in before[:-1]:
         setting.fp32_precision = precision
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         _set_legacy(*legacy)
         for setting, earlier in before:
             setting.fp32_precision = earlier
+
+    return restore
 
 
 @functools.cache  # to find them takes as long as to set them
@@ -63,6 +67,9 @@ def _is_set(precision: str) -> bool:
     except RuntimeError:  # the two interfaces differ
         return False
     return allowed == (precision == "tf32",) * 2
+
+
+_CUDA_FP32 = Setting(_is_set, _set)
 
 
 def _own(setting: Any, *parents: Any) -> str:

@@ -137,6 +137,26 @@ def test_pytorch_can_ask_by_its_old_interface(change, arguments, precision):
         assert backends.cudnn.conv.fp32_precision == precision
 
 
+def test_contexts_of_several_threads_may_overlap():
+    expected = everything()
+    reset()
+    first, second = cuda_fp32("ieee"), cuda_fp32("ieee")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backends.cudnn.conv.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert everything() == expected
+
+
+def test_a_setting_of_the_user_within_a_context_counts_until_the_next():
+    with cuda_fp32("ieee"):
+        backends.cudnn.conv.fp32_precision = "tf32"
+        with cuda_fp32("ieee"):
+            assert backends.cudnn.conv.fp32_precision == "ieee"
+        assert backends.cudnn.conv.fp32_precision == "tf32"
+
+
 @by_precision
 def test_models_can_be_exported_meanwhile(precision):
     """torch.onnx begins with this call, which reads the old interface."""

@@ -1,9 +1,8 @@
 """cuDNN's convolutions on NVIDIA GPUs, with bias, residual and ReLU fused if possible."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from emanet_triton.errors import first_line
 from emanet_triton.kernels.conv.eager import float32_products, torch_conv
 from emanet_triton.kernels.out_of_memory import MemoryWatch, is_refused
 from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.kernels.settings import Setting
 
 _NHWC = torch.channels_last
 _REFUSED: set[tuple] = set()  # convolutions for which cuDNN has no fused engine
@@ -111,7 +111,9 @@ def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
     would change the result, so this function does not fuse float32.
     """
     settings: Any = torch.backends.cudnn  # has attributes that no type checker sees
-    with _cudnn_benchmark():
+    # While a CUDA graph is recorded nothing can be measured, but PyTorch can use an engine it kept.
+    measures = not torch.cuda.is_current_stream_capturing()
+    with _CUDNN(_Engines(measures, deterministic=True)):
         if x.dtype == torch.float32:
             return torch_conv(x, *arguments)
         other = "ieee" if settings.conv.fp32_precision == "tf32" else "tf32"
@@ -119,20 +121,28 @@ def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
             return cudnn_conv(x, *arguments)
 
 
-@contextlib.contextmanager
-def _cudnn_benchmark() -> Iterator[None]:
-    """A context in which cuDNN measures its engines. The settings of the process are then restored.
+class _Engines(NamedTuple):
+    """How cuDNN chooses an engine: PyTorch's settings of these names."""
 
-    While a CUDA graph is recorded nothing can be measured, but PyTorch can use an engine it kept.
-    """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark = not torch.cuda.is_current_stream_capturing()
-    cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
+    benchmark: bool
+    deterministic: bool
+
+    @classmethod
+    def found(cls) -> "_Engines":
+        return cls(torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+
+    def set(self) -> Callable[[], None]:
+        """Set them; returns a function that restores them."""
+        before = self.found()
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self
+
+        def restore() -> None:
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+
+        return restore
+
+
+_CUDNN = Setting(lambda engines: engines == _Engines.found(), _Engines.set)
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
