@@ -28,12 +28,12 @@ def add(x, y, z, stream, *arguments):
     floats(out, length)[:] = [a + factor * b for a, b in zip(*sources, strict=True)]
 
 
-def launch(x, y, out, length=None, factor=1.0, kernel=KERNEL, is_ready=True):
+def launch(x, y, out, length=None, factor=1.0, kernel=KERNEL, is_ready=True, compiled=None):
     """Launch ``add`` as ``relaunch.start`` does."""
     arguments = x, y, out, out.numel() if length is None else length, factor
     given = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
     add(2, 1, 1, STREAM, *OPTIONS, *given, "constant")
-    ready = relaunch.Ready(None, add, OPTIONS, ("constant",)) if is_ready else None
+    ready = relaunch.Ready(compiled, add, OPTIONS, ("constant",)) if is_ready else None
     if note := relaunch._NOTE.get():
         note(kernel, ready, (2,), arguments)
 

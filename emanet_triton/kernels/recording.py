@@ -101,6 +101,7 @@ class Launch(NamedTuple):
         values: options, arguments, constants; anything in place of pointers and descriptors.
         pointers: number and place of each value that is one.
         descriptors: number, place, type and other fields of each value that is one.
+        compiled: the kernel, held because Triton unloads the code of a kernel that nobody holds.
     """
 
     run: Callable[..., None]
@@ -108,6 +109,7 @@ class Launch(NamedTuple):
     values: list[Any]
     pointers: list[tuple[int, Place]]
     descriptors: list[tuple[int, Place, type, dict[str, Any]]]
+    compiled: object
 
 
 class Address:
@@ -241,7 +243,8 @@ class Recorder(TorchDispatchMode):
                 continue
             values[i] = None  # lest the tape keeps a tensor
         x, y, z = (*grid, 1, 1)[:3]
-        self.steps.append(Launch(ready.run, (x, y, z), values, pointers, descriptors))
+        launch = Launch(ready.run, (x, y, z), values, pointers, descriptors, ready.compiled)
+        self.steps.append(launch)
         self.kernels[id(kernel)] = kernel
 
 

@@ -91,7 +91,7 @@ class Tape:
                 root = roots[step.slot] = step.run(roots)
                 starts[step.slot] = root.data_ptr()
                 continue
-            run, (x, y, z), values, pointers, descriptors = step
+            run, (x, y, z), values, pointers, descriptors, _ = step
             values = values.copy()
             for i, (slot, offset) in pointers:
                 values[i] = starts[slot] + offset

@@ -303,6 +303,9 @@ def test_what_nvidia_smi_says(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert versions.versions()["nvidia-smi"]["clocks.sm"] == "3"
+    program.write_text('#!/bin/sh\nfor last; do :; done; echo "no $last"; exit 9\n')
+    monkeypatch.setattr(versions, "_first_gpu", lambda: "GPU-12-34")
+    assert versions.versions()["nvidia-smi"] == "failed: no GPU-12-34"
     program.write_text("#!/bin/sh\necho 'no device'; exit 9\n")
     assert versions.versions()["nvidia-smi"] == "failed: no device"
 

@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -208,6 +209,31 @@ def test_no_tape_keeps_a_tensor(can_be_taped):
             assert all(storage.expired() for storage in storages)
     finally:
         gc.enable()
+
+
+def test_a_tape_holds_the_compiled_kernels_that_it_starts():
+    """Triton unloads the code of a kernel that nobody holds."""
+
+    class Compiled:
+        pass
+
+    kernel = Compiled()
+    alive = weakref.ref(kernel)
+
+    def operate(x, y):
+        out = torch.empty_like(x)
+        launch(x, y, out, compiled=alive())
+        return out
+
+    operator = Operator(operate)
+    for _ in range(2):
+        operator.taped(*pair(4))
+    del kernel
+    gc.collect()
+    assert alive()
+    del operator
+    gc.collect()
+    assert not alive()
 
 
 def test_another_default_device_changes_nothing():

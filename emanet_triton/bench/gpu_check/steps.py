@@ -154,14 +154,15 @@ def why_absent(step: Step) -> str:
 
 
 def environment(root: Path, triton_cache: Path, package_cache: Path) -> dict[str, str]:
-    """The environment of steps: kernels run natively and are kept in these folders.
+    """The environment of steps: kernels run natively, are measured, and are kept in these folders.
 
     Args:
         root: the folder that holds the folder of the package.
         triton_cache: the cache of Triton.
         package_cache: the cache of this package and others, ``XDG_CACHE_HOME``.
     """
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    dropped = "TRITON_INTERPRET", "EMANET_TRITON_CONV_SEARCH"
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     paths = str(root), kept.get("PYTHONPATH", "")
     return kept | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

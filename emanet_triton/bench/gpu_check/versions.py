@@ -45,11 +45,18 @@ def versions() -> dict[str, object]:
     }
 
 
+def _first_gpu() -> str:
+    """What nvidia-smi calls PyTorch's first GPU; it ignores ``CUDA_VISIBLE_DEVICES``."""
+    if not torch.cuda.is_available():
+        return "0"
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+
+
 def _nvidia_smi() -> dict[str, str] | str:
-    """The state of the first GPU by name, or why it is not known."""
+    """The state of PyTorch's first GPU by name, or why it is not known."""
     if not shutil.which("nvidia-smi"):
         return ABSENT
-    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id", _first_gpu()]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except subprocess.TimeoutExpired:

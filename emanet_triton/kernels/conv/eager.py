@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emanet_triton.kernels.precision import cuda_fp32
+from emanet_triton.kernels.precision import cuda_fp32, without_autocast
 
 
 def out_shape(x: Tensor, weight: Tensor, stride: int) -> list[int]:
@@ -28,7 +28,7 @@ def torch_conv(
 ) -> Tensor:
     """One of ``backends.CONVOLUTIONS``: residual and ReLU change the output in place."""
     padding = dilation * (weight.shape[2] // 2)
-    with float32_products(x, precision):
+    with float32_products(x, precision), without_autocast(x.device.type):
         out = F.conv2d(x, weight, bias.to(x.dtype), stride, padding, dilation)
     if residual is not None:
         out = out.add_(residual) if residual.dtype == out.dtype else out + residual

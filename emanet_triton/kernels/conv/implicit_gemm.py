@@ -195,6 +195,7 @@ def conv_bias_act(
     arch: str | None = None,
 ) -> Tensor:
     """x [B, C, H, W] → [B, O, ceil(H / stride), ceil(W / stride)], channels-last."""
+    _check_pixels(x.shape)
     arch = arch or gpu_arch(x.device)
     x, weight, bias = nhwc(x), nhwc(weight), bias.contiguous()
     residual = None if residual is None else nhwc(residual)
@@ -228,6 +229,13 @@ def conv_bias_act(
     return out.permute(0, 3, 1, 2)
 
 
+def _check_pixels(shape: torch.Size) -> None:
+    """The kernels number the pixels of a batch in 32 bits."""
+    pixels = shape[0] * shape[2] * shape[3]
+    if pixels >= 2**31:
+        raise ValueError(f"backend 'triton' takes fewer than 2**31 pixels at once, got {pixels}")
+
+
 def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
     """x [B, H, W, C] as ``conv_rows`` reads it, or None if ``conv_pointers`` should run."""
     batch, height, width, channels = x.shape
@@ -241,7 +249,10 @@ def _row_view(x: Tensor, kernel: int, stride: int) -> Tensor | None:
         return x.view(1, 1, -1, channels)
     width //= stride
     tiled = cdiv(width, tiles.ROW) * tiles.ROW
-    return x if width >= _MIN_FILLED * tiled else None
+    if width < _MIN_FILLED * tiled:
+        return None
+    # An axis of length 1 may have any stride. A descriptor takes multiples of 16 bytes only.
+    return x.view(-1).view(x.shape)
 
 
 def _launch_rows(tile, image, weight, bias, residual, out, **constants) -> None:

@@ -249,6 +249,30 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch):
         conv.conv_bias_act(X, W, B, backend="triton")
 
 
+def test_an_axis_of_one_element_may_have_any_stride(launched):
+    """As one image of a larger buffer has. A descriptor takes multiples of 16 bytes only."""
+    case = make((1, 64, 2, 128), 64, 3)
+    _, *strides = case.x.stride()
+    x = case.x.as_strided(case.x.shape, (case.x.numel() + 1, *strides))
+    found = conv.conv_bias_act(x, case.weight, case.bias, backend="triton")
+    assert [tile.kernel for tile in launched] == ["conv_rows"]
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(FP16))
+
+
+def test_triton_numbers_pixels_in_32_bits():
+    x = torch.zeros(1, 1, 1, 1, dtype=FP16).expand(2**11, 1, 2**10, 2**10)
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 pixels at once, got 2147483648"):
+        conv.conv_bias_act(x, x[:1, :, :1, :1], x[0, 0, 0, :1], backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_changes_no_backend(backend):
+    case = make((2, 8, 6, 5), 4, 3, dtype=torch.float32)
+    with torch.autocast(case.x.device.type, torch.bfloat16):
+        found = conv.conv_bias_act(*case.operands, backend=backend)
+    assert_close_to_eager(found, case.eager(torch.float64), case.eager(torch.float32))
+
+
 def test_unaligned_images_take_pointers(launched):
     case = make((1, 64, 2, 128), 64, 3)
     memory = case.x.new_zeros(case.x.numel() + 1)
