@@ -257,7 +257,7 @@ class QuantizedEMANet(FusedEMANet):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for dtype in (DTYPE, torch.float32):
-            tensor = fn(torch.empty(0, dtype=dtype))
+            tensor = fn(torch.empty(0, dtype=dtype, device="cpu"))
             if (tensor.dtype, tensor.device.type) != (dtype, "cpu"):
                 raise ValueError("a quantized network stays on the CPU and in its dtypes")
         return super()._apply(fn, recurse)

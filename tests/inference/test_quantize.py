@@ -261,6 +261,12 @@ def test_flops_are_those_of_the_model(model, quantized, images):
 
 
 @needs_int8
+def test_it_may_be_laid_out_anew_whatever_the_default_device_is(quantized):
+    with torch.device("meta"):
+        assert quantized.to(memory_format=torch.channels_last) is quantized
+
+
+@needs_int8
 @pytest.mark.parametrize("change", ["half", "double", "meta", "bfloat16"])
 def test_it_stays_as_it_is(quantized, images, change):
     wanted = logits(quantized, images)

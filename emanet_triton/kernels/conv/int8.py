@@ -50,7 +50,8 @@ def has_int8() -> bool:
 
 def quantize(x: Tensor, scale: Scale) -> Tensor:
     """Round a tensor of any shape and floating dtype to uint8; values out of range saturate."""
-    return x.float().div_(scale.step).round_().add_(scale.zero).clamp_(0, LARGEST).to(torch.uint8)
+    steps = x.float().div(scale.step)
+    return steps.round_().add_(scale.zero).clamp_(0, LARGEST).to(torch.uint8)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,8 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
         return torch_conv(x, weight, bias, None, stride, dilation, relu, x.dtype, "ieee")
     dtype = compute_dtype(x.dtype)
     geometry = _geometry(weight, stride, dilation)
-    activation = "relu" if relu else "none"
+    by_onednn = relu and _may_apply_relu(x.dtype)
+    activation = "relu" if by_onednn else "none"
     if _widens(weight, stride):
         rows, matrix = x.permute(0, 2, 3, 1), weight.flatten(1)
         out = onednn_linear(rows, matrix, bias, activation)
@@ -113,8 +114,9 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
     packed = _packed(weight.to(dtype), x, geometry)
 
     def convolve(x: Tensor) -> Tensor:
-        operands = x.to(dtype), packed, bias.to(dtype), *geometry
-        return torch.ops.mkldnn._convolution_pointwise(*operands, 1, activation, [], "")
+        operands = _channels_last(x.to(dtype)), packed, bias.to(dtype), *geometry
+        out = torch.ops.mkldnn._convolution_pointwise(*operands, 1, activation, [], "")
+        return out.relu_() if relu and not by_onednn else out
 
     columns = _columns(x, weight, stride)
     if columns >= x.shape[3]:
@@ -126,6 +128,27 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int, re
             block = x[:, :, read_h, read_w].contiguous(memory_format=torch.channels_last)
             out[:, :, write_h, write_w] = convolve(block)[:, :, inner_h, inner_w]
     return out
+
+
+def _may_apply_relu(dtype: torch.dtype) -> bool:
+    """Whether oneDNN may apply a ReLU to the result of images of this dtype.
+
+    oneDNN's ReLU turns NaN into 0. float16 overflows, and infinity minus infinity is NaN, which has
+    to reach the logits: there it is found.
+    """
+    return dtype != torch.float16
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x, or a copy, with strides that no other layout has.
+
+    With one channel or one pixel, a tensor has both layouts at once. oneDNN then takes the other
+    one, in which it cannot add bfloat16.
+    """
+    _, channels, _, width = x.shape
+    if x.stride()[1:] == (1, width * channels, channels):
+        return x
+    return x.clone(memory_format=torch.channels_last)
 
 
 def _widens(weight: Tensor, stride: int) -> bool:
@@ -166,12 +189,16 @@ def _run_add_(
         return
     dtype = compute_dtype(x.dtype)
     geometry = _geometry(weight, stride, dilation)
-    activation = "relu" if relu else None
-    operands = x.to(dtype), _packed(weight.to(dtype), x, geometry), bias.to(dtype)
-    total = residual.to(dtype)
+    by_onednn = relu and _may_apply_relu(x.dtype)
+    activation = "relu" if by_onednn else None
+    packed = _packed(weight.to(dtype), x, geometry)
+    operands = _channels_last(x.to(dtype)), packed, bias.to(dtype)
+    total = _channels_last(residual.to(dtype))
     torch.ops.mkldnn._convolution_pointwise_.binary(
         total, *operands, *geometry, 1, "add", 1.0, activation, [], None
     )
+    if relu and not by_onednn:
+        total.relu_()
     if total is not residual:
         residual.copy_(total)
 

@@ -16,7 +16,8 @@ def kept(weight: Tensor, purpose: object, make: Callable[[], T]) -> T:
 
     Args:
         weight: of a convolution. A tensor of inference mode does not count its changes, so its copy
-            is made at each call.
+            is made at each call. PyTorch does not count changes through ``weight.data`` or NumPy,
+            so they are not noticed.
         purpose: all else that the copy depends on. Only the copy of the last purpose is kept.
         make: makes the copy.
     """

@@ -16,7 +16,7 @@ each number of the matrix for weights as a sum of two, to 16 bits. So each tap i
 
 Transformed weights are four times as large as the weights. To keep them would take most of a
 network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of input channels at a
-time. For few pixels this does not pay, and PyTorch's convolution runs instead.
+time. For images of few pixels PyTorch's convolution is faster, and runs instead in any batch.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ TILES = 128  # enough rows for the matrix products, few enough for their operand
 CHANNELS_BYTES = 2048  # input channels of one pixel that are transformed at once
 WEIGHTS = 2**14  # weights of one tap that are transformed at once
 SMALL_PIXELS = 2**14  # for more pixels, no memory is kept for the next call
-FEW_PIXELS = {4: 1024, 2: 2048}  # by bytes of a number: with fewer, PyTorch's convolution is faster
+FEW_PIXELS = {4: 1024, 2: 2048}  # of an image, by bytes of a number: PyTorch's is faster with fewer
 
 # Outputs of one axis = OUTPUT @ ((FILTER @ weights) * (INPUT @ pixels)): Toom-Cook with the points
 # 0, 1, -1, 1/2, -2 and infinity. Their rounding errors are a third smaller than with the usual
@@ -139,7 +139,7 @@ def _run(
     out_dtype: torch.dtype,
 ) -> Tensor:
     dtype = compute_dtype(x.dtype)  # of the products
-    if x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS[dtype.itemsize]:
+    if x.shape[2] * x.shape[3] < FEW_PIXELS[dtype.itemsize]:
         operands = x.to(dtype), weight.to(dtype), bias, residual
         return torch_conv(*operands, 1, dilation, relu, out_dtype, "ieee")
     out = _fake(x, weight, bias, residual, dilation, relu, out_dtype)

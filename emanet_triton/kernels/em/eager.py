@@ -29,6 +29,7 @@ units, bases by several roundings of their own, and double the error of a recons
 output.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ SHARE = 2048  # positions of an item of work on a CPU, about; fewer cost more ca
 SHARES = 64  # items of work into which the positions are split, at most
 POSITIONS = 1024  # positions of a piece on a CPU, at most: 2 MB at 512 channels
 WIDE = 8192  # positions of a piece on another device
+ALIGNMENT = 64  # bytes
 CHAIN = 128  # channels that oneDNN sums at once for exact logits, at most
 BASES = 32  # bases in one item of work on a CPU
 CHANNELS = 64  # fewer are not multiplied in bfloat16: their roundings do not average out
@@ -77,7 +79,7 @@ def run_attention(
         for x, initial, recon, final in images:
             steps = _Steps(x, initial, norm_shift=norm_shift)
             steps.run(num_stages)
-            steps.reconstruct(recon)
+            _write(recon, steps.reconstruct)
             final.copy_(steps.bases.T)
     return recons, new_bases
 
@@ -115,7 +117,7 @@ def run_block(
         for f, initial, y, final in images:
             steps = _Steps(f, initial, (mid_weight, mid_bias), norm_shift)
             steps.run(num_stages)
-            steps.epilogue(out_weight, out_bias, out_relu, y)
+            _write(y, functools.partial(steps.epilogue, out_weight, out_bias, out_relu))
             final.copy_(steps.bases.T)
     return out, new_bases
 
@@ -137,6 +139,7 @@ class _Steps:
         mid: tuple[Tensor, Tensor] | None = None,
         norm_shift: float = 0.0,
     ) -> None:
+        f = f if _is_aligned(f) else f.clone()
         cpu, self._dtype = f.device.type == "cpu", torch.promote_types(f.dtype, torch.float32)
         bases = bases.T.to(self._dtype, copy=True, memory_format=torch.contiguous_format)
         self.bases = bases  # [K, C]
@@ -313,6 +316,22 @@ class _Steps:
 
     def _share(self, make_run: Callable[[], Callable], items: list) -> None:
         for_each(make_run, items, self._f.device)
+
+
+def _is_aligned(image: Tensor) -> bool:
+    """Whether an image begins as PyTorch's own memory does.
+
+    Elsewhere MKL rounds differently, and an image's bits would depend on its place in the batch.
+    """
+    return image.data_ptr() % ALIGNMENT == 0
+
+
+def _write(image: Tensor, compute: Callable[[Tensor], None]) -> None:
+    """Have ``compute`` write an image, or memory that begins as PyTorch's own does."""
+    place = image if _is_aligned(image) else torch.empty_like(image)
+    compute(place)
+    if place is not image:
+        image.copy_(place)
 
 
 def _linear(

@@ -161,6 +161,12 @@ def test_empty_batch():
     assert conv_int8(x, *operands, Scale(STEP), None, stride=2).shape == (0, 16, 3, 3)
 
 
+def test_the_rounded_tensor_stays_as_it_is():
+    x = torch.tensor([1.0, 2.0, 300.0])
+    int8.quantize(x, Scale.of(2.0))
+    assert x.tolist() == [1.0, 2.0, 300.0]
+
+
 def test_values_are_rounded_and_saturate():
     values = torch.tensor([-1.0, 0.0, 0.24, 0.26, 127.0, 300.0], dtype=torch.bfloat16)
     assert int8.quantize(values, Scale(0.5)).tolist() == [0, 0, 0, 1, 254, 255]

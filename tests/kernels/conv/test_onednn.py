@@ -22,6 +22,8 @@ CASES = {
     "stride2-1x1": ((1, 16, 8, 9), 32, 1, {"stride": 2, "residual": True}),
     "dilation2": ((1, 16, 11, 9), 8, 3, {"dilation": 2}),
     "one-pixel": ((1, 40, 1, 1), 64, 3, {"residual": True}),
+    "one-pixel-1x1": ((1, 64, 1, 1), 64, 1, {"residual": True}),
+    "one-channel": ((2, 1, 5, 4), 1, 1, {"residual": True}),
     "two-channels": ((2, 2, 5, 4), 2, 3, {"residual": True}),
 }
 
@@ -55,6 +57,18 @@ def test_against_float64(shape, outputs, kernel, options, dtype, onednn, monkeyp
     if onednn == {FP32} != {dtype}:  # it is rounded once
         assert relative_error(got, exact) <= torch.finfo(dtype).eps
     assert relative_error(got, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_a_nan_of_float16_stays(residual):
+    """An overflow becomes NaN in a later layer, and must be found in the logits."""
+    case = make((1, 8, 4, 4), 8, 1, dtype=FP16, device="cpu", residual=residual)
+    case.x[0, 3, 1, 2] = torch.inf
+    case.weight[::2, 3], case.weight[1::2, 3] = 1, torch.nan
+    added = case.residual.contiguous(memory_format=NHWC) if residual else None
+    got = conv_bias_act_(case.x, case.weight, case.bias.to(FP16), added)
+    assert got[0, ::2, 1, 2].isposinf().all()
+    assert got[0, 1::2].isnan().all()
 
 
 def test_operators_are_registered_in_full():

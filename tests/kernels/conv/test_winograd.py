@@ -8,6 +8,7 @@ from golden_data import relative_error
 from torch.nn import functional as F
 
 from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.conv.onednn import compute_dtype
 from emanet_triton.kernels.conv.winograd import pack_weight, winograd_conv
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
 
@@ -71,13 +72,25 @@ def test_of_few_pixels_it_is_the_plain_convolution(monkeypatch, dtype):
     arguments = x, pack_weight(weight), bias, residual
     options = {"dilation": 2, "out_dtype": FP32}
     transformed = winograd_conv(*arguments, **options)
-    monkeypatch.setattr(winograd, "FEW_PIXELS", {dtype.itemsize: 2 * 13 * 17 + 1})
+    monkeypatch.setattr(winograd, "FEW_PIXELS", {dtype.itemsize: 13 * 17 + 1})  # of an image
     got = winograd_conv(*arguments, **options)
     plain = F.conv2d(x, weight, bias, padding=2, dilation=2)
     assert got.dtype == FP32
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, (plain + residual).relu(), rtol=1e-5, atol=1e-5)
     assert not torch.equal(got, transformed)
+
+
+@pytest.mark.parametrize("more", [-1, 1], ids=["plain", "winograd"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_an_image_has_the_same_bits_in_any_batch(monkeypatch, dtype, more):
+    """Also if it has too few pixels for Winograd's algorithm, and the batch has enough."""
+    monkeypatch.undo()  # the usual numbers of pixels
+    few = winograd.FEW_PIXELS[compute_dtype(dtype).itemsize]
+    x, weight, bias, _ = make((3, 64, few // 32 + more, 32), 48, dtype)
+    together = winograd_conv(x, pack_weight(weight), bias)
+    alone = [winograd_conv(image, pack_weight(weight), bias) for image in x.split(1)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.usefixtures("products")

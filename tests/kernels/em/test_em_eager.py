@@ -213,6 +213,21 @@ def test_an_image_does_not_see_the_others(operator):
 
 
 @BOTH
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("sizes", [(7, 33, 8), (225, 50, 4), (1225, 65, 2)], ids=str)
+def test_no_bit_depends_on_the_place_in_the_batch(sizes, layout, operator):
+    """The images begin at any multiple of 4 bytes, where MKL rounds differently."""
+    positions, channels, num_bases = sizes
+    feats, *rest = inputs(3, channels, num_bases, positions)
+    feats = LAYOUTS[layout](feats)
+    together = operator(feats, *rest)
+    for image in range(3):
+        own = torch.empty_like(feats[:1]).copy_(feats[image : image + 1])
+        for alone, all_images in zip(operator(own, *rest), together, strict=True):
+            assert torch.equal(alone[0], all_images[image])
+
+
+@BOTH
 def test_bases_of_each_image(operator):
     feats, bases, *rest = inputs(2, 48, 7, 99)
     both = torch.cat([bases, bases.roll(1, 1)])
