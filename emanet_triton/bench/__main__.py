@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": Command("emanet_triton.bench.compare", "say what got faster or slower"),
     "gpu-check": Command("emanet_triton.bench.gpu_check", "do all that needs a GPU"),
 }
+SAVED = "interrupted; what is finished is in the files asked for"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     threads = torch.get_num_threads()
-    interrupted = "interrupted; what is finished is in the files asked for"
     try:
-        return answer(lambda: _dispatch(arguments), interrupted)
+        return answer(lambda: _dispatch(arguments), SAVED)
     finally:
         torch.set_num_threads(threads)
 
@@ -66,7 +66,9 @@ def _dispatch(arguments: list[str]) -> int:
     name = "compare" if name == "--compare" else name
     if name in COMMANDS:
         return run_command(name, arguments[1:], COMMANDS)
-    return _run(parse(arguments, list(SUITES)))
+    options = parse(arguments, list(SUITES))
+    interrupted = SAVED if options.csv else "interrupted; nothing was saved (--csv FILE)"
+    return answer(lambda: _run(options), interrupted)
 
 
 def _run(options: Namespace) -> int:
@@ -78,14 +80,8 @@ def _run(options: Namespace) -> int:
         seconds=options.seconds or (4 if short else 60),
         until=options.repeat_until,
     )
-    names = options.suites or list(SUITES)
-    cases = [
-        case
-        for name in names
-        for case in SUITES[name].cases(selection)
-        if not options.cases or any(text in case.name for text in options.cases)
-    ]
-    _check_selected(cases, selection, names)
+    cases = _cases(selection, options)
+    _check_selected(cases, selection, options)
     _check_outputs(options)  # before anything is measured
     torch.set_num_threads(selection.threads)
     place = _place(selection, method, options)
@@ -94,6 +90,15 @@ def _run(options: Namespace) -> int:
     if options.plot:
         charts.write_charts(charts.charts_of(rows), options.plot)
     return 1 if any(row.gate.startswith("failed") for row in rows) else 0
+
+
+def _cases(selection: Selection, options: Namespace) -> list[Case]:
+    return [
+        case
+        for name in options.suites or SUITES
+        for case in SUITES[name].cases(selection)
+        if not options.cases or any(text in case.name for text in options.cases)
+    ]
 
 
 def _place(selection: Selection, method: Method, options: Namespace) -> Here | Elsewhere:
@@ -134,20 +139,27 @@ def _check_outputs(options: Namespace) -> None:
             raise InputError(f"{option} {error}") from None
 
 
-def _check_selected(cases: Sequence[Case], selection: Selection, suites: Sequence[str]) -> None:
+def _check_selected(cases: Sequence[Case], selection: Selection, options: Namespace) -> None:
+    suites = options.suites or list(SUITES)
     where = f"{'suite' if len(suites) == 1 else 'suites'} {', '.join(suites)}"
     if not cases:
         raise InputError(
             f"nothing to run: no case of {where} fits --sizes, --batches, --dtypes, --networks "
             "and --cases"
         )
-    known = {name for case in cases for name in case.providers}
-    unknown = [name for name in selection.providers if name not in known]
+    picked = _names(cases)
+    unknown = [name for name in selection.providers if name not in picked]
     if unknown:
+        known = _names(_cases(replace(selection, providers=(), every=True), options))
         raise InputError(
             f"--providers: {', '.join(unknown)}: not in {where} on {selection.device}; expected "
             f"some of: {', '.join(sorted(known))}"
         )
+
+
+def _names(cases: Iterable[Case]) -> set[str]:
+    """The names of all providers of some cases."""
+    return {name for case in cases for name in case.providers}
 
 
 def _measure_all(cases: list[Case], place: Here | Elsewhere, options: Namespace) -> list[Row]:

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_parser() -> Parser:
     """The parser of all options."""
-    parser = Parser(prog=program("bench compare"), description=__doc__)
+    parser = Parser(
+        prog=program("bench compare"),
+        description="Say what got faster or slower from A to B by more than the noise.",
+    )
     parser.add_argument("a", type=Path, metavar="A.csv", help="before")
     parser.add_argument("b", type=Path, metavar="B.csv", help="after")
     return parser

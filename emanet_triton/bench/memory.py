@@ -86,7 +86,7 @@ def _peak(cases: Cases, selection: Selection, name: str, provider: str) -> int:
     warm_up.providers[provider]()  # PyTorch's exporter keeps the last network: let it be this one
     begin_peak()
     call()
-    return resident_bytes("VmHWM") - before
+    return max(0, resident_bytes("VmHWM") - before)  # less if free memory was given back
 
 
 def _prepare(case: Case) -> None:

@@ -31,6 +31,7 @@ class Selection:
         dtypes: "fp32", "bf16", "fp16".
         networks: "r50", "r101".
         providers: their names.
+        every: whether to take every provider if none is named, also those that run only by name.
         threads: PyTorch's threads on the CPU; 0 changes nothing.
     """
 
@@ -42,6 +43,7 @@ class Selection:
     dtypes: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    every: bool = False
     threads: int = 0
 
     @property
@@ -68,7 +70,8 @@ class Selection:
             baseline: one of them.
             leave_out: providers that run only if the user names them.
         """
-        wanted = set(self.providers or set(providers) - set(leave_out)) | {baseline}
+        unasked = set(providers) - set(() if self.every else leave_out)
+        wanted = set(self.providers or unasked) | {baseline}
         names = dict.fromkeys((baseline, *providers))
         return {name: providers[name] for name in names if name in wanted}
 
@@ -78,7 +81,7 @@ def run_parser(suites: Sequence[str]) -> Parser:
     parser = Parser(
         prog=program("bench"),
         description="Time EMANet and its parts in turns with their competitors. Without arguments: "
-        "a short selection of all suites.",
+        "a short selection of all suites, which takes minutes for each suite.",
         epilog="other commands: report [--check] makes docs/benchmarks.md from results; "
         "compare A.csv B.csv says what got faster or slower; gpu-check --stage run|profile|rows "
         "does all that needs a GPU",
@@ -87,17 +90,29 @@ def run_parser(suites: Sequence[str]) -> Parser:
         names = f"{', '.join(suites)}; default: all, short"
         parser.add_argument("suites", nargs="*", metavar="SUITE", help=names)
     what = parser.add_argument_group("what to measure")
-    what.add_argument("--providers", nargs="+", default=[], metavar="NAME")
+    what.add_argument(
+        "--providers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="ways to compute a case; the first of a case always runs. A wrong NAME lists them",
+    )
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     what.add_argument("--threads", type=count, default=0, metavar="N", help=THREADS)
-    what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[])
+    what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[], help="of the inputs")
     what.add_argument(
         "--sizes", nargs="+", type=_size, default=[], metavar="HxW", help="of images, in pixels"
     )
     what.add_argument(
         "--batches", nargs="+", type=count, default=[], metavar="N", help="images in one call"
     )
-    what.add_argument("--networks", nargs="+", choices=NETWORKS, default=[])
+    what.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=[],
+        help="which the suites conv, model and train-mem take",
+    )
     what.add_argument(
         "--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name contains a TEXT"
     )

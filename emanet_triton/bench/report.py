@@ -49,10 +49,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_parser() -> Parser:
     """The parser of all options."""
-    parser = Parser(prog=program("bench report"), description=__doc__)
+    parser = Parser(
+        prog=program("bench report"),
+        description="Make the page of all results and its charts from files of results.",
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, say what disagrees")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results"),
+        metavar="DIR",
+        help="the folder of the results and charts; default: %(default)s",
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=Path("docs/benchmarks.md"),
+        metavar="FILE",
+        help="the page to write; default: %(default)s",
+    )
     return parser
 
 

@@ -1,5 +1,6 @@
 """``python -m emanet_triton.bench``: its arguments, its files and its exit codes."""
 
+import importlib
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -11,7 +12,7 @@ from emanet_triton import bench
 from emanet_triton.bench import __main__ as command
 from emanet_triton.bench import run
 from emanet_triton.bench.case import Case
-from emanet_triton.bench.options import Selection
+from emanet_triton.bench.options import Selection, run_parser
 from emanet_triton.bench.rows import Row, read_rows
 from emanet_triton.bench.suite import Suite
 
@@ -45,7 +46,11 @@ def fake_suite(monkeypatch):
         (["em", "--silence", "0"], "argument --silence: expected a number above 0, got '0'"),
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
         (["em", "--dtypes", "fp8"], "argument --dtypes: invalid choice: 'fp8'"),
-        (["em", "--tiny", "--providers", "mmsegg"], "error: --providers: mmsegg: not in suite em"),
+        (
+            ["em", "--tiny", "--device", "cpu", "--providers", "mmsegg"],
+            "error: --providers: mmsegg: not in suite em on cpu; expected some of: mmseg, "
+            "mmseg-compiled, ours-torch",
+        ),
         (
             ["em", "--tiny", "--csv", "/proc/none/x"],
             "error: --csv /proc/none: expected a folder that can be written (No such file",
@@ -156,6 +161,23 @@ def test_ctrl_c_keeps_what_is_finished(fake_suite, monkeypatch, tmp_path, capsys
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "interrupted; nothing was saved (--csv FILE)\n"),
+        (["--csv", "rows.csv"], "interrupted; what is finished is in the files asked for\n"),
+    ],
+)
+def test_ctrl_c_says_what_is_saved(fake_suite, monkeypatch, tmp_path, capsys, arguments, message):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_measure_all", interrupted)
+    assert command.main(["em", "--tiny", *arguments]) == 2
+    assert capsys.readouterr().err == message
+
+
 def test_ctrl_c_ends_the_worker(fake_suite, monkeypatch, tmp_path):
     class Place(run.Here):
         closed = False
@@ -225,10 +247,20 @@ def test_picking_providers():
     assert list(Selection().pick(providers, "plain", ["slow"])) == ["plain", "fast"]
     asked = Selection(providers=("slow", "elsewhere"))
     assert list(asked.pick(providers, "plain", ["slow"])) == ["plain", "slow"]
+    every = Selection(every=True)
+    assert list(every.pick(providers, "plain", ["slow"])) == ["plain", "fast", "slow"]
 
 
-def test_help_says_how_long_the_smallest_cases_take(capsys):
+def test_help_says_how_long_a_run_takes(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "smallest cases; all suites take some minutes, about six on two cores" in said
+    assert "a short selection of all suites, which takes minutes for each suite" in said
+
+
+def test_help_explains_every_option_without_markup():
+    modules = [importlib.import_module(each.module) for each in command.COMMANDS.values()]
+    for parser in (run_parser(["em"]), *(module.make_parser() for module in modules)):
+        assert "``" not in parser.format_help()
+        assert [action.dest for action in parser._actions if not action.help] == []

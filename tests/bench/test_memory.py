@@ -70,6 +70,22 @@ def test_what_the_c_library_keeps_does_not_count():
     assert peak == pytest.approx(MEGABYTES * 2**20 / 1e6, rel=0.1)
 
 
+def giving_cases(selection):
+    """As ``cases``, but the provider frees its shared input, of 128 MB."""
+    (case,) = cases(selection)
+    shared = [torch.ones((1 if selection.tiny else 2 * MEGABYTES) * 2**20, dtype=torch.uint8)]
+
+    def make():
+        shared.clear()
+        return case.providers["plain"]()
+
+    yield replace(case, providers={"plain": make}, prepare=None)
+
+
+def test_no_peak_is_below_zero():
+    assert peak_in_child(giving_cases, Selection(threads=1), "block", "plain") == 0
+
+
 def dying_cases(selection):
     """One case whose provider ends its process, as running out of memory does."""
     (case,) = cases(selection)

@@ -62,9 +62,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_parser() -> Parser:
     """The parser of all options."""
-    parser = Parser(prog=program("bench gpu-check"), description=__doc__)
-    parser.add_argument("--stage", choices=list(STAGES), default="run")
-    parser.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="DIR")
+    parser = Parser(
+        prog=program("bench gpu-check"),
+        description="Do all that needs a GPU, in stages of nine minutes each; docs/gpu.md explains "
+        "them.",
+    )
+    parser.add_argument(
+        "--stage",
+        choices=list(STAGES),
+        default="run",
+        help="run: whether all runs; profile: where the time goes; rows: the rows of "
+        "benchmarks/results; default: %(default)s",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("gpu-check"),
+        metavar="DIR",
+        help="the folder to write; default: %(default)s",
+    )
     parser.add_argument(
         "--triton-cache",
         type=Path,
