@@ -133,11 +133,15 @@ def size(text: str, expected: str = "two sizes such as 512x1024") -> tuple[int, 
     """Two sizes in pixels with an x between them, in their order, as the ``type`` of an option.
 
     Raises:
-        argparse.ArgumentTypeError: the text is something else than ``expected``.
+        argparse.ArgumentTypeError: the text is something else than ``expected``, or a side is 0 or
+            above the limit.
     """
     first, _, second = text.partition("x")
-    if not all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in (first, second)):
+    if not (first.isdecimal() and second.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    if not all(0 < int(side) <= _MOST_PIXELS for side in (first, second)):
+        limits = f"sides of 1 to {_MOST_PIXELS} pixels"
+        raise argparse.ArgumentTypeError(f"expected {limits}, got '{text}'")
     return int(first), int(second)
 
 

@@ -8,7 +8,7 @@ import torch
 from emanet_triton.command import answer, run, say
 from emanet_triton.cores import default_threads
 from emanet_triton.data.overlay import class_names
-from emanet_triton.deploy.export import export
+from emanet_triton.deploy.export import export, size_without_option
 from emanet_triton.deploy.options import make_parser
 from emanet_triton.errors import InputError
 from emanet_triton.inference.build import load_network, open_device
@@ -28,6 +28,9 @@ def _main(args: Namespace) -> int:
     device = open_device(args.device, [args.precision])
     torch.set_num_threads(args.threads or default_threads())
     chosen = choose(args.ckpt, args.model)
+    protocol = scaled(chosen.protocol, args.scale)
+    # Before a checkpoint is downloaded and read.
+    size = args.size or size_without_option(protocol, args.to, args.part, args.dynamic)
     checkpoint = read_chosen(args.ckpt, chosen.name)
     model = load_network(chosen.name, checkpoint, device, num_classes=chosen.num_classes)
     description = Description.of(checkpoint.meta)
@@ -45,11 +48,11 @@ def _main(args: Namespace) -> int:
         to=args.to,
         part=args.part,
         precision=args.precision,
-        size=args.size,
+        size=size,
         batch=args.batch,
         dynamic=args.dynamic,
         operators=args.operators,
-        protocol=scaled(chosen.protocol, args.scale),
+        protocol=protocol,
         about=about,
         check=args.check,
         overwrite=args.force,

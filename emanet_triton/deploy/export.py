@@ -120,7 +120,7 @@ def export(
     _check_batch(batch, dynamic)
     protocol = protocol or model.protocol
     if size is None:
-        size = default_size(protocol, part, any_size=dynamic or to == SAFETENSORS)
+        size = size_without_option(protocol, to, part, dynamic)
     size = _checked_size(size, least_side(model))
     request = Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
     if refused := refusal(to, request):
@@ -137,6 +137,15 @@ def export(
         for each in format_.files(file):
             write_output(each, (written.parent / each.name).read_bytes())
     return Exported(format_.files(file), done, (*unchecked, *notes(to, request)))
+
+
+def size_without_option(protocol: Protocol, to: str, part: str, dynamic: bool) -> Size:
+    """The ``size`` of ``export`` if nobody gives one.
+
+    Raises:
+        InputError: there is none.
+    """
+    return default_size(protocol, part, any_size=dynamic or to == SAFETENSORS)
 
 
 def _check_batch(batch: object, dynamic: bool) -> None:

@@ -195,4 +195,4 @@ def default_size(protocol: Protocol, part: str, any_size: bool = False) -> Size:
         return protocol.pad_size
     if any_size:
         return _SIZE_TO_COMPARE
-    raise InputError("the protocol has no size of images; expected one (--size)")
+    raise InputError("images keep their size with this protocol; expected --size, such as 512x512")

@@ -52,9 +52,9 @@ class Check:
 
     def __str__(self) -> str:
         height, width = self.size
-        input_ = f"{self.batch} of {height}x{width}"
+        input_ = f"{self.batch} image{'s' if self.batch > 1 else ''} of {height}x{width}"
         if self.beyond is None:
-            return f"{input_}: relative error {self.error:.1e} (at most {self.allowed:g})"
+            return f"{input_}: logits, relative error {self.error:.1e} (at most {self.allowed:g})"
         return (
             f"{input_}: {self.error:.4%} of the labels differ, {self.beyond} of them by more than "
             f"a near-tie (logits within {self.allowed:g} times the largest)"

@@ -16,10 +16,19 @@ def test_it_compares_and_names_the_file(tmp_path, capsys):
     assert run(*command, "--size", "40x60", "--scale", "native", "--out", file) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"writing {file}"
-    assert said[2].startswith("1 of 40x60: 0.0000% of the labels differ, 0 of them by more")
+    assert said[2].startswith("1 image of 40x60: 0.0000% of the labels differ, 0 of them by more")
     assert said[-1].startswith(f"{file}: ")
     labels = torch.export.load(file).module()(torch.zeros(40, 60, 3, dtype=torch.uint8))
     assert labels.shape == (40, 60)
+
+
+def test_a_missing_size_is_refused_before_anything_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr("emanet_triton.deploy.__main__.read_chosen", None)
+    name = "emanet_resnet50_os8_cityscapes_1024x512_80k"
+    assert run(name, "--to", "torch", "--out", "a.pt2") == 2
+    assert capsys.readouterr().err == (
+        "error: images keep their size with this protocol; expected --size, such as 512x512\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,9 @@ def test_a_file_with_wrong_results_is_not_kept(tmp_path, monkeypatch):
         "torch",
         replace(right, run=lambda *given: lambda x: right.run(*given)(x) * 1.001),
     )
-    with pytest.raises(InputError, match=r"file\.pt2: was not kept.*relative error 1\.0e-03"):
+    with pytest.raises(
+        InputError, match=r"not kept.* 1 image of 32x32: logits, relative error 1\.0e-03"
+    ):
         export(tiny(), tmp_path / "file.pt2", to="torch", size=(32, 32))
     assert list(tmp_path.iterdir()) == []
 
@@ -354,5 +356,5 @@ def test_default_sizes_where_images_keep_their_own():
     assert default_size(padded, "image-to-labels", any_size=True) == (48, 64)
     assert default_size(own, "logits", any_size=True) == (512, 512)
     for protocol, part in (own, "logits"), (padded, "image-to-labels"), (padded, "labels"):
-        with pytest.raises(InputError, match=r"expected one \(--size\)"):
+        with pytest.raises(InputError, match="expected --size, such as"):
             default_size(protocol, part)

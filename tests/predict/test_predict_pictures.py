@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_written_ends_the_run(tmp_path, photos, predict):
         (["{photos}", "--alpha", "2"], "--alpha: expected a number of 0 to 1, got '2'"),
         (["{photos}", "--smooth", "1"], "--smooth: expected a number of at least 0 and less than"),
         (["{photos}", "--scale", "10"], "--scale: expected protocol, native or WIDTHxHEIGHT"),
-        (["{photos}", "--scale", "0x9"], "--scale: expected protocol, native or WIDTHxHEIGHT"),
+        (["{photos}", "--scale", "0x9"], "--scale: expected sides of 1 to 16384 pixels, got '0x9'"),
         (["{photos}", "--classes", "cars"], "--classes: Cityscapes has no class 'cars'; expected"),
         (["{photos}", "--classes", ","], "--classes: expected names with commas between them"),
         (["{photos}", "--precision", "tf32"], "tf32 is a precision of CUDA devices"),

@@ -56,6 +56,10 @@ def labels_of(root, split="train"):
         ({"batch-size": 3, "accumulate": 2}, "--batch-size 3: cannot be split into 2 equal parts"),
         ({"crop": "8x8", "batch-size": 1}, "--crop 8x8: gives one value a channel"),
         ({"crop": "8"}, "argument --crop: expected two sizes such as 512x1024, got '8'"),
+        (
+            {"crop": "100000x10000"},
+            "argument --crop: expected sides of 1 to 16384 pixels, got '100000x10000'",
+        ),
         ({"ratios": "2,1"}, "argument --ratios: expected LOW,HIGH with LOW at most HIGH"),
         ({"lr": "0"}, "argument --lr: expected a number above 0, got '0'"),
         ({"dropout": "1.5"}, "argument --dropout: expected a number of 0 to 1, got '1.5'"),
