@@ -7,6 +7,7 @@ python examples/onnx_labels.py model.onnx street.jpg labels.png
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -42,6 +43,9 @@ def main() -> None:
     parser.add_argument("picture", help="a picture of the size for which the file is")
     parser.add_argument("labels", help="a PNG file to write, with the class of every pixel")
     args = parser.parse_args()
+    for file in (args.model, args.picture):
+        if not Path(file).is_file():
+            parser.error(f"{file}: no such file")
     try:
         labels, classes = compute_labels(args.model, args.picture)
         Image.fromarray(labels).save(args.labels)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tiny_eval
 import torch
-from checkpoint_files import save, tiny_emanet, trained_0x, weights
+from checkpoint_files import save, tiny_emanet, trained_0x
+from checkpoint_files import weights as plain_weights
 from golden_data import listed_keys
 from safetensors.torch import load_file
 from trained_files import CLASSES, TRAINED, write_trained
@@ -25,6 +26,11 @@ from emanet_triton.models.conversion import convert
 from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.loading import load_into
 from emanet_triton.models.zoo import published_path
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """Three weights of a backbone."""
+    return {f"backbone.{key}": value for key, value in plain_weights().items()}
 
 
 @pytest.fixture
@@ -73,11 +79,11 @@ def test_converted_network_loads(tmp_path):
 
 def test_unties_shared_and_strided_tensors(tmp_path):
     table = torch.arange(6.0).view(2, 3)
-    source = save({"a": table, "b": table, "c": table.t()}, tmp_path / "x.pth")
+    source = save({"layer1.a": table, "layer1.b": table, "c": table.t()}, tmp_path / "x.pth")
     assert main([str(source), str(tmp_path / "y.safetensors")]) == 0
     written = load_file(tmp_path / "y.safetensors")
-    assert torch.equal(written["a"], table)
-    assert torch.equal(written["b"], table)
+    assert torch.equal(written["layer1.a"], table)
+    assert torch.equal(written["layer1.b"], table)
     assert torch.equal(written["c"], table.t())
 
 
@@ -266,9 +272,19 @@ def test_a_network_without_auxiliary_head_keeps_none(tmp_path):
     assert read_checkpoint(tmp_path / "y.pth").state_dict.keys() == weights.keys()
 
 
+@pytest.mark.parametrize("name", ["y.pth", "y.safetensors"])
+def test_what_is_no_network(tmp_path, capsys, name):
+    source = save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "x.pth")
+    message = refused(capsys, source, tmp_path / name)
+    assert message == f"{source}: has no backbone; expected the weights of a segmentation network"
+    assert not (tmp_path / name).exists()
+
+
 def test_what_is_no_network_for_mmsegmentation(tmp_path, source, capsys):
     message = refused(capsys, source, tmp_path / "y.pth")
-    assert message == (f"{source}: has no backbone; expected the weights of a segmentation network")
+    assert message == (
+        f"{source}: has no decode_head; expected the weights of a segmentation network"
+    )
     other = tmp_path / "z.safetensors"
     state_dict = tiny_emanet(blocks=(1, 1, 3, 1)).state_dict()
     other.write_bytes(write_safetensors(state_dict, TRAINED.metadata()))

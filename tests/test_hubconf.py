@@ -70,5 +70,5 @@ def test_arguments(tmp_path):
 def test_bad_arguments():
     with pytest.raises(InputError, match="unknown model 'x'"):
         load("emanet", "x")
-    with pytest.raises(InputError, match="create_model: expected the name of its model"):
+    with pytest.raises(InputError, match="create_model: expected the name of a model such as"):
         load("emanet")

@@ -11,7 +11,7 @@ from emanet_triton.kernels.conv.int8 import CAPABILITIES, has_int8
 from emanet_triton.kernels.device import cpu_name
 from emanet_triton.models.emanet import EMANet, FusedEMANet
 from emanet_triton.models.fused import fuse
-from emanet_triton.models.network import Network
+from emanet_triton.models.network import FusedNetwork, Network
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.quantized import DTYPE, QuantizedEMANet, observed
 from emanet_triton.models.verified import device_of
@@ -51,9 +51,12 @@ def quantize(
     Raises:
         InputError: the CPU lacks the instructions, an image cannot be read, or the weights, the
             outputs of a convolution or the logits are not finite.
-        ValueError: there is no image, or it is none; the model is on a GPU; or ``fuse`` refuses
-            the model for one of its reasons.
+        ValueError: there is no image, or it is none; the model is fused or on a GPU; or ``fuse``
+            refuses it for one of its reasons.
     """
+    if isinstance(model, FusedNetwork):
+        given = type(model).__name__
+        raise ValueError(f"quantize takes the model itself, not its fused form, got {given}")
     fused = fuse(model, dtype=DTYPE)
     assert isinstance(model, EMANet) and isinstance(fused, FusedEMANet)
     if device_of(model).type != "cpu":

@@ -2,6 +2,7 @@
 
 import io
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from emanet_triton.models.zoo import ZOO, create_model, name_of
 SAFETENSORS, MMSEG = "safetensors", "mmseg"
 SUFFIXES = {SAFETENSORS: ".safetensors", MMSEG: ".pth"}  # of the files of each kind
 _COMPUTED_BY_MMSEG = (MMSEGMENTATION, "sssegmentation")  # layouts whose networks it can build
+_STAGE = "layer1."  # in a file of a ResNet alone, whose names lack "backbone."
 _VARIANCE = ".running_var"  # a batch norm has one, and a counter
 
 
@@ -59,9 +61,9 @@ def convert(
         The written file, read back.
 
     Raises:
-        InputError: the source is not a usable checkpoint, or is no network for mmsegmentation; or
-            the destination has another suffix, is the source, cannot be written, or exists and
-            ``overwrite`` is false.
+        InputError: the source is not a usable checkpoint, is neither a segmentation network nor a
+            backbone, or is no network for mmsegmentation; or the destination has another suffix, is
+            the source, cannot be written, or exists and ``overwrite`` is false.
     """
     source, destination = Path(source), Path(destination)
     try:
@@ -111,6 +113,8 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
 
 
 def _safetensors(checkpoint: Checkpoint, description: Description | None) -> bytes:
+    if description is None and not any(key.startswith(_STAGE) for key in checkpoint.state_dict):
+        _check_parts(checkpoint, PARTS[:1])
     metadata = {
         "format": "pt",
         "source": shown(checkpoint.path.name),
@@ -171,17 +175,22 @@ def _with_counters(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises:
         InputError: it is no segmentation network.
     """
+    _check_parts(checkpoint, PARTS[:2])
     weights: dict[str, Tensor] = {}
     for key, value in checkpoint.state_dict.items():
         weights[key] = value
         if key.endswith(_VARIANCE):
             weights.setdefault(key.removesuffix(_VARIANCE) + f".{COUNTER}", torch.tensor(0))
-    for part in PARTS[:2]:
-        if not any(key.startswith(f"{part}.") for key in weights):
+    return weights
+
+
+def _check_parts(checkpoint: Checkpoint, parts: Sequence[str]) -> None:
+    """Raise InputError if a part of a segmentation network is missing."""
+    for part in parts:
+        if not any(key.startswith(f"{part}.") for key in checkpoint.state_dict):
             raise InputError(
                 f"{checkpoint.path}: has no {part}; expected the weights of a segmentation network"
             )
-    return weights
 
 
 def _classes_of(weights: dict[str, Tensor]) -> int | None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from emanet_triton.kernels.checks import BACKENDS, check_choice, check_shift
 from emanet_triton.kernels.em.op import em_attention
+from emanet_triton.kernels.em.tiles import MAX_BASES, MAX_CHANNELS
 
 
 class EMAttention(nn.Module):
@@ -20,8 +21,8 @@ class EMAttention(nn.Module):
     reconstruction, as in mmseg.
 
     Args:
-        channels: C, channels of the features.
-        num_bases: K, number of bases.
+        channels: C, channels of the features, at most 2048.
+        num_bases: K, number of bases, at most 256.
         num_stages: number of EM iterations, at least 1.
         momentum: weight of a training batch in the moving average of ``bases``, in [0, 1].
         backend: "triton", "torch" (PyTorch's operations), or "auto" to choose by the device; see
@@ -51,6 +52,11 @@ class EMAttention(nn.Module):
             raise ValueError(
                 "channels, num_bases and num_stages must be at least 1, "
                 f"got {channels}, {num_bases} and {num_stages}"
+            )
+        if channels > MAX_CHANNELS or num_bases > MAX_BASES:
+            raise ValueError(
+                f"expected at most {MAX_CHANNELS} channels and {MAX_BASES} bases, "
+                f"got {channels} and {num_bases}"
             )
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
@@ -235,8 +241,8 @@ class EMAHead(nn.Module):
         [B, in_channels, h, w] → logits [B, num_classes, h, w].
 
     Raises:
-        ValueError: ``ema_channels``, ``num_bases`` or ``num_stages`` is below 1, or ``norm_shift``
-            is below 0 or not finite.
+        ValueError: ``ema_channels``, ``num_bases``, ``num_stages`` or ``norm_shift`` is out of the
+            range in ``EMAttention``.
     """
 
     def __init__(

@@ -139,8 +139,8 @@ def create_model(
     ``torch.inference_mode`` still has ordinary tensors.
 
     Args:
-        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a file of the
-            training (emanet-triton train), which says it.
+        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a safetensors file
+            that names its model, such as those of emanet-triton train.
         checkpoint: a checkpoint file to load. All weights must fit.
         pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
@@ -163,8 +163,8 @@ def create_model(
     if name is None:
         if description is None:
             raise InputError(
-                f"{checkpoint or 'create_model'}: expected the name of its model, "
-                f"{models_like()}; only a file of emanet-triton train needs none"
+                f"{checkpoint or 'create_model'}: expected the name of {models_like()}; a "
+                "safetensors file that names its model needs none"
             )
         name = description.model
     entry = find_entry(name)

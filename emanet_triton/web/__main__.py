@@ -90,7 +90,7 @@ def _draw_scenes(folder: Path) -> list[Path]:
 
 def _require_gradio() -> None:
     """Raise InputError if gradio is missing or too old."""
-    command = f"python -m pip install 'gradio>={OLDEST}'"
+    command = "pip install '.[web]'"
     if importlib.util.find_spec("gradio") is None:
         raise InputError(f"the page needs the package gradio; install it: {command}")
     version = package_version("gradio")

@@ -32,6 +32,8 @@ class InferenceSession:
 
 def run(folder: Path, model: str, pixels: np.ndarray) -> subprocess.CompletedProcess[str]:
     (folder / "onnxruntime.py").write_text(STAND_IN)
+    if model != "nope.onnx":
+        (folder / model).touch()
     Image.fromarray(pixels).save(folder / "street.png")
     command = [sys.executable, str(SCRIPT), model, "street.png", "labels.png"]
     return subprocess.run(
@@ -47,6 +49,12 @@ def test_it_writes_the_labels(model, size, tmp_path):
     labels = np.asarray(Image.open(tmp_path / "labels.png"))
     np.testing.assert_array_equal(labels, pixels.argmax(-1))
     assert f"green: {np.mean(labels == 1):.1%}\n" in done.stdout
+
+
+def test_a_missing_file_is_one_message(tmp_path):
+    done = run(tmp_path, "nope.onnx", np.zeros((4, 6, 3), np.uint8))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "onnx_labels.py: error: nope.onnx: no such file"
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path):

@@ -291,7 +291,7 @@ def test_refusals(model, monkeypatch):
         quantize(model, "gone.png")
     with pytest.raises(ValueError, match="in training mode"):
         quantize(small_model().train(), picture())
-    with pytest.raises(ValueError, match="fuse takes an EMANet"):
+    with pytest.raises(ValueError, match="quantize takes the model itself, not its fused form"):
         quantize(fuse(model), picture())
     with pytest.raises(ValueError, match="a quantized network runs on a CPU, got a model on meta"):
         quantize(small_model().to("meta"), picture())

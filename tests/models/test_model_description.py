@@ -175,9 +175,10 @@ def test_other_files_need_a_name(tmp_path):
     path = tiny_eval.write_checkpoint(tmp_path)
     with pytest.raises(InputError) as raised:
         create_model(checkpoint=path)
-    assert str(raised.value).startswith(f"{path}: expected the name of its model, a model such")
+    assert str(raised.value).startswith(f"{path}: expected the name of a model such as emanet_")
+    end = "a safetensors file that names its model needs none"
     with pytest.raises(
-        InputError, match=r"^create_model: expected the name of its model, a model such"
+        InputError, match=rf"^create_model: expected the name of a model .*; {end}$"
     ):
         create_model()
 

@@ -196,7 +196,7 @@ def test_without_gradio(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: the page needs the package gradio; install it: python -m pip install 'gradio>=6'\n"
+        "error: the page needs the package gradio; install it: pip install '.[web]'\n"
     )
 
 
