@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,6 +32,7 @@ from emanet_triton.kernels.replay import record, seconds_on_device
 ROUNDS = 5  # each takes about a millisecond; the median of their times counts
 CPU_ROUNDS = 3
 GAIN = 0.02  # a later candidate must be faster by this share; smaller differences are noise
+MOST_NOT_FINITE = 3  # one damaged image is no reason to give up; a layer that overflows is one
 GAINS = {"cudnn-benchmark": 0.05}  # larger, because cuDNN searches anew in every process
 
 Candidates = Mapping[str, Callable[[], Tensor | tuple[Tensor, ...]]]
@@ -42,6 +44,7 @@ class NotFiniteError(ValueError):
 
 
 _HOPELESS: set[tuple[torch.device, str]] = set()  # keys for which all candidates failed
+_NOT_FINITE: Counter[tuple[torch.device, str]] = Counter()  # searches that NaN or infinity ended
 _MAY_MEASURE: ContextVar[bool] = ContextVar("_MAY_MEASURE", default=True)
 
 
@@ -87,7 +90,7 @@ def choose(
         return known
     if (device, key) in _HOPELESS:
         return last_resort
-    if not _MAY_MEASURE.get():
+    if not _MAY_MEASURE.get() or _NOT_FINITE[device, key] >= MOST_NOT_FINITE:
         return default
     if is_capturing(device):
         return default
@@ -95,7 +98,10 @@ def choose(
     try:
         with current_device(device):
             winner = fastest(key, device, candidates, make_checks)
-    except NotFiniteError:  # whatever these inputs were, the next ones may be finite
+    except NotFiniteError as error:
+        _NOT_FINITE[device, key] += 1
+        if _NOT_FINITE[device, key] == MOST_NOT_FINITE:
+            warnings.warn(f"{error}; {default} is used from now on", stacklevel=2)
         return default
     except Exception as error:
         if not watch.explains(error):

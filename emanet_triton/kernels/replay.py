@@ -16,7 +16,7 @@ FLUSHES = 4  # before a cold replay, memory of so many times the L2 cache is wri
 WARM_SECONDS = 1e-3  # about the time of all replays of one warm round
 MOST_REPLAYS = 100
 
-_ONE_AT_A_TIME = threading.Lock()  # PyTorch records one graph at a time in a process
+_ONE_AT_A_TIME = threading.RLock()  # PyTorch records one graph at a time in a process
 
 
 def record(

@@ -28,7 +28,7 @@ class Setting(Generic[T]):
     """A setting of the process. A call makes a context in which it has a value.
 
     Contexts that want the same value share it. What was set before is put back when the last of
-    them ends. So two threads must not want different values at once: the later value holds.
+    them ends. If two threads want different values at once, the later one holds for both.
 
     Args:
         is_set: whether a value is set.

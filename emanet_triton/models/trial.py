@@ -225,8 +225,9 @@ def _run_windows(network: Callable[[Tensor], Tensor], trial: Trial) -> None:
     If memory runs out, run half as many at once, as ``Predictor`` does.
     """
     device = torch.device(trial.device)
-    watch, windows = MemoryWatch(device), trial.windows
+    windows = trial.windows
     while windows:
+        watch = MemoryWatch(device)
         try:
             network(torch.randn(windows, 3, trial.height, trial.width, device=device))
             return
@@ -268,9 +269,10 @@ def disagreement(
         model: has the network's weights, in float32.
         dtype: in which the network computes.
     """
-    watch = MemoryWatch(next(model.parameters()).device)
+    device = next(model.parameters()).device
     size = _input_size(model.protocol)
     while True:
+        watch = MemoryWatch(device)
         try:
             return _disagreement(network, model, dtype, size)
         except Exception as error:

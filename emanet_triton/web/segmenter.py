@@ -43,7 +43,7 @@ class Result:
         dataset: whose classes the labels are.
         choice: with which the labels were computed.
         seconds: for resizing, the network, and labels of the picture's size.
-        network: "fused" or "plain".
+        network: ``Predictor.network_name``.
     """
 
     image: np.ndarray

@@ -20,6 +20,7 @@ def test_each_forecast_has_a_case_on_a_gpu():
 def test_a_forecast_needs_the_whole_words():
     assert forecast("em", "block B=1 N=32768 bf16 channels-last", "triton") == "0.15-0.17"
     assert forecast("em", "block B=1 N=32768 bf16x channels-last", "triton") == ""
+    assert forecast("em", "block B=1 N=32768 bf16 channels-last spread", "triton") == ""
     assert forecast("em", "block B=1 N=32768 bf16 channels-last", "mmseg") == ""
     assert forecast("model", "r50 whole 1024x2048 from=device", "fused-bf16") == "6-6.6"
     assert forecast("toy", "first", "plain") == ""

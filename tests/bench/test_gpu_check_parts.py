@@ -9,8 +9,10 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from gpu_check_cases import job
 
 from emanet_triton.bench.gpu_check import (
@@ -18,6 +20,7 @@ from emanet_triton.bench.gpu_check import (
     own,
     rehearsal,
     single,
+    steps,
     trace,
     versions,
     warm,
@@ -294,6 +297,22 @@ def test_versions_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert found["tools"] == dict.fromkeys(versions.TOOLS, "absent")
     assert found["commit"] == "unknown"  # git is not on the path, either
     assert found["torch"] and found["python"]
+
+
+def test_nvidia_smi_is_asked_for_the_gpu_that_pytorch_calls_the_first(monkeypatch):
+    assert versions._first_gpu() == "0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = SimpleNamespace(uuid="12-34")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {0: found}.__getitem__)
+    assert versions._first_gpu() == "GPU-12-34"
+
+
+def test_steps_measure_natively_whatever_the_environment_says(tmp_path, monkeypatch):
+    for name in ("TRITON_INTERPRET", "EMANET_TRITON_CONV_SEARCH", "KEPT"):
+        monkeypatch.setenv(name, "0")
+    found = steps.environment(tmp_path, tmp_path, tmp_path)
+    assert found["KEPT"] == "0"
+    assert not found.keys() & {"TRITON_INTERPRET", "EMANET_TRITON_CONV_SEARCH"}
 
 
 def test_what_nvidia_smi_says(tmp_path, monkeypatch):

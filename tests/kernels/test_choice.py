@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,7 @@ def gpu(monkeypatch, tmp_path):
 
     monkeypatch.setattr(choice, "_seconds", seconds)
     monkeypatch.setattr(choice, "_HOPELESS", set())
+    monkeypatch.setattr(choice, "_NOT_FINITE", Counter())
     choice._cache.cache_clear()
     yield timed
     choice._cache.cache_clear()
@@ -256,6 +258,18 @@ def test_outputs_that_are_not_finite_decide_nothing(gpu, tmp_path, wrong):
     assert gpu == []
     assert not cache_file(tmp_path).exists()
     assert choose() == "triton"
+
+
+def test_a_layer_that_always_overflows_is_given_up(gpu, tmp_path):
+    plain = Call(1.0, torch.inf, 1.0)
+    for _ in range(choice.MOST_NOT_FINITE - 1):
+        assert choose(check=make_check(plain)) == "cudnn"
+    with pytest.warns(UserWarning, match="the outputs are not finite, .*; cudnn is used from now"):
+        assert choose(check=make_check(plain)) == "cudnn"
+    assert choose(check=make_check(plain)) == "cudnn"
+    assert plain.count == choice.MOST_NOT_FINITE
+    assert gpu == []
+    assert not cache_file(tmp_path).exists()
 
 
 def test_the_last_resort_where_nothing_can_be_checked(gpu, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from emanet_triton.kernels import replay
+from emanet_triton.kernels.device import is_capturing
 from emanet_triton.kernels.replay import Replay, record, seconds_on_device
 
 MICRO = 1e-6
@@ -108,6 +109,13 @@ def test_a_recording_on_another_device_leaves_the_current_one(cuda, invalid):
     assert cuda.current == 0
     assert cuda.streams == cuda.default_streams
     assert cuda.pools == []
+
+
+def test_a_recording_is_found_on_the_device_of_the_tensors(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: cuda.current == 1)
+    assert is_capturing(SECOND)
+    assert not is_capturing(FIRST)
+    assert not is_capturing(torch.device("cpu"))
 
 
 def test_two_threads_record_one_after_the_other(cuda):

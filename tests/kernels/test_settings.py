@@ -1,6 +1,7 @@
 """Settings of the process that several threads change."""
 
 import itertools
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -64,10 +65,20 @@ def test_contexts_end_in_any_order(valve, values, order):
 
 
 def test_threads_that_want_the_same_have_it_all_the_time(valve):
+    """Each thread leaves while others stay, and looks at the value after others have left."""
+
     def found(_):
         with valve.setting("open"):
-            return {valve.value for _ in range(20)}
+            values = {valve.value}
+            time.sleep(1e-4)
+            return values | {valve.value}
 
-    with ThreadPoolExecutor(4) as pool:
-        assert set().union(*pool.map(found, range(2000))) == {"open"}
+    with ThreadPoolExecutor(8) as pool:
+        assert set().union(*pool.map(found, range(400))) == {"open"}
     assert valve.value == "usual"
+
+
+def test_what_contexts_share_is_held_once(valve):
+    with valve.setting("open"), valve.setting("open"), valve.setting("open"):
+        assert len(valve.setting._held) == 1
+    assert valve.setting._held == []

@@ -21,7 +21,10 @@ ON_A_CPU = (  # files of tests that run no kernel on a GPU
     *("test_launch.py", "test_native.py", "test_threads.py"),
     *("test_tape.py", "test_tape_keys.py", "test_tape_refusals.py"),
     *("conv/test_conv_boxes.py", "conv/test_conv_tiles.py"),
-    *("conv/test_onednn.py", "conv/test_winograd.py"),
+    *("test_cache.py", "test_flops.py", "test_precision.py"),
+    *("test_relaunch.py", "test_settings.py"),
+    *("conv/test_cpu_choice.py", "conv/test_int8.py", "conv/test_onednn.py"),
+    *("conv/test_exact.py", "conv/test_winograd.py"),
     *("em/test_em_eager.py", "em/test_em_passes.py", "em/test_em_reference.py"),
     *("em/test_em_output.py", "em/test_em_stage.py", "test_kernel_keys.py"),
 )

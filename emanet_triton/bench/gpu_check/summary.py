@@ -14,7 +14,7 @@ from emanet_triton.errors import InputError
 
 LINES, WIDTH = 60, 120  # at most
 PARTS = 3  # a long line is wrapped into so many lines at most
-WRONG, LAYERS, OTHERS, ABSENT = 6, 10, 6, 4  # entries of a kind, at most
+WRONG, LAYERS, OTHERS, ABSENT = 6, 10, 8, 4  # entries of a kind, at most
 NETWORKS = {  # providers of the suite model, as the table names them
     "plain-fp32": "plain fp32",
     "plain-bf16": "plain",

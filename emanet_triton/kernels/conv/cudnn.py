@@ -1,5 +1,6 @@
 """cuDNN's convolutions on NVIDIA GPUs, with bias, residual and ReLU fused if possible."""
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from emanet_triton.kernels.precision import cuda_fp32
 from emanet_triton.kernels.settings import Setting
 
 _NHWC = torch.channels_last
+_ONE_AT_A_TIME = threading.RLock()  # for several threads whose settings differ
 _REFUSED: set[tuple] = set()  # convolutions for which cuDNN has no fused engine
 
 
@@ -108,12 +110,13 @@ def cudnn_benchmark_conv(x: Tensor, *arguments) -> Tensor:
     was measured or not. So the settings here must differ from those of ``cudnn_conv``. For a plain
     convolution, ``deterministic`` differs. A fused convolution ignores ``deterministic``, so for it
     the TF32 setting differs, which has no effect in half precision. In float32 the TF32 setting
-    would change the result, so this function does not fuse float32.
+    would change the result, so this function does not fuse float32. But a float32 convolution that
+    another thread launches meanwhile may get this setting: see ``Setting``.
     """
     settings: Any = torch.backends.cudnn  # has attributes that no type checker sees
     # While a CUDA graph is recorded nothing can be measured, but PyTorch can use an engine it kept.
     measures = not torch.cuda.is_current_stream_capturing()
-    with _CUDNN(_Engines(measures, deterministic=True)):
+    with _ONE_AT_A_TIME, _CUDNN(_Engines(measures, deterministic=True)):
         if x.dtype == torch.float32:
             return torch_conv(x, *arguments)
         other = "ieee" if settings.conv.fp32_precision == "tf32" else "tf32"

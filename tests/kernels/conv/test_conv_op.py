@@ -260,7 +260,7 @@ def test_an_axis_of_one_element_may_have_any_stride(launched):
 
 
 def test_triton_numbers_pixels_in_32_bits():
-    x = torch.zeros(1, 1, 1, 1, dtype=FP16).expand(2**11, 1, 2**10, 2**10)
+    x = torch.zeros(1, 1, 1, 1, dtype=FP16, device=DEVICE).expand(2**11, 1, 2**10, 2**10)
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 pixels at once, got 2147483648"):
         conv.conv_bias_act(x, x[:1, :, :1, :1], x[0, 0, 0, :1], backend="triton")
 
