@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emanet_triton.inference.views import rescaled
 from emanet_triton.models.protocol import Protocol
 
 Length = Any  # an int or a torch.SymInt
@@ -21,8 +22,19 @@ _ONE = 2048  # OpenCV's weights are multiples of 1 / 2048
 def fitted(size: Lengths, target: tuple[int, int]) -> Lengths:
     """The largest size with the ratio of ``size`` that fits ``target``.
 
-    It equals ``inference.views.rescaled``, which rounds a floating-point product, for images of up
-    to 6143 pixels on a side.
+    A known size is fitted by ``inference.views.rescaled``, any other by ``exactly_fitted``.
+    """
+    if isinstance(size[0], int) and isinstance(size[1], int):
+        return rescaled(size, target)
+    return exactly_fitted(size, target)
+
+
+def exactly_fitted(size: Lengths, target: tuple[int, int]) -> Lengths:
+    """``rescaled`` without its rounding errors.
+
+    ``rescaled`` rounds a product in floating point, this function an exact fraction. They differ if
+    the fraction is a half that the product misses (2000x3000 pixels that are to fit 1025x2049), and
+    maybe if a side is longer than 6143 pixels.
     """
     longer, shorter = torch.sym_max(*size), torch.sym_min(*size)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from emanet_triton.deploy.resize import fitted, resize_images, resize_matrix
+from emanet_triton.deploy.resize import exactly_fitted, fitted, resize_images, resize_matrix
 from emanet_triton.inference.views import rescaled
 
 SIZES = [
@@ -49,7 +49,13 @@ def test_an_image_is_fitted_as_by_mmcv(target):
     numbers = random.Random(2)
     for _ in range(5000):
         size = numbers.randint(1, 6143), numbers.randint(1, 6143)
-        assert fitted(size, target) == rescaled(size, target), size
+        assert exactly_fitted(size, target) == rescaled(size, target), size
+
+
+def test_a_known_size_is_fitted_as_by_mmcv_also_where_a_half_is_rounded():
+    size, target = (2000, 3000), (1025, 2049)
+    assert fitted(size, target) == rescaled(size, target) == (1025, 1537)
+    assert exactly_fitted(size, target) == (1025, 1538)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
