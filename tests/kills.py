@@ -25,7 +25,7 @@ COMMAND = """
 from emanet_triton.command import run
 from emanet_triton.eval import __main__, partial
 
-partial._SECONDS_BETWEEN_WRITES = 0.0
+partial._SECONDS_BETWEEN_WRITES = partial._REST = 0.0
 run(__main__.main)
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")

@@ -165,10 +165,17 @@ def _files(root: Path, folder: str) -> Iterator[str]:
                 inner = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     left.append((inner, above))
                 else:
                     yield inner
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _separate(

@@ -18,6 +18,9 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 Entry = tuple[str, Color]  # of a legend: a name and its colour
 
 
+_HIGHEST_LINE = 200  # pixels: the legend of a very wide picture would else need gigabytes
+
+
 @dataclass(frozen=True)
 class Text:
     """Sizes of captions and legend.
@@ -35,7 +38,7 @@ class Text:
     @classmethod
     def for_width(cls, width: int) -> "Text":
         """Text of a size that suits a picture of this width in pixels."""
-        line = max(20, round(width / 48))
+        line = min(max(20, round(width / 48)), _HIGHEST_LINE)
         return cls(line, scale=line / 42, thickness=max(1, line // 20))
 
 

@@ -27,6 +27,7 @@ from emanet_triton.kernels.cache import digest, triton_version
 from emanet_triton.versions import versions
 
 _SECONDS_BETWEEN_WRITES = 5.0
+_REST = 20  # times as long as the last write took, at least, no other follows
 _LONGEST = 1e9  # seconds, some 30 years; no run has taken longer
 _SECONDS_KEPT = 30 * 24 * 3600.0  # after which an unused partial result is removed
 
@@ -150,7 +151,7 @@ class PartialResult:
         self.seconds = 0.0
         self.left_out = ""
         self._finished: list[dict[str, Any]] = []
-        self._written = time.monotonic()
+        self._next_write = time.monotonic() + _SECONDS_BETWEEN_WRITES
 
     def earlier(
         self, ranks: Ranks | None = None, drawn: Callable[[str], Stamp] | None = None
@@ -222,7 +223,7 @@ class PartialResult:
         marks = [self._stamps.get(name) for name in names]
         batch = {"images": names, "stamps": marks, "pictures": pictures or [[] for _ in names]}
         self._finished.append(batch | {"counts": counts.tolist()})
-        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+        if time.monotonic() > self._next_write:
             self.write()
 
     def write(self) -> None:
@@ -230,6 +231,7 @@ class PartialResult:
 
         If it cannot be written, a warning says so and the evaluation goes on.
         """
+        begin = time.monotonic()
         content = {
             "settings": self.settings,
             "versions": self._versions,
@@ -243,7 +245,8 @@ class PartialResult:
             write_whole(self._file, sealed.encode())
         except OSError as error:
             warnings.warn(f"{self._file}: the partial result is not kept ({error})", stacklevel=2)
-        self._written = time.monotonic()
+        end = time.monotonic()
+        self._next_write = end + max(_SECONDS_BETWEEN_WRITES, _REST * (end - begin))
 
     def _read(self, file: Path) -> dict[str, Any]:
         """The content of a file, if it is undamaged and has these settings and versions."""

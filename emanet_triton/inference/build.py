@@ -52,6 +52,8 @@ def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 
                 f"{INT8} is a precision of CPUs, got --device {device}; expected --device cpu"
             )
         require_int8()
+    if device.type not in ("cpu", "cuda"):  # such as "meta", whose tensors have no values
+        raise InputError(f"--device {name}: is not supported; expected cpu or cuda[:N]")
     return device
 
 

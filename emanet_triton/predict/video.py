@@ -71,6 +71,9 @@ def opened(source: Source) -> Iterator[Clip]:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     LOG.setLogLevel(SILENT)
     webcam = isinstance(source.path, int)
+    if not isinstance(source.path, int) and not source.path.is_file():
+        # A pipe would be waited for, and OpenCV would not end at a signal.
+        raise InputError(f"{source}: cannot be opened; expected a video")
     path = source.path if isinstance(source.path, int) else _for_opencv(source.path)
     capture = cv2.VideoCapture(path)
     try:

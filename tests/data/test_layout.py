@@ -7,6 +7,7 @@ import pytest
 from described_sets import LABEL, described, names_in, unusable, write
 
 from emanet_triton import Dataset
+from emanet_triton.data import layout
 from emanet_triton.data.png import write_png
 
 ODD = ["with space", "große Straße 路", "{name}", "{split}", "a[0]*?", "a.b(c)|d", "$x", "\\d+"]
@@ -52,6 +53,12 @@ def test_a_name_that_comes_twice_in_a_pattern(tmp_path):
     write(tmp_path, "a/a", "b/c", labels="unused")
     write(tmp_path, "a", images="unused")
     assert names_in(dataset, tmp_path) == ["a"]
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert sorted(layout._files(tmp_path, "")) == ["a.png", "loop"]
 
 
 def test_hidden_files_are_left_out_and_links_are_followed(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emanet_triton.data.cityscapes import CLASSES
-from emanet_triton.data.overlay import class_names, colored, overlay, palette, with_legend
+from emanet_triton.data.overlay import Text, class_names, colored, overlay, palette, with_legend
 from emanet_triton.errors import InputError
 
 NOT_FINITE = 255
@@ -132,3 +132,9 @@ def test_labels_of_another_data_set_are_not_drawn_in_the_wrong_colours():
         InputError, match="unknown data set 'ade'; expected one of: cityscapes, voc"
     ):
         palette("ade")
+
+
+def test_text_grows_with_the_picture_up_to_a_limit():
+    """Else a picture of 200000 x 2 pixels would need gigabytes for its legend."""
+    lines = [Text.for_width(width).line for width in (100, 4800, 9600, 200_000)]
+    assert lines == [20, 100, 200, 200]

@@ -81,6 +81,7 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
         (["--model", "tiny"], "give --ckpt too"),
         (["--device", "cuda:99"], "--device cuda:99: no such device here"),
         (["--device", "gpu"], "--device gpu: no such device here"),
+        (["--device", "meta"], "--device meta: is not supported; expected cpu or cuda[:N]"),
         (["--precision", "tf32", "--device", "cpu"], "tf32 is a precision of CUDA devices"),
         (["--compare", "tf32", "--device", "cpu"], "tf32 is a precision of CUDA devices"),
     ],

@@ -111,13 +111,14 @@ def test_a_finished_video_is_skipped(tmp_path, clip, predict):
 def test_files_that_are_no_videos_stop_no_other(tmp_path, clip, predict):
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "text.avi").write_text("text " * 1000)
-    code, out, err = predict(tmp_path / "zero.mp4", tmp_path / "text.avi", clip)
+    os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes to it
+    given = ("zero.mp4", "text.avi", "pipe.mp4")
+    code, out, err = predict(*(tmp_path / name for name in given), clip)
     assert code == 1
-    assert out.startswith("1 of 3 segmented, 2 failed: ")
+    assert out.startswith("1 of 4 segmented, 3 failed: ")
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert errors == [
-        f"error: {tmp_path / name}: cannot be opened; expected a video"
-        for name in ("zero.mp4", "text.avi")
+        f"error: {tmp_path / name}: cannot be opened; expected a video" for name in given
     ]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip_overlay.mp4"]
 
