@@ -12,7 +12,7 @@ from emanet_triton.train.group import Group
 from emanet_triton.train.log import peak_memory
 from emanet_triton.train.memory import SavedTensors, step_memory
 from emanet_triton.train.plan import Plan
-from emanet_triton.train.samples import Batches, Crops, load
+from emanet_triton.train.samples import Batches, Crops, ending, load
 from emanet_triton.train.trainer import Trainer
 
 SAMPLES = 8
@@ -51,12 +51,13 @@ def measure_memory(plan: Plan) -> list[tuple[str, int]]:
     recipe = plan.recipe
     size = recipe.batch_size // recipe.accumulate
     batches = load(crops, Batches(len(crops), size, recipe.seed), plan.workers, pin_memory=False)
-    trainer = Trainer(plan.network(), recipe)
-    first = next(batches)
-    if first.problem:
-        raise InputError(first.problem)
-    with SavedTensors(trainer.network) as saved:
-        trainer.step([first])
+    with ending(batches):
+        trainer = Trainer(plan.network(), recipe)
+        first = next(batches)
+        if first.problem:
+            raise InputError(first.problem)
+        with SavedTensors(trainer.network) as saved:
+            trainer.step([first])
     found = step_memory(
         trainer.network,
         trainer.state_dict()["optimizer"],

@@ -20,7 +20,7 @@ from emanet_triton.train.folder import BEST, LAST, Folder
 from emanet_triton.train.group import Group, SharedError
 from emanet_triton.train.log import Log
 from emanet_triton.train.plan import Plan
-from emanet_triton.train.samples import Batch, Batches, Crops, load
+from emanet_triton.train.samples import Batch, Batches, Crops, ending, load
 from emanet_triton.train.stop import INTERRUPTED, Stop
 from emanet_triton.train.trainer import Trainer
 from emanet_triton.train.validation import validate
@@ -84,8 +84,7 @@ class Run:
             KeyboardInterrupt: a signal asked for the end; the last whole iteration is saved.
         """
         plan, trainer = self._plan, self.trainer
-        batches = self._batches()
-        with self._stop:
+        with self._stop, ending(self._batches()) as batches:
             self._validate_if_due()
             while trainer.iteration < plan.recipe.iterations:
                 parts, problem = _next_parts(batches, plan.recipe.accumulate)

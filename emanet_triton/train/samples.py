@@ -1,5 +1,6 @@
 """Training samples: which image an iteration takes, how it is augmented, and who reads it."""
 
+import contextlib
 import itertools
 import multiprocessing
 import signal
@@ -145,6 +146,20 @@ def load(crops: Crops, batches: Batches, workers: int, pin_memory: bool) -> Iter
             # PyTorch's handler would raise in the middle of an iteration when a worker ends.
             # Without it the next batch raises.
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """End the processes of ``load`` when the block ends, also by an exception.
+
+    The traceback of an uncaught exception keeps the iterator, and so its processes. Python would
+    wait for them for ever when it exits, because they ignore its signal.
+    """
+    try:
+        yield batches
+    finally:
+        if hasattr(batches, "_shutdown_workers"):  # there are processes
+            batches._shutdown_workers()
 
 
 def _collated(crops: list[Crop | InputError]) -> Batch:

@@ -24,6 +24,18 @@ from emanet_triton.train.trainer import Trainer
 STEP, READ, WRITE = Trainer.step, Dataset.read, folder.write_output
 FIVE = Path(__file__).parents[2] / "demo" / "five.toml"
 
+CRASH = """
+from emanet_triton.command import run
+from emanet_triton.train.__main__ import main
+from emanet_triton.train.trainer import Trainer
+
+def crash(self, *arguments, **options):
+    raise RuntimeError("a mistake of the program")
+
+Trainer.step = crash
+run(main)
+"""
+
 
 def after(number, action):
     """A stand-in for ``Trainer.step`` that does something once, after iteration ``number``."""
@@ -165,6 +177,25 @@ def test_a_worker_that_is_killed(scenes, tmp_path, fails, monkeypatch):
     said = fails(*options(scenes, out=tmp_path, workers=1, iterations=40, save_every=100))
     assert "a process that makes samples has ended" in said
     assert "kept, --resume goes on from there" in said
+
+
+@pytest.mark.parametrize("dry_run", [None, True], ids=["training", "dry run"])
+def test_an_error_of_the_program_ends_it_with_its_workers(scenes, tmp_path, dry_run):
+    """The traceback of an uncaught error keeps the iterator of the samples."""
+    arguments = options(scenes, out=tmp_path, workers=1, dry_run=dry_run)
+    with subprocess.Popen(
+        [sys.executable, "-c", CRASH, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "RuntimeError: a mistake of the program" in err
 
 
 def test_nothing_is_kept_before_the_first_iteration(own_scenes, tmp_path, fails):
