@@ -109,17 +109,18 @@ class Run:
         """Tell the means since the last call, over all processes."""
         sums = torch.stack([*self._sums, accuracy * self._count])
         *losses, right = (self._group.sum(sums) / self._group.count / self._count).tolist()
-        self._require_finite(losses[0])
+        self._require_finite("loss", losses[0])
         if self._log:
             self._log.tell(self.trainer.iteration, losses, right, lr)
         self._sums.zero_()
         self._count = 0
 
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            kept = "no state was saved" if self._saved < 0 else "earlier states are kept"
             raise InputError(
-                f"the loss is not finite after iteration {self.trainer.iteration}; expected a "
-                "lower --lr, a longer --warmup or another --precision. Earlier states are kept"
+                f"the {name} is not finite after iteration {self.trainer.iteration}; expected a "
+                f"lower --lr, a longer --warmup or another --precision; {kept}"
             )
 
     def _save_if_due(self) -> None:
@@ -135,7 +136,11 @@ class Run:
         The state comes last: if the process is killed before, the resumed training writes all files
         of this iteration again.
         """
-        self._require_finite(float(self._group.sum(self._sums[0].clone())))
+        # The loss is of the weights before the last step, so it says nothing about that step.
+        sums = torch.stack([self._sums[0], self.trainer.finite()])
+        loss, network = self._group.sum(sums).tolist()
+        self._require_finite("loss", loss)
+        self._require_finite("network", network)
         self._saved = iteration = self.trainer.iteration
         if not self._group.first:
             return

@@ -127,6 +127,11 @@ class Trainer:
             image[:, :, width:] = 0
         return images, batch.labels.to(device, non_blocking=True).long()
 
+    def finite(self) -> Tensor:
+        """0 if all weights and statistics of this process are finite, else NaN: float32 []."""
+        parts = [value.isfinite().all() for value in self.network.state_dict().values()]
+        return torch.where(torch.stack(parts).all(), 0.0, torch.nan)
+
     def state_dict(self) -> dict[str, Any]:
         """All that later iterations depend on, beside the recipe and the data."""
         return {

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +15,11 @@ from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset
 from emanet_triton.data.png import read_label_png, write_png
 from emanet_triton.models.checkpoint import read_checkpoint
-from emanet_triton.models.description import Description
 from emanet_triton.train import folder
 from emanet_triton.train.__main__ import main
 from emanet_triton.train.trainer import Trainer
 
 STEP, READ, WRITE = Trainer.step, Dataset.read, folder.write_output
-FIVE = Path(__file__).parents[2] / "demo" / "five.toml"
 
 CRASH = """
 from emanet_triton.command import run
@@ -260,11 +257,23 @@ def test_an_iteration_whose_files_were_not_all_written(scenes, tmp_path, monkeyp
 
 
 def test_a_loss_that_is_not_finite(scenes, tmp_path, fails):
-    out = tmp_path / "out"
-    assert main(options(scenes, out=out)) == 0
-    said = fails(*options(scenes, out=tmp_path / "nan", lr=1e30, min_lr=1e30, save_every=100))
+    said = fails(*options(scenes, out=tmp_path, lr=1e30, min_lr=1e30, save_every=100))
     assert "the loss is not finite after iteration 2; expected a lower --lr" in said
-    assert not (tmp_path / "nan" / "state.pth").exists()
+    assert said.endswith("; no state was saved")
+    assert not (tmp_path / "state.pth").exists()
+
+
+def test_weights_that_are_not_finite_replace_no_state(scenes, tmp_path, fails, monkeypatch):
+    """The loss of the last step is still finite."""
+
+    def diverge(trainer):
+        next(trainer.network.parameters()).data.fill_(torch.inf)
+
+    monkeypatch.setattr(Trainer, "step", after(2, diverge))
+    said = fails(*options(scenes, out=tmp_path))
+    assert "the network is not finite after iteration 2; expected a lower --lr" in said
+    assert said.endswith("; earlier states are kept")
+    assert torch.load(tmp_path / "state.pth", weights_only=True)["trainer"]["iteration"] == 1
 
 
 def test_too_little_memory(scenes, tmp_path, fails, monkeypatch):
@@ -294,97 +303,6 @@ def test_labels_that_are_all_ignored(own_scenes, tmp_path):
     assert main(options(own_scenes, out=tmp_path / "out", class_balance=0.5)) == 0
     found = read_checkpoint(tmp_path / "out" / "last.safetensors")
     assert all(value.isfinite().all() for value in found.state_dict.values())
-
-
-class TestFolders:
-    """What ``--out`` may hold."""
-
-    @pytest.fixture
-    def out(self, scenes, tmp_path):
-        assert main(options(scenes, out=tmp_path / "out", iterations=2)) == 0
-        return tmp_path / "out"
-
-    def test_a_training_is_not_overwritten(self, scenes, out, fails):
-        before = weights(out)
-        said = fails(*options(scenes, out=out))
-        assert f"--out {out}: holds a training; expected --resume" in said
-        assert weights(out) == before
-
-    def test_other_settings(self, scenes, out, fails):
-        said = fails(*options(scenes, out=out, resume=True, lr=0.5, iterations=2))
-        assert "--resume: the settings differ: --lr 0.001 before, 0.5 now" in said
-
-    def test_other_images(self, scenes, out, fails, own_scenes):
-        labels_of(own_scenes)[0].unlink()
-        next(own_scenes.rglob("*000000_leftImg8bit.png")).unlink()
-        said = fails(*options(own_scenes, out=out, resume=True, iterations=2))
-        assert "--data 6 images to train on, 2 to validate" in said
-        assert "5 images to train on, 2 to validate" in said
-
-    def test_another_validation(self, scenes, out, fails):
-        said = fails(*options(scenes, out=out, resume=True, iterations=2, val_split="train"))
-        assert "6 images to train on, 6 to validate" in said
-
-    def test_other_ids(self, scenes, tmp_path, fails):
-        data = tmp_path / "five.toml"
-        text = FIVE.read_text().replace('root = "scenes"', f'root = "{scenes}"')
-        data.write_text(text)
-        assert main(options(data, out=tmp_path / "five", iterations=2)) == 0
-        data.write_text(text.replace("ids = [7, 8]", "ids = [7]").replace("[0, 1,", "[8, 0, 1,"))
-        said = fails(*options(data, out=tmp_path / "five", iterations=2, resume=True))
-        assert "--resume: the settings differ: --data 6 images" in said
-
-    def test_the_initial_weights_keep_their_name(self, scenes, out):
-        """They are told when the training begins; later they are not read."""
-        again = {"resume": True, "iterations": 2, "init": None}
-        (out / "best.safetensors").unlink()
-        state = torch.load(out / "state.pth", weights_only=True)
-        torch.save(state | {"validated": -1, "best": None}, out / "state.pth")
-        assert main(options(scenes, out=out, **again)) == 0
-        best = read_checkpoint(out / "best.safetensors")
-        assert Description.of(best.meta).info["init"] == "emanet_demo"
-        rows = (out / "val.csv").read_text().splitlines()
-        assert [row.partition(",")[0] for row in rows] == ["iteration", "2"]  # not twice
-
-    @pytest.mark.parametrize("content", [b"", b"damaged", b"PK\x03\x04"])
-    def test_a_damaged_state(self, scenes, out, fails, content):
-        (out / "state.pth").write_bytes(content)
-        said = fails(*options(scenes, out=out, resume=True, iterations=2))
-        assert f"{out / 'state.pth'}: cannot be read" in said
-
-    def test_a_truncated_state(self, scenes, out, fails):
-        whole = (out / "state.pth").read_bytes()
-        (out / "state.pth").write_bytes(whole[: len(whole) // 2])
-        said = fails(*options(scenes, out=out, resume=True, iterations=2))
-        assert f"{out / 'state.pth'}: cannot be read" in said
-
-    @pytest.mark.parametrize(
-        "lacking", [{"form": 1}, {"optimizer": {}}, {"network": {}}], ids=lambda d: next(iter(d))
-    )
-    def test_an_incomplete_state(self, scenes, out, fails, lacking):
-        state = torch.load(out / "state.pth", weights_only=True)
-        if "form" in lacking:
-            state = lacking
-        else:
-            state["trainer"] |= lacking
-        torch.save(state, out / "state.pth")
-        said = fails(*options(scenes, out=out, resume=True, iterations=2))
-        assert f"{out / 'state.pth'}: is incomplete or of another network" in said
-
-    def test_weights_alone_are_not_overwritten(self, scenes, out, fails):
-        (out / "state.pth").unlink()
-        assert "holds a training" in fails(*options(scenes, out=out))
-
-    def test_a_file_of_another_kind(self, scenes, out, fails):
-        torch.save({"weights": torch.zeros(1)}, out / "state.pth")
-        said = fails(*options(scenes, out=out, resume=True, iterations=2))
-        assert "is of another kind or version" in said
-
-    def test_a_finished_training_trains_no_more(self, scenes, out, capsys):
-        before = weights(out)
-        assert main(options(scenes, out=out, resume=True, iterations=2)) == 0
-        assert weights(out) == before
-        assert "best mIoU" in capsys.readouterr().out
 
 
 def test_without_tensorboard(scenes, tmp_path, fails, monkeypatch):
