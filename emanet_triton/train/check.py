@@ -37,7 +37,7 @@ def class_weights(
     """The weight of each class in the loss: its share of the pixels to the power ``-balance``.
 
     Returns:
-        float32 [C] with mean 1. A class without pixels counts as one with a single pixel.
+        float32 [C] with mean 1 over the classes that have pixels; the others get 1.
 
     Raises:
         SharedError: a label cannot be read.
@@ -53,9 +53,10 @@ def class_weights(
     counts = group.together(count_all)
     if group.count > 1:
         dist.all_reduce(counts, group=group.messages)
-    pixels = counts[: len(dataset.classes)].clamp(min=1).double()
+    pixels = counts[: len(dataset.classes)].double()
     weights = (pixels / pixels.sum()) ** -balance
-    return (weights / weights.mean()).float()
+    occurs = pixels > 0
+    return torch.where(occurs, weights / weights[occurs].mean(), 1.0).float()
 
 
 def _shared(
