@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,9 +74,12 @@ class Folder:
         if not path.is_file():
             raise InputError(f"--resume: {path}: no such file; {expected}")
         try:
+            _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
-            raise InputError(f"{path}: cannot be read, it is damaged; {expected}") from e
+        except MemoryError:
+            raise
+        except Exception as error:  # of many kinds, because damage leads the readers anywhere
+            raise InputError(f"{path}: cannot be read, it is damaged; {expected}") from error
         if not isinstance(state, dict) or state.get("form") != _FORM:
             raise InputError(f"{path}: is of another kind or version; {expected}")
         return state
@@ -92,11 +95,18 @@ class Folder:
             yield
         except InputError:
             raise
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.path / STATE}: is incomplete or of another network "
                 f"({first_line(error)}); expected the state of a training by this command"
             ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise an error if a part of an archive has another checksum: ``torch.load`` checks none."""
+    with zipfile.ZipFile(path) as archive:
+        if part := archive.testzip():
+            raise ValueError(f"{part} has another checksum")
 
 
 def refuse_training(path: Path) -> None:

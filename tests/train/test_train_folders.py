@@ -1,5 +1,6 @@
 """What the folder of ``--out`` may hold when a training begins or goes on."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_a_damaged_state(scenes, out, fails, content):
     (out / "state.pth").write_bytes(content)
     said = fails(*options(scenes, out=out, resume=True, iterations=2))
     assert f"{out / 'state.pth'}: cannot be read" in said
+
+
+def test_one_damaged_byte_of_the_weights(scenes, out, fails):
+    damaged = bytearray((out / "state.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (out / "state.pth").write_bytes(damaged)
+    said = fails(*options(scenes, out=out, resume=True, iterations=2))
+    assert f"{out / 'state.pth'}: cannot be read, it is damaged" in said
+
+
+def test_a_state_that_is_no_pickle(scenes, out, fails):
+    """Its checksums are right, but reading it takes from an empty stack."""
+    state = out / "state.pth"
+    with zipfile.ZipFile(state) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(state, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, b"\x80\x02R." if name.endswith("data.pkl") else content)
+    said = fails(*options(scenes, out=out, resume=True, iterations=2))
+    assert f"{state}: cannot be read, it is damaged" in said
 
 
 def test_a_truncated_state(scenes, out, fails):
