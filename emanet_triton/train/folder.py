@@ -18,6 +18,7 @@ from emanet_triton.models.description import Description
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 STATE = "state.pth"
+_EXPECTED = "expected the state of a training by this command"
 _FORM = 1  # of the state's file; increase it when an older one cannot be read
 
 
@@ -70,18 +71,16 @@ class Folder:
             InputError: there is none, or it is damaged.
         """
         path = self.path / STATE
-        expected = "expected the state of a training by this command"
-        if not path.is_file():
-            raise InputError(f"--resume: {path}: no such file; {expected}")
+        require_state(self.path)
         try:
             _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
         except Exception as error:  # of many kinds, because damage leads the readers anywhere
-            raise InputError(f"{path}: cannot be read, it is damaged; {expected}") from error
+            raise InputError(f"{path}: cannot be read, it is damaged; {_EXPECTED}") from error
         if not isinstance(state, dict) or state.get("form") != _FORM:
-            raise InputError(f"{path}: is of another kind or version; {expected}")
+            raise InputError(f"{path}: is of another kind or version; {_EXPECTED}")
         return state
 
     @contextlib.contextmanager
@@ -98,7 +97,7 @@ class Folder:
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.path / STATE}: is incomplete or of another network "
-                f"({first_line(error)}); expected the state of a training by this command"
+                f"({first_line(error)}); {_EXPECTED}"
             ) from error
 
 
@@ -107,6 +106,16 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if part := archive.testzip():
             raise ValueError(f"{part} has another checksum")
+
+
+def require_state(path: Path) -> None:
+    """Raise InputError if a folder lacks the state of a training.
+
+    Raises:
+        InputError: see above.
+    """
+    if not (path / STATE).is_file():
+        raise InputError(f"--resume: {path / STATE}: no such file; {_EXPECTED}")
 
 
 def refuse_training(path: Path) -> None:

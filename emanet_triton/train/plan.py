@@ -20,7 +20,7 @@ from emanet_triton.models.network import Network, logits_size
 from emanet_triton.models.protocol import Protocol
 from emanet_triton.models.zoo import create_model, find_entry
 from emanet_triton.train.augment import Augmentation
-from emanet_triton.train.folder import refuse_training
+from emanet_triton.train.folder import refuse_training, require_state
 from emanet_triton.train.group import Group
 from emanet_triton.train.options import NATIVE, NONE
 from emanet_triton.train.recipe import Recipe
@@ -118,6 +118,8 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     Raises:
         InputError: something is missing or does not fit.
     """
+    if args.resume and not args.dry_run:
+        require_state(args.out)
     model = _model(args)
     entry = find_entry(model)
     dataset, root = open_dataset(args.data, entry.dataset)

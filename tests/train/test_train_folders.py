@@ -32,6 +32,12 @@ def test_a_training_is_not_overwritten(scenes, out, fails):
     assert weights(out) == before
 
 
+def test_nothing_to_resume_is_found_before_the_data_set_is_read(tmp_path, fails):
+    said = fails(*options(tmp_path / "no data", out=tmp_path / "out", resume=True))
+    assert f"--resume: {tmp_path / 'out' / 'state.pth'}: no such file; expected" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_settings(scenes, out, fails):
     said = fails(*options(scenes, out=out, resume=True, lr=0.5, iterations=2))
     assert "--resume: the settings differ: --lr 0.001 before, 0.5 now" in said
