@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,11 +14,22 @@ import torch
 
 from emanet_triton.errors import InputError
 from emanet_triton.eval.metric import Scores
-from emanet_triton.files import write_output
+from emanet_triton.files import require_own, write_output
 
 TRAIN_CSV, VAL_CSV, TENSORBOARD = "train.csv", "val.csv", "tensorboard"
 _TRAIN = ("iteration", "loss", "main", "auxiliary", "accuracy", "lr", "images/s", "memory MB")
 _VAL = ("iteration", "mIoU", "mAcc", "aAcc")
+
+
+def require_own_tables(folder: Path) -> None:
+    """Refuse to replace CSV files that no training wrote.
+
+    Raises:
+        InputError: the folder holds such a file.
+    """
+    for name, columns in ((TRAIN_CSV, _TRAIN), (VAL_CSV, _VAL)):
+        beginning = re.compile(re.escape(",".join(columns).encode()))
+        require_own(folder / name, beginning, "table of emanet-triton train")
 
 
 class Log:

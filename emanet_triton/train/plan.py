@@ -11,6 +11,7 @@ from emanet_triton.cores import default_threads
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.description import open_dataset
 from emanet_triton.errors import InputError
+from emanet_triton.eval.outputs import keep_out
 from emanet_triton.files import require_folder
 from emanet_triton.models.chosen import choose, fetch_chosen, read_chosen
 from emanet_triton.models.description import Description
@@ -22,6 +23,7 @@ from emanet_triton.models.zoo import create_model, find_entry
 from emanet_triton.train.augment import Augmentation
 from emanet_triton.train.folder import refuse_training, require_state
 from emanet_triton.train.group import Group
+from emanet_triton.train.log import require_own_tables
 from emanet_triton.train.options import NATIVE, NONE
 from emanet_triton.train.recipe import Recipe
 from emanet_triton.versions import versions
@@ -118,11 +120,14 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     Raises:
         InputError: something is missing or does not fit.
     """
-    if args.resume and not args.dry_run:
+    goes_on = args.resume and not args.dry_run
+    if goes_on:
         require_state(args.out)
     model = _model(args)
     entry = find_entry(model)
     dataset, root = open_dataset(args.data, entry.dataset)
+    if not goes_on:
+        keep_out(dataset, root, {"--out": args.out})
     train = dataset.find_samples(root, args.train_split)
     val = [] if args.val_split == NONE else dataset.find_samples(root, args.val_split)
     scale = {None: entry.protocol.base_scale, NATIVE: None}.get(args.scale, args.scale)
@@ -131,6 +136,7 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     require_folder(args.out)
     if not (args.resume or args.dry_run):
         refuse_training(args.out)
+        require_own_tables(args.out)
     return Plan(
         model=model,
         init=args.init,

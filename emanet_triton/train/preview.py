@@ -1,13 +1,17 @@
 """``--dry-run``: eight training samples as one picture, and the memory of one iteration."""
 
+import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from emanet_triton.data.dataset import IGNORE
 from emanet_triton.data.overlay import BLACK, legend_entries, overlay, with_legend
-from emanet_triton.data.png import write_png
+from emanet_triton.data.png import encode_png
 from emanet_triton.errors import InputError
+from emanet_triton.files import require_own, write_output
 from emanet_triton.train.group import Group
 from emanet_triton.train.log import peak_memory
 from emanet_triton.train.memory import SavedTensors, step_memory
@@ -17,6 +21,9 @@ from emanet_triton.train.trainer import Trainer
 
 SAMPLES = 8
 PICTURE = "samples.png"
+_HEADER = 33  # bytes of a PNG: its signature and the chunk IHDR
+_MARK = b"Software\0emanet-triton train"
+_OWN = re.compile(rb"\x89PNG.{29}.{4}tEXt%b" % re.escape(_MARK), re.DOTALL)  # .{4}: the size
 _COLUMNS = 2  # pairs of a sample and its labels beside each other
 _GAP = 4  # pixels between pictures
 _WIDTH = 1600  # pixels of the picture, about
@@ -86,5 +93,13 @@ def preview(plan: Plan, group: Group) -> tuple[Path, list[tuple[str, int]]]:
     if group.count > 1:
         raise InputError("--dry-run runs in one process; expected no torchrun")
     path = plan.out / PICTURE
-    write_png(path, draw_samples(plan))
+    require_own(path, _OWN, "picture of emanet-triton train --dry-run")
+    write_output(path, _marked(encode_png(draw_samples(plan), str(path))))
     return path, measure_memory(plan)
+
+
+def _marked(png: bytes) -> bytes:
+    """The PNG with the mark of this command behind its header."""
+    chunk = b"tEXt" + _MARK
+    size, check = struct.pack(">I", len(_MARK)), struct.pack(">I", zlib.crc32(chunk))
+    return png[:_HEADER] + size + chunk + check + png[_HEADER:]

@@ -3,11 +3,13 @@
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_trainings import options
 
 from emanet_triton.data.cityscapes import CITYSCAPES
+from emanet_triton.data.png import read_image, write_png
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import Description
 from emanet_triton.train.__main__ import main
@@ -143,3 +145,38 @@ def test_a_finished_training_trains_no_more(scenes, out, capsys):
     assert main(options(scenes, out=out, resume=True, iterations=2)) == 0
     assert weights(out) == before
     assert "best mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train.csv", "val.csv"])
+def test_a_table_of_another_program_is_kept(scenes, tmp_path, fails, name):
+    (tmp_path / name).write_text("name,age\n")
+    said = fails(*options(scenes, out=tmp_path))
+    assert f"{tmp_path / name}: exists and is no table of emanet-triton train" in said
+    assert (tmp_path / name).read_text() == "name,age\n"
+
+
+def test_tables_without_a_state_are_replaced(scenes, out):
+    for name in ("state.pth", "last.safetensors", "best.safetensors"):
+        (out / name).unlink()
+    assert main(options(scenes, out=out, iterations=2)) == 0
+
+
+def test_only_an_earlier_picture_of_samples_is_replaced(scenes, tmp_path, fails):
+    picture = tmp_path / "samples.png"
+    write_png(picture, np.zeros((8, 8, 3), np.uint8))
+    before = picture.read_bytes()
+    said = fails(*options(scenes, out=tmp_path, dry_run=True))
+    assert f"{picture}: exists and is no picture of emanet-triton train --dry-run" in said
+    assert picture.read_bytes() == before
+    picture.unlink()
+    for _ in range(2):
+        assert main(options(scenes, out=tmp_path, dry_run=True)) == 0
+    assert read_image(picture).shape[2] == 3
+
+
+@pytest.mark.parametrize("dry_run", [None, True], ids=["training", "dry run"])
+def test_a_folder_of_the_data_set(own_scenes, fails, dry_run):
+    out = own_scenes / "gtFine" / "out"
+    said = fails(*options(own_scenes, out=out, dry_run=dry_run))
+    assert f"--out {out}: lies in the data set's {own_scenes / 'gtFine'}" in said
+    assert not out.exists()
