@@ -19,7 +19,13 @@ from emanet_triton.eval.partial import PartialResult, Stamp, software, stamp, st
 from emanet_triton.eval.ranks import Ranks
 from emanet_triton.eval.runner import check_samples
 from emanet_triton.files import exists, is_folder, require_writable
-from emanet_triton.inference.build import INT8, load_network, open_device, ready_network
+from emanet_triton.inference.build import (
+    INT8,
+    load_network,
+    open_device,
+    ready_network,
+    require_compiler,
+)
 from emanet_triton.inference.calibration import Calibration, evenly_spread, named_calibration
 from emanet_triton.inference.options import with_version
 from emanet_triton.inference.predictor import Predictor
@@ -226,6 +232,8 @@ def make_plan(args: Namespace, ranks: Ranks) -> Plan:
         InputError: something is missing, damaged or does not fit.
     """
     device = open_device(args.device, (args.precision, args.compare), ranks.local_rank)
+    if args.compile:
+        require_compiler(device)
     chosen = _chosen(args)
     dataset = chosen[0].dataset
     data = chosen[0].root

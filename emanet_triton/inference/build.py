@@ -57,6 +57,27 @@ def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 
     return device
 
 
+def require_compiler(device: torch.device) -> None:
+    """Check that ``torch.compile`` finds the C++ compiler that it needs for a CPU.
+
+    Raises:
+        InputError: there is none.
+    """
+    if device.type != "cpu":
+        return
+    # Here, because the import takes seconds.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise InputError(
+            "--compile: there is no C++ compiler; expected g++, or another one that the "
+            "environment variable CXX names"
+        ) from None
+
+
 def load_network(
     name: str,
     checkpoint: Checkpoint,

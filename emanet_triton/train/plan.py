@@ -13,6 +13,7 @@ from emanet_triton.data.description import open_dataset
 from emanet_triton.errors import InputError
 from emanet_triton.eval.outputs import keep_out
 from emanet_triton.files import require_folder
+from emanet_triton.inference.build import require_compiler
 from emanet_triton.models.chosen import choose, fetch_chosen, read_chosen
 from emanet_triton.models.description import Description
 from emanet_triton.models.entries import ZooEntry
@@ -120,6 +121,8 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     Raises:
         InputError: something is missing or does not fit.
     """
+    if args.compile:
+        require_compiler(device)
     goes_on = args.resume and not args.dry_run
     if goes_on:
         require_state(args.out)

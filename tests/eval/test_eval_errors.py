@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_eval
 import torch
+from torch._inductor import config as inductor
 
 from emanet_triton.eval.__main__ import main
 from emanet_triton.models.zoo import ZOO
@@ -89,6 +90,12 @@ def test_model_that_contradicts_the_checkpoints_name(fails, city):
 )
 def test_arguments(fails, arguments, message):
     assert message in fails(*arguments)
+
+
+def test_compile_without_a_compiler(fails, city, ckpt):
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        err = fails("--ckpt", ckpt, "--data", city, "--compile")
+    assert "--compile: there is no C++ compiler; expected g++" in err
 
 
 def test_all_names_the_missing_published_file(fails, city, tmp_path):

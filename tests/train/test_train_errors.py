@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_trainings import options, write_small_scenes
+from torch._inductor import config as inductor
 
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.dataset import Dataset
@@ -84,6 +85,16 @@ def labels_of(root, split="train"):
 )
 def test_arguments(scenes, tmp_path, fails, changed, said):
     assert said in fails(*options(scenes, out=tmp_path / "out", **changed))
+
+
+def test_compile_without_a_compiler(scenes, tmp_path, fails):
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        said = fails(*options(scenes, out=tmp_path / "out", compile=True))
+    assert said == (
+        "error: --compile: there is no C++ compiler; expected g++, or another one that the "
+        "environment variable CXX names"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made(scenes, tmp_path, fails):
