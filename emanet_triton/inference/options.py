@@ -120,10 +120,25 @@ def add_scale(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def scaled(protocol: Protocol, scale: str | tuple[int, int]) -> Protocol:
-    """The protocol with the size of the network's input that ``--scale`` names."""
+def scaled(protocol: Protocol, scale: str | tuple[int, int], ms_flip: bool = False) -> Protocol:
+    """The protocol with the size of the network's input that ``--scale`` names.
+
+    Args:
+        protocol: of the model, with the version that ``--protocol`` names.
+        scale: a value of ``--scale``.
+        ms_flip: whether all scales of the protocol will run.
+
+    Raises:
+        InputError: ``scale`` is a size, but the protocol's scales multiply the image's own.
+    """
     if scale == _PROTOCOL:
         return protocol
+    if ms_flip and protocol.version == "mmseg-1.x" and not isinstance(scale, str):
+        raise InputError(
+            f"--scale {scale[0]}x{scale[1]}: has no effect with --ms-flip, whose scales multiply "
+            "the image's own size in mmsegmentation 1.x; expected no --scale, or --protocol "
+            "mmseg-0.x"
+        )
     return replace(protocol, base_scale=None if isinstance(scale, str) else scale)
 
 

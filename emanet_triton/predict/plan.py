@@ -21,6 +21,7 @@ from emanet_triton.inference.calibration import (
 from emanet_triton.inference.options import scaled, with_version
 from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.chosen import Chosen, choose, read_chosen
+from emanet_triton.models.protocol import Protocol
 from emanet_triton.predict.outputs import Outputs, check_places
 from emanet_triton.predict.sources import Source, find_sources
 
@@ -64,6 +65,8 @@ def make_plan(args: Namespace) -> Plan:
     if args.data and not is_description(args.data):
         raise InputError(f"--data {args.data}: expected a file *{SUFFIX} that describes a data set")
     chosen = choose(args.ckpt, args.model, args.data)
+    protocol = with_version(chosen.protocol, args.protocol)
+    protocol = scaled(protocol, args.scale, args.ms_flip)
     outputs = Outputs(
         folder=args.out,
         kinds=args.save,
@@ -87,7 +90,7 @@ def make_plan(args: Namespace) -> Plan:
         skipped=len(sources.found) - len(left),
         notes=sources.notes,
         outputs=outputs,
-        predictor=_predictor(args, chosen, device, left, calibration) if left else None,
+        predictor=_predictor(args, chosen, protocol, device, left, calibration) if left else None,
         workers=args.workers,
         smooth=args.smooth,
         frames=args.frames,
@@ -97,11 +100,11 @@ def make_plan(args: Namespace) -> Plan:
 def _predictor(
     args: Namespace,
     chosen: Chosen,
+    protocol: Protocol,
     device: torch.device,
     left: Sequence[Source],
     calibration: Calibration | None,
 ) -> Predictor:
-    protocol = scaled(with_version(chosen.protocol, args.protocol), args.scale)
     images = None if any(source.is_video for source in left) else len(left)
     network = ready_network(
         chosen.name,

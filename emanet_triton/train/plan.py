@@ -83,15 +83,19 @@ class Plan:
         return options | {"classes": ", ".join(each.name for each in self.dataset.classes)}
 
     @property
+    def origin(self) -> str | None:
+        """The initial weights that the options name, as checkpoints and states record them."""
+        return self.init or (self.backbone.name if self.backbone else None)
+
+    @property
     def trained(self) -> Description:
         """What the checkpoints say about themselves."""
-        origin = self.init or (self.backbone and self.backbone.name)
         return Description(
             model=self.model,
             classes=tuple(each.name for each in self.dataset.classes),
             protocol=self.protocol,
             dataset=self.dataset.description,
-            info={"init": str(origin), "recipe": asdict(self.recipe), "versions": versions()},
+            info={"init": str(self.origin), "recipe": asdict(self.recipe), "versions": versions()},
         )
 
     def network(self) -> Network:

@@ -59,6 +59,7 @@ class Run:
             with folder.refusing_incomplete():
                 self._folder = folder.going_on(state["init"])
                 _check_settings(state["settings"], self._settings())
+                _check_origin(state["init"], plan.origin)
         network = group.together(plan.network)
         self.trainer = Trainer(network, plan.recipe, group, self._class_weights())
         self.best: tuple[float, int] | None = None
@@ -310,6 +311,15 @@ def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str 
         )
     problem = next((part.problem for part in parts if part.problem), None)
     return parts, problem
+
+
+def _check_origin(before: str, now: str | None) -> None:
+    """Raise InputError if the options name other initial weights than a training began with."""
+    if now not in (None, before):
+        raise InputError(
+            f"--resume: the training began with the weights {before}, not {now}; expected the "
+            "same --init or --backbone, or neither"
+        )
 
 
 def _check_settings(before: dict[str, str], now: dict[str, str]) -> None:

@@ -183,6 +183,10 @@ def test_a_file_that_cannot_be_written_ends_the_run(tmp_path, photos, predict):
         (["{photos}", "--smooth", "1"], "--smooth: expected a number of at least 0 and less than"),
         (["{photos}", "--scale", "10"], "--scale: expected protocol, native or WIDTHxHEIGHT"),
         (["{photos}", "--scale", "0x9"], "--scale: expected sides of 1 to 16384 pixels, got '0x9'"),
+        (
+            ["{photos}", "--scale", "64x32", "--ms-flip", "--protocol", "mmseg-1.x"],
+            "--scale 64x32: has no effect with --ms-flip, whose scales multiply the image's own",
+        ),
         (["{photos}", "--classes", "cars"], "--classes: Cityscapes has no class 'cars'; expected"),
         (["{photos}", "--classes", ","], "--classes: expected names with commas between them"),
         (["{photos}", "--precision", "tf32"], "tf32 is a precision of CUDA devices"),
@@ -193,6 +197,19 @@ def test_a_file_that_cannot_be_written_ends_the_run(tmp_path, photos, predict):
 )
 def test_bad_arguments_are_refused_in_one_line(photos, refused, arguments, message):
     assert message in refused(*(a.format(photos=photos) for a in arguments))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scale", "native", "--ms-flip", "--protocol", "mmseg-1.x"],
+        ["--scale", "64x32", "--ms-flip"],
+        ["--scale", "64x32", "--protocol", "mmseg-1.x"],
+    ],
+    ids=" ".join,
+)
+def test_a_size_that_has_an_effect(photos, predict, options):
+    assert predict(photos / "a.png", *options)[0] == 0
 
 
 def test_results_do_not_lie_among_the_sources(photos, refused):

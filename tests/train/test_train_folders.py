@@ -45,6 +45,15 @@ def test_other_settings(scenes, out, fails):
     assert "--resume: the settings differ: --lr 0.001 before, 0.5 now" in said
 
 
+@pytest.mark.parametrize("option", ["init", "backbone"])
+def test_other_initial_weights(scenes, out, fails, option):
+    other = out / "last.safetensors"
+    again = {"resume": True, "iterations": 2, "init": None, option: other}
+    named = other if option == "init" else other.name
+    said = fails(*options(scenes, out=out, **again))
+    assert f"--resume: the training began with the weights emanet_demo, not {named}; " in said
+
+
 def test_other_images(scenes, out, fails, own_scenes):
     CITYSCAPES.find_samples(own_scenes, "train")[0].label.unlink()
     next(own_scenes.rglob("*000000_leftImg8bit.png")).unlink()
