@@ -6,11 +6,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from torch import Tensor
 
 from emanet_triton.data.picture import read_picture
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, first_line
 from emanet_triton.heap import LARGE, give_back
 from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 from emanet_triton.predict.outputs import Outputs, Prediction
@@ -146,10 +147,17 @@ def as_prediction(
 def _write(
     outputs: Outputs, read: Read, labels: Tensor, probabilities: Tensor | None
 ) -> str | None:
-    """Write the results of a picture; return what is wrong with it instead, if anything is."""
+    """Write the results of a picture; return what is wrong with it instead, if anything is.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
     assert read.image is not None
     prediction = as_prediction(read.image, labels, probabilities)
     if prediction is None:
         return f"{read.source}: {NOT_FINITE_MESSAGE}"
-    outputs.save(read.source, prediction)
+    try:
+        outputs.save(read.source, prediction)
+    except (MemoryError, cv2.error) as error:  # an odd shape, such as a line of pixels
+        return f"{read.source}: its results cannot be drawn ({first_line(error)})"
     return None

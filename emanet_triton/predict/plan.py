@@ -60,7 +60,7 @@ def make_plan(args: Namespace) -> Plan:
         InputError: something is missing, damaged or does not fit.
     """
     device = open_device(args.device, [args.precision])
-    sources = find_sources(args.sources)
+    sources = find_sources(args.sources, args.out)
     calibration = _calibration(args, sources.found)
     if args.data and not is_description(args.data):
         raise InputError(f"--data {args.data}: expected a file *{SUFFIX} that describes a data set")

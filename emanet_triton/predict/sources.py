@@ -53,14 +53,16 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def find_sources(arguments: Iterable[str]) -> Sources:
+def find_sources(arguments: Iterable[str], out: Path | None = None) -> Sources:
     """Find everything that the arguments name.
 
     A folder is searched recursively for pictures; videos in it are left out. Hidden files and
-    folders are left out, too, unless an argument names them.
+    folders are left out, too, unless an argument names them. A pattern leaves out results of
+    earlier runs.
 
     Args:
         arguments: paths, patterns, numbers of webcams, or ``-``.
+        out: the folder for results.
 
     Raises:
         InputError: an argument names nothing that can be segmented, or two sources would have the
@@ -68,7 +70,7 @@ def find_sources(arguments: Iterable[str]) -> Sources:
     """
     sources = Sources()
     for argument in _with_list(arguments):
-        sources.found += _found(argument, sources)
+        sources.found += _found(argument, sources, out)
     sources.found = _named_apart(_without_duplicates(sources.found))
     return sources
 
@@ -87,7 +89,7 @@ def _with_list(arguments: Iterable[str]) -> Iterator[str]:
         yield from filter(None, lines)
 
 
-def _found(argument: str, sources: Sources) -> list[Source]:
+def _found(argument: str, sources: Sources, out: Path | None) -> list[Source]:
     path = Path(argument)
     try:
         if path.is_dir():
@@ -102,7 +104,7 @@ def _found(argument: str, sources: Sources) -> list[Source]:
     if argument.isdecimal() and len(argument) <= _WEBCAM_DIGITS:
         return [Source(int(argument), PurePath(f"webcam{int(argument)}"), is_video=True)]
     if is_pattern(argument):
-        return _matches(argument)
+        return _matches(argument, sources.notes, out)
     raise InputError(
         f"{argument}: there is no such file or folder; expected a picture, a folder, a pattern, a "
         "video or the number of a webcam"
@@ -135,19 +137,30 @@ def _in_folder(folder: Path, notes: list[str]) -> list[Source]:
     return [Source(path, path.relative_to(folder).with_suffix("")) for path in pictures]
 
 
-def _matches(pattern: str) -> list[Source]:
-    """The files of a pattern; their names are relative to the part before the first wildcard."""
+def _matches(pattern: str, notes: list[str], out: Path | None) -> list[Source]:
+    """The files of a pattern; their names are relative to the part before the first wildcard.
+
+    Files in ``out`` are left out if ``out`` lies below that part.
+    """
     parts = PurePath(pattern).parts
     fixed = next(i for i, part in enumerate(parts) if is_pattern(part))
     base = Path(*parts[:fixed])
-    found = [
-        _file(path, path.relative_to(base).with_suffix(""))
-        for path in files_like(pattern)
-        if path.suffix.lower() in KNOWN_SUFFIXES
-    ]
-    if not found:
-        raise InputError(f"{pattern}: the pattern matches no picture and no video")
-    return found
+    paths = [path for path in files_like(pattern) if path.suffix.lower() in KNOWN_SUFFIXES]
+    elsewhere = ""
+    if out is not None and _is_below(out, base) and out.resolve() != base.resolve():
+        kept = [path for path in paths if not _is_below(path, out)]
+        if left_out := len(paths) - len(kept):
+            notes.append(f"{pattern}: leaves out {left_out} of its files, which lie in {out}")
+            elsewhere = f" outside {out}"
+        paths = kept
+    if not paths:
+        raise InputError(f"{pattern}: the pattern matches no picture and no video{elsewhere}")
+    return [_file(path, path.relative_to(base).with_suffix("")) for path in paths]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether a path, with all links followed, is a folder or lies below it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _without_duplicates(found: list[Source]) -> list[Source]:

@@ -19,6 +19,7 @@ from emanet_triton.data.picture import read_picture
 from emanet_triton.data.png import read_image, read_label_png, write_png
 from emanet_triton.eval.__main__ import main as evaluate
 from emanet_triton.predict import pictures
+from emanet_triton.predict.outputs import Outputs
 
 ALL = "overlay,color,labels,probabilities"
 
@@ -115,6 +116,15 @@ def test_finished_files_are_skipped(tmp_path, photos, predict):
     assert kept.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_pattern_can_be_repeated(tmp_path, photos, predict, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = predict("**/a.*")
+    assert (code, out.startswith("1 of 1 segmented: ")) == (0, True)
+    code, out, err = predict("**/a*.*")
+    assert (code, out.startswith("1 finished before ")) == (0, True)
+    assert f"note: **/a*.*: leaves out 1 of its files, which lie in {tmp_path / 'out'}\n" in err
+
+
 def test_results_that_exist_are_kept_beside_new_ones(tmp_path, photos, predict):
     assert predict(photos / "a.png")[0] == 0
     kept = tmp_path / "out" / "a_overlay.png"
@@ -144,6 +154,22 @@ def test_damaged_files_stop_no_other(tmp_path, photos, predict):
     assert first.startswith(f"error: {photos / 'bad2.png'}: not a readable PNG (")
     assert second.startswith(f"error: {photos / 'deep' / 'bad1.jpg'}: not a readable picture (")
     assert len(list((tmp_path / "out").rglob("*.png"))) == 5
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), cv2.error("too much")], ids=type)
+def test_a_picture_that_cannot_be_drawn_fails_alone(photos, predict, monkeypatch, error):
+    save = Outputs.save_one
+
+    def sometimes(self, path, kind, prediction):
+        if path.name.startswith("b_"):
+            raise error
+        save(self, path, kind, prediction)
+
+    monkeypatch.setattr(Outputs, "save_one", sometimes)
+    code, out, err = predict(photos)
+    assert code == 1
+    assert out.startswith("4 of 5 segmented, 1 failed: ")
+    assert f"error: {photos / 'b.jpg'}: its results cannot be drawn (too much)\n" in err
 
 
 def test_logits_that_are_not_finite_fail_one_picture(tmp_path, photos, ckpt, predict, monkeypatch):

@@ -37,6 +37,31 @@ def test_a_pattern_keeps_the_folders_behind_its_first_wildcard(photos):
     assert names(photos / "d*" / "*.bmp") == ["deep/d"]
 
 
+def test_a_pattern_leaves_out_earlier_results(photos, tmp_path):
+    out, link = photos / "deep" / "out", tmp_path / "link"
+    out.mkdir()
+    (out / "a_overlay.png").write_bytes((photos / "a.png").read_bytes())
+    link.symlink_to(out)
+    pattern = str(photos / "**" / "*.png")
+    for place in (out, link):
+        sources = find_sources([pattern], place)
+        assert [str(s.name) for s in sources.found] == ["a"]
+        assert sources.notes == [f"{pattern}: leaves out 1 of its files, which lie in {place}"]
+    for place in (None, photos, tmp_path, photos / "deep" / "none"):
+        sources = find_sources([pattern], place)
+        assert [str(s.name) for s in sources.found] == ["a", "deep/out/a_overlay"]
+        assert sources.notes == []
+
+
+def test_a_pattern_of_earlier_results_alone_is_refused(photos):
+    pattern = f"{photos}/*/*.bmp"
+    with pytest.raises(InputError) as raised:
+        find_sources([pattern], photos / "deep")
+    assert str(raised.value) == (
+        f"{pattern}: the pattern matches no picture and no video outside {photos / 'deep'}"
+    )
+
+
 def test_a_file_is_a_picture_a_video_or_found_by_its_content(photos):
     video = photos / "v.MOV"
     video.touch()
