@@ -109,8 +109,9 @@ class PartialResult:
     """The images that one process has finished, and their counts.
 
     All processes of a run write into one folder, which is named after the settings; each has a
-    file of its own. A run that continues reads all files there and adds new ones. A file contains
-    a checksum, the versions of the software and the stamps of its images.
+    file of its own, whose name begins with the start of the run. A run that continues reads all
+    files there and adds new ones. A file contains a checksum, the versions of the software and the
+    stamps of its images.
 
     Args:
         settings: everything that determines the result, as JSON values; ``"samples"`` lists the
@@ -140,7 +141,8 @@ class PartialResult:
         text = json.dumps(settings, sort_keys=True)
         self.settings = json.loads(text)  # JSON turns tuples into lists
         self.folder = cache_folder() / "partial" / _sha256(text)[:16]
-        self._file = self.folder / f"{time.time_ns()}-{rank}.json"
+        self._rank = rank
+        self._begin_run(str(time.time_ns()))
         self._versions, self._stamps = versions or {}, stamps or {}
         self._samples = set(settings["samples"])
         self._shape = (matrices, classes, classes)
@@ -158,8 +160,8 @@ class PartialResult:
     ) -> Earlier:
         """All images that earlier runs have finished; every rank gets the same answer.
 
-        A damaged file is left out. If a file or picture of an image has changed, its whole batch
-        is left out.
+        The ranks also agree on the start of their run. A damaged file is left out. If a file or
+        picture of an image has changed, its whole batch is left out.
 
         Args:
             ranks: the processes that read, each on its machine.
@@ -184,10 +186,12 @@ class PartialResult:
                 pieces += usable
                 images |= changed
                 seconds[file.name] = content["seconds"] * len(usable) / max(1, len(found))
-        everywhere = ranks.gather([[piece.names for piece in pieces], seconds])
+        own = [[piece.names for piece in pieces], seconds, self._start]
+        everywhere = ranks.gather(own)
+        self._begin_run(everywhere[0][2])
         names, mine = _shared_out([part[0] for part in everywhere], ranks.rank)
         counts = sum((pieces[i].counts for i in mine), np.zeros(self._shape, np.int64))
-        took = sum({name: s for part in everywhere for name, s in part[1].items()}.values())
+        took = _seconds_of_runs(part[1] for part in everywhere)
         reasons = files + Counter(why for name, why in images.items() if name not in names)
         self.left_out = ", ".join(
             one if number == 1 else many.format(number) for (one, many), number in reasons.items()
@@ -247,6 +251,11 @@ class PartialResult:
             warnings.warn(f"{self._file}: the partial result is not kept ({error})", stacklevel=2)
         end = time.monotonic()
         self._next_write = end + max(_SECONDS_BETWEEN_WRITES, _REST * (end - begin))
+
+    def _begin_run(self, start: str) -> None:
+        """Name this process's file after the start of its run, which all ranks share."""
+        self._start = start
+        self._file = self.folder / f"{start}-{self._rank}.json"
 
     def _read(self, file: Path) -> dict[str, Any]:
         """The content of a file, if it is undamaged and has these settings and versions."""
@@ -317,6 +326,19 @@ def _shared_out(found: list[list[list[str]]], rank: int) -> tuple[set[str], list
                 names.update(piece)
                 mine += [i] if reader == rank else []
     return names, mine
+
+
+def _seconds_of_runs(found: Iterable[dict[str, float]]) -> float:
+    """The seconds that all runs took, from the seconds in each file by its name.
+
+    The files of a run are of ranks that ran at the same time. Several ranks may have read a file.
+    """
+    runs: dict[str, float] = {}
+    for files in found:
+        for name, seconds in files.items():
+            run = name.partition("-")[0]
+            runs[run] = max(seconds, runs.get(run, 0.0))
+    return sum(runs.values())
 
 
 def _sha256(text: str) -> str:

@@ -182,11 +182,24 @@ class TwoMachines:
 
 def test_files_of_other_machines_are_taken_over_and_count_once():
     write("a", "b")
-    ranks = TwoMachines([[["b"], ["c"]], {"x.json": 3.0}])
+    ranks = TwoMachines([[["b"], ["c"]], {"x.json": 3.0}, "5"])
     names, _, seconds = make().earlier(ranks)
     assert names == {"a", "b", "c"}
     assert int(ranks.own[0, 0, 0]) == 5  # of "a"; the other counts the others
     assert seconds == 5.0
+
+
+def test_ranks_of_one_run_took_their_time_together():
+    """Two runs of two ranks: 4 and 3 seconds."""
+    for start, (one, other) in (("5", (2.0, 4.0)), ("6", (3.0, 1.0))):
+        for rank, names, seconds in ((0, ["a"], one), (1, ["b"], other)):
+            result = PartialResult(SETTINGS, rank, versions=VERSIONS, stamps=STAMPS)
+            ranks = TwoMachines([[], {}, start])
+            result.earlier(ranks)
+            result.add(names, COUNTS, seconds)
+            result.write()
+    assert len(list(make().folder.iterdir())) == 4
+    assert taken()[0::2] == (["a", "b"], 7.0)
 
 
 def test_what_nobody_came_back_for_is_removed():
