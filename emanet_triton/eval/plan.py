@@ -182,6 +182,7 @@ class Plan:
             name_of(job.checkpoint) == job.name
             and self.dataset is entry.dataset
             and (self.split, len(self.samples)) == self.dataset.published_on
+            and job.protocol == entry.protocol
             and job.reconstruct
         )
         return published_figure(job) if same else None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Report:
         model: its name in the zoo.
         checkpoint: path of the weights.
         sha256: of the checkpoint.
+        dataset: the name of the data set.
+        description: of the data set (``Dataset.description``), or ``None``.
         data: root of the data set.
         split: of the data set.
         classes: the names of the C classes.
@@ -72,6 +74,8 @@ class Report:
     model: str
     checkpoint: str
     sha256: str
+    dataset: str
+    description: Mapping[str, Any] | None
     data: str
     split: str
     classes: tuple[str, ...]
@@ -100,6 +104,8 @@ class Report:
             "model": self.model,
             "checkpoint": self.checkpoint,
             "sha256": self.sha256,
+            "dataset": self.dataset,
+            "description": self.description and dict(self.description),
             "data": self.data,
             "split": self.split,
             "images": self.images,
@@ -111,10 +117,12 @@ class Report:
             "calibration": list(self.calibration) or None,
             "versions": versions(),
             "seconds": self.seconds,
+            "unscored": self.unscored,
             "mIoU": _number(result.miou),
             "mAcc": _number(result.macc),
             "aAcc": _number(result.aacc),
-            "IoU": {c: _number(v) for c, v in zip(self.classes, result.iou, strict=True)},
+            "IoU": self._by_class(result.iou),
+            "Acc": self._by_class(result.acc),
             "confusion": self.confusion.tolist(),
             "compared": self._compared_as_json(),
             "published": None
@@ -125,6 +133,9 @@ class Report:
                 "within_tolerance": bool(abs(result.miou - self.published) <= TOLERANCE),
             },
         }
+
+    def _by_class(self, percent: Iterable[float]) -> dict[str, float | None]:
+        return {c: _number(v) for c, v in zip(self.classes, percent, strict=True)}
 
     def _compared_as_json(self) -> dict[str, Any] | None:
         if self.compared is None:
@@ -148,6 +159,8 @@ def make_report(plan: Plan, job: Job, predictor: Predictor, result: Result) -> R
         model=job.name,
         checkpoint=str(job.checkpoint.path),
         sha256=job.checkpoint.sha256,
+        dataset=plan.dataset.name,
+        description=plan.dataset.description,
         data=str(plan.data),
         split=plan.split,
         classes=tuple(c.name for c in plan.dataset.classes),
@@ -188,8 +201,8 @@ def _published(plan: Plan, job: Job) -> str:
         return ""
     split, images = dataset.published_on
     return (
-        f"\n  published mIoU {figure:.2f}; not compared: it is for the published file and all "
-        f"{images} images of {dataset.name} {split}"
+        f"\n  published mIoU {figure:.2f}; not compared: it is for the published file, "
+        f"its protocol and all {images} images of {dataset.name} {split}"
     )
 
 

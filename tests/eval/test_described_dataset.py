@@ -50,6 +50,8 @@ def test_five_classes_with_a_checkpoint_of_mmsegmentation(tmp_path, scenes, caps
     assert list(got["IoU"]) == NAMES
     assert got["published"] is None
     assert got["data"] == str(tmp_path / "scenes")
+    dataset, _ = open_dataset(scenes)
+    assert (got["dataset"], got["description"]) == (dataset.name, dataset.description)
     rows = capsys.readouterr().out.splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:7]] == NAMES
     names = [f"synthetic_synthetic_000000_{i:06d}.png" for i in range(3)]

@@ -24,6 +24,8 @@ FIELDS = [
     "model",
     "checkpoint",
     "sha256",
+    "dataset",
+    "description",
     "data",
     "split",
     "images",
@@ -35,10 +37,12 @@ FIELDS = [
     "calibration",
     "versions",
     "seconds",
+    "unscored",
     "mIoU",
     "mAcc",
     "aAcc",
     "IoU",
+    "Acc",
     "confusion",
     "compared",
     "published",
@@ -52,7 +56,10 @@ def test_json_has_every_figure(tmp_path, city, ckpt, ms_flip):
     assert got["confusion"] == expected_confusion(city, ms_flip)
     scores = metric.scores(torch.tensor(got["confusion"]))
     assert (got["mIoU"], got["mAcc"], got["aAcc"]) == (scores.miou, scores.macc, scores.aacc)
-    assert list(got["IoU"]) == [c.name for c in CITYSCAPES.classes]
+    names = [c.name for c in CITYSCAPES.classes]
+    assert got["IoU"] == dict(zip(names, scores.iou, strict=True))
+    assert got["Acc"] == dict(zip(names, scores.acc, strict=True))
+    assert (got["dataset"], got["description"], got["unscored"]) == ("Cityscapes", None, None)
     assert got["model"] == "tiny"
     assert got["images"] == 6
     assert got["ms_flip"] is ms_flip
@@ -116,8 +123,9 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     row = capsys.readouterr().out.splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[-3:] == [f"{figure:.2f}", f"{difference:+.2f}", verdict]
-    # The published figure is for the whole split.
-    assert run(tmp_path, city, ckpt, "--limit", "5")["published"] is None
+    # The published figure is for the whole split and the published protocol.
+    for options in (["--limit", "5"], ["--protocol", "mmseg-1.x"]):
+        assert run(tmp_path, city, ckpt, *options)["published"] is None
 
 
 def test_two_precisions_in_one_pass(tmp_path, city, ckpt, capsys):

@@ -44,5 +44,8 @@ def test_scores_predictions_and_overlays(dataset, tmp_path, monkeypatch):
     assert got["images"] == 2
     assert list(got["IoU"]) == [each.name for each in dataset.classes]
     assert got["mIoU"] == scores(torch.tensor(want), dataset.unscored).miou
+    assert got["dataset"] == dataset.name
+    assert got["unscored"] == dataset.unscored
     if dataset is BDD100K_DRIVABLE:
         assert got["IoU"]["background"] is None
+        assert got["Acc"]["background"] is None
