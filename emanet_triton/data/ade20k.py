@@ -6,7 +6,7 @@ Sources: names and colours are those of ``objectInfo150.csv`` (the first of the 
 
 from pathlib import Path
 
-from emanet_triton.data.dataset import Class, Files
+from emanet_triton.data.dataset import Class, Found
 from emanet_triton.data.labelled import Ids, labelled_pictures
 from emanet_triton.data.layout import Layout
 
@@ -50,7 +50,7 @@ def _class(entry: str) -> Class:
     return Class(name, (red, green, blue))
 
 
-def find_files(root: Path, split: str) -> tuple[Files, Files, list[str]]:
+def find_files(root: Path, split: str) -> Found:
     """The images and labels of a split, see ``Dataset.find_files``.
 
     Images lie at ``images/validation/<name>.jpg``, labels at ``annotations/validation/<name>.png``.

@@ -1,10 +1,10 @@
 """A data set as one value: its classes, its files, and what its labels mean."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,18 @@ IGNORE = 255  # the train id of pixels that are not scored, in every data set
 _MOST_LINES = 20  # lines of a message that lists problems
 
 Color = tuple[int, int, int]  # 8-bit RGB
-Files = dict[tuple[str, str], Path]  # from the name of a sample and its folder to a file
+Key = tuple[str, str]  # the name of a sample and its folder
+Files = dict[Key, Path]
+
+
+class FileProblem(NamedTuple):
+    """A line about a problem with a file of a sample."""
+
+    key: Key
+    line: str
+
+
+Found = tuple[Files, Files, Sequence[str | FileProblem]]  # images, labels, problems
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ class Dataset:
         folders: below the root; they hold the images and labels, so nothing is written into them.
             "." is the root itself. Single files may be named, too.
         find_files: takes the root and the name of a split. Returns the images, the labels, and one
-            line for each problem because of which the split cannot be used. It may raise OSError.
+            line for each problem because of which the split cannot be used: as ``FileProblem`` if
+            it is with a file of one sample, which ``limit`` may leave out. It may raise OSError.
         read_labels: reads the label of a sample as train ids, uint8 [H, W]. Raises InputError if
             the file is damaged or holds an illegal id.
         prediction_name: the file name under which the prediction for a sample is saved.
@@ -68,7 +80,7 @@ class Dataset:
     name: str
     classes: tuple[Class, ...]
     folders: tuple[str, ...]
-    find_files: Callable[[Path, str], tuple[Files, Files, list[str]]]
+    find_files: Callable[[Path, str], Found]
     read_labels: Callable[[Sample], np.ndarray]
     prediction_name: Callable[[Sample], str]
     to_stored_ids: Callable[[np.ndarray], np.ndarray]
@@ -105,10 +117,11 @@ class Dataset:
                 expected = " and ".join(f for f in self.folders if f != ".") or "its files"
                 problem = f"there is no such folder; expected one with {expected}"
                 raise self._unusable(root, split, [problem])
-            images, labels, problems = self.find_files(root, split)
+            images, labels, found = self.find_files(root, split)
         except OSError as error:
             raise self._unusable(root, split, [f"it cannot be read ({error})"]) from None
         keys = sorted(images.keys() | labels.keys())[:limit]
+        problems = _lines(found, set(keys))
         if problems or not keys:
             raise self._unusable(root, split, problems or ["it holds no image and no label"])
         pairs = [key for key in keys if key in images and key in labels]
@@ -186,7 +199,16 @@ def problems_error(heading: str, problems: list[str]) -> InputError:
     return InputError("\n".join([heading, *lines]))
 
 
-def _pair_problems(keys: list[tuple[str, str]], images: Files, labels: Files) -> list[str]:
+def _lines(problems: Sequence[str | FileProblem], keys: set[Key]) -> list[str]:
+    """The problems without those of other samples."""
+    return [
+        problem if isinstance(problem, str) else problem.line
+        for problem in problems
+        if isinstance(problem, str) or problem.key in keys
+    ]
+
+
+def _pair_problems(keys: list[Key], images: Files, labels: Files) -> list[str]:
     problems = [f"{images[key]} has no label" for key in keys if key not in labels]
     problems += [f"{labels[key]} has no image" for key in keys if key not in images]
     problems += [

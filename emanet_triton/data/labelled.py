@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from emanet_triton.data.dataset import IGNORE, Class, Dataset, Files, Sample
+from emanet_triton.data.dataset import IGNORE, Class, Dataset, Found, Sample
 from emanet_triton.data.picture import picture_size, read_picture
 from emanet_triton.data.png import read_label_png
 from emanet_triton.errors import InputError
@@ -68,7 +68,7 @@ def labelled_pictures(
     name: str,
     classes: tuple[Class, ...],
     folders: tuple[str, ...],
-    find_files: Callable[[Path, str], tuple[Files, Files, list[str]]],
+    find_files: Callable[[Path, str], Found],
     ids: Ids,
     *,
     published_on: tuple[str, int] | None = None,

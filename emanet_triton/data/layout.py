@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emanet_triton.data.dataset import Files
+from emanet_triton.data.dataset import FileProblem, Files, Found, Key
 from emanet_triton.data.reading import read_regular
 from emanet_triton.errors import first_line
 from emanet_triton.files import is_folder
@@ -38,7 +38,7 @@ class Layout:
         folders = (_folder(pattern) or "." for pattern in (self.images, self.labels))
         return tuple(dict.fromkeys([*folders, *self.lists.values()]))
 
-    def find_files(self, root: Path, split: str) -> tuple[Files, Files, list[str]]:
+    def find_files(self, root: Path, split: str) -> Found:
         """The images and labels of a split, see ``Dataset.find_files``.
 
         Hidden files and folders are left out. Links to folders are followed.
@@ -65,19 +65,20 @@ class Layout:
         ]
         return _by_key(images), _by_key(labels), problems
 
-    def _listed(self, root: Path, split: str) -> tuple[Files, Files, list[str]]:
+    def _listed(self, root: Path, split: str) -> Found:
         names, problems = _read_list(root / self.lists[split])
         images, labels = (
             {name: root / _filled(pattern, split, name) for name in names}
             for pattern in (self.images, self.labels)
         )
-        problems += [
-            f"{path} is missing; {root / self.lists[split]} names it in line {names[name]}"
+        place = root / self.lists[split]
+        missing = [
+            FileProblem(_key(name), f"{path} is missing; {place} names it in line {names[name]}")
             for name, path in images.items()
             if not os.path.isfile(path)  # noqa: PTH113 (unlike Path.is_file, never raises)
         ]
         there = {name: path for name, path in labels.items() if os.path.isfile(path)}  # noqa: PTH113
-        return _by_key(images), _by_key(there), problems
+        return _by_key(images), _by_key(there), [*problems, *missing]
 
     def _unknown(self, root: Path, split: str) -> str:
         known = set(self.lists)
@@ -192,8 +193,12 @@ def _separate(
 
 
 def _by_key(files: Mapping[str, Path]) -> Files:
-    """Files by the name of the sample, which can be the name of a file, and its folder."""
-    return {(_flat(name), name.rpartition("/")[0] or "."): path for name, path in files.items()}
+    return {_key(name): path for name, path in files.items()}
+
+
+def _key(name: str) -> Key:
+    """The name of a sample, made the name of a file, and its folder."""
+    return _flat(name), name.rpartition("/")[0] or "."
 
 
 def _flat(name: str) -> str:

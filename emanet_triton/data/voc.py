@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emanet_triton.data.dataset import Class, Color, Files, visible
+from emanet_triton.data.dataset import Class, Color, Found, visible
 from emanet_triton.data.labelled import Ids, labelled_pictures
 from emanet_triton.data.layout import Layout
 
@@ -24,7 +24,7 @@ def voc_color(index: int) -> Color:
     return red, green, blue
 
 
-def find_files(root: Path, split: str) -> tuple[Files, Files, list[str]]:
+def find_files(root: Path, split: str) -> Found:
     """The images and labels of a split, see ``Dataset.find_files``.
 
     Images lie at ``JPEGImages/<name>.jpg``, labels at ``SegmentationClass/<name>.png``.

@@ -9,6 +9,7 @@ from described_sets import LABEL, described, names_in, unusable, write
 from emanet_triton import Dataset
 from emanet_triton.data import layout
 from emanet_triton.data.png import write_png
+from emanet_triton.errors import InputError
 
 ODD = ["with space", "große Straße 路", "{name}", "{split}", "a[0]*?", "a.b(c)|d", "$x", "\\d+"]
 
@@ -172,6 +173,19 @@ def test_a_wrong_list(tmp_path, content, problem):
     dataset = listed(tmp_path, content, **FOLDERS)
     place = tmp_path / "lists" / "train.txt"
     assert unusable(dataset, tmp_path, "train") == problem.format(root=tmp_path, list=place)
+
+
+def test_a_limit_leaves_out_the_missing_files_of_later_names(tmp_path):
+    write(tmp_path, "a", "x/c")
+    dataset = listed(tmp_path, "d\nx/c\na\nb\n", **FOLDERS)
+    assert [s.name for s in dataset.find_samples(tmp_path, "train", limit=1)] == ["a"]
+    with pytest.raises(InputError, match=r"b\.png is missing; .* names it in line 4$"):
+        dataset.find_samples(tmp_path, "train", limit=2)
+    assert "d.png is missing" in unusable(dataset, tmp_path, "train")
+    (tmp_path / "photos/x/c.png").unlink()
+    with pytest.raises(InputError) as raised:
+        dataset.find_samples(tmp_path, "train", limit=4)
+    assert str(raised.value).count(" is missing; ") == 3
 
 
 def test_a_list_that_cannot_be_read(tmp_path):
