@@ -57,8 +57,8 @@ def find_sources(arguments: Iterable[str], out: Path | None = None) -> Sources:
     """Find everything that the arguments name.
 
     A folder is searched recursively for pictures; videos in it are left out. Hidden files and
-    folders are left out, too, unless an argument names them. A pattern leaves out results of
-    earlier runs.
+    folders are left out, too, unless an argument names them. A pattern leaves out files in
+    ``out`` if this folder lies below the pattern's.
 
     Args:
         arguments: paths, patterns, numbers of webcams, or ``-``.
@@ -97,14 +97,14 @@ def _found(argument: str, sources: Sources, out: Path | None) -> list[Source]:
             return _in_folder(path, sources.notes)
         if os.path.lexists(path):
             return [_file(path, PurePath(path.stem))]
+        if is_pattern(argument):
+            return _matches(argument, sources.notes, out)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{argument}: cannot be read ({error})") from None
     if argument.isdecimal() and len(argument) <= _WEBCAM_DIGITS:
         return [Source(int(argument), PurePath(f"webcam{int(argument)}"), is_video=True)]
-    if is_pattern(argument):
-        return _matches(argument, sources.notes, out)
     raise InputError(
         f"{argument}: there is no such file or folder; expected a picture, a folder, a pattern, a "
         "video or the number of a webcam"
@@ -147,7 +147,7 @@ def _matches(pattern: str, notes: list[str], out: Path | None) -> list[Source]:
     base = Path(*parts[:fixed])
     paths = [path for path in files_like(pattern) if path.suffix.lower() in KNOWN_SUFFIXES]
     elsewhere = ""
-    if out is not None and _is_below(out, base) and out.resolve() != base.resolve():
+    if out is not None and _is_below(out, base) and not _is_below(base, out):
         kept = [path for path in paths if not _is_below(path, out)]
         if left_out := len(paths) - len(kept):
             notes.append(f"{pattern}: leaves out {left_out} of its files, which lie in {out}")

@@ -42,12 +42,14 @@ def test_a_pattern_leaves_out_earlier_results(photos, tmp_path):
     out.mkdir()
     (out / "a_overlay.png").write_bytes((photos / "a.png").read_bytes())
     link.symlink_to(out)
+    loop = photos / "loop"
+    loop.symlink_to(loop)
     pattern = str(photos / "**" / "*.png")
     for place in (out, link):
         sources = find_sources([pattern], place)
         assert [str(s.name) for s in sources.found] == ["a"]
         assert sources.notes == [f"{pattern}: leaves out 1 of its files, which lie in {place}"]
-    for place in (None, photos, tmp_path, photos / "deep" / "none"):
+    for place in (None, photos, tmp_path, photos / "deep" / "none", loop):
         sources = find_sources([pattern], place)
         assert [str(s.name) for s in sources.found] == ["a", "deep/out/a_overlay"]
         assert sources.notes == []
@@ -139,6 +141,7 @@ def test_names_that_cannot_be_told_apart_are_refused(photos):
         ("text", "neither a picture nor a video by its name or content; expected one of"),
         ("pipe", "cannot be read"),
         ("loop.txt", "cannot be read"),
+        ("a\0/*.jpg", "cannot be read ("),
         ("99999", "there is no such file or folder"),
         ("-", "standard input is empty; expected a path in each line"),
     ],
