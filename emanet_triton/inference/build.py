@@ -1,6 +1,7 @@
 """From a model's name and checkpoint to the network that runs, on its device."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 
 import torch
@@ -58,10 +59,10 @@ def open_device(name: str | None, precisions: Sequence[str | None], rank: int = 
 
 
 def require_compiler(device: torch.device) -> None:
-    """Check that ``torch.compile`` finds the C++ compiler that it needs for a CPU.
+    """Check that ``torch.compile`` can run the C++ compiler that it needs for a CPU.
 
     Raises:
-        InputError: there is none.
+        InputError: it cannot.
     """
     if device.type != "cpu":
         return
@@ -71,10 +72,10 @@ def require_compiler(device: torch.device) -> None:
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except (InvalidCxxCompiler, OSError):  # OSError: it may not be executed
         raise InputError(
-            "--compile: there is no C++ compiler; expected g++, or another one that the "
-            "environment variable CXX names"
+            f"--compile: the C++ compiler {os.environ.get('CXX', 'g++')!r} cannot be run; expected "
+            "g++, or another one that the environment variable CXX names"
         ) from None
 
 

@@ -92,10 +92,12 @@ def test_arguments(fails, arguments, message):
     assert message in fails(*arguments)
 
 
-def test_compile_without_a_compiler(fails, city, ckpt):
-    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+@pytest.mark.parametrize("compiler", ["no-such-compiler", os.sep], ids=["missing", "folder"])
+def test_compile_without_a_compiler(fails, city, ckpt, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    with inductor.patch({"cpp.cxx": (compiler,)}):
         err = fails("--ckpt", ckpt, "--data", city, "--compile")
-    assert "--compile: there is no C++ compiler; expected g++" in err
+    assert f"--compile: the C++ compiler '{compiler}' cannot be run; expected g++" in err
 
 
 def test_all_names_the_missing_published_file(fails, city, tmp_path):

@@ -87,12 +87,13 @@ def test_arguments(scenes, tmp_path, fails, changed, said):
     assert said in fails(*options(scenes, out=tmp_path / "out", **changed))
 
 
-def test_compile_without_a_compiler(scenes, tmp_path, fails):
+def test_compile_without_a_compiler(scenes, tmp_path, fails, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         said = fails(*options(scenes, out=tmp_path / "out", compile=True))
     assert said == (
-        "error: --compile: there is no C++ compiler; expected g++, or another one that the "
-        "environment variable CXX names"
+        "error: --compile: the C++ compiler 'g++' cannot be run; expected g++, or another one "
+        "that the environment variable CXX names"
     )
     assert not (tmp_path / "out").exists()
 
