@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +178,14 @@ class Plan:
     def published(self, job: Job) -> float | None:
         """The published mIoU in percent that a job should reproduce, if there is one."""
         entry = ZOO[job.name]
+        protocol = job.protocol
+        if not job.ms_flip:  # the version says only how ms+flip computes sizes
+            protocol = replace(protocol, version=entry.protocol.version)
         same = (
             name_of(job.checkpoint) == job.name
             and self.dataset is entry.dataset
             and (self.split, len(self.samples)) == self.dataset.published_on
-            and job.protocol == entry.protocol
+            and protocol == entry.protocol
             and job.reconstruct
         )
         return published_figure(job) if same else None

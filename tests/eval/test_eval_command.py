@@ -123,8 +123,11 @@ def test_published_row(tmp_path, city, ckpt, capsys, monkeypatch, published, ver
     row = capsys.readouterr().out.splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[-3:] == [f"{figure:.2f}", f"{difference:+.2f}", verdict]
-    # The published figure is for the whole split and the published protocol.
-    for options in (["--limit", "5"], ["--protocol", "mmseg-1.x"]):
+    # The published figure is for the whole split and the published protocol, whose version matters
+    # for ms+flip only.
+    version = "--protocol", "mmseg-1.x"
+    assert run(tmp_path, city, ckpt, *version)["published"] == got["published"]
+    for options in (["--limit", "5"], [*version, "--ms-flip"]):
         assert run(tmp_path, city, ckpt, *options)["published"] is None
 
 
