@@ -341,7 +341,7 @@ def test_refuses_complex_weights(tmp_path):
 def test_refuses_many_views_of_one_storage(tmp_path, kind):
     table = torch.ones(1000)
     path = save({str(i): table for i in range(100)}, tmp_path / "x.pth", kind)
-    assert refusal_of(path) == "its 100 tensors together claim to be larger than the whole file"
+    assert refusal_of(path) == "its 100 tensors together claim to be larger than 4 times the file"
 
 
 def test_never_waits_for_a_pipe(tmp_path):

@@ -59,6 +59,13 @@ def test_reads_the_bits_that_torch_reads(tmp_path, kind, dtype):
     assert_as_torch_reads(save(content, tmp_path / "x.pth", kind))
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_reads_tensors_that_share_memory(tmp_path, kind):
+    table = torch.randn(50, 70)
+    content = {"a": table, "tied": table, "turned": table.T}
+    assert_as_torch_reads(save(content, tmp_path / "x.pth", kind))
+
+
 def test_reads_the_shipped_file_as_torch_does():
     assert_as_torch_reads(read_published(DEMO).path)
 
