@@ -9,6 +9,7 @@ A folder or repository holds three files:
 """
 
 import copy
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,7 @@ class HubEMANet(
             raise InputError(f"expected 1 to 255 classes, got {len(config.classes)}")
         super().__init__(entry.architecture, config.protocol, len(config.classes))
         self._description = config
+        self._as_read: str | None = None  # a digest of the weights of the file
 
     @classmethod
     def from_checkpoint(
@@ -105,7 +107,7 @@ class HubEMANet(
             info=_figures(description) | {"file": loaded.path.name, "sha256": loaded.sha256},
         )
         network = cls._on_cpu(config)
-        load_into(network, loaded)
+        network._load(loaded)
         return network
 
     @classmethod
@@ -134,7 +136,7 @@ class HubEMANet(
         checkpoint = read_checkpoint(_file_of(source, WEIGHTS, options))
         if _description_in(checkpoint) not in (None, config):
             raise InputError(f"{checkpoint.path}: describes another model than {path}")
-        load_into(network, checkpoint)
+        network._load(checkpoint)
         return network
 
     @classmethod
@@ -143,10 +145,23 @@ class HubEMANet(
         with torch.inference_mode(False), torch.device("cpu"):
             return cls(config).float().eval()
 
+    def _load(self, checkpoint: Checkpoint) -> None:
+        load_into(self, checkpoint)
+        self._as_read = self._digest()
+
+    def _weights(self, metadata: dict[str, str]) -> bytes:
+        weights = {key: value.cpu() for key, value in self.state_dict().items()}
+        return write_safetensors(weights, metadata)
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self._weights({})).hexdigest()
+
     @property
     def description(self) -> Description:
-        """What ``config.json`` says."""
-        return replace(self._description, protocol=self.protocol)
+        """What ``config.json`` says: nothing of the file that was read if its weights changed."""
+        same = self._as_read is None or self._as_read == self._digest()
+        info = self._description.info if same else {}
+        return replace(self._description, protocol=self.protocol, info=info)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the three files; the options are those of the mixin.
@@ -163,10 +178,9 @@ class HubEMANet(
         return super().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id} | own, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        weights = {key: value.cpu() for key, value in self.state_dict().items()}
-        data = write_safetensors(weights, self.description.metadata())
-        write_output(save_directory / WEIGHTS, data)
-        write_output(save_directory / CONFIG, self.description.to_json(indent=2).encode())
+        description = self.description
+        write_output(save_directory / WEIGHTS, self._weights(description.metadata()))
+        write_output(save_directory / CONFIG, description.to_json(indent=2).encode())
 
     def generate_model_card(
         self, repo_id: str = "OWNER/NAME", license: str | None = None
@@ -178,9 +192,10 @@ class HubEMANet(
             license: of the weights. The default is what their project says, for the zoo's, and
                 none for others.
         """
+        description = self.description
         data = copy.deepcopy(self._hub_mixin_info.model_card_data)
-        data.license = license or _license(self.description)
-        text = _card(self.description, repo_id)
+        data.license = license or _license(description)
+        text = _card(description, repo_id)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
     def fused_form(self, dtype: torch.dtype, channels_last: bool) -> FusedEMANet:

@@ -106,6 +106,7 @@ def test_changes_after_reading_are_saved(tmp_path, folder):
     )
     again = HubEMANet.from_pretrained(tmp_path / "changed")
     assert again.protocol == Protocol((96, 48))
+    assert again.description == replace(TRAINED, protocol=Protocol((96, 48)), info={})
     assert same(again, copy.deepcopy(model).float())
 
 
@@ -140,13 +141,19 @@ def test_the_card_of_published_weights(tmp_path, monkeypatch):
     slide = Protocol((64, 32), "slide", (32, 48), (16, 24))
     entry = replace(zoo.ZOO[tiny_eval.NAME], source="mmseg", sha256=digits, protocol=slide)
     monkeypatch.setitem(zoo.ZOO, tiny_eval.NAME, entry)
-    card = HubEMANet.from_checkpoint(path).generate_model_card("you/streets")
+    model = HubEMANet.from_checkpoint(path)
+    card = model.generate_model_card("you/streets")
     assert card.data.license == "apache-2.0"
     assert "| 19 classes of Cityscapes | road, sidewalk, " in card.text
     assert "published it | 50.0 on Cityscapes val, 60.0 with 6 scales and mirroring |" in card.text
     assert "; the network sees overlapping windows of 48x32 pixels |" in card.text
     assert f"`tiny.pth`, SHA-256 `{digits}" in card.text
     assert 'HubEMANet.from_pretrained("you/streets")' in card.text
+    nn.init.ones_(model.decode_head.conv_seg.bias)
+    changed = model.generate_model_card()
+    assert changed.data.license is None
+    assert "tiny.pth" not in changed.text
+    assert "mmsegmentation" not in changed.text
     monkeypatch.setitem(zoo.ZOO, tiny_eval.NAME, replace(entry, sha256="00000000"))
     other = HubEMANet.from_checkpoint(path).generate_model_card(license="mit")
     assert "mmsegmentation" not in other.text
