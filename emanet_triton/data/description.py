@@ -151,7 +151,10 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], needed: Iterab
 
 
 def _refuse(key: str, expected: str, value: object) -> NoReturn:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
     shown = one_line(text if len(text) <= 100 else text[:100] + "...")
     raise InputError(f"{key}: expected {expected}, got {shown}")
 

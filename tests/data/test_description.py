@@ -215,6 +215,7 @@ PLACE = "a pattern below the root such as 'images/{split}/{name}.png'"
         ({"ignored": [-1]}, f"ignored: expected {IDS}, got [-1]"),
         ({"ignored": [1.0]}, f"ignored: expected {IDS}, got [1.0]"),
         ({"ignored": 255}, f"ignored: expected {IDS}, got 255"),
+        ({"ignored": 16**5000}, f"ignored: expected {IDS}, got a number of thousands of digits"),
         (
             {"classes": [CLASS | {"color": [0, 0]}]},
             "class 'sea': color: expected [red, green, blue], each 0 to 255, got [0, 0]",
