@@ -18,6 +18,7 @@ from emanet_triton.errors import InputError, first_line, printable
 from emanet_triton.heap import ask_for_large_pages
 
 DEAF_SECONDS = 3.0  # further signals are ignored for so long after a signal
+_MOST = 2**32 - 1  # of a whole number; libraries refuse larger ones, each with its own error
 _MOST_PIXELS = 2**14  # of a side of an image
 SCRIPT = "emanet-triton"  # the console script
 FAILED = 2  # the exit code for errors that the user can correct, and for an interruption
@@ -70,24 +71,29 @@ def program(command: str = "", module: str = "") -> str:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, as the ``type`` of an option.
+    """A whole number from 1 to 2**32 - 1, as the ``type`` of an option.
 
     Raises:
         argparse.ArgumentTypeError: the text is no such number.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
+    return _whole(text, least=1)
 
 
 def whole(text: str) -> int:
-    """A whole number of at least 0, as the ``type`` of an option.
+    """A whole number from 0 to 2**32 - 1, as the ``type`` of an option.
 
     Raises:
         argparse.ArgumentTypeError: the text is no such number.
     """
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got '{text}'")
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        expected = f"a whole number of at least {least}"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    if int(text) > _MOST:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST}, got {text}")
     return int(text)
 
 

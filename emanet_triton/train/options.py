@@ -21,7 +21,7 @@ from emanet_triton.models.zoo import models_like
 from emanet_triton.train.recipe import OPTIMIZERS, PRECISIONS, Recipe
 
 NONE, NATIVE = "none", "native"
-MOST_SEED = 2**32 - 1
+_MOST = 1e30  # of a number; PyTorch refuses some that float32 cannot express
 
 
 def make_parser() -> Parser:
@@ -220,7 +220,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help=RANK_THREADS,
     )
-    _add(group, "--seed", seed, Recipe.seed, "N", "of everything that is random")
+    _add(group, "--seed", whole, Recipe.seed, "N", "of everything that is random")
     group.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -278,19 +278,12 @@ def _add(
     )
 
 
-def seed(text: str) -> int:
-    number = whole(text)
-    if number > MOST_SEED:
-        raise argparse.ArgumentTypeError(f"expected at most {MOST_SEED}, got {text}")
-    return number
-
-
 def positive(text: str) -> float:
-    return number(text, "a number above 0", lambda value: 0 < value < float("inf"))
+    return number(text, f"a number above 0 and at most {_MOST:g}", lambda value: 0 < value <= _MOST)
 
 
 def not_negative(text: str) -> float:
-    return number(text, "a number of at least 0", lambda value: 0 <= value < float("inf"))
+    return number(text, f"a number of 0 to {_MOST:g}", lambda value: 0 <= value <= _MOST)
 
 
 def ratios(text: str) -> tuple[float, float]:
