@@ -105,7 +105,7 @@ class Report:
             "checkpoint": self.checkpoint,
             "sha256": self.sha256,
             "dataset": self.dataset,
-            "description": self.description and dict(self.description),
+            "description": self.description,
             "data": self.data,
             "split": self.split,
             "images": self.images,
