@@ -11,9 +11,10 @@ from torch import Tensor
 
 from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.data.png import write_png
-from emanet_triton.errors import InputError
+from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.draw import side_by_side
 from emanet_triton.files import is_stream, require_folder, require_own
+from emanet_triton.kernels.out_of_memory import is_out_of_memory
 
 # What ``report.write_json`` writes: a report, or a list of reports.
 _REPORT = re.compile(rb'(\[\s*)?\{\s*"model": *"[^"]*",\s*"checkpoint":')
@@ -62,14 +63,21 @@ class Outputs:
             predicted: train ids, uint8 [H, W].
 
         Raises:
-            InputError: a picture cannot be written.
+            InputError: a picture cannot be written, or memory does not suffice.
         """
         name, prediction = self.dataset.prediction_name(sample), predicted.cpu().numpy()
-        if self.predictions:
-            write_png(self.predictions / name, self.dataset.to_stored_ids(prediction))
-        if self.overlays:
-            picture = side_by_side(image, prediction, labels, self.dataset.classes)
-            write_png(self.overlays / name, picture)
+        try:
+            if self.predictions:
+                write_png(self.predictions / name, self.dataset.to_stored_ids(prediction))
+            if self.overlays:
+                picture = side_by_side(image, prediction, labels, self.dataset.classes)
+                write_png(self.overlays / name, picture)
+        except Exception as error:  # memory runs out under many names
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"{sample.image}: too little memory for its pictures ({first_line(error)})"
+            ) from error
 
     def pictures(self, sample: Sample) -> list[Path]:
         """The files that ``save`` writes."""

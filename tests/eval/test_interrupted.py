@@ -209,6 +209,19 @@ def test_a_picture_that_cannot_be_written_ends_the_run_and_keeps_the_rest(
     assert "2 of 6 images are finished; --resume goes on from there" in err
 
 
+def test_a_picture_that_needs_too_much_memory_ends_the_run(command, capsys, monkeypatch):
+    def draw(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(outputs, "side_by_side", draw)
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        "_leftImg8bit.png: too little memory for its pictures (DefaultCPUAllocator: can't allocate "
+        "memory)"
+    )
+
+
 def test_an_interrupted_run_is_resumed(tmp_path, city, ckpt, capsys, monkeypatch):
     command = ["--ckpt", str(ckpt), "--data", str(city)]
     with monkeypatch.context() as patch:
