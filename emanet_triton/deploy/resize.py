@@ -121,8 +121,16 @@ def _taps(n_in: Length, n_out: Length, device: torch.device) -> tuple[Tensor, Te
 
 
 def _centres(places: Tensor, n_in: Length, n_out: Length) -> Tensor:
-    """Where the centres of outputs lie among the inputs."""
-    return (places + 0.5) * (_number(n_in, places) / _number(n_out, places)) - 0.5
+    """Where the centres of outputs lie among the inputs: (p + 1/2) n_in / n_out - 1/2 for place p.
+
+    A runtime may compute in float32, as OpenVINO does. So the position is the sum of whole numbers,
+    exact in float32 if ``n_out`` is at most 2048, and of a fraction.
+    """
+    inputs, outputs = _number(n_in, places), _number(n_out, places)
+    step = (inputs / outputs).floor()
+    rest = (2 * places + 1) * (inputs - step * outputs) + (step - 1) * outputs
+    low = (rest / (2 * outputs)).floor()
+    return places * step + low + (rest - 2 * low * outputs) / (2 * outputs)
 
 
 def _within(index: Tensor, length: Length) -> Tensor:

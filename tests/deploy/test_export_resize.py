@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from emanet_triton.deploy.resize import exactly_fitted, fitted, resize_images, resize_matrix
+from emanet_triton.deploy.resize import (
+    _centres,
+    exactly_fitted,
+    fitted,
+    resize_images,
+    resize_matrix,
+)
 from emanet_triton.inference.views import rescaled
 
 SIZES = [
@@ -42,6 +48,16 @@ def test_random_sizes_are_resized_as_by_opencv():
         expected = cv2.resize(image, target[::-1], interpolation=cv2.INTER_LINEAR)
         ours = resize_images(torch.from_numpy(image)[None], tuple(target))[0].numpy()
         np.testing.assert_array_equal(ours, expected, err_msg=f"{image.shape} to {target}")
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(1080, 1025), (1920, 1822), (511, 2038), (6000, 1538)])
+def test_a_runtime_in_float32_finds_the_same_neighbours(n_in, n_out):
+    places = torch.arange(n_out)
+    exact = (2 * places.double() + 1) * n_in / (2 * n_out) - 0.5
+    in_float32 = _centres(places.float(), n_in, n_out)
+    assert in_float32.dtype == torch.float32
+    # The sum of a whole number and a rounded fraction is seldom rounded otherwise.
+    assert (in_float32 != exact.float()).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("target", [(1024, 2048), (1025, 2049), (512, 512), (65, 129)])
