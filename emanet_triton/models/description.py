@@ -122,6 +122,8 @@ def _parsed(content: object) -> Description:
     """The description in a JSON value; its data set is not looked at."""
     table = _typed(content, dict, "a table")
     classes = _typed(table["classes"], list, "a list of classes")
+    if not 1 <= len(classes) <= 255:
+        raise ValueError(f"expected 1 to 255 classes, got {len(classes)}")
     dataset = table["dataset"]
     return Description(
         model=_typed(table["model"], str, "the name of a model"),

@@ -111,6 +111,8 @@ PROTOCOL = json.loads(TRAINED.metadata()["emanet_triton"])["protocol"]
         (broken(model=3), "expected the name of a model, got a int"),
         (broken(classes="ab"), "expected a list of classes, got a str"),
         (broken(classes=[1]), "expected the name of a class, got a int"),
+        (broken(classes=[], dataset=None), "expected 1 to 255 classes, got 0"),
+        (broken(classes=["a"] * 256, dataset=None), "expected 1 to 255 classes, got 256"),
         (broken(classes=["a"]), "the data set has other classes"),
         (broken(dataset=[]), "expected a data set, got a list"),
         (broken(dataset={}), "the keys 'images' and 'labels' and 'classes' must be given"),
