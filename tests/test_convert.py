@@ -199,7 +199,7 @@ def test_a_description_of_a_training_is_kept(tmp_path):
         assert Description.of(read_checkpoint(path).meta) == TRAINED
     assert description_in(paths[-1]) == TRAINED
     broken = write_trained(tmp_path / "broken.safetensors", {"emanet_triton": "x"})
-    with pytest.raises(InputError, match=r"broken\.safetensors: its description of a training is"):
+    with pytest.raises(InputError, match=r"broken\.safetensors: its description of a model is"):
         convert(broken, tmp_path / "d.pth")
 
 

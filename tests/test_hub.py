@@ -170,7 +170,7 @@ def test_other_checkpoints_need_what_they_do_not_say(tmp_path):
     torch.save(
         {"meta": {"emanet_triton": "{"}, "state_dict": torch.load(path)["state_dict"]}, broken
     )
-    with pytest.raises(InputError, match=r"broken\.pth: its description of a training is broken"):
+    with pytest.raises(InputError, match=r"broken\.pth: its description of a model is broken"):
         HubEMANet.from_checkpoint(broken, tiny_eval.NAME)
     data = tmp_path / "beach.toml"
     data.write_text(
@@ -274,7 +274,7 @@ def test_damaged_folders(tmp_path, folder):
     config.write_text(text.replace('"iteration": 300', '"iteration": 301'))
     assert refusal(folder) == f"{weights}: describes another model than {config}"
     config.write_text("{")
-    assert refusal(folder).startswith(f"{config}: its description of a training is broken (")
+    assert refusal(folder).startswith(f"{config}: its description of a model is broken (")
     config.write_bytes(b"\xff")
     assert refusal(folder).startswith(f"{config}: 'utf-8' codec can't decode byte")
     config.write_text(text.replace(f'"{tiny_eval.NAME}"', '"unknown"'))
@@ -283,7 +283,7 @@ def test_damaged_folders(tmp_path, folder):
     config.write_text(text)
     assert HubEMANet.from_pretrained(folder).num_classes == len(CLASSES)
     write_trained(weights, {"emanet_triton": "{"})
-    assert refusal(folder).startswith(f"{weights}: its description of a training is broken (")
+    assert refusal(folder).startswith(f"{weights}: its description of a model is broken (")
     write_trained(weights, {}, num_classes=4)
     assert refusal(folder).startswith(f"{weights}: does not fit the model")
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -84,13 +84,13 @@ class Description:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
             raise InputError(
-                f"its description of a training is broken ({missing}); expected one of "
-                "emanet-triton train"
+                f"its description of a model is broken ({missing}); expected one that this "
+                "package wrote"
             ) from None
         if dataset is not None and trained.classes != tuple(c.name for c in dataset.classes):
             raise InputError(
-                "its description of a training is broken (the data set has other classes); "
-                "expected one of emanet-triton train"
+                "its description of a model is broken (the data set has other classes); "
+                "expected one that this package wrote"
             )
         return trained
 

@@ -137,8 +137,8 @@ def test_a_broken_description(tmp_path, meta, reason):
     with pytest.raises(InputError) as raised:
         Description.of(meta)
     message = str(raised.value)
-    assert message.startswith(f"its description of a training is broken ({reason}")
-    assert message.endswith("); expected one of emanet-triton train")
+    assert message.startswith(f"its description of a model is broken ({reason}")
+    assert message.endswith("); expected one that this package wrote")
     if isinstance(meta["emanet_triton"], str):
         path = write_trained(tmp_path / "x.safetensors", meta)
         with pytest.raises(InputError) as raised:
@@ -213,4 +213,4 @@ def test_what_contradicts_a_trained_file(tmp_path):
         f"{third}: says that it has the classes of Cityscapes, but its own are sea, sand, sky"
     )
     fourth = str(write_trained(tmp_path / "w.safetensors", {"emanet_triton": "x"}))
-    assert refused(fourth).startswith(f"{fourth}: its description of a training is broken (")
+    assert refused(fourth).startswith(f"{fourth}: its description of a model is broken (")

@@ -113,6 +113,6 @@ def test_a_broken_description_of_a_trained_file(tmp_path, photos, refused):
     metadata["emanet_triton"] = metadata["emanet_triton"].replace('"sea"', '"sea2"', 1)
     path = write_trained(tmp_path / "x.safetensors", metadata)
     assert refused(photos, "--ckpt", path, model=False) == (
-        f"{path}: its description of a training is broken (the data set has other classes); "
-        "expected one of emanet-triton train"
+        f"{path}: its description of a model is broken (the data set has other classes); "
+        "expected one that this package wrote"
     )
