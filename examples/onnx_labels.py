@@ -48,7 +48,7 @@ def main() -> None:
             parser.error(f"{file}: no such file")
     try:
         labels, classes = compute_labels(args.model, args.picture)
-        Image.fromarray(labels).save(args.labels)
+        Image.fromarray(labels).save(args.labels, "PNG")  # a JPEG file would change labels
     except Exception as error:  # ONNX Runtime's errors have no common type
         parser.error(str(error))
     for number, name in enumerate(classes):

@@ -30,23 +30,28 @@ class InferenceSession:
 """
 
 
-def run(folder: Path, model: str, pixels: np.ndarray) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, model: str, pixels: np.ndarray, labels: str = "labels.png"
+) -> subprocess.CompletedProcess[str]:
     (folder / "onnxruntime.py").write_text(STAND_IN)
     if model != "nope.onnx":
         (folder / model).touch()
     Image.fromarray(pixels).save(folder / "street.png")
-    command = [sys.executable, str(SCRIPT), model, "street.png", "labels.png"]
+    command = [sys.executable, str(SCRIPT), model, "street.png", labels]
     return subprocess.run(
         command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True
     )
 
 
-@pytest.mark.parametrize(("model", "size"), [("single", (4, 6)), ("all sizes", (5, 3))])
-def test_it_writes_the_labels(model, size, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "size", "name"),
+    [("single", (4, 6), "labels.png"), ("all sizes", (5, 3), "labels.jpg")],
+)
+def test_it_writes_the_labels(model, size, name, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    done = run(tmp_path, model, pixels)
+    done = run(tmp_path, model, pixels, name)
     assert done.returncode == 0, done.stderr
-    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    labels = np.asarray(Image.open(tmp_path / name))
     np.testing.assert_array_equal(labels, pixels.argmax(-1))
     assert f"green: {np.mean(labels == 1):.1%}\n" in done.stdout
 
