@@ -26,6 +26,8 @@ def compute_labels(model: str, picture: str) -> tuple[np.ndarray, list[str]]:
     if description.get("part") != "image-to-labels":
         raise ValueError(f"{model}: expected a file of --part image-to-labels")
     with Image.open(picture) as opened:
+        if opened.mode[0] in "IF":  # Pillow would turn all values above 255 into white
+            raise ValueError(f"{picture}: expected 8 bits for each value, got mode {opened.mode}")
         pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))  # [H, W, 3]
     (images,) = session.get_inputs()
     if len(images.shape) == 4:

@@ -68,3 +68,10 @@ def test_a_picture_of_another_size_is_refused(tmp_path):
     message = "street.png: expected pixels [4, 6, 3], got (6, 4, 3)"
     assert done.stderr.splitlines()[-1] == f"onnx_labels.py: error: {message}"
     assert not (tmp_path / "labels.png").exists()
+
+
+def test_a_picture_of_16_bits_is_refused(tmp_path):
+    done = run(tmp_path, "single", np.full((4, 6), 256, np.uint16))
+    assert done.returncode == 2
+    message = "street.png: expected 8 bits for each value, got mode I"  # or I;16
+    assert done.stderr.splitlines()[-1].startswith(f"onnx_labels.py: error: {message}")
