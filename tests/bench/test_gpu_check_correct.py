@@ -223,6 +223,18 @@ def test_a_case_that_breaks_its_process_ends_alone(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("family", "processes"), [("conv-rows", 2), ("chosen", 1), ("chosen-half", 1)]
+)
+def test_a_family_that_measures_has_one_process(monkeypatch, family, processes):
+    """It has the GPU for itself, so that no other case makes a backend slower than it is."""
+    lanes = []
+    monkeypatch.setattr(correct, "run_lanes", lambda given, *_: lanes.extend(given))
+    cases = [SimpleNamespace(name=str(i)) for i in range(correct.MANY + 1)]
+    correct.run_families({family: cases}, "cpu", print)
+    assert len(lanes) == processes
+
+
 def test_a_failed_case_is_exit_code_1(monkeypatch, tmp_path):
     cases = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
     monkeypatch.setattr(correct, "FAMILIES", {"some": lambda gpu, tiny: cases})

@@ -14,13 +14,13 @@ import torch
 from emanet_triton.bench.gpu_check import own
 from emanet_triton.bench.gpu_check.cases import Case
 from emanet_triton.bench.gpu_check.compared import Finding, gate_of
-from emanet_triton.bench.gpu_check.families import FAMILIES
+from emanet_triton.bench.gpu_check.families import CHOSEN, FAMILIES
 from emanet_triton.bench.gpu_check.lanes import run_lanes
 from emanet_triton.bench.gpu_check.meta import Gpu
 from emanet_triton.bench.measure import Lost, Watch
 
 AT_ONCE = 6  # processes, which share one GPU
-MANY = 100  # cases: two processes share a family that has more
+MANY = 100  # cases: two processes share a family that has more, unless it measures
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,7 +59,8 @@ def run_families(
     lanes = []
     for family, own_cases in cases.items():
         jobs = iter([functools.partial(check, family, case, device) for case in own_cases])
-        lanes += [jobs] * (2 if len(own_cases) > MANY else 1)
+        measures = family.startswith(CHOSEN)  # a second process would disturb it
+        lanes += [jobs] * (2 if len(own_cases) > MANY and not measures else 1)
 
     def done(job: functools.partial[Finding], result: Finding | Lost) -> None:
         family, case, _ = job.args

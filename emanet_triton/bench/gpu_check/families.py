@@ -27,6 +27,7 @@ from emanet_triton.models.zoo import ZOO
 SIZE: Size = (1024, 2048)
 WINDOW: Size = (769, 769)
 SMALL: Size = (24, 40)  # size of images in a tiny run
+CHOSEN = "chosen"  # begins the names of the families whose cases measure which backend is fastest
 
 
 def network_calls(
@@ -246,8 +247,8 @@ FAMILIES: dict[str, Callable[[Gpu, bool], Sequence[Case]]] = {
     "confusion": lambda _, tiny: _confusion(tiny),
     "cudnn": _by_cudnn,
     # What the networks choose, in bfloat16 alone and with R50's convolutions in float32.
-    "chosen-half": lambda _, tiny: _chosen_half(tiny),
-    "chosen": lambda _, tiny: [
+    f"{CHOSEN}-half": lambda _, tiny: _chosen_half(tiny),
+    CHOSEN: lambda _, tiny: [
         *_chosen_half(tiny),
         *(ConvCase(call) for call in convolutions(_single(tiny), "auto")),
     ],

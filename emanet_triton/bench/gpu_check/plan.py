@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from emanet_triton.bench.gpu_check.families import FAMILIES
+from emanet_triton.bench.gpu_check.families import CHOSEN, FAMILIES
 from emanet_triton.bench.gpu_check.own import REHEARSAL, SILENCE
 from emanet_triton.bench.gpu_check.steps import OUT, Step
 from emanet_triton.versions import ROOT
@@ -67,7 +67,7 @@ def _run(way: Way) -> list[Step]:
     """Does it run, is it right, how fast is it?"""
     model = "plain-bf16 cudnn-bf16 triton-bf16 fused-bf16 fastest-bf16"
     conv = "torch cudnn triton gluon separate"
-    kernels = (name for name in FAMILIES if not name.startswith("chosen"))
+    kernels = (name for name in FAMILIES if not name.startswith(CHOSEN))
     return [
         _warm(way, 50),
         _own(way, "correct", " ".join(kernels), 80),
