@@ -16,7 +16,6 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import torch
-from filelock import lock_descriptor
 from tqdm import tqdm
 
 from emanet_triton.cache_folder import writable_or_private
@@ -168,6 +167,8 @@ def _wait_for(lock: Path, part: Path, progress: bool) -> int:
 
 def _try_lock(lock: Path) -> int | None:
     """The open, locked file of the lock; ``None`` if another process holds the lock."""
+    from filelock import lock_descriptor  # not above: gpu-check downloads nothing and needs none
+
     try:
         descriptor = open_plain(lock, os.O_RDWR | os.O_CREAT)
     except PermissionError as error:

@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 # Runs a stage of two steps: the first ends, the second writes a file and a kernel, and goes on.
 RUNS = """
 import sys
+for name in ("PIL", "filelock", "shtab", "torchvision"):  # docs/gpu.md asks for none of them
+    sys.modules[name] = None
 from gpu_check_steps import python, writes
 from emanet_triton.bench import __main__ as bench, gpu_check
 from emanet_triton.bench.gpu_check import steps
