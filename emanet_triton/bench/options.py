@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from emanet_triton.bench.neighbour import PROGRAMS
 from emanet_triton.bench.networks import NETWORKS
-from emanet_triton.command import Parser, count, program
+from emanet_triton.command import Parser, count, program, size, thread_count
 from emanet_triton.errors import InputError
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
@@ -98,10 +98,10 @@ def run_parser(suites: Sequence[str]) -> Parser:
         help="ways to compute a case; the first of a case always runs. A wrong NAME lists them",
     )
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    what.add_argument("--threads", type=count, default=0, metavar="N", help=THREADS)
+    what.add_argument("--threads", type=thread_count, default=0, metavar="N", help=THREADS)
     what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[], help="of the inputs")
     what.add_argument(
-        "--sizes", nargs="+", type=_size, default=[], metavar="HxW", help="of images, in pixels"
+        "--sizes", nargs="+", type=size, default=[], metavar="HxW", help="of images, in pixels"
     )
     what.add_argument(
         "--batches", nargs="+", type=count, default=[], metavar="N", help="images in one call"
@@ -163,13 +163,6 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
         if suite not in suites:
             raise InputError(f"unknown suite '{suite}'; expected one of: {', '.join(suites)}")
     return options
-
-
-def _size(text: str) -> Size:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in pixels, got '{text}'")
-    return int(height), int(width)
 
 
 def _positive(text: str) -> float:

@@ -41,7 +41,9 @@ def fake_suite(monkeypatch):
     ("arguments", "message"),
     [
         (["nothing"], "error: unknown suite 'nothing'; expected one of: em"),
-        (["em", "--sizes", "512"], "error: argument --sizes: expected HEIGHTxWIDTH in pixels"),
+        (["em", "--sizes", "512"], "error: argument --sizes: expected two sizes such as 512x1024"),
+        (["model", "--sizes", "9x100000"], "error: argument --sizes: expected sides of 1 to 16384"),
+        (["em", "--threads", "50000"], "argument --threads: expected at most 1024 threads"),
         (["em", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
         (["em", "--silence", "0"], "argument --silence: expected a number above 0, got '0'"),
         (["em", "--seconds", "nan"], "argument --seconds: expected a number above 0, got 'nan'"),
