@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from emanet_triton.command import Parser, answer, program, run, say
+from emanet_triton.bench.options import positive
+from emanet_triton.command import Parser, answer, count, program, run, say
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.device import DTYPES
 from emanet_triton.kernels.em import tiles
@@ -240,15 +241,15 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = Parser(prog=program("bench.cost"), description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--positions", type=int, default=32768)
+    parser.add_argument("--batch", type=count, default=1)
+    parser.add_argument("--positions", type=count, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument(
         "--backend", choices=("triton", *tiles.ONE_PASS), default="triton",
         help="one kernel each for E and M step (default), or the kernels of the one-pass backends",
     )  # fmt: skip
-    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s (default: H100)")
-    parser.add_argument("--flop-rate", type=float, default=798e12, help="FLOP/s (default: H100)")
+    parser.add_argument("--bandwidth", type=positive, default=3e12, help="bytes/s (default: H100)")
+    parser.add_argument("--flop-rate", type=positive, default=798e12, help="FLOP/s (default: H100)")
     return parser.parse_args()
 
 
@@ -262,11 +263,11 @@ def _main(options: argparse.Namespace) -> int:
         ("em_attention_block", block_launches(shape), block_floor(shape)),
     ):
         say(f"{name:20} launches        MB    GFLOP  floor µs")
-        count = Counter(kernel for kernel, _ in launches)
+        counts = Counter(kernel for kernel, _ in launches)
         whole = sum((cost for _, cost in launches), Cost())
-        for kernel in count:
+        for kernel in counts:
             cost = sum((cost for k, cost in launches if k == kernel), Cost())
-            _print_row(kernel, count[kernel], cost, options)
+            _print_row(kernel, counts[kernel], cost, options)
         _print_row("all launches", len(launches), whole, options)
         _print_row("floor", "", floor, options)
     return 0

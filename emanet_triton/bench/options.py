@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from emanet_triton.bench.neighbour import PROGRAMS
 from emanet_triton.bench.networks import NETWORKS
-from emanet_triton.command import Parser, count, program, size, thread_count
+from emanet_triton.command import Parser, count, number, program, size, thread_count
 from emanet_triton.errors import InputError
 from emanet_triton.inference.views import Size
 from emanet_triton.kernels.device import DTYPES
@@ -126,17 +126,17 @@ def run_parser(suites: Sequence[str]) -> Parser:
     how = parser.add_argument_group("how long")
     how.add_argument("--rounds", type=count, metavar="N", help="default: 15; in a short run 5")
     how.add_argument(
-        "--seconds", type=_positive, metavar="S", help="for the times of a case; default: 60, or 4"
+        "--seconds", type=positive, metavar="S", help="for the times of a case; default: 60, or 4"
     )
     how.add_argument(
         "--repeat-until",
-        type=_positive,
+        type=positive,
         metavar="REL",
         help="go on until the relative error of every median is at most REL, or the seconds end",
     )
     how.add_argument(
         "--silence",
-        type=_positive,
+        type=positive,
         default=900,
         metavar="S",
         help="on a GPU: end a provider after S seconds without a sign of life (default: 900)",
@@ -165,11 +165,10 @@ def parse(arguments: Sequence[str], suites: Sequence[str]) -> argparse.Namespace
     return options
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
-    return value
+def positive(text: str) -> float:
+    """A number above 0, as the ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    return number(text, "a number above 0", lambda value: 0 < value < float("inf"))

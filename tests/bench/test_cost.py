@@ -178,3 +178,13 @@ def test_one_pass_needs_half_precision(capsys, monkeypatch):
     assert cost.main() == 2
     message = "--backend one-pass-16: needs half precision, not --dtype fp32"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--batch", "0"), ("--positions", "-1"), ("--bandwidth", "0"), ("--flop-rate", "nan")],
+)
+def test_figures_that_are_not_above_zero_are_refused(capsys, monkeypatch, option, value):
+    monkeypatch.setattr(sys, "argv", ["cost", f"{option}={value}"])
+    assert cost.main() == 2
+    assert f"argument {option}: expected a" in capsys.readouterr().err
