@@ -128,8 +128,8 @@ def _check_outputs(options: Namespace) -> None:
     if options.plot:
         charts.require_matplotlib()
     outputs = (
-        ("--csv", options.csv, require_csv),
         ("--plot", options.plot, require_folder),
+        ("--csv", options.csv, require_csv),  # last: it cannot be the folder of --plot
     )
     for option, path, require in outputs:
         try:

@@ -76,6 +76,14 @@ def test_bad_arguments_end_with_one_line(capsys, arguments, message):
     assert message in lines[0]
 
 
+def test_rows_cannot_go_where_charts_go(capsys, tmp_path, fake_suite):
+    path = tmp_path / "new"
+    assert command.main(["em", "--device", "cpu", "--csv", str(path), "--plot", str(path)]) == 2
+    output = capsys.readouterr()
+    assert output.err == f"error: --csv {path}: expected a file to write, this is a folder\n"
+    assert output.out == ""  # nothing was measured
+
+
 def test_no_more_threads_than_cores_unless_asked_for(fake_suite, tmp_path, monkeypatch):
     path, before = tmp_path / "rows.csv", torch.get_num_threads()
     monkeypatch.setattr(command, "usable_cores", lambda: 2)
