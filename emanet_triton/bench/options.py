@@ -99,12 +99,24 @@ def run_parser(suites: Sequence[str]) -> Parser:
     )
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     what.add_argument("--threads", type=thread_count, default=0, metavar="N", help=THREADS)
-    what.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[], help="of the inputs")
+    what.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=[],
+        help="of the inputs, which the suites conv, em and post take; in model a provider's name "
+        "says its dtype",
+    )
     what.add_argument(
         "--sizes", nargs="+", type=size, default=[], metavar="HxW", help="of images, in pixels"
     )
     what.add_argument(
-        "--batches", nargs="+", type=count, default=[], metavar="N", help="images in one call"
+        "--batches",
+        nargs="+",
+        type=count,
+        default=[],
+        metavar="N",
+        help="images in one call, which the suites conv, em and train-mem take",
     )
     what.add_argument(
         "--networks",

@@ -1,6 +1,7 @@
 """``python -m emanet_triton.bench``: its arguments, its files and its exit codes."""
 
 import importlib
+import re
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -15,6 +16,7 @@ from emanet_triton.bench.case import Case
 from emanet_triton.bench.options import Selection, run_parser
 from emanet_triton.bench.rows import Row, read_rows
 from emanet_triton.bench.suite import Suite
+from emanet_triton.bench.suites import SUITES
 
 
 def fake_cases(selection):
@@ -274,3 +276,17 @@ def test_help_explains_every_option_without_markup():
     for parser in (run_parser(["em"]), *(module.make_parser() for module in modules)):
         assert "``" not in parser.format_help()
         assert [action.dest for action in parser._actions if not action.help] == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("batches", 3), ("dtypes", "fp16")])
+def test_help_names_the_suites_that_take_an_option(option, value):
+    tiny = Selection(tiny=True)
+    taking = {"and", "conv"}  # conv takes both, but it needs seconds for its cases
+    for name in SUITES.keys() - taking:
+        before, after = (
+            [case.name for case in SUITES[name].cases(selection)]
+            for selection in (tiny, replace(tiny, **{option: (value,)}))
+        )
+        taking |= {name} if after and after != before else set()
+    (said,) = (action.help for action in run_parser([])._actions if action.dest == option)
+    assert set(re.findall(r"[a-z-]+", re.search("which the suites (.*?) take", said)[1])) == taking
