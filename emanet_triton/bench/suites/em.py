@@ -29,7 +29,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last
 BACKENDS = OUR_BACKENDS | {name: name for name in ONE_PASS}
 FLOORS = {"attention": attention_floor, "block": block_floor}
 SPREAD = 100.0  # times ordinary features: the logits of one position differ by hundreds
-COMPILED = ("block", "bf16", 1, 32768)  # on a GPU the one case that runs the compiled peer unasked
+COMPILED = ("block", "bf16", 1, 32768)  # on a GPU only this runs the compiled peer unasked
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,9 @@ SUITE = Suite(
 `ours-torch` and `triton` are our operators: their PyTorch version, and the Triton kernels. With
 `one-pass-128` and `one-pass-16` one kernel computes E and M step, and another kernel ends the block
 ([kernels.md](kernels.md#e-and-m-step-in-one-pass-on-a-gpu)). On a GPU `mmseg-compiled` runs unasked
-for only one case: the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one
-position differ by hundreds, so most responsibilities are too small for a normal number of float32;
-on many processors operations on subnormal numbers take ten times as long.
+only for the block, one 1024x2048 image, bf16. In the cases *spread* the logits of one position
+differ by hundreds, so most responsibilities are too small for a normal number of float32; on many
+processors operations on subnormal numbers take ten times as long.
 
 In bf16 mmsegmentation's operations round the logits to bf16, and ours do not: the column `error` of
 the files compares both with float64. With AMX a CPU multiplies bf16 up to eight times as fast as
