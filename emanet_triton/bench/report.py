@@ -1,6 +1,7 @@
 """``report``: make docs/benchmarks.md and its charts from files of results."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from emanet_triton.bench.page import Results, make_page
 from emanet_triton.bench.rows import Row, read_csv, read_rows, read_text
 from emanet_triton.command import Parser, program, say
 from emanet_triton.errors import InputError
-from emanet_triton.files import write_output
+from emanet_triton.files import require_own, write_output
 
 COMPILED = "compiled.csv"
+BEGINNING = re.compile(rb"# Benchmarks\n\n<!-- Made by ")  # of every page that was made here
 COMPILED_NUMBERS = ("registers", "stack", "shared", "count")  # columns that the page reads
 
 
@@ -24,9 +26,12 @@ def main(arguments: Sequence[str]) -> int:
         0; with ``--check`` 1 if the page or a chart disagrees with the results.
 
     Raises:
-        InputError: bad arguments, or a file that cannot be read or is malformed.
+        InputError: bad arguments, a file that cannot be read or is malformed, or one of another
+            kind in the place of the page.
     """
     options = make_parser().parse_args(arguments)
+    if not options.check:
+        require_own(options.page, BEGINNING, "page of emanet-triton bench report")
     results = read_results(options.results, options.page)
     charts = charts_of(results.rows)
     page = make_page(results, charts)

@@ -74,6 +74,13 @@ def line(text, *words):
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
+def test_only_a_page_that_was_made_here_is_replaced(folder, capsys):
+    folder.page.write_text("# Notes\n")
+    assert folder.report() == 2
+    assert f"{folder.page}: exists and is no page of emanet-triton" in capsys.readouterr().err
+    assert folder.page.read_text() == "# Notes\n"
+
+
 def test_round_trip(folder, capsys):
     folder.measured()
     before = folder.page.read_text(), sorted(p.read_bytes() for p in folder.results.iterdir())
