@@ -287,8 +287,9 @@ def _disagreement(
 ) -> str | None:
     """``disagreement`` for noise of one (height, width)."""
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, *size, generator=generator).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, 3, *size, generator=generator, dtype=torch.float32, device="cpu")
+    images = noise.to(device)
     with torch.autocast(device.type, enabled=False), cuda_fp32("ieee"):
         want = _wide_logits(model, images)
         for _ in range(_UNTAPED):

@@ -49,6 +49,17 @@ def test_agreement(model, dtype):
     assert disagreement(lambda images: plain_logits(model, dtype, images), model, dtype) is None
 
 
+def test_default_device_and_dtype_change_no_comparison(model):
+    fused = fuse(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert disagreement(fused, model, SINGLE) is None
+            assert disagreement(model, model, SINGLE) is None
+    finally:
+        torch.set_default_dtype(SINGLE)
+
+
 @by_dtype
 @pytest.mark.parametrize("wrong", [1.1, float("nan")], ids=["a-tenth", "nan"])
 def test_disagreement(model, dtype, wrong):
