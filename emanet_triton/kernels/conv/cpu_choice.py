@@ -51,13 +51,9 @@ def takes_winograd(weight: Tensor) -> bool:
 
 
 def _measured(outputs: int, channels: int, dtype: torch.dtype) -> bool:
-    x = torch.ones(1, channels, HEIGHT, WIDTH, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
-    weight, bias = (
-        torch.ones(outputs, channels, 3, 3, dtype=dtype),
-        torch.ones(outputs, dtype=dtype),
-    )
+    shapes = (1, channels, HEIGHT, WIDTH), (outputs, channels, 3, 3), (outputs,)
+    x, weight, bias = (torch.ones(shape, dtype=dtype, device="cpu") for shape in shapes)
+    x = x.contiguous(memory_format=torch.channels_last)
     direct, winograd = pack_weight(weight), pack_winograd_weight(weight)
     candidates = {
         "onednn": lambda: conv_bias_act_(x, direct, bias),

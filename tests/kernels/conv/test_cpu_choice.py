@@ -75,6 +75,13 @@ def test_an_unknown_cpu_measures_once(on, measured, monkeypatch):
     assert len(measured) == 2
 
 
+def test_a_cpu_is_measured_whatever_the_default_device_is(on, measured):
+    on("arm")
+    with torch.device("meta"):
+        assert takes_winograd(weight(130, 140))
+    assert len(measured) == 2
+
+
 def test_wide_convolutions_are_measured_at_fewer_channels(on, measured, monkeypatch):
     on("default")
     monkeypatch.setattr(cpu_choice, "MEASURED_TO", 150)
