@@ -101,7 +101,7 @@ class FusedNetwork(Network):
         return False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        dtype = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
         if dtype != self.dtype:
             raise ValueError(
                 f"a network fused in {self.dtype} cannot be changed to {dtype}; call "
