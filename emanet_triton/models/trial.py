@@ -47,7 +47,8 @@ _LEAST_SIDE = 128  # pixels of noise: smaller noise would say little about the n
 FROM_OUTSIDE = {getattr(signal, name, None) for name in ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")}
 
 _PACKAGE = Path(__file__).parents[1]
-_CHILD = [sys.executable, "-c", "from emanet_triton.models.trial import main; main()"]
+# It imports what this process does; without -P first what the working directory has.
+_CHILD = [sys.executable, "-P", "-c", "from emanet_triton.models.trial import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS)
     """Have a child process make the trial, and end it after some seconds."""
     # Kernels run natively: else a verdict, which is kept, would be about Triton's interpreter.
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = os.environ.get("PYTHONPATH", ""), str(_PACKAGE.parent)
+    paths, own = [str(Path(path).absolute()) for path in sys.path], str(_PACKAGE.parent)
+    paths = paths if own in paths else [own, *paths]  # torch.hub takes it away after the import
     try:
         asked = base64.b64encode(pickle.dumps(trial)).decode()
         child = subprocess.Popen(
@@ -154,7 +156,7 @@ def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS)
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=kept | {"PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # a compiler that the child has started ends with it
         )
     except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:

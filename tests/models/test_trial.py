@@ -58,7 +58,11 @@ def test_of_a_model():
     ids=["fused-fp32", "fastest-bf16", "plain-bf16"],
 )
 def test_a_child_finds_the_network_sound(asked, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where the package cannot be found by chance
+    """Although another package has the name of ours, and ours was loaded as by torch.hub."""
+    (tmp_path / "emanet_triton.py").write_text("raise ImportError('another package')")
+    monkeypatch.chdir(tmp_path)
+    own = str(Path(trial.__file__).parents[2])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if path != own)])
     assert trial.run(asked) == SOUND
 
 
