@@ -253,8 +253,6 @@ def conv_bias_act(
     batch, height, width, channels = x.shape
     outputs, kernel, _, _ = weight.shape
     out = x.new_empty(batch, height, width, outputs, dtype=out_dtype)
-    if not batch:
-        return out.permute(0, 3, 1, 2)
     tile = tiles.boxes_tile(
         DTYPE_NAMES[x.dtype], outputs, batch * height * width,
         None if residual is None else residual.dtype, out_dtype,

@@ -378,12 +378,12 @@ def _shares(positions: int, bases: int) -> list[slice]:
 
     Two, four or eight threads get equally many of them, as their number is a power of two.
     """
-    count = min(2 ** max(round(math.log2(positions / SHARE)), 1), SHARES) if positions else 1
+    count = min(2 ** max(round(math.log2(positions / SHARE)), 1), SHARES)
     return _slices(positions, max(-(-positions // (16 * count)) * 16, 8 * bases))
 
 
 def _slices(stop: int, most: int, start: int = 0) -> list[slice]:
     """As few slices as possible of at most ``most``, of nearly equal multiples of 16."""
-    count = max(-(-(stop - start) // most), 1)
+    count = -(-(stop - start) // most)
     size = min(-(-(stop - start) // (16 * count)) * 16, most)
-    return [slice(i, min(i + size, stop)) for i in range(start, stop, size or 1)]
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

@@ -90,7 +90,7 @@ def run(
         why_not = why_not_one_pass(feats, tensors[0].shape[2])
         if why_not and backend not in OPEN_BACKENDS:
             raise ValueError(f"backend {backend!r} needs {why_not}")
-        if why_not or not len(feats):
+        if why_not:
             backend = "triton"
         elif backend == "fastest":
             backend = _fastest(feats, tensors, options, by_triton, by_torch)

@@ -105,13 +105,6 @@ def test_nan_and_negative_zero(monkeypatch):
     assert found.isnan().sum() == found.shape[1]
 
 
-def test_no_images():
-    problem = Problem(0, 64, 9, 21, 8)
-    options = 1, 1, True, HALF, "ieee"
-    found = hopper.conv_bias_act(problem.x, problem.weight, problem.bias, None, *options)
-    assert found.shape == (0, 8, 9, 21)
-
-
 def test_memory_between_two_addresses(monkeypatch):
     problem = Problem(2, 64, 9, 21, 72, residual=HALF)
     for name in ("x", "weight", "residual"):
