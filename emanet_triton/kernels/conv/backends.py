@@ -38,7 +38,7 @@ def candidates(
     if x.is_cuda and HAS_TRITON:
         if x.dtype != torch.float32 or precision != "ieee":
             pairs["triton"] = "triton", precision
-        elif torch.version.hip is None:  # AMD has no TF32
+        elif torch.version.hip is None:  # AMD has no tf32x3
             pairs["triton-tf32x3"] = "triton", "tf32x3"
         if gluon and not why_not_gluon(x, weight, stride):
             pairs["gluon"] = "gluon", precision
