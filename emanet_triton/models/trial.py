@@ -168,8 +168,16 @@ def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS)
             return Verdict(f"its trial has not ended after {seconds:g} seconds")
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                _end(child)
     return _verdict(child.returncode, output, errors)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a process; on POSIX systems also all that it has started."""
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
 
 
 def _verdict(code: int, output: str, errors: str) -> Verdict:

@@ -191,6 +191,12 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     wait_until_gone(file.read_text())
 
 
+def test_a_child_that_hangs_is_ended_on_windows(monkeypatch):
+    monkeypatch.delattr(os, "killpg")
+    found = trial.run(TRIAL, child("import time; time.sleep(5)"), seconds=0.2)
+    assert found == Verdict("its trial has not ended after 0.2 seconds")
+
+
 def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
     """A killed parent cannot end the processes that it has started."""
     file = tmp_path / "pid"
