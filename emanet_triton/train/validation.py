@@ -10,7 +10,7 @@ from emanet_triton.data.dataset import Dataset, Sample
 from emanet_triton.errors import InputError
 from emanet_triton.eval.metric import as_matrix
 from emanet_triton.inference.inputs import to_device
-from emanet_triton.inference.predictor import NOT_FINITE, NOT_FINITE_MESSAGE, Predictor
+from emanet_triton.inference.predictor import NOT_FINITE_MESSAGE, Predictor, are_finite
 from emanet_triton.kernels.resample.op import confusion_counts
 from emanet_triton.models.network import Network
 from emanet_triton.models.protocol import Protocol
@@ -61,7 +61,7 @@ def validate(
             loaded = pool.map(dataset.read, mine, ahead=max(workers, 1))
             for sample, (image, labels) in zip(mine, loaded, strict=True):
                 (predicted,) = predictor([image])
-                if (predicted == NOT_FINITE).all():
+                if not are_finite(predicted):
                     raise InputError(
                         f"{NOT_FINITE_MESSAGE} for {sample.image}: the training has diverged; "
                         "expected a lower --lr or a longer --warmup"
