@@ -1,8 +1,9 @@
 """The 8-bit form of an EMANet for a CPU: most of its convolutions multiply 8-bit integers.
 
 A fused network first runs on a handful of images, and the largest output of each convolution is
-noted. Then the outputs of the backbone's convolutions become unsigned 8-bit integers between 0 and
-these values. The first convolution, the EM attention, and all that follows it stay in bfloat16.
+noted. Then the outputs of the backbone's convolutions become unsigned 8-bit integers. They stand
+for 0 up to these values, or for both signs in a ``downsample``, after which there is no ReLU. The
+first convolution, the EM attention, and all that follows it stay in bfloat16.
 """
 
 import contextlib
