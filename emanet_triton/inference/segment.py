@@ -226,6 +226,8 @@ def segment(
     indices = range(len(images)) if in_list else [None]
     for each, index in zip(images, indices, strict=True):
         check_image(each, index)
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise ValueError(f"batch_size must be a positive integer, or None, got {batch_size!r}")
     network, inner = _unwrapped(model)
     protocol = _checked_protocol(protocol, inner)
     if inner.training:
@@ -242,8 +244,6 @@ def segment(
 
 def _set_batch_size(predictor: Predictor, batch_size: int | None) -> None:
     """Let so many images run together; the windows of one image still do on a GPU."""
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise ValueError(f"batch_size must be a positive integer, or None, got {batch_size!r}")
     default = MANY_IMAGES if predictor.device.type == "cuda" else 1
     predictor.images_at_once = batch_size or default
     predictor.inputs_at_once = max(predictor.inputs_at_once, predictor.images_at_once)
