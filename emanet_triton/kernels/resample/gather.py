@@ -25,6 +25,7 @@ from emanet_triton.kernels.tape import taped
 # Rows of a program's run. More rows share more loads, but fewer programs fill a GPU less evenly,
 # and scores of several views need registers for each row.
 ROWS = {"single": 16, "views": 4, "probabilities": 1}
+MOST_RUNS = 2**16 - 1  # programs along a grid's second axis; taller images get longer runs
 # A network of stride 8 with ``align_corners=False`` goes on to the next low-resolution row after
 # output rows 3, 11, 19...: runs of a single view begin there, too.
 PHASE = tl.constexpr(4)
@@ -308,17 +309,20 @@ def resample(
     held = min(T_r, HELD["single" if V == 1 else "views"])  # of labels and probabilities the same
     threads = triton.next_power_of_2(cdiv(C, THREAD_CLASSES))
     block_w = (64 if torch.version.hip else 32) // threads
+    length, height = ROWS[use], H + single * PHASE.value
+    while cdiv(height, length) > MOST_RUNS:
+        length *= 2
     limit = {}
     if not torch.version.hip:
         limit["maxnreg"] = registers(use, held, T_r > held, C, logits.dtype.itemsize)
     constants = {
         "C": C, "SINGLE": single, "SOFTMAX": average == "probabilities" and not single,
         "PROBABILITIES": probabilities, "CLASS_AXIS": CLASS_AXIS, "HELD": held, "MORE": T_r > held,
-        "BLOCK_C": max(32, triton.next_power_of_2(C)), "BLOCK_W": block_w, "ROWS": ROWS[use],
+        "BLOCK_C": max(32, triton.next_power_of_2(C)), "BLOCK_W": block_w, "ROWS": length,
         "num_warps": 1, "enable_fp_fusion": True, **limit,
     }  # fmt: skip
     start(
-        resample_kernel, (cdiv(W, block_w), cdiv(H + single * PHASE.value, ROWS[use]), B),
+        resample_kernel, (cdiv(W, block_w), cdiv(height, length), B),
         (
             logits.contiguous(), *(table.contiguous() for table in tables), labels, mean,
             H, W, P, V, T_r, T_c,

@@ -85,6 +85,20 @@ def test_taps_that_come_and_go(views):
     assert_right(make_logits(19, 6), Taps(index, weight / weight.sum(1, keepdim=True)), columns)
 
 
+def test_the_runs_of_a_tall_image_are_longer(monkeypatch):
+    """A GPU refuses a grid of more programs along its second axis."""
+    grids, start = [], gather.start
+
+    def note(kernel, grid, *more):
+        grids.append(grid)
+        start(kernel, grid, *more)
+
+    monkeypatch.setattr(gather, "MOST_RUNS", 2)
+    monkeypatch.setattr(gather, "start", note)
+    assert_right(make_logits(19, 2), resize(2, 7, WIDTH, 1), resize(WIDTH, 3, 1, 1))
+    assert [runs for _, runs, _ in grids] == [2, 1]  # of probabilities, and of labels alone
+
+
 def test_a_row_without_weight_is_not_read():
     """Its logits may be anything: here they are NaN, and the taps of weight 0 point to them."""
     logits = make_logits(19, 4)
