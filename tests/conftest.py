@@ -1,5 +1,6 @@
 """Settings shared by all tests."""
 
+import importlib
 import os
 import signal
 
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, later
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a job in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves
+importlib.import_module("quick_interpreter").install()  # it imports triton
 
 
 @pytest.fixture(autouse=True)
