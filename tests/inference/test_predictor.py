@@ -14,6 +14,13 @@ from emanet_triton.inference.predictor import Predictor
 from emanet_triton.models.protocol import Protocol
 
 R50_WHOLE = "emanet_r50-d8_512x1024_80k_cityscapes"
+R101_WHOLE = "emanet_r101-d8_512x1024_80k_cityscapes"
+R50_SLIDING = "emanet_r50-d8_769x769_80k_cityscapes"
+# The views do not depend on the depth: many views of each mode and of each depth once.
+CASES = {
+    **{f"{name}-single": (name, False) for name in golden_data.NAMES},
+    **{f"{name}-ms_flip": (name, True) for name in (R101_WHOLE, R50_SLIDING)},
+}
 
 
 def assert_same_labels(got, want, probabilities, margin=1e-3):
@@ -40,8 +47,7 @@ class Recorded(torch.nn.Module):
         return self.outputs[self.position - 1]
 
 
-@pytest.mark.parametrize("ms_flip", [False, True], ids=["single", "ms_flip"])
-@pytest.mark.parametrize("name", golden_data.NAMES)
+@pytest.mark.parametrize(("name", "ms_flip"), CASES.values(), ids=CASES)
 def test_golden_protocol(name, ms_flip):
     golden, model = golden_data.vectors(name), golden_data.golden_model(name)
     image, suffix = golden["image"], "_ms_flip" if ms_flip else ""
