@@ -1,12 +1,15 @@
 """Settings of the kernels' tests."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tape_cases
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
+from emanet_triton.bench.gpu_check.plan import ON_A_CPU
 from emanet_triton.kernels import relaunch, tape
 from emanet_triton.kernels.conv import winograd
 from emanet_triton.kernels.device import has_onednn
@@ -24,6 +27,17 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel_where_a_gpu_runs_none(request, monkeypatch):
+    """In a file of ``ON_A_CPU`` no test launches a kernel, so ``test_native`` need not run it."""
+
+    def run(kernel, *_, **__):
+        pytest.fail(f"a test of ON_A_CPU launches {kernel.__name__}")
+
+    if request.path.relative_to(Path(__file__).parent).as_posix() in ON_A_CPU:
+        monkeypatch.setattr(InterpretedFunction, "run", run)
 
 
 @pytest.fixture(autouse=True)
