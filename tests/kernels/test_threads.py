@@ -238,6 +238,7 @@ def test_an_interruption_may_come_at_any_moment(way):
 import random, signal, time, torch
 from emanet_triton.kernels import threads
 threads.has_team = lambda: {way == "team"}
+threads.SECONDS_TO_END = 0.1  # for each thread that an interruption has lost; 5 would be long here
 torch.set_num_threads(3)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 until = time.monotonic() + 3
