@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from emanet_triton.command import Parser, answer, complain, program, say
 from emanet_triton.errors import InputError, one_line, printable
@@ -215,15 +216,16 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def forks():
+    forks = Forks(os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    yield forks
+    forks.close()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_line_ends_with_one_line(tmp_path, name):
-    done = subprocess.run(
-        [sys.executable, *COMMANDS[name], "--no-such-option\r"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+def test_every_command_line_ends_with_one_line(tmp_path, forks, name):
+    done = forks.run([*COMMANDS[name], "--no-such-option\r"], tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: argument '--no-such-option\\r' ends with a carriage return: expected a script with "

@@ -1,7 +1,6 @@
 """Every script, every command that a page or a docstring names and every target of make runs."""
 
 import ast
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_eval
+from forks import Forks
 
 from emanet_triton.models import entries
 
@@ -268,56 +268,28 @@ def stamps() -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in visible()}
 
 
-# A program that imports torch, which takes longer than most scripts, and starts a fork for each
-# line of its input: two files for the output, and the arguments of Python. The fork goes on as the
-# script and ends as a program does. Its exit code is printed.
-FORKS = """
-import json, os, runpy, sys, torch
-
-for line in sys.stdin:
-    if os.fork() == 0:
-        break
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-else:
-    sys.exit()
-out, err, *sys.argv = json.loads(line)
-for stream, path in enumerate((os.devnull, out, err)):
-    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), stream)
-if sys.argv[0] == "-m":
-    sys.path[0], sys.argv = os.getcwd(), sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-else:
-    sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.fixture(scope="module")
 def forks(paths):
-    """The program of ``FORKS``, in a folder of its own and without a network."""
+    """Scripts without a network, whose caches lie in a folder of their own."""
     own = {name: str(paths["new"]) for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME")}
     offline = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **own, **offline, "PYTHONPATH": search, "CUDA_VISIBLE_DEVICES": ""}
     environment["TRITON_INTERPRET"] = "0"  # as a user has it
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        cwd=paths["new"], env=environment, stdin=-1, stdout=-1, text=True,
-    ) as process:  # fmt: skip
-        yield process
+    forks = Forks(environment)
+    yield forks
+    forks.close()
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_it_runs_and_leaves_the_repository_alone(name, paths, forks, tmp_path):
+def test_it_runs_and_leaves_the_repository_alone(name, paths, forks):
     module, *subcommand = name.split()
     start = [str(ROOT / module)] if module.endswith(".py") else ["-m", module]
     arguments = RUNS[name].format(**paths).split()
-    out, err = tmp_path / "out", tmp_path / "err"
     before = stamps()
-    print(json.dumps([str(out), str(err), *start, *subcommand, *arguments]), file=forks.stdin)
-    forks.stdin.flush()
-    assert int(forks.stdout.readline()) == (2 if name in REFUSED else 0), err.read_text()
-    assert out.read_text() or name in REFUSED | SILENT
+    done = forks.run([*start, *subcommand, *arguments], paths["new"])
+    assert done.returncode == (2 if name in REFUSED else 0), done.stderr
+    assert done.stdout or name in REFUSED | SILENT
     assert stamps() == before
 
 
