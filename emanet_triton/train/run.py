@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -315,7 +316,7 @@ def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str 
 
 def _check_origin(before: str, now: str | None) -> None:
     """Raise InputError if the options name other initial weights than a training began with."""
-    if now not in (None, before):
+    if now is not None and Path(now).absolute() != Path(before).absolute():
         raise InputError(
             f"--resume: the training began with the weights {before}, not {now}; expected the "
             "same --init or --backbone, or neither"

@@ -10,9 +10,11 @@ from small_trainings import options
 
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.data.png import read_image, write_png
+from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.description import Description
 from emanet_triton.train.__main__ import main
+from emanet_triton.train.run import _check_origin
 
 FIVE = Path(__file__).parents[2] / "demo" / "five.toml"
 
@@ -52,6 +54,14 @@ def test_other_initial_weights(scenes, out, fails, option):
     named = other if option == "init" else other.name
     said = fails(*options(scenes, out=out, **again))
     assert f"--resume: the training began with the weights emanet_demo, not {named}; " in said
+
+
+def test_the_same_initial_weights_by_another_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for same in ("w.pth", "./w.pth", str(tmp_path / "w.pth")):
+        _check_origin("w.pth", same)
+    with pytest.raises(InputError, match=r"began with the weights w\.pth, not x/w\.pth; "):
+        _check_origin("w.pth", "x/w.pth")
 
 
 def test_other_images(scenes, out, fails, own_scenes):
