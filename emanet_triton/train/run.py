@@ -319,7 +319,7 @@ def _check_origin(before: str, now: str | None) -> None:
     if now is not None and Path(now).absolute() != Path(before).absolute():
         raise InputError(
             f"--resume: the training began with the weights {before}, not {now}; expected the "
-            "same --init or --backbone, or neither"
+            "same --init or --backbone, or --model alone"
         )
 
 

@@ -54,6 +54,7 @@ def test_other_initial_weights(scenes, out, fails, option):
     named = other if option == "init" else other.name
     said = fails(*options(scenes, out=out, **again))
     assert f"--resume: the training began with the weights emanet_demo, not {named}; " in said
+    assert said.endswith("expected the same --init or --backbone, or --model alone")
 
 
 def test_the_same_initial_weights_by_another_path(tmp_path, monkeypatch):
