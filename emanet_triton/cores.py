@@ -32,6 +32,11 @@ def default_threads(processes: int = 1) -> int:
     return max(1, usable_cores() // processes)
 
 
+def in_words(threads: int) -> str:
+    """The number of threads in a line of output: "1 thread" or "2 threads"."""
+    return f"{threads} thread{'s' * (threads != 1)}"
+
+
 def _cores() -> int:
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         return os.process_cpu_count() or 1

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from emanet_triton.cache_folder import cache_folder
 from emanet_triton.command import Parser, answer, program, run, say
-from emanet_triton.cores import usable_cores
+from emanet_triton.cores import in_words, usable_cores
 from emanet_triton.errors import first_line, one_line
 from emanet_triton.files import exists
 from emanet_triton.kernels.cache import driver_version, triton_version
@@ -62,7 +62,7 @@ def _parts() -> Iterator[Part]:
     yield from _software()
     yield "platform", platform.platform  # with the version of the C library
     yield "cpu", cpu_name
-    yield "cores", lambda: f"{usable_cores()} usable, {torch.get_num_threads()} threads of PyTorch"
+    yield "cores", _cores
     yield "memory", _memory
     yield "auto on cpu", lambda: f"backend {auto_backend(False)}"
     yield from _gpus()
@@ -103,6 +103,10 @@ def _gpu(index: int) -> str:
         f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability "
         f"{found.major}.{found.minor}, backend {auto_backend(True)}; convolutions: measured"
     )
+
+
+def _cores() -> str:
+    return f"{usable_cores()} usable, {in_words(torch.get_num_threads())} of PyTorch"
 
 
 def _memory() -> str:

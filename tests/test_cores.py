@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emanet_triton import cores
-from emanet_triton.cores import default_threads, usable_cores
+from emanet_triton.cores import default_threads, in_words, usable_cores
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 31 0:30 {} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -115,6 +115,10 @@ def test_threads_are_those_of_the_variable_or_a_share_of_the_cores(
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     assert default_threads(processes) == wanted
+
+
+def test_threads_in_words():
+    assert [in_words(threads) for threads in (1, 2)] == ["1 thread", "2 threads"]
 
 
 def test_affinity(monkeypatch):

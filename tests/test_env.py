@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from emanet_triton import __version__, env
+from emanet_triton.cores import in_words
 from emanet_triton.kernels.device import HAS_TRITON
 from emanet_triton.models.zoo import list_models, published_path
 
@@ -32,7 +33,7 @@ def test_what_it_says(no_gpu, capsys):
     said = values()
     assert said["emanet_triton"] == __version__
     assert said["torch"] == torch.__version__
-    assert said["cores"].endswith(f"{torch.get_num_threads()} threads of PyTorch")
+    assert said["cores"].endswith(f"{in_words(torch.get_num_threads())} of PyTorch")
     assert said["memory"].endswith("GiB available")
     assert said["auto on cpu"] == "backend torch"
     assert said["gpus"] == "PyTorch finds none"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.bench.suites import SUITES
+from emanet_triton.cores import in_words
 from emanet_triton.errors import InputError
 from emanet_triton.files import write_output
 
@@ -101,7 +102,7 @@ def _short_names(machines: Sequence[tuple[str, int | None]]) -> Iterator[str]:
 
 
 def _title(what: str, row: Row) -> str:
-    threads = f", {row.threads} thread{'s' if row.threads > 1 else ''}" if row.threads else ""
+    threads = f", {in_words(row.threads)}" if row.threads else ""
     return f"{what}: {row.device}{threads}"
 
 

@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from emanet_triton.bench.rows import PASSED, Key, Row, read_rows
 from emanet_triton.command import Parser, program, say
+from emanet_triton.cores import in_words
 from emanet_triton.errors import InputError
 
 LEAST = 0.01  # two runs of one program may differ by this relative change
@@ -91,7 +92,7 @@ def _notes(a: dict[Key, Row], b: dict[Key, Row], shared: Iterable[Key]) -> Itera
 
 def _devices(rows: Iterable[Key]) -> str:
     found = dict.fromkeys(
-        f"{key.device or 'unnamed'}{f', {key.threads} threads' if key.threads else ''}"
+        f"{key.device or 'unnamed'}{f', {in_words(key.threads)}' if key.threads else ''}"
         for key in rows
     )
     return "; ".join(found)

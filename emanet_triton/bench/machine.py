@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from emanet_triton.bench.clocks import Call, events_timer, wall_timer
 from emanet_triton.bench.method import Method, Statistics
+from emanet_triton.cores import in_words
 from emanet_triton.errors import InputError
 from emanet_triton.kernels.cache import driver_version, triton_version
 from emanet_triton.kernels.device import DTYPES, cpu_name, has_onednn
@@ -51,7 +52,7 @@ class Machine:
 
     def __str__(self) -> str:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.matmul_tflop_s.items())
-        threads = f", {self.threads} threads" if self.threads else ""
+        threads = f", {in_words(self.threads)}" if self.threads else ""
         return (
             f"{self.device}{threads}: copy {self.copy_gb_s:.4g} GB/s, matmul in TFLOP/s {rates}, "
             f"noise {100 * self.noise:.1f}%" + (f"; {self.runtimes}" if self.runtimes else "")

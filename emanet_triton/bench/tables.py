@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from emanet_triton.bench.rows import PASSED, Row
 from emanet_triton.bench.suite import Said
+from emanet_triton.cores import in_words
 
 NOT_MEASURED = "not measured"
 LONG = 12  # a table of more cases is folded away
@@ -70,7 +71,7 @@ def _where(rows: Sequence[Row]) -> str:
     )
     parts = [
         row.device,
-        f"{row.threads} thread{'s' if row.threads > 1 else ''}" if row.threads else "",
+        in_words(row.threads) if row.threads else "",
         f"driver {row.driver}" if row.driver else "",
         f"PyTorch {row.torch}",
         f"Triton {row.triton}" if row.triton else "",

@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor
 
+from emanet_triton.cores import in_words
 from emanet_triton.eval.metric import Scores, scores
 from emanet_triton.eval.plan import Job, Plan, published_figure
 from emanet_triton.eval.runner import Result
@@ -210,7 +211,7 @@ def running(plan: Plan, predictor: Predictor) -> str:
     """A line that says how the network runs, with all that was chosen by default."""
     where = f"{plan.precision} on {plan.device}"
     if plan.device.type == "cpu":
-        where += f", {plan.threads} thread{'s' * (plan.threads > 1)}"
+        where += f", {in_words(plan.threads)}"
     elif predictor.cuda_graphs:
         where += ", CUDA graphs"
     most = predictor.inputs_at_once
