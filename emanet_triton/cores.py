@@ -25,8 +25,8 @@ def default_threads(processes: int = 1) -> int:
     variable: torchrun sets it to 1 where the user has not set it.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" nests threads
-    few = len(wanted) < 10  # int() refuses thousands of digits
-    threads = int(wanted) if few and wanted.isdecimal() else 0
+    is_number = wanted.isdecimal() and len(wanted) < 10  # int() refuses thousands of digits
+    threads = int(wanted) if is_number else 0
     if processes == 1 and 0 < threads <= MOST_THREADS:
         return threads
     return max(1, usable_cores() // processes)

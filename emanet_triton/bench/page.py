@@ -35,11 +35,11 @@ If a provider is missing, the run prints the reason. A provider with a wrong res
 All weights are generated. Since commit e2a8b0c PyTorch asks for large pages of memory on a CPU, for
 its own operators as for ours ([kernels.md](kernels.md#large-pages-on-a-cpu)).
 
-`--sizes 512x1024 --batches 8 --dtypes bf16 --networks r50 --providers triton` narrow a run of the
-suites that take them (`--help`). `--rounds`, `--seconds` and `--repeat-until 0.01` say how long it
-takes. `--csv` writes rows, `--plot` draws charts. A short run leaves out `torch.compile`, and so
-does `post` with ms+flip on a CPU, because compiling takes minutes. To run it anyway, name the
-provider: `--providers plain-compiled`.
+`--sizes 512x1024 --batches 8 --dtypes bf16 --networks r50 --providers triton` narrow a run;
+`--help` says which suites take `--batches` and `--dtypes`. `--rounds`, `--seconds` and
+`--repeat-until 0.01` say how long it takes. `--csv` writes rows, `--plot` draws charts. A short run
+leaves out `torch.compile`, and so does `post` with ms+flip on a CPU, because compiling takes
+minutes. To run it anyway, name the provider: `--providers plain-compiled`.
 
 [gpu.md](gpu.md) says what to run on a GPU and how it is timed, [h200.md](h200.md) what was
 predicted for it and what is left.

@@ -2,8 +2,9 @@
 
 A fused network first runs on a handful of images, and the largest output of each convolution is
 noted. Then the outputs of the backbone's convolutions become unsigned 8-bit integers. They stand
-for 0 up to these values, or for both signs in a ``downsample``, after which there is no ReLU. The
-first convolution, the EM attention, and all that follows it stay in bfloat16.
+for numbers from 0 to the largest output; in a ``downsample``, after which there is no ReLU, they
+stand for negative numbers, too. The first convolution, the EM attention, and all that follows it
+stay in bfloat16.
 """
 
 import contextlib
