@@ -146,7 +146,7 @@ def _compiled(results: Results) -> Iterator[str]:
     spills = f"{stacks} use a stack" if stacks else "none uses a stack: no register spills"
     yield (
         f"{len(rows)} compilations of {len({row['kernel'] for row in rows})} kernels for "
-        f"{len(targets)} targets by Triton {' and '.join(sorted({r['triton'] for r in rows}))}; "
+        f"{len(targets)} targets by Triton {', '.join(sorted({r['triton'] for r in rows}))}; "
         f"{spills}. A cell shows the worst of a kernel's configurations: the most registers of a "
         "thread at its start, the most shared memory of a program, and the fewest and the most "
         f"tensor-core instructions. {results.link('compiled.csv')} has each compilation."

@@ -35,7 +35,8 @@ RESAMPLING = ("resample_kernel", "confusion_kernel")
 PIXELS = "normalise_kernel"
 EACH = os.environ.get("COMPILE_EACH", "kernel")
 REGISTERS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "gfx942": 128}  # labels of 19 classes
-VERSIONS = {"3.6", "3.9"}  # of Triton in the table: the oldest and the newest supported
+# Of Triton in the table: the oldest and the newest supported, and the one that pip takes.
+VERSIONS = {"3.6", "3.8", "3.9"}
 
 
 def by_key(rows):
