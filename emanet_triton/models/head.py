@@ -1,6 +1,7 @@
 """The EM attention layer, the EMA unit, and EMANet's two heads (mmseg parameter names)."""
 
 import math
+from numbers import Integral
 
 import torch
 import torch.distributed as dist
@@ -48,9 +49,10 @@ class EMAttention(nn.Module):
         norm_shift: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(channels, num_bases, num_stages) < 1:
+        counts = channels, num_bases, num_stages
+        if not all(isinstance(count, Integral) and count >= 1 for count in counts):
             raise ValueError(
-                "channels, num_bases and num_stages must be at least 1, "
+                "channels, num_bases and num_stages must be integers of at least 1, "
                 f"got {channels}, {num_bases} and {num_stages}"
             )
         if channels > MAX_CHANNELS or num_bases > MAX_BASES:

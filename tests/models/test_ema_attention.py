@@ -138,13 +138,14 @@ def test_half_precision_keeps_its_dtype_and_large_logits(dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "must be at least 1, got 0, 64 and 3"),
-        ({"channels": 8, "num_stages": 0}, "must be at least 1, got 8, 64 and 0"),
+        ({"channels": 0}, "must be integers of at least 1, got 0, 64 and 3"),
+        ({"channels": 8, "num_stages": 0}, "must be integers of at least 1, got 8, 64 and 0"),
+        ({"channels": 8, "num_stages": 2.5}, "must be integers of at least 1, got 8, 64 and 2.5"),
         ({"channels": 2049}, "expected at most 2048 channels and 256 bases, got 2049 and 64"),
         ({"channels": 8, "num_bases": 257}, "at most 2048 channels and 256 bases, got 8 and 257"),
         ({"channels": 8, "momentum": 1.5}, r"momentum must lie in \[0, 1\], got 1.5"),
     ],
-    ids=["channels", "stages", "many channels", "many bases", "momentum"],
+    ids=["channels", "stages", "half a stage", "many channels", "many bases", "momentum"],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
