@@ -179,7 +179,7 @@ class FusedEMANet(FusedNetwork):
 
     Shape:
         float [B, 3, H, W] → logits [B, num_classes, ceil(H / stride), ceil(W / stride)] in the
-        network's dtype. No gradient flows through them.
+        network's dtype. No gradient flows through them. An image with NaN or infinity gets NaN.
 
     Raises:
         ValueError: in a call, if the images are no floating-point tensor [B, 3, H, W].
@@ -209,7 +209,11 @@ class FusedEMANet(FusedNetwork):
                 images.to(self.dtype, memory_format=layout).contiguous(memory_format=layout),
             )
             x = self.decode_head.shared_conv(x)
-            return self.decode_head(*x)
+            logits = self.decode_head(*x)
+        if self.channels_last:  # then a library's ReLU may turn NaN into 0
+            finite = images.isfinite().flatten(1).all(1)
+            logits.masked_fill_(~finite[:, None, None, None], math.nan)
+        return logits
 
 
 class FusedHead(nn.Module):

@@ -235,6 +235,15 @@ def test_an_output_that_is_not_finite_is_named():
 
 
 @needs_int8
+def test_an_image_that_is_not_finite_gets_nan(quantized, images):
+    broken = images.clone()
+    broken[0, 1, 20, 30] = float("nan")
+    got = quantized(broken)
+    assert got[0].isnan().all()
+    assert torch.equal(got[1], quantized(images)[1])
+
+
+@needs_int8
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precisions_that_do_not_fit(model, quantized, precision):
     with pytest.raises(ValueError, match=f"'{precision}' does not fit a QuantizedEMANet"):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import golden_data
@@ -154,6 +155,21 @@ def test_sizes(model, size, dtype):
     got = fuse(model, dtype=dtype)(images)
     assert got.shape == want.shape
     assert relative_error(got, want) <= (1e-5 if dtype == FP32 else 0.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "infinity"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
+def test_an_image_that_is_not_finite_gets_nan_as_from_the_model(
+    model, images, dtype, channels_last, value
+):
+    fused = fuse(model, dtype=dtype, channels_last=channels_last)
+    broken = images.clone()
+    broken[0, 1, 20, 30] = value
+    assert logits(model, broken)[0].isnan().all()
+    got = fused(broken)
+    assert got[0].isnan().all()
+    assert torch.equal(got[1], fused(images)[1])
 
 
 def test_the_model_stays_as_it_is_and_shares_nothing(images):

@@ -134,8 +134,8 @@ def _may_apply_relu(dtype: torch.dtype) -> bool:
     """Whether oneDNN may apply a ReLU to the result of images of this dtype.
 
     oneDNN's ReLU turns NaN into 0. float16 overflows, and infinity minus infinity is NaN, which has
-    to reach the logits: there it is found. The other dtypes hardly overflow, so there only damaged
-    weights make NaN, which ``fuse`` refuses.
+    to reach the logits: there it is found. The other dtypes hardly overflow: NaN comes from damaged
+    weights, which ``fuse`` refuses, or from an image, where a fused network looks for it.
     """
     return dtype != torch.float16
 
