@@ -20,7 +20,8 @@ class GraphedNetwork:
     """A network that is recorded when an input shape comes for the second time.
 
     The first input of a shape runs launch by launch. Kernels are compiled and algorithms chosen
-    then; a recording cannot do this.
+    then; a recording cannot do this. A recording keeps the backends and the addresses of weights
+    that it was made with: do not change the network afterwards, and call it from one thread.
 
     Args:
         network: float [B, 3, H, W] on a GPU → a tensor. It must not wait for the device.

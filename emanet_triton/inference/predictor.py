@@ -44,7 +44,8 @@ class Predictor:
             By default one image. Its windows go through a GPU together, up to 64, and through a
             CPU one by one, because several at once are no faster there.
         compile: compile the model with ``torch.compile`` for each input size.
-        cuda_graphs: on a GPU, replay the network as a CUDA graph for sizes that come again.
+        cuda_graphs: on a GPU, replay the network as a CUDA graph for sizes that come again. Do not
+            change the model afterwards, and call the predictor from one thread.
     """
 
     def __init__(

@@ -219,7 +219,10 @@ def _by_cudnn(gpu: Gpu, tiny: bool) -> list[Case]:
 
 
 def _can_fuse(call: OperatorCall) -> bool:
-    """Whether cuDNN can fuse a convolution: as ``eager.can_fuse`` of a residual not the input."""
+    """Whether cuDNN can fuse a convolution, and its output needs no other dtype.
+
+    As ``cudnn.can_fuse`` of a residual that is not the input.
+    """
     dtypes = {tensor.dtype for tensor in (call["x"], call["residual"]) if tensor}
     return call["relu"] and {call["out_dtype"]} == dtypes
 

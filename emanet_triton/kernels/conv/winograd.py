@@ -97,9 +97,11 @@ def winograd_conv(
 ) -> Tensor:
     """Convolve with a 3x3 kernel and stride 1, add bias and residual, apply ReLU.
 
-    Bias, residual and ReLU are computed in float32, the products in ``compute_dtype``. In bfloat16
-    the transformed operands and the products are rounded once more than in a plain convolution: for
-    random numbers the error is 10 to 12 times as large.
+    The products and the bias are computed in ``compute_dtype``, the residual and its sum in
+    float32. In bfloat16 the transformed operands and the products, to one of which the bias is
+    added, are rounded once more than in a plain convolution: for random numbers the error is 10 to
+    12 times as large. For images of few pixels the convolution is rounded to ``compute_dtype``
+    before the residual is added.
 
     Args:
         x: [B, C, H, W]; float32, float16 or bfloat16. Channels-last memory needs no copy.
