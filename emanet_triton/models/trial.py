@@ -7,6 +7,7 @@ trials.jsonl``.
 """
 
 import base64
+import contextlib
 import copy
 import functools
 import json
@@ -39,6 +40,7 @@ HALF_ERROR = 1e-3  # in half precision: added to twice the error of PyTorch's op
 # For a child: enough to compile and to measure all kernels on most machines. Three trials take less
 # than the half hour after which an evaluation in several processes gives a process up.
 SECONDS = 540
+SECONDS_TO_END = 10  # for a child that was killed
 SOUND = "sound"
 _UNTAPED = 2  # calls before the launchers play their tapes (see ``kernels.tape``)
 _USUAL_SCALE = (1024, 512)  # for a protocol in which every image keeps its own size
@@ -161,23 +163,30 @@ def run(trial: Trial, command: Sequence[str] = _CHILD, seconds: float = SECONDS)
         )
     except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:
         return Verdict(f"its trial cannot be started: {error}", lasting=False)
-    with child:
-        try:
-            output, errors = child.communicate(asked, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return Verdict(f"its trial has not ended after {seconds:g} seconds")
-        finally:
-            if child.poll() is None:
-                _end(child)
+    try:
+        output, errors = child.communicate(asked, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return Verdict(f"its trial has not ended after {seconds:g} seconds")
+    finally:
+        if child.poll() is None:
+            _end(child)
     return _verdict(child.returncode, output, errors)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """End a process; on POSIX systems also all that it has started."""
+    """End a process; on POSIX systems also all that it has started.
+
+    Do not wait for long: a driver that waits for its GPU may keep a process that was killed.
+    """
     if hasattr(os, "killpg"):
         os.killpg(child.pid, signal.SIGKILL)
     else:
         child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(SECONDS_TO_END)
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe:
+            pipe.close()
 
 
 def _verdict(code: int, output: str, errors: str) -> Verdict:

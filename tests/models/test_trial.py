@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -189,6 +190,18 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     assert time.monotonic() - begin < 30
     assert found == Verdict("its trial has not ended after 2 seconds")
     wait_until_gone(file.read_text())
+
+
+def test_a_child_that_a_driver_keeps_is_left_alone(monkeypatch):
+    kept = []
+    monkeypatch.setattr(os, "killpg", lambda process, number: kept.append(process))
+    monkeypatch.setattr(trial, "SECONDS_TO_END", 0.2)
+    begin = time.monotonic()
+    found = trial.run(TRIAL, child("import time; time.sleep(60)"), seconds=0.5)
+    assert time.monotonic() - begin < 30
+    assert found == Verdict("its trial has not ended after 0.5 seconds")
+    monkeypatch.undo()
+    os.killpg(kept[0], signal.SIGKILL)
 
 
 def test_a_child_that_hangs_is_ended_on_windows(monkeypatch):
