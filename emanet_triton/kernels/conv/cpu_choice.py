@@ -15,8 +15,8 @@ from emanet_triton.kernels.device import DTYPE_NAMES, cpu_capability, has_onednn
 NEVER = sys.maxsize
 # From so many input and output channels on, Winograd's algorithm is faster, by CPU and dtype of the
 # products; with two threads at 64 x 128 pixels. An AMD EPYC measured avx512_bf16
-# (benchmarks/results/conv_cpu.csv) and, restricted to their instructions, avx512 and avx2; an Intel
-# Xeon measured amx (benchmarks/results/conv_amx.csv).
+# (benchmarks/results/conv_cpu.csv) and, restricted to its instructions, avx512; an older one avx2
+# (benchmarks/results/zen3/convolutions.csv); an Intel Xeon amx (benchmarks/results/conv_amx.csv).
 WINOGRAD_FROM = {
     ("amx", torch.float32): 256,
     ("amx", torch.bfloat16): NEVER,
