@@ -72,9 +72,11 @@ def test_of_few_pixels_it_is_the_plain_convolution(monkeypatch, dtype):
     arguments = x, pack_weight(weight), bias, residual
     options = {"dilation": 2, "out_dtype": FP32}
     transformed = winograd_conv(*arguments, **options)
-    monkeypatch.setattr(winograd, "FEW_PIXELS", {dtype.itemsize: 13 * 17 + 1})  # of an image
+    computed = compute_dtype(dtype)
+    monkeypatch.setattr(winograd, "FEW_PIXELS", {computed.itemsize: 13 * 17 + 1})  # of an image
     got = winograd_conv(*arguments, **options)
-    plain = F.conv2d(x, weight, bias, padding=2, dilation=2)
+    operands = (t.to(computed) for t in (x, weight, bias))
+    plain = F.conv2d(*operands, padding=2, dilation=2)
     assert got.dtype == FP32
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, (plain + residual).relu(), rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from emanet_triton.kernels.device import cpu_capability
 from emanet_triton.kernels.em import eager as em_torch
 from emanet_triton.kernels.em import reference
 
@@ -94,11 +95,15 @@ def test_as_accurate_as_plain_pytorch(dtype, scale, operator):
     assert_three_way(got, SPECIFIED[operator](*rounded), want, atol=2e-6)
 
 
-@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("channels", [256, 512])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_errors_of_one_step_with_mkl_and_onednn(layout, channels):
-    """With all channels at once oneDNN's error would be 1.5 to 1.8 times plain PyTorch's."""
+def test_errors_of_one_step_with_mkl_and_onednn(layout, channels, products):
+    """With all channels at once oneDNN's error would be 1.5 to 1.8 times plain PyTorch's.
+
+    With AVX2's shorter vectors oneDNN rounds more, but there it never computes the EM steps.
+    """
+    if products == "onednn" and not cpu_capability().startswith(("avx512", "amx")):
+        pytest.skip("without AVX512 oneDNN does not compute the EM steps")
     feats, bases, *_ = inputs(1, channels, 64, 2048)
     got = em_torch.run_attention(LAYOUTS[layout](feats), bases, 1)
     plain = attention_specification(feats, bases, 1)
