@@ -19,12 +19,7 @@ network's memory, so every call computes them anew, for ``CHANNELS_BYTES`` of in
 time. For images of few pixels PyTorch's convolution is faster, and runs instead in any batch.
 """
 
-import contextlib
 import functools
-import itertools
-import math
-import mmap
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -35,6 +30,7 @@ from emanet_triton.kernels import flops
 from emanet_triton.kernels.checks import check_at_least, check_dtype, check_layout, check_shape
 from emanet_triton.kernels.conv.eager import torch_conv
 from emanet_triton.kernels.conv.onednn import compute_dtype
+from emanet_triton.kernels.conv.scratch import Scratch, allocate, view
 from emanet_triton.kernels.products import onednn_beats_mkl, onednn_linear
 from emanet_triton.kernels.registration import Operator, register
 from emanet_triton.kernels.threads import for_each, num_threads
@@ -72,7 +68,6 @@ OUTPUT = [
     [0, 1, 1, 0.25, 4, 0],
     [0, 1, -1, 0.125, -8, 1],
 ]
-_OF_THREAD = threading.local()
 ONES = SIZE + 1  # index of the product at point 1 of both axes: every output adds it once
 
 
@@ -159,7 +154,7 @@ def _run(
     tiles = across * max(sum(count for *_, count in runs) for runs in blocks)
     weights_bytes = SIZE**2 * channels * outputs * dtype.itemsize
     thread_bytes = _scratch_bytes(tiles, channels, outputs, dtype.itemsize)
-    memory = _memory(x.device, weights_bytes + threads * sum(thread_bytes), keep=small)
+    memory = allocate(x.device, weights_bytes + threads * sum(thread_bytes), keep=small)
     weights_memory, *scratch = memory.split([weights_bytes, *thread_bytes * threads])
     of_threads = list(zip(scratch[::2], scratch[1::2], strict=True))
 
@@ -170,7 +165,7 @@ def _run(
     addend = residual
     for i, (piece, piece_taps) in enumerate(zip(pieces, taps, strict=True)):
         last = i == len(pieces) - 1
-        matrices = _view(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
+        matrices = view(weights_memory, (SIZE**2, outputs, piece.shape[1]), dtype)
         at_once = min(tiles, -(-WEIGHTS // piece.shape[1]))
         parts = zip(piece_taps.split(at_once, 1), matrices.split(at_once, 1), strict=True)
         _for_each(transform_weight, list(parts), of_threads, x.device)
@@ -206,28 +201,9 @@ def _for_each(
 
     def make_run() -> Callable[[object], None]:
         memory = free.popleft()
-        return lambda item: step(_Scratch(memory), item)
+        return lambda item: step(Scratch(memory), item)
 
     for_each(make_run, items, device)
-
-
-class _Scratch:
-    """The two parts of a thread's memory, used in turns: a step reads one and writes the other."""
-
-    def __init__(self, memory: tuple[Tensor, Tensor]) -> None:
-        self._parts = itertools.cycle(memory)
-
-    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor in the part that was not taken last."""
-        return _view(next(self._parts), shape, dtype)
-
-    def cast(self, source: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tensor that was taken last, in another dtype."""
-        return source if source.dtype == dtype else self.copy(source, dtype)
-
-    def copy(self, source: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A copy of a tensor that is in the part taken last, or in neither."""
-        return self.take(*source.shape, dtype=dtype).copy_(source)
 
 
 class _Convolution:
@@ -256,10 +232,10 @@ class _Convolution:
         as_it_is = addend is None and out.dtype == dtype
         self.output = x.new_tensor(OUTPUT, dtype=dtype if as_it_is else torch.float32)
 
-    def __call__(self, scratch: _Scratch, runs: list[tuple[int, int, int]]) -> None:
+    def __call__(self, scratch: Scratch, runs: list[tuple[int, int, int]]) -> None:
         self._write(self._products(self._read(runs, scratch), scratch), runs, scratch)
 
-    def _read(self, runs: list[tuple[int, int, int]], scratch: _Scratch) -> Tensor:
+    def _read(self, runs: list[tuple[int, int, int]], scratch: Scratch) -> Tensor:
         """Transformed pixels, [36, tiles, C] in the dtype of the products."""
         channels, d, width = self.images.shape[3], self.dilation, self.images.shape[2]
         most, rows = max(count for *_, count in runs), sum(count for *_, count in runs)
@@ -278,7 +254,7 @@ class _Convolution:
 
         return _transform(self.input, tiles.flatten(2), scratch).unflatten(1, (-1, channels))
 
-    def _products(self, pixels: Tensor, scratch: _Scratch) -> Tensor:
+    def _products(self, pixels: Tensor, scratch: Scratch) -> Tensor:
         """[36, tiles, C] → sums over the channels, [36, tiles, O] in the dtype of ``output``."""
         shape = *pixels.shape[:2], self.matrices.shape[1]
         products = scratch.take(*shape, dtype=pixels.dtype)
@@ -291,7 +267,7 @@ class _Convolution:
             products[ONES] += self.bias
         return scratch.cast(products, self.output.dtype)
 
-    def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: _Scratch) -> None:
+    def _write(self, products: Tensor, runs: list[tuple[int, int, int]], scratch: Scratch) -> None:
         """Sums [36, tiles, O] → rows of the output, with the addend and ReLU."""
         d, outputs, width = self.dilation, products.shape[2], self.out.shape[2]
         block = _transform(self.output, products.flatten(1).unflatten(0, (SIZE, SIZE)), scratch)
@@ -309,7 +285,7 @@ class _Convolution:
             out.copy_(part.relu_() if self.relu else part)
 
 
-def _transform(matrix: Tensor, tiles: Tensor, scratch: _Scratch) -> Tensor:
+def _transform(matrix: Tensor, tiles: Tensor, scratch: Scratch) -> Tensor:
     """Multiply both axes of the tiles, [n, n, K], by a matrix [m, n] → [m * m, K].
 
     In bfloat16 one larger product is faster, and it rounds once.
@@ -324,27 +300,6 @@ def _transform(matrix: Tensor, tiles: Tensor, scratch: _Scratch) -> Tensor:
     return torch.bmm(matrix.expand(m, -1, -1), half, out=out).flatten(0, 1)
 
 
-def _memory(device: torch.device, size: int, keep: bool) -> Tensor:
-    """Allocate ``size`` bytes, on Linux in a mapping of their own, of huge pages if possible.
-
-    Memory from the C library would leave holes that fit nothing else. With ``keep`` the thread uses
-    the memory again at its next call. Without ``keep`` the thread keeps no memory.
-    """
-    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    mapping = getattr(_OF_THREAD, "memory", None)
-    if mapping is None or len(mapping) < size:
-        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without large pages
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    _OF_THREAD.memory = mapping if keep else None
-    return torch.frombuffer(mapping, dtype=torch.uint8)[:size]
-
-
-def _view(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return memory.view(dtype)[: math.prod(shape)].view(*shape)
-
-
 def _filter(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix that transforms weights, [36, 9]; in bfloat16 its two parts, [36, 18]."""
     one_axis = torch.tensor(FILTER, dtype=torch.float64, device=device)
@@ -353,7 +308,7 @@ def _filter(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.cat([matrix, (exact - matrix).to(dtype)], 1) if dtype == torch.bfloat16 else matrix
 
 
-def _transform_weight(matrix: Tensor, scratch: _Scratch, part: tuple[Tensor, Tensor]) -> None:
+def _transform_weight(matrix: Tensor, scratch: Scratch, part: tuple[Tensor, Tensor]) -> None:
     """Transform the taps [9, O, C] of a part into its second tensor, [36, O, C]."""
     taps, out = part
     terms = matrix.shape[1] // len(taps)

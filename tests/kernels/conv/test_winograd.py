@@ -7,7 +7,7 @@ import torch
 from golden_data import relative_error
 from torch.nn import functional as F
 
-from emanet_triton.kernels.conv import winograd
+from emanet_triton.kernels.conv import scratch, winograd
 from emanet_triton.kernels.conv.onednn import compute_dtype
 from emanet_triton.kernels.conv.winograd import pack_weight, winograd_conv
 from emanet_triton.kernels.out_of_memory import is_out_of_memory
@@ -164,12 +164,12 @@ def test_memory_is_kept_for_the_next_call_unless_the_image_is_large(monkeypatch)
     x, weight, bias, residual = make((2, 8, 13, 17), 6)
     arguments = x, pack_weight(weight), bias, residual
     first = winograd_conv(*arguments)
-    kept = winograd._OF_THREAD.memory
+    kept = scratch._OF_THREAD.memory
     again = winograd_conv(*arguments)  # in memory that the first call has written
-    assert winograd._OF_THREAD.memory is kept
+    assert scratch._OF_THREAD.memory is kept
     monkeypatch.setattr(winograd, "SMALL_PIXELS", 2 * 13 * 17 - 1)
     large = winograd_conv(*arguments)
-    assert winograd._OF_THREAD.memory is None
+    assert scratch._OF_THREAD.memory is None
     assert torch.equal(first, again)
     assert torch.equal(first, large)
 
@@ -234,8 +234,8 @@ def test_a_mapping_that_fails(monkeypatch, number, lacks_memory):
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(winograd, "_OF_THREAD", threading.local())
-    monkeypatch.setattr(winograd.mmap, "mmap", fail)
+    monkeypatch.setattr(scratch, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(scratch.mmap, "mmap", fail)
     x, weight, bias = torch.zeros(1, 8, 64, 64), torch.zeros(8, 8, 3, 3), torch.zeros(8)
     with pytest.raises(OSError) as raised:
         winograd_conv(x, weight, bias)
