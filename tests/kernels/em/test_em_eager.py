@@ -100,7 +100,7 @@ def test_as_accurate_as_plain_pytorch(dtype, scale, operator):
 def test_errors_of_one_step_with_mkl_and_onednn(layout, channels, products):
     """With all channels at once oneDNN's error would be 1.5 to 1.8 times plain PyTorch's.
 
-    With AVX2's shorter vectors oneDNN rounds more, but there it never computes the EM steps.
+    Without AVX512 oneDNN's error is larger, too, but there it never computes the EM steps.
     """
     if products == "onednn" and not cpu_capability().startswith(("avx512", "amx")):
         pytest.skip("without AVX512 oneDNN does not compute the EM steps")
