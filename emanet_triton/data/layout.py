@@ -26,7 +26,8 @@ class Layout:
             may span folders, and ``{split}`` for the name of a split.
         labels: the pattern of the labels' paths.
         lists: the files that list the names of a split, one a line, by the name of the split. If a
-            split has no list, all files that match the patterns belong to it.
+            split has no list, all files that match the patterns belong to it; but there is no such
+            split if other splits have lists and no pattern has ``{split}``.
     """
 
     images: str
