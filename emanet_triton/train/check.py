@@ -54,9 +54,11 @@ def class_weights(
     if group.count > 1:
         dist.all_reduce(counts, group=group.messages)
     pixels = counts[: len(dataset.classes)].double()
-    weights = (pixels / pixels.sum()) ** -balance
     occurs = pixels > 0
-    return torch.where(occurs, weights / weights[occurs].mean(), 1.0).float()
+    weights = torch.ones_like(pixels)
+    # softmax computes ratios of powers, which do not overflow for a large balance
+    weights[occurs] = torch.softmax(-balance * pixels[occurs].log(), 0) * occurs.sum()
+    return weights.float()
 
 
 def _shared(

@@ -17,6 +17,7 @@ from emanet_triton.models.checkpoint_files.safetensors_file import write_safeten
 from emanet_triton.models.description import Description
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+KEPT = "iter_{}.safetensors"  # the weights after so many iterations
 STATE = "state.pth"
 _EXPECTED = "expected the state of a training by this command"
 _FORM = 1  # of the state's file; increase it when an older one cannot be read
@@ -124,7 +125,7 @@ def refuse_training(path: Path) -> None:
     Raises:
         InputError: see above.
     """
-    if any((path / name).exists() for name in (STATE, LAST, BEST)):
+    if any(any(path.glob(name)) for name in (STATE, LAST, BEST, KEPT.format("*"))):
         raise InputError(
             f"--out {path}: holds a training; expected --resume to go on with it, or another folder"
         )

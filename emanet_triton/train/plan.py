@@ -141,8 +141,9 @@ def make_plan(args: Namespace, device: torch.device, group: Group) -> Plan:
     if args.init not in (None, NONE) and not (args.resume or args.dry_run):
         fetch_chosen(args.init, model)  # a download that fails leaves no folder behind
     require_folder(args.out)
-    if not (args.resume or args.dry_run):
-        refuse_training(args.out)
+    if not args.dry_run:
+        if not args.resume:
+            refuse_training(args.out)
         require_own_tables(args.out)
     return Plan(
         model=model,

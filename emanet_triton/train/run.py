@@ -17,7 +17,7 @@ from emanet_triton.errors import InputError, first_line
 from emanet_triton.eval.draw import side_by_side
 from emanet_triton.eval.metric import scores
 from emanet_triton.train.check import class_weights
-from emanet_triton.train.folder import BEST, LAST, Folder
+from emanet_triton.train.folder import BEST, KEPT, LAST, Folder
 from emanet_triton.train.group import Group, SharedError
 from emanet_triton.train.log import Log
 from emanet_triton.train.plan import Plan
@@ -147,7 +147,7 @@ class Run:
         if not self._group.first:
             return
         if iteration % self._plan.keep_every == 0:
-            self._write_weights(f"iter_{iteration}.safetensors", {})
+            self._write_weights(KEPT.format(iteration), {})
         self._write_weights(LAST, {})
         self._write_state()
 

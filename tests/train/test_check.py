@@ -29,5 +29,11 @@ def test_a_class_without_pixels_does_not_change_the_others(own_scenes):
     assert set(found) == {1.0}
 
 
+@pytest.mark.parametrize("balance", [400, 1e30])
+def test_a_large_balance_leaves_the_rarest_class_alone(own_scenes, balance):
+    found = weights(own_scenes, {ROAD: 48, CAR: 16}, balance)
+    assert (found[TRAIN_IDS[ROAD]], found[TRAIN_IDS[CAR]]) == (pytest.approx(0), 2)
+
+
 def test_labels_without_classes_weigh_the_same(own_scenes):
     assert set(weights(own_scenes, {0: 64})) == {1.0}

@@ -175,6 +175,20 @@ def test_a_table_of_another_program_is_kept(scenes, tmp_path, fails, name):
     assert (tmp_path / name).read_text() == "name,age\n"
 
 
+@pytest.mark.parametrize("name", ["train.csv", "val.csv"])
+def test_a_resumed_training_keeps_a_table_of_another_program(scenes, out, fails, name):
+    (out / name).write_text("name,age\n")
+    said = fails(*options(scenes, out=out, resume=True, iterations=3))
+    assert f"{out / name}: exists and is no table of emanet-triton train" in said
+    assert (out / name).read_text() == "name,age\n"
+
+
+def test_a_checkpoint_of_an_earlier_training_is_kept(scenes, tmp_path, fails):
+    (tmp_path / "iter_2.safetensors").write_text("weights")
+    assert "holds a training" in fails(*options(scenes, out=tmp_path, keep_every=2))
+    assert (tmp_path / "iter_2.safetensors").read_text() == "weights"
+
+
 def test_tables_without_a_state_are_replaced(scenes, out):
     for name in ("state.pth", "last.safetensors", "best.safetensors"):
         (out / name).unlink()
