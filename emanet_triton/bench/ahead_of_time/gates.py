@@ -258,7 +258,7 @@ def _options() -> argparse.Namespace:
         choices=[each.name.lower() for each in Each],
         default="use",
         help="compile every tile in each use (default); or every tile once, in its commonest use; "
-        "or every tile in bfloat16 alone, and each kernel once in the other dtypes",
+        "or each kernel once in every dtype, with one of its tiles",
     )
     parser.add_argument("--processes", type=int, default=usable_cores())
     return parser.parse_args()

@@ -302,8 +302,8 @@ def groups(each: Each) -> list[Group]:
     """Launches on all targets.
 
     ``Each.USE`` compiles every tile in each of its uses, and ``Each.TILE`` every tile in its
-    commonest use. ``Each.KERNEL`` compiles every tile in bfloat16, and each kernel once in float16
-    and in each precision of float32: these have the structure, and mostly the tiles, of bfloat16's.
+    commonest use. ``Each.KERNEL`` compiles each kernel once in every dtype and precision, as a
+    sample of the others. The kernels that overlap are kernels of their own in bfloat16.
     """
     found = [Group((launch,)) for launch in _em(each)]
     for arch, dtype, precision in dict.fromkeys(
@@ -317,7 +317,7 @@ def groups(each: Each) -> list[Group]:
             ]
         if conv_tiles.has_boxes(arch, dtype):
             launches += [BoxesLaunch(arch, dtype, precision, layer) for layer in BOXES]
-        wanted = Each.TILE if dtype == "bf16" else min(each, Each.TILE)
+        wanted = min(each, Each.TILE)
         if each > Each.KERNEL and (arch, dtype) == ("sm_90", "bf16"):
             wanted = Each.USE
         found.append(Group(tuple(launches), wanted))
@@ -328,8 +328,7 @@ def groups(each: Each) -> list[Group]:
             for note in notes
         ]
         if each == Each.KERNEL:
-            few = [launch for launch in labels if launch.classes in (19, 150)]
-            labels = [launch for launch in few if launch.dtype == "bf16" or launch.is_common]
+            labels = [launch for launch in labels if launch.is_common]
         found.append(Group((*labels, *(ConfusionLaunch(arch, classes) for classes in CONFUSIONS))))
         poolings = tuple(PoolLaunch(arch, *use) for use in product(DTYPES, POOLINGS))
         found.append(Group(poolings, Each.USE if each > Each.KERNEL else Each.TILE))
@@ -343,7 +342,7 @@ def _em(each: Each) -> list[EMLaunch]:
     found = []
     for arch in ARCHS:
         for dtype in DTYPES:
-            all_tiles = dtype == "bf16" or each > Each.KERNEL
+            all_tiles = each > Each.KERNEL
             for precision in FP32_PRECISIONS if dtype == "fp32" else ("ieee",):
                 if arch == "gfx942" and precision == "tf32x3":
                     continue  # served by ieee
@@ -353,14 +352,14 @@ def _em(each: Each) -> list[EMLaunch]:
                     EMLaunch(*products, attention, 512, 64, kernels=outputs),
                 ]
                 if tiles.has_one_pass(arch, dtype):
-                    kernels = (*ONE_PASS, *OVERLAPPING) if all_tiles else ONE_PASS
+                    overlap = OVERLAPPING if all_tiles or dtype == "bf16" else ()
                     one_pass = functools.partial(
-                        EMLaunch, *products, channels=512, bases=64, ranges=128, kernels=kernels
+                        EMLaunch, *products, channels=512, bases=64, ranges=128
                     )
-                    found.append(one_pass(block))
+                    found.append(one_pass(block, kernels=(*ONE_PASS, *overlap)))
                     if all_tiles:
                         found += [
-                            one_pass(attention),
+                            one_pass(attention, kernels=(*ONE_PASS, *overlap)),
                             one_pass(block, out_relu=True, kernels=ONE_PASS),
                         ]
                 if all_tiles:
