@@ -73,7 +73,7 @@ class HubEMANet(
         if not 1 <= len(config.classes) <= 255:
             raise InputError(f"expected 1 to 255 classes, got {len(config.classes)}")
         super().__init__(entry.architecture, config.protocol, len(config.classes))
-        self._description = config
+        self.describe(config)
         self._as_read: str | None = None  # a digest of the weights of the file
 
     @classmethod
@@ -159,9 +159,10 @@ class HubEMANet(
     @property
     def description(self) -> Description:
         """What ``config.json`` says: nothing of the file that was read if its weights changed."""
+        noted = super().description
+        assert noted is not None  # ``__init__`` notes it
         same = self._as_read is None or self._as_read == self._digest()
-        info = self._description.info if same else {}
-        return replace(self._description, protocol=self.protocol, info=info)
+        return noted if same else replace(noted, info={})
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the three files; the options are those of the mixin.

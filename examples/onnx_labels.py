@@ -48,6 +48,8 @@ def main() -> None:
     for file in (args.model, args.picture):
         if not Path(file).is_file():
             parser.error(f"{file}: no such file")
+        if Path(args.labels).exists() and Path(args.labels).samefile(file):
+            parser.error(f"{file}: is to be read; expected another file for the labels")
     try:
         labels, classes = compute_labels(args.model, args.picture)
         Image.fromarray(labels).save(args.labels, "PNG")  # a JPEG file would change labels

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from golden_data import listed_keys
 from safetensors.torch import load_file
 from trained_files import CLASSES, TRAINED, write_trained
 
-from emanet_triton import class_names, palette
+from emanet_triton import class_names, create_model, palette
 from emanet_triton.convert import main
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
 from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
+from emanet_triton.models.chosen import choose
 from emanet_triton.models.conversion import convert
 from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.loading import load_into
@@ -197,7 +199,11 @@ def test_a_description_of_a_training_is_kept(tmp_path):
     for earlier, path in pairwise([source, *paths]):
         assert main([str(earlier), str(path)]) == 0
         assert Description.of(read_checkpoint(path).meta) == TRAINED
-    assert description_in(paths[-1]) == TRAINED
+        assert description_in(path) == TRAINED
+        chosen = choose(str(path))
+        assert (chosen.name, chosen.protocol) == (TRAINED.model, TRAINED.protocol)
+        assert chosen.dataset.description == TRAINED.dataset
+        assert create_model(checkpoint=path).description == replace(TRAINED, info={})
     broken = write_trained(tmp_path / "broken.safetensors", {"emanet_triton": "x"})
     with pytest.raises(InputError, match=r"broken\.safetensors: its description of a model is"):
         convert(broken, tmp_path / "d.pth")

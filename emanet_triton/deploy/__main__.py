@@ -7,6 +7,7 @@ import torch
 
 from emanet_triton.command import answer, run, say
 from emanet_triton.cores import default_threads
+from emanet_triton.data.description import SUFFIX, is_description
 from emanet_triton.data.overlay import class_names
 from emanet_triton.deploy.export import export, size_without_option
 from emanet_triton.deploy.options import make_parser
@@ -27,12 +28,15 @@ def _main(args: Namespace) -> int:
         raise InputError("--batch is for a file of one size; expected no --batch with --dynamic")
     device = open_device(args.device, [args.precision])
     torch.set_num_threads(args.threads or default_threads())
-    chosen = choose(args.ckpt, args.model)
+    if args.data and not is_description(args.data):
+        raise InputError(f"--data {args.data}: expected a file *{SUFFIX} that describes a data set")
+    chosen = choose(args.ckpt, args.model, args.data)
     protocol = scaled(chosen.protocol, args.scale)
     # Before a checkpoint is downloaded and read.
     size = args.size or size_without_option(protocol, args.to, args.part, args.dynamic)
     checkpoint = read_chosen(args.ckpt, chosen.name)
     model = load_network(chosen.name, checkpoint, device, num_classes=chosen.num_classes)
+    model.protocol = chosen.protocol
     description = Description.of(checkpoint.meta)
     checkpoint.release()
     about = Description(

@@ -94,7 +94,7 @@ def export(
             which are faster. The program that loads the file must then import emanet_triton, and
             run on the same kind of device.
         protocol: how images are resized and cut into windows; by default the model's.
-        about: the model, for the file's metadata.
+        about: the model, for the file's metadata; by default ``model.description``.
         check: whether to compare results. The file is not kept if they differ.
         overwrite: replace an existing file.
         progress: gets a line of text before each step, and after each comparison.
@@ -122,6 +122,7 @@ def export(
     if size is None:
         size = size_without_option(protocol, to, part, dynamic)
     size = _checked_size(size, least_side(model))
+    about = about or model.description
     request = Request(model, protocol, part, precision, size, batch, dynamic, operators, about)
     if refused := refusal(to, request):
         raise InputError(refused)

@@ -36,6 +36,13 @@ def make_parser() -> Parser:
         help="the model that CKPT belongs to; default: the one that a file of emanet-triton train "
         "names, or whose published file has the name or the hash of CKPT",
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.toml",
+        help="a file that describes the data set of CKPT; default: the data set of the model, or "
+        "the one on which CKPT was trained",
+    )
     what = parser.add_argument_group("what the file computes")
     what.add_argument(
         "--part",

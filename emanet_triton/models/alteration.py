@@ -20,7 +20,7 @@ from emanet_triton.models.protocol import Protocol
 
 UNUSED = {"": (AUXILIARY,)}  # by module: its children that do nothing in evaluation mode
 # Attributes that may differ: a fused form reads them, or they do nothing in evaluation mode.
-FREE_OF_NETWORKS = {"architecture", "protocol", "num_classes"}
+FREE_OF_NETWORKS = {"architecture", "protocol", "num_classes", "_description"}
 FREE = {
     EMAttention: {"num_stages", "backend", "momentum", "norm_shift"},
     nn.BatchNorm2d: {"eps", "momentum"},

@@ -38,6 +38,7 @@ from emanet_triton.models.checkpoint_files.safetensors_file import (
 from emanet_triton.models.checkpoint_files.stored import Content, StoredTensor, make
 from emanet_triton.models.checkpoint_files.torch_file import (
     is_legacy_file,
+    metadata_in_zip,
     read_legacy_file,
     read_zip_file,
 )
@@ -50,6 +51,7 @@ _LARGEST = 4 << 30  # bytes; a training's checkpoint of ResNet-101 takes 0.8 GB 
 _SHARED = 4  # times the file that tensors may claim together; those of most files share no memory
 _POINTER = b"version https://git-lfs.github.com/"  # how Git LFS begins its stand-ins for files
 _HEAD = 512  # bytes that tell the format
+_ZIP = b"PK\x03\x04"  # how a zip begins
 DESCRIPTION = "emanet_triton"  # metadata: the description of a file of this package
 _LAYOUT = "layout"  # metadata: the layout of a converted file's source
 _OF_MMSEG = ("mmseg_version", "mmengine_version", "config", "cfg")  # metadata of its trainings
@@ -161,17 +163,20 @@ def _known_layout(meta: dict[str, Any], found: str, noted: object) -> str | None
     return MMSEGMENTATION if any(key in meta for key in _OF_MMSEG) else None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, of which only the header is read.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file or of PyTorch's zip file, whose weights are not read.
 
     Returns:
-        The metadata; nothing for any other file, also if it is damaged or missing.
+        The metadata, as ``Checkpoint.meta`` has them; nothing for any other file, also if it is
+        damaged, dangerous or missing.
     """
     try:
         if not path.is_file():
             return {}
         with _open(path) as file:
             head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+            if head.startswith(_ZIP):
+                return metadata_in_zip(file)
             if not is_safetensors(head, size):
                 return {}
             end = header_end(head)
@@ -216,7 +221,7 @@ def _reader(head: bytes, size: int) -> Callable[[memoryview], Content]:
         raise UnsupportedError(f"is empty; {_EXPECTED}")
     if is_safetensors(head, size):  # before web pages: its length may begin with "<"
         return read_safetensors_file
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(_ZIP):
         return read_zip_file
     if head.startswith(b"\x80"):  # a pickle
         return read_legacy_file if is_legacy_file(head) else read_pdparams_file

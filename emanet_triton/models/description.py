@@ -1,7 +1,7 @@
 """What a file of this package says about its weights: model, classes, protocol, data set.
 
 The training, the export and ``HubEMANet`` write it into the ``__metadata__`` of their safetensors
-files, as one JSON text.
+files, as one JSON text. ``convert`` also writes it into the ``meta`` of its PyTorch files.
 """
 
 import json
@@ -104,7 +104,7 @@ class Description:
 
 
 def description_in(path: Path) -> Description | None:
-    """The description in a safetensors file, of which only the header is read.
+    """The description in a safetensors file or in PyTorch's zip file, whose weights are not read.
 
     Returns:
         The description; ``None`` for any other file, also if it is damaged or missing.

@@ -277,7 +277,7 @@ def _hints(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
         hints.append(
             f"The file is for {classes.shape[0] if classes.dim() else 'no'} classes, "
             f"the model for {expected.shape[0]}; create_model takes num_classes=, and the commands "
-            "eval and predict take --data FILE.toml with the classes."
+            "eval, predict and export take --data FILE.toml with the classes."
         )
     return hints
 

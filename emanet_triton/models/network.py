@@ -5,11 +5,13 @@ A variant is one module with a ``Network`` and perhaps its ``FusedNetwork``, and
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from emanet_triton.models.description import Description
 from emanet_triton.models.protocol import Protocol
 
 RGB = tuple[float, float, float]
@@ -40,6 +42,17 @@ class Network(nn.Module):
         self.architecture = architecture
         self.protocol = protocol
         self.num_classes = num_classes
+        self._description: Description | None = None
+
+    def describe(self, description: Description) -> None:
+        """Note what is known of this model, for the files that ``export`` writes."""
+        self._description = description
+
+    @property
+    def description(self) -> Description | None:
+        """The model's name and classes with its protocol of now; ``None`` if nobody noted them."""
+        noted = self._description
+        return None if noted is None else replace(noted, protocol=self.protocol)
 
     def fused_form(self, dtype: torch.dtype, channels_last: bool) -> "FusedNetwork | None":
         """A copy for inference that computes the same, faster; ``None`` if there is none.

@@ -139,8 +139,8 @@ def create_model(
     ``torch.inference_mode`` still has ordinary tensors.
 
     Args:
-        name: one of ``list_models()``. It may be left out if ``checkpoint`` is a safetensors file
-            that names its model, such as those of emanet-triton train.
+        name: one of ``list_models()``. It may be left out if ``checkpoint`` names its model, as the
+            files of emanet-triton train do.
         checkpoint: a checkpoint file to load. All weights must fit.
         pretrained: load the published checkpoint. It is downloaded once into torch's hub cache,
             and its hash is checked whenever it is opened.
@@ -152,6 +152,7 @@ def create_model(
     Returns:
         The model: an ``EMANet``, unless its entry in the zoo names another class.
         ``model.protocol`` is the protocol of its published evaluation, or of the training.
+        ``model.description`` says its name and its classes, unless only their number is known.
 
     Raises:
         InputError: the name is unknown or missing, a file cannot be downloaded, is damaged, is not
@@ -163,8 +164,8 @@ def create_model(
     if name is None:
         if description is None:
             raise InputError(
-                f"{checkpoint or 'create_model'}: expected the name of {models_like()}; a "
-                "safetensors file that names its model needs none"
+                f"{checkpoint or 'create_model'}: expected the name of {models_like()}; a file "
+                "that names its model, as those of emanet-triton train do, needs none"
             )
         name = description.model
     entry = find_entry(name)
@@ -187,6 +188,10 @@ def create_model(
         elif checkpoint is not None:
             loaded = read_checkpoint(checkpoint)
             load_into(model, loaded, new_classes=new_classes, stacklevel=3)
+    dataset = entry.dataset if description is None else description.described() or entry.dataset
+    if len(dataset.classes) == classes:
+        about = Description(name, class_names(dataset), protocol, dataset.description, {})
+        model.describe(about)
     return model.eval()
 
 

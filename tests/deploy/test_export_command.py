@@ -1,9 +1,24 @@
 """``emanet-triton export``."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from checkpoint_files import save
 
+from emanet_triton import create_model
 from emanet_triton.__main__ import main
+from emanet_triton.models.checkpoint_files.safetensors_file import write_safetensors
+from emanet_triton.models.description import description_in
+
+TWO_CLASSES = """
+images = "images/{name}.png"
+labels = "labels/{name}.png"
+[[classes]]
+name = "land"
+[[classes]]
+name = "water"
+"""
 
 
 def run(*arguments):
@@ -20,6 +35,32 @@ def test_it_compares_and_names_the_file(tmp_path, capsys):
     assert said[-1].startswith(f"{file}: ")
     labels = torch.export.load(file).module()(torch.zeros(40, 60, 3, dtype=torch.uint8))
     assert labels.shape == (40, 60)
+
+
+def test_a_checkpoint_of_own_classes(tmp_path, capsys):
+    content = {"meta": {}, "state_dict": create_model("emanet_demo", num_classes=2).state_dict()}
+    ckpt, data = save(content, tmp_path / "two.pth"), tmp_path / "two.toml"
+    data.write_text(TWO_CLASSES)
+    command = ckpt, "--model", "emanet_demo", "--to", "safetensors", "--size", "32x64", "--out"
+    assert run(*command, tmp_path / "a.safetensors") == 2
+    assert "eval, predict and export take --data FILE.toml" in capsys.readouterr().err
+    assert run(*command, tmp_path / "a.safetensors", "--data", tmp_path) == 2
+    assert f"--data {tmp_path}: expected a file *.toml" in capsys.readouterr().err
+    assert run(*command, tmp_path / "a.safetensors", "--data", data) == 0
+    description = description_in(tmp_path / "a.safetensors")
+    assert description is not None and description.classes == ("land", "water")
+
+
+def test_a_training_keeps_its_protocol(tmp_path):
+    model = create_model("emanet_demo")
+    protocol = model.protocol = replace(model.protocol, base_scale=(96, 48))
+    trained, file = tmp_path / "best.safetensors", tmp_path / "a.safetensors"
+    weights = model.state_dict()
+    trained.write_bytes(write_safetensors(weights, model.description.metadata()))
+    assert run(trained, "--to", "safetensors", "--size", "32x64", "--out", file) == 0
+    assert create_model(checkpoint=file).protocol == protocol
+    again = tmp_path / "b.safetensors"
+    assert run(trained, "--to", "safetensors", "--scale", "64x32", "--out", again) == 2
 
 
 def test_a_missing_size_is_refused_before_anything_is_loaded(capsys, monkeypatch):

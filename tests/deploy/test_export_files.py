@@ -149,6 +149,23 @@ def test_weights(tmp_path):
         assert torch.equal(again.state_dict()[key], value)
 
 
+def test_a_model_says_what_it_is(tmp_path):
+    model = emanet_triton.create_model("emanet_demo")
+    about = {"model": "emanet_demo", "classes": list(emanet_triton.class_names())}
+    own = tiny()
+    for network, wanted in (model, about), (own, {"model": None, "classes": None}):
+        request = Request(
+            network, WHOLE, "logits", "fp32", (32, 32), None, False, "standard", network.description
+        )
+        assert wanted.items() <= request.description().items()
+    file = tmp_path / "weights.safetensors"
+    model.protocol = replace(model.protocol, base_scale=(96, 48))
+    assert is_fine(export(model, file, to="safetensors", size=(32, 64)))
+    again = emanet_triton.create_model(checkpoint=file)
+    assert again.description == model.description
+    assert again.protocol == model.protocol
+
+
 def test_weights_of_another_project_without_a_description(tmp_path):
     model, file = tiny(), tmp_path / "weights.safetensors"
     model.architecture = replace(model.architecture, layout="paddleseg")

@@ -62,6 +62,13 @@ def test_a_missing_file_is_one_message(tmp_path):
     assert done.stderr.splitlines()[-1] == "onnx_labels.py: error: nope.onnx: no such file"
 
 
+def test_the_picture_is_not_replaced(tmp_path):
+    done = run(tmp_path, "single", np.zeros((4, 6, 3), np.uint8), "./street.png")
+    assert done.returncode == 2
+    message = "street.png: is to be read; expected another file for the labels"
+    assert done.stderr.splitlines()[-1] == f"onnx_labels.py: error: {message}"
+
+
 def test_a_picture_of_another_size_is_refused(tmp_path):
     done = run(tmp_path, "single", np.zeros((6, 4, 3), np.uint8))
     assert done.returncode == 2

@@ -258,7 +258,7 @@ def test_names_another_class_count(tmp_path):
     assert "decode_head.conv_seg.weight: file [19, 8, 1, 1], model [21, 8, 1, 1]" in message
     assert message.endswith(
         "\nThe file is for 19 classes, the model for 21; create_model takes num_classes=, "
-        "and the commands eval and predict take --data FILE.toml with the classes."
+        "and the commands eval, predict and export take --data FILE.toml with the classes."
     )
 
 

@@ -1,8 +1,12 @@
 """What a trained checkpoint says about itself, and models that are built from such a file."""
 
 import json
+import os
+import pickle
 import struct
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_eval
@@ -15,6 +19,7 @@ from emanet_triton import create_model
 from emanet_triton.data.cityscapes import CITYSCAPES
 from emanet_triton.errors import InputError
 from emanet_triton.models.checkpoint import read_checkpoint
+from emanet_triton.models.checkpoint_files import torch_file
 from emanet_triton.models.chosen import choose
 from emanet_triton.models.description import Description, description_in
 from emanet_triton.models.protocol import Protocol
@@ -70,6 +75,51 @@ def test_odd_texts_survive(tmp_path):
     dataset = described(classes=[name, '"']).description
     trained = replace(TRAINED, classes=(name, '"'), dataset=dataset)
     assert description_in(write_trained(tmp_path / "x.safetensors", trained)) == trained
+
+
+def test_a_file_of_pytorch_says_it_too(tmp_path):
+    path = save({"meta": TRAINED.metadata(), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x")
+    assert description_in(path) == TRAINED
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert description_in(link) == TRAINED
+
+
+def as_zip(path: Path, name: str = "x/data.pkl", compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip like one of PyTorch, whose pickle has a description."""
+    content = {"meta": TRAINED.metadata(), "state_dict": {}}
+    with zipfile.ZipFile(path, "w", compression) as zipped:
+        zipped.writestr(name, pickle.dumps(content, protocol=2))
+    return path
+
+
+def test_damaged_and_other_zips_say_nothing(tmp_path, monkeypatch):
+    right = as_zip(tmp_path / "right")
+    assert description_in(right) == TRAINED
+    data = right.read_bytes()
+    assert b"sand" in data
+    changed = {
+        "wrong CRC": data.replace(b"sand", b"land"),
+        "no end": data[:-30],
+        "no directory": data[: len(data) // 2],
+        "encrypted": data.replace(
+            b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+        ),
+        "begins alone": b"PK\x03\x04",
+    }
+    paths = [tmp_path / name for name in changed]
+    for path, content in zip(paths, changed.values(), strict=True):
+        assert content != data
+        path.write_bytes(content)
+    paths += [
+        as_zip(tmp_path / "compressed", compression=zipfile.ZIP_DEFLATED),
+        as_zip(tmp_path / "without", "x/other.pkl"),
+        save({"meta": TRAINED.metadata(), "x": os.system}, tmp_path / "dangerous"),
+    ]
+    for path in paths:
+        assert description_in(path) is None, path.name
+    monkeypatch.setattr(torch_file, "_PICKLE", 10)
+    assert description_in(right) is None
 
 
 def test_other_files_say_nothing(tmp_path):
@@ -152,9 +202,20 @@ def test_a_model_of_a_trained_file(tmp_path):
     for options in ({}, {"name": "tiny"}, {"num_classes": len(CLASSES)}):
         model = create_model(checkpoint=path, **options)
         assert (model.num_classes, model.protocol) == (len(CLASSES), TRAINED.protocol)
+        assert model.description == replace(TRAINED, info={})
         assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     with pytest.warns(UserWarning, match="is for 3 classes, the model for 7; the model's"):
-        assert create_model(checkpoint=path, num_classes=7).num_classes == 7
+        model = create_model(checkpoint=path, num_classes=7)
+    assert (model.num_classes, model.description) == (7, None)
+
+
+def test_what_a_model_says_of_itself():
+    model = create_model("tiny")
+    assert model.description == replace(OWN, protocol=model.protocol)
+    model.protocol = DIRECT
+    assert model.description == replace(OWN, protocol=DIRECT)
+    assert create_model("tiny", num_classes=19).description is not None
+    assert create_model("tiny", num_classes=7).description is None
 
 
 def test_a_trained_file_for_another_model(tmp_path, monkeypatch):
@@ -178,7 +239,7 @@ def test_other_files_need_a_name(tmp_path):
     with pytest.raises(InputError) as raised:
         create_model(checkpoint=path)
     assert str(raised.value).startswith(f"{path}: expected the name of a model such as emanet_")
-    end = "a safetensors file that names its model needs none"
+    end = "a file that names its model, as those of emanet-triton train do, needs none"
     with pytest.raises(
         InputError, match=rf"^create_model: expected the name of a model .*; {end}$"
     ):

@@ -1,7 +1,9 @@
 """Reading the files of ``torch.save``, zip and legacy, without running any code in them."""
 
+import io
 import pickle  # for the opcodes' names
 import struct
+import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +32,7 @@ _MAGIC_LONG = pickle.LONG1 + b"\x0a" + _MAGIC.to_bytes(10, "little")
 _PROTOCOL = 1001  # second pickle
 _NUMEL = struct.Struct("<q")  # before each storage of a legacy file
 _SPARE = 8  # bytes of a header before each storage, in both formats
+_PICKLE = 1 << 24  # most bytes of a pickle read for its metadata; ResNet-101's has 100,000
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -81,6 +84,25 @@ def read_zip_file(data: memoryview) -> Content:
             raise DamagedError(f"storage {shown(key)} has another size than it claims")
         begins[key] = part.start
     return Content(value, begins, _meta(value), _SPARE)
+
+
+def metadata_in_zip(file: io.RawIOBase) -> dict[str, Any]:
+    """The texts and numbers under ``meta`` in a file of PyTorch 1.6 and later.
+
+    Only the zip's directory and the pickle are read, not the weights.
+
+    Raises:
+        ValueError: the file is damaged or dangerous, or no file of ``torch.save``.
+    """
+    try:
+        with zipfile.ZipFile(file) as zipped:
+            (entry,) = (e for e in zipped.infolist() if e.filename.endswith("/data.pkl"))
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > _PICKLE:
+                raise DamagedError("its pickle is compressed or too large")
+            pickled = zipped.read(entry)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OverflowError, struct.error) as error:
+        raise DamagedError(str(error)) from error
+    return _meta(Unpickler(memoryview(pickled), 0, _BUILDERS, _persistent({})).load())
 
 
 def _check_names(names: Iterable[str]) -> None:
