@@ -112,6 +112,30 @@ def test_bounds_are_three_way_in_half_precision():
     assert model.bound("fused-fp32", {}) == model.LABELS_BOUND
     assert model.bound("fused-bf16", {"plain-bf16": 0.01}) == 0.02 + model.LABELS_BOUND
     assert math.isnan(model.bound("fused-bf16", {}))
+    assert model.bound("fused-bf16", {}, halved=lambda: 0.01) == 0.02 + model.LABELS_BOUND
+    assert model.bound("fused-bf16", {"plain-bf16": 0.03}, halved=lambda: 0.01) > 0.06
+
+
+def test_convolutions_that_multiply_float32_round_as_those_of_bf16():
+    given = problem("whole")
+    network, changed = (given.model().bfloat16() for _ in range(2))
+    model.multiply_float32(changed)
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        exact, got, want = given.model()(images.float()), changed(images), network(images)
+    assert got.dtype == torch.bfloat16
+    wanted = relative_error(want.float(), exact)
+    assert 0.5 * wanted <= relative_error(got.float(), exact) <= 2 * wanted
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_plain_bf16_runs_where_it_is_fast(has_bf16, monkeypatch):
+    monkeypatch.setattr(model, "has_onednn", lambda dtype: has_bf16)
+    for providers in (), ("fused-bf16",), ("plain-bf16",):
+        case, *_ = model.cases(Selection(providers=providers, tiny=True))
+        assert ("plain-bf16" in case.providers) == (has_bf16 or "plain-bf16" in providers)
+    bound = case.bound("fused-bf16", {})
+    assert math.isnan(bound) if has_bf16 else bound > model.LABELS_BOUND
 
 
 def test_the_bound_of_8_bits_is_of_plain_with_8_bits():
