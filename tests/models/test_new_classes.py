@@ -103,8 +103,8 @@ def test_a_missing_part_of_a_classifier_is_refused(path, key):
 def test_never_without_being_asked(path):
     message = unchanged(tiny_emanet(num_classes=5), load_into, read_checkpoint(path))
     assert message.endswith(
-        "create_model takes num_classes=, and the commands eval and predict take --data FILE.toml "
-        "with the classes."
+        "create_model takes num_classes=, and the commands eval, predict and export take --data "
+        "FILE.toml with the classes."
     )
     with pytest.raises(ValueError, match="give either share=True or new_classes=True, not both"):
         load_into(tiny_emanet(), read_checkpoint(path), share=True, new_classes=True)
